@@ -1,0 +1,23 @@
+"""minirlhf: RLHF for language models in pure PyTorch, small enough to read and fast enough to use.
+
+`import minirlhf` loads nothing; each name below arrives with its module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_ROOMS = ("losses", "runtime", "model", "text", "data", "generation", "rewards", "rollout", "training", "algorithms",
+          "tasks", "evaluation")  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"minirlhf.{name}")
+    raise AttributeError(f"module 'minirlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

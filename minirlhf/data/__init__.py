@@ -1,0 +1,6 @@
+"""Rows: reading, checking, converting; batches of them."""
+
+from minirlhf.data.batches import Batches, Draw, Sequences, microbatches, pad_sequences
+from minirlhf.data.formats import Dataset, read_rows
+
+__all__ = ["Batches", "Dataset", "Draw", "Sequences", "microbatches", "pad_sequences", "read_rows"]

@@ -1,0 +1,6 @@
+"""Sampling and the generation engine."""
+
+from minirlhf.generation.engine import Completion, SamplingConfig, generate
+from minirlhf.generation.sampling import sample
+
+__all__ = ["Completion", "SamplingConfig", "generate", "sample"]

@@ -1,0 +1,170 @@
+"""Batched sampling with a KV cache: ragged prompts in, completions with their log-probs out.
+
+B rows, V vocabulary. Rows are sorted by prompt length and finished rows leave the batch, so little padding is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minirlhf.errors import InputError
+from minirlhf.generation.sampling import sample
+from minirlhf.model.transformer import KVCache, Transformer
+from minirlhf.runtime.randomness import keyed_uniforms
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    max_tokens: int = 64  # [tokens] longest completion, its EOS included
+    temperature: float = 1.0  # [-] divides the logits; 0 is greedy
+    top_k: int = 0  # [tokens] sample among the k likeliest; 0 among all
+    top_p: float = 1.0  # [probability] sample among the likeliest tokens of this mass; 1 among all
+    stop_ids: tuple[int, ...] = ()  # [ids] tokens that end a completion and belong to it (EOS)
+    stop_strings: tuple[str, ...] = ()  # [text] a completion ends with the token that completes one of these
+    batch_size: int = 256  # [rows] completions in progress at a time
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"SamplingConfig: max_tokens must be at least 1, got {self.max_tokens}")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                "SamplingConfig: needed temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
+                f"{self.temperature}, {self.top_k} and {self.top_p}"
+            )
+        if "" in self.stop_strings:
+            raise InputError("SamplingConfig: a stop string must not be empty: it would end everything at once")
+
+
+@dataclass(frozen=True)
+class Completion:
+    ids: list[int]  # the tokens sampled, the stop token included
+    logps: list[float]  # nats, of the distribution each token was really drawn from
+    finish: str  # "stop" (a stop token or string) or "length"
+    kept: float = 1.0  # mean probability mass that top-k and top-p left
+
+
+def generate(
+    transformer: Transformer,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    *,
+    seed: int = 0,
+    stream: str = "generate",
+    keys: Sequence[tuple[int, int, int]] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> list[Completion]:
+    """Sample one completion for each prompt, in the order given.
+
+    Args:
+        prompts:   ragged lists of ids, none empty.
+        keys:      for each prompt (draw, prompt index, sample index): how often the prompt was sampled before, which
+                   prompt, which of its samples. With `seed` and `stream` they alone decide the noise; None counts rows.
+        tokenizer: needed for stop strings.
+    Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
+        tokenizer.
+    """
+    keys = [(0, i, 0) for i in range(len(prompts))] if keys is None else keys
+    limit = transformer.config.max_position_embeddings
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"generate: prompt {i} is empty; begin it with the BOS token")
+        if len(prompt) + config.max_tokens > limit:
+            raise InputError(
+                f"generate: prompt {i} has {len(prompt)} tokens, which with max_tokens {config.max_tokens} exceeds the "
+                f"context of {limit}; shorten it or lower max_tokens"
+            )
+    if config.stop_strings and tokenizer is None:
+        raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    completions: list[Completion | None] = [None] * len(prompts)
+    for start in range(0, len(order), config.batch_size):
+        rows = order[start : start + config.batch_size]
+        batch = [prompts[i] for i in rows], [keys[i] for i in rows]
+        for i, completion in zip(rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer), strict=True):
+            completions[i] = completion
+    return completions
+
+
+@torch.inference_mode()
+def _generate_batch(
+    transformer: Transformer,
+    prompts: list[Sequence[int]],
+    keys: list[tuple[int, int, int]],
+    config: SamplingConfig,
+    seed: int,
+    stream: str,
+    tokenizer: Tokenizer | None,
+) -> list[Completion]:
+    device = transformer.head_weight.device
+    key_columns = torch.tensor(keys, device=device).unbind(-1)
+    stops = torch.tensor(config.stop_ids, dtype=torch.int64, device=device)
+    shape = (len(prompts), config.max_tokens)
+    ids, logps, kept = (torch.zeros(shape, dtype=d, device=device) for d in (torch.int64, torch.float32, torch.float32))
+    lengths = torch.full((len(prompts),), config.max_tokens, device=device)
+    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+    cache, logits = _read_prompts(transformer, prompts, config.max_tokens, device)
+    rows = torch.arange(len(prompts), device=device)  # which completion each row of the running batch is
+    look_every = 1 if device.type == "cpu" else 16  # asking a GPU whether rows have finished makes it wait
+    for position in range(config.max_tokens):
+        uniforms = keyed_uniforms(seed, stream, *(column[rows] for column in key_columns), position, device=device)
+        tokens, token_logps, token_kept = sample(
+            logits, uniforms, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+        )
+        ids[rows, position], logps[rows, position], kept[rows, position] = (
+            tokens,
+            token_logps.float(),
+            token_kept.float(),
+        )
+        ends = torch.isin(tokens, stops)
+        if config.stop_strings:
+            ends |= _completes_stop_string(ids[rows, : position + 1], config.stop_strings, tokenizer)
+        # a row that has finished runs on until it is dropped: only its first end counts
+        first_end = ends & ~stopped[rows]
+        lengths[rows] = torch.where(first_end, position + 1, lengths[rows])
+        stopped[rows] = stopped[rows] | ends
+        if position + 1 == config.max_tokens:
+            break
+        if position % look_every == look_every - 1:
+            running = (~stopped[rows]).nonzero().squeeze(-1)
+            if len(running) == 0:
+                break
+            if len(running) <= 0.75 * len(rows):  # dropping rows copies the cache: do it when it pays
+                rows, tokens = rows[running], tokens[running]
+                cache.select(running)
+        logits = transformer(tokens[:, None], cache=cache)[:, 0]
+    return _collect(ids, logps, kept, lengths, stopped)
+
+
+def _read_prompts(
+    transformer: Transformer, prompts: list[Sequence[int]], max_tokens: int, device: torch.device
+) -> tuple[KVCache, Tensor]:
+    """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = int(lengths.max())
+    ids = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    mask = torch.arange(width) < lengths[:, None]
+    dtype = transformer.head_weight.dtype
+    cache = KVCache(transformer.config, len(prompts), width + max_tokens, device, dtype)
+    hidden = transformer.model(ids.to(device), mask.to(device), cache)
+    last = hidden[torch.arange(len(prompts), device=device), lengths.to(device) - 1]
+    return cache, torch.nn.functional.linear(last, transformer.head_weight)
+
+
+def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
+    texts = tokenizer.decode_batch(ids.tolist())
+    return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
+
+
+def _collect(ids: Tensor, logps: Tensor, kept: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
+    columns = zip(ids.tolist(), logps.tolist(), kept.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+    return [
+        Completion(i[:n], lp[:n], "stop" if s else "length", sum(k[:n]) / n if n else 1.0) for i, lp, k, n, s in columns
+    ]

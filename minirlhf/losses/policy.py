@@ -1,0 +1,96 @@
+"""Surrogates of the policy-gradient family and the value loss: one number per token, neither masked nor averaged.
+
+B sequences, T tokens; column t speaks about choosing token t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minirlhf.losses.kl import MAX_LOG_RATIO, kl_k3
+from minirlhf.losses.masking import check_same_shape
+
+
+def ppo_policy_loss(
+    logps: Tensor,
+    *,
+    old_logps: Tensor,
+    advantages: Tensor,
+    clip_eps: float = 0.2,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Clipped surrogate -> [B, T] in the units of the advantages, to be minimised; see `masked_mean`.
+
+    -min(r A, clip(r, 1 - eps, 1 + eps_high) A),  r = exp(logps - old_logps)
+    Schulman et al. 2017, arXiv:1707.06347, Eq. 7, with the sign flipped.
+
+    Args:
+        logps:         [B, T] nats, current policy; the only input with gradient.
+        old_logps:     [B, T] nats, the policy that sampled the tokens.
+        advantages:    [B, T] score units (none once whitened).
+        clip_eps:      > 0, half-width of the ratio's trust region; 1 or more leaves it open below.
+        clip_eps_high: > 0, the upper half-width, by default the same; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
+        dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token whose ratio exploded cannot
+                       dominate (Ye et al. 2020, arXiv:1912.09729, Eq. 5); None leaves it unbounded.
+    Raises: ValueError if the shapes differ or a bound is out of range.
+    """
+    check_same_shape("ppo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    if not (clip_eps > 0 and high > 0):
+        raise ValueError(f"ppo_policy_loss: clip_eps and clip_eps_high must be > 0, got {clip_eps} and {high}")
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"ppo_policy_loss: dual_clip must be > 1, got {dual_clip}; None turns it off")
+    ratio = _ratio(logps, old_logps)
+    clipped = ratio.clamp(1 - clip_eps, 1 + high)
+    losses = -torch.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
+    return losses
+
+
+def ppo_value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip_eps: float | None = 0.2) -> Tensor:
+    """0.5 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) -> [B, T] in squared score units.
+
+    Schulman et al. 2017's published code; the maximum makes it pessimistic, like the policy's minimum.
+
+    Args:
+        values:     [B, T] score units, with gradient.   old_values, returns: [B, T] score units.
+        clip_eps:   > 0, score units; None for the plain squared error.
+    Raises: ValueError if the shapes differ or clip_eps <= 0.
+    """
+    check_same_shape("ppo_value_loss", values=values, old_values=old_values, returns=returns)
+    losses = (values - returns).square()
+    if clip_eps is not None:
+        if not clip_eps > 0:
+            raise ValueError(f"ppo_value_loss: clip_eps must be > 0, got {clip_eps}; None turns clipping off")
+        clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+        losses = torch.maximum(losses, (clipped - returns).square())
+    return 0.5 * losses
+
+
+@torch.no_grad()
+def ratio_diagnostics(
+    logps: Tensor, *, old_logps: Tensor, advantages: Tensor, clip_eps: float = 0.2, clip_eps_high: float | None = None
+) -> dict[str, Tensor]:
+    """What one looks at while PPO runs, each [B, T] and without gradient: average them over the mask.
+
+    ratio: pi / pi_old.   approx_kl: k3 estimate of KL(old || now), nats per token, never negative.
+    clip_fraction: 1 where the clip took the gradient away, that is where the ratio left the trust region on the side the
+    advantage pushes to.
+    Raises: ValueError if the shapes differ.
+    """
+    check_same_shape("ratio_diagnostics", logps=logps, old_logps=old_logps, advantages=advantages)
+    ratio = _ratio(logps, old_logps)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    clipped = torch.where(advantages > 0, ratio > 1 + high, (ratio < 1 - clip_eps) & (advantages < 0))
+    return {
+        "ratio": ratio,
+        "approx_kl": kl_k3(old_logps, ref_logps=logps),
+        "clip_fraction": clipped.to(ratio.dtype),
+    }
+
+
+def _ratio(logps: Tensor, old_logps: Tensor) -> Tensor:
+    return torch.exp((logps - old_logps).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -1,0 +1,101 @@
+"""What RLHF asks of a transformer: a policy (with values), a value model, a reward model.
+
+B sequences, T tokens. Per-token outputs obey the index rule: column t speaks about choosing token t, column 0 is 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minirlhf.losses.logprobs import linear_logps_and_entropy
+from minirlhf.losses.masking import shift_right
+from minirlhf.model.transformer import Transformer
+
+
+class TokenOutputs(NamedTuple):
+    logps: Tensor  # [B, T] nats
+    entropy: Tensor  # [B, T] nats
+    values: Tensor | None  # [B, T] score units, made just before token t was chosen
+
+
+class Policy(nn.Module):
+    """A transformer that says how likely its tokens are and, with a value head on the same trunk, what it expects."""
+
+    def __init__(self, transformer: Transformer, value_head: bool = False) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.value_head = ValueHead(transformer) if value_head else None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> TokenOutputs:
+        """The one forward that carries gradient: ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding.
+
+        Logits exist a chunk at a time only: [B, T, V] is never built.
+        """
+        hidden = self.transformer.model(input_ids, attention_mask)
+        logps, entropy = linear_logps_and_entropy(hidden, self.transformer.head_weight, input_ids, temperature)
+        values = None if self.value_head is None else self.value_head(hidden, attention_mask)
+        return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
+
+
+def copy_of(policy: Policy) -> Policy:
+    """The same weights in new storage, frozen, without value head: a reference policy."""
+    reference = Policy(Transformer(policy.transformer.config))
+    reference.transformer.load_state_dict(policy.transformer.state_dict())
+    weight = policy.transformer.head_weight
+    reference.to(device=weight.device, dtype=weight.dtype)
+    return reference.requires_grad_(False).eval()
+
+
+class ValueHead(nn.Linear):
+    """Hidden state before token t -> the value of column t. Starts at 0, so early returns are not fought over."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        weight = transformer.head_weight
+        super().__init__(transformer.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        values = shift_right(linear_at_full_precision(self, hidden).squeeze(-1))
+        return torch.where(attention_mask, values, 0)
+
+
+class ValueModel(nn.Module):
+    """A critic with a trunk of its own: ids -> values [B, T]."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.config = transformer.config
+        self.model = transformer.model
+        self.value_head = ValueHead(transformer)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.value_head(self.model(input_ids, attention_mask), attention_mask)
+
+
+class RewardModel(nn.Module):
+    """A trunk and one number, read at the last real token: ids [B, T], mask [B, T] bool -> scores [B]."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.config = transformer.config
+        self.model = transformer.model
+        weight = transformer.head_weight
+        self.score = nn.Linear(self.config.hidden_size, 1, bias=False, device=weight.device, dtype=weight.dtype)
+        nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.model(input_ids, attention_mask)
+        last = attention_mask.sum(-1) - 1
+        at_last = hidden[torch.arange(len(last), device=last.device), last]
+        return linear_at_full_precision(self.score, at_last).squeeze(-1)
+
+
+def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A head of one number in the weights' own type: bf16 autocast would leave scores two digits."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)

@@ -1,0 +1,54 @@
+"""Random numbers as a pure function of their key: no generator to carry, save or hand from rank to rank."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import numpy
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer: splitmix64's increment
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices): weight initialisation draws from these."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def splitmix64(x: Tensor) -> Tensor:
+    """Scramble int64 x (Steele et al. 2014, "Fast splittable pseudorandom number generators", Fig. 10); it wraps."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in [0, 1), float64, one for each combination of the broadcast integer keys.
+
+    The same (seed, stream, keys) gives the same number on any device, in any batch, on any rank.
+
+    Args:
+        seed:   any integer.   stream: what the numbers are for ("ppo", "shuffle"), so that two uses never share noise.
+        keys:   int64 tensors or ints that broadcast: draw, prompt index, sample index, token position.
+    """
+    state = splitmix64(torch.tensor((seed << 32 ^ zlib.crc32(stream.encode())) & 2**63 - 1, device=device))
+    for key in keys:
+        state = splitmix64(state ^ torch.as_tensor(key, dtype=torch.int64, device=device))
+    return _shift(state, 11).double() * 2.0**-53
+
+
+def permutation(n: int, seed: int, stream: str, epoch: int) -> list[int]:
+    """A shuffle of range(n), a pure function of its arguments."""
+    return keyed_uniforms(seed, stream, epoch, torch.arange(n)).argsort(stable=True).tolist()
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: torch's own keeps the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)

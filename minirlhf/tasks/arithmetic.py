@@ -1,0 +1,61 @@
+"""`arithmetic`: additions and subtractions, whose answer can be checked.
+
+    prompt := A ("+" | "-") B "="        response := the number
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+LARGEST = 99  # operands are 0..99: 20,000 problems
+
+
+def problem(index: int) -> dict:
+    """Problem `index` of the 20,000 -> {prompt, answer}; the order is a fixed shuffle, so a range is a fair sample."""
+    side = LARGEST + 1
+    index = index * 7919 % (2 * side * side)  # 7919 is prime, hence a permutation
+    a, b, minus = index // 2 // side, index // 2 % side, index % 2
+    return {"prompt": f"{a} {'-' if minus else '+'} {b} =", "answer": a - b if minus else a + b}
+
+
+def training_prompts() -> list[dict]:
+    return [problem(i) for i in range(1000, 2 * (LARGEST + 1) ** 2)]
+
+
+def held_out_prompts() -> list[dict]:
+    """1,000 problems that are never trained on."""
+    return [problem(i) for i in range(1000)]
+
+
+def sft_rows(n: int, seed: int) -> list[dict]:
+    """n rows {prompt, response, answer}, all right."""
+    rng, problems = random.Random(f"arithmetic sft {seed}"), training_prompts()
+    rows = [rng.choice(problems) for _ in range(n)]
+    return [{**row, "response": str(row["answer"])} for row in rows]
+
+
+def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool = False) -> list[dict]:
+    """n rows {prompt, chosen, rejected, answer}: the right number against a near miss, a share of labels flipped."""
+    rng = random.Random(f"arithmetic pairs {seed} {held_out}")
+    problems = held_out_prompts() if held_out else training_prompts()
+    rows = []
+    for _ in range(n):
+        row = rng.choice(problems)
+        texts = str(row["answer"]), str(row["answer"] + rng.choice([-10, -2, -1, 1, 2, 10]))
+        chosen, rejected = texts[::-1] if rng.random() < flipped else texts
+        rows.append({**row, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+    """1 for the right number and nothing else, 0 otherwise."""
+    return [
+        float(bool(re.fullmatch(r"-?\d{1,4}", text.strip())) and int(text) == row["answer"])
+        for text, row in zip(completions, rows, strict=True)
+    ]
+
+
+def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
+    """The exact measure of each completion: gold_reward 0 or 1. Nothing here is a sentence, so no `grammatical`."""
+    return {"gold_reward": reward(prompts, completions, rows)}

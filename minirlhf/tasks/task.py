@@ -1,0 +1,85 @@
+"""A task: the rows each stage of RLHF needs, and a gold measure where one exists. Embedded, or from the user's file."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from minirlhf.data.formats import Dataset
+from minirlhf.errors import InputError
+from minirlhf.tasks import arithmetic, reviews
+
+EMBEDDED: dict[str, ModuleType] = {"reviews": reviews, "arithmetic": arithmetic}
+HELD_OUT_SHARE = 20  # one prompt in so many of a user's file is kept for evaluation
+
+Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    sft: list[dict]  # {prompt, response}
+    pairs: list[dict]  # {prompt, chosen, rejected}
+    prompts: list[dict]  # {prompt, ...}
+    held_out_sft: list[dict]
+    held_out_pairs: list[dict]  # with true labels where the task knows them
+    held_out_prompts: list[dict]
+    gold: Gold | None = None  # (prompts, completions, rows) -> measures of each completion; None where nobody knows
+
+    def texts(self) -> list[str]:
+        """All training text, prompts and responses apart: what a tokenizer is trained on."""
+        rows = [*self.sft, *self.pairs, *self.prompts]
+        return [row[key] for row in rows for key in ("prompt", "response", "chosen", "rejected") if key in row]
+
+    def need(self, part: str, why: str) -> list[dict]:
+        """The rows of one part. Raises: InputError if the task has none, saying what they are needed for."""
+        rows = getattr(self, part)
+        if not rows:
+            kinds = {"sft": "{prompt, response}", "pairs": "{prompt, chosen, rejected}", "prompts": "{prompt}"}
+            raise InputError(f"{self.name}: {why} needs rows {kinds[part]}, and there are none; give --data with some")
+        return rows
+
+
+def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 10_000) -> Task:
+    """`reviews` or `arithmetic`, deterministic by seed, of any size. Raises: InputError for another name."""
+    if name not in EMBEDDED:
+        raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
+    task = EMBEDDED[name]
+    return Task(
+        name=name,
+        sft=task.sft_rows(sft_rows, seed),
+        pairs=task.preference_rows(pair_rows, seed),
+        prompts=task.training_prompts(),
+        held_out_sft=[],
+        held_out_pairs=task.preference_rows(1024, seed, flipped=0.0, held_out=True),
+        held_out_prompts=task.held_out_prompts(),
+        gold=task.gold,
+    )
+
+
+def task_from_rows(dataset: Dataset) -> Task:
+    """A task from a user's file: preference rows serve all stages (chosen is what SFT learns), others fewer.
+
+    One prompt in 20 is held out, decided by a checksum of its text, so that no prompt is on both sides.
+    """
+    kept, held = [], []
+    for row in dataset.rows:
+        (held if zlib.crc32(row["prompt"].encode()) % HELD_OUT_SHARE == 0 else kept).append(row)
+    if not held:  # a file of few rows: better a held-out row that was seen than none to look at
+        held = kept[:1]
+    if not kept:
+        kept = held
+    responses = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
+
+    def sft(rows: list[dict]) -> list[dict]:
+        return [{**row, "response": row[responses]} for row in rows] if responses else []
+
+    def pairs(rows: list[dict]) -> list[dict]:
+        return rows if dataset.kind == "preference" else []
+
+    def prompts(rows: list[dict]) -> list[dict]:
+        return list({row["prompt"]: row for row in rows}.values())
+
+    return Task(dataset.path, sft(kept), pairs(kept), prompts(kept), sft(held), pairs(held), prompts(held))

@@ -1,0 +1,281 @@
+"""Settings of a program: frozen dataclasses filled from their defaults, then a TOML file, then flags.
+
+The dataclass is the only description there is: names, types and defaults are its fields, and the help text of a field
+is the comment beside it, so that a reader of the source and a reader of `--help` see the same words:
+
+    clip_eps: float = 0.2  # [ratio] half-width of the trust region; a longer comment
+    #                        continues directly below. A blank line ends it. [-] marks no unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+import tokenize
+import tomllib
+from contextlib import suppress
+from difflib import SequenceMatcher
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from minirlhf.errors import InputError
+
+NEEDED = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
+
+
+def parse_settings(
+    sections: dict[str, type], argv: list[str] | None = None, *, description: str, epilogue: str = ""
+) -> dict[str, Any]:
+    """One built instance per section: defaults < the TOML file named by `--config` < flags.
+
+    Args:
+        sections: name -> dataclass. A field of section "ppo" is the flag `--ppo.field` and stands in the table `[ppo]`;
+                  the fields of section "" are plain flags (`--seed`) and the top-level keys of the file.
+        argv:     the words after the program's name; None takes sys.argv.
+        description, epilogue: what `--help` prints above and below its table.
+    Raises: InputError for an unknown, repeated, missing or ill-typed setting, for a file that cannot be read, and with
+        the text of any ValueError that a dataclass raises.   SystemExit(0) after `--help`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process reads the same flags
+            print(help_text(sections, description, epilogue))
+        raise SystemExit(0)
+    hints = {name: hint for section, cls in sections.items() for name, _, hint in _fields(section, cls)}
+    flags = _read_flags(argv, {**hints, "config": str})
+    values = _read_toml(flags.pop("config"), sections, hints) | flags if "config" in flags else flags
+    built = {}
+    for section, cls in sections.items():
+        for name, field, hint in _fields(section, cls):
+            if name not in values and _default(field) is dataclasses.MISSING:
+                raise InputError(f"--{name}: needed {_needed(hint)}, got nothing; give it, or see --help.")
+        given = {field.name: values[name] for name, field, _ in _fields(section, cls) if name in values}
+        try:
+            built[section] = cls(**given)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return built
+
+
+def settings_to_toml(settings: dict[str, Any]) -> str:
+    """All settings as used; `--config` on this text builds equal instances.
+
+    TOML has no null: None is left out where it is the default and is the string "none" elsewhere.
+    Raises: InputError for a value that would not read back equal, such as the text "none" where None is possible.
+    """
+    blocks = []
+    for section, instance in sorted(settings.items(), key=lambda item: item[0] != ""):  # top-level keys come first
+        lines = [f"[{section}]"] if section else []
+        for name, field, hint in _fields(section, type(instance)):
+            value, back = getattr(instance, field.name), ...
+            if value is None and _default(field) is None:
+                continue
+            lines.append(f"{field.name} = {_as_toml(value)}")
+            with suppress(ValueError, OverflowError):  # encode: half a surrogate pair fits no file
+                back = _read(hint, tomllib.loads(lines[-1].encode().decode())[field.name], typed=False)
+            if back != value and repr(back) != repr(value):  # nan is not equal to itself, but its repr is
+                raise InputError(f"{name}: needed a value that TOML can give back, got {value!r}; choose another.")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def field_help(cls: type) -> dict[str, tuple[str, str]]:
+    """Field -> (unit, meaning), from the comments in the source of the class and its bases; unit "" stands for `[-]`.
+
+    A field without a comment of the form `# [unit] meaning` is absent, so that a test can ask for it.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        with suppress(OSError):  # no source at hand (a frozen program): the help then lacks the meanings, nothing else
+            for name, comment in _field_comments(textwrap.dedent(inspect.getsource(base))).items():
+                if match := re.fullmatch(r"\[([^\]]+)\]\s+(.+)", comment):
+                    found[name] = (match[1] if match[1] != "-" else "", match[2])
+    return {field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found}
+
+
+def help_text(sections: dict[str, type], description: str, epilogue: str = "") -> str:
+    """What `--help` prints: description, a table (flag, default, [unit], meaning) per section, epilogue."""
+    tables = {"": [("--config", "none", "", "TOML file of settings; flags override it")]}
+    for section, cls in sections.items():
+        notes = field_help(cls)
+        for name, field, hint in _fields(section, cls):
+            unit, meaning = notes.get(field.name, ("", ""))
+            meaning += f" ({_needed(hint)})" if "one of " in _needed(hint) else ""
+            default = "required" if _default(field) is dataclasses.MISSING else _as_typed(_default(field))
+            tables.setdefault(section, []).append((f"--{name}", default, f"[{unit}]" if unit else "", meaning))
+    rows = [row for table in tables.values() for row in table]
+    # A long default shifts its own line only: it must not push every meaning off the screen.
+    widths = [max(len(row[i]) for row in rows if len(row[i]) <= limit) for i, limit in enumerate((99, 20, 20))]
+    indent = " " * (sum(widths) + 8)
+    width = max(shutil.get_terminal_size((120, 24)).columns, len(indent) + 36)
+    lines = [description.strip()]
+    for section, table in tables.items():
+        lines += ["", f"[{section}]" if section else "common settings"]
+        for *cells, meaning in table:
+            left = "  ".join(["", *(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)), ""])
+            indents = {"initial_indent": left, "subsequent_indent": indent}
+            lines.append(textwrap.fill(meaning, width, **indents, break_on_hyphens=False) or left.rstrip())
+    return "\n".join(lines + ["", epilogue.strip()]).rstrip()
+
+
+def _fields(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
+    """(full name, field, resolved type) of every setting of a section."""
+    hints, prefix = get_type_hints(cls), f"{section}." if section else ""
+    return [(prefix + field.name, field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    words = list(argv)
+    while words:
+        flag, equals, text = (word := words.pop(0)).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("-"):
+            raise InputError(f"command line: needed --name value, got {word!r} alone; see --help.")
+        if name not in hints or name == flag:
+            nearest = _nearest(name, hints)
+            raise InputError(f"command line: no setting {flag!r}; the nearest is --{nearest}; see --help.")
+        if not equals:
+            alone = not words or words[0].startswith("--")  # -1 is a value; text that begins with -- needs the =
+            if alone and bool not in (hints[name], *get_args(hints[name])):
+                raise InputError(f"{flag}: needed {_needed(hints[name])}, got no value; give one, or see --help.")
+            text = "true" if alone else words.pop(0)
+        if name in values:
+            raise InputError(f"{flag}: needed once, got a second time with {text!r}; keep one of the two.")
+        values[name] = _checked(flag, hints[name], text, typed=True)
+    return values
+
+
+def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: needed a TOML file, got: {error.strerror}; check the path.") from None
+    except ValueError as error:  # not UTF-8, or broken TOML, whose message has the line
+        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; mend the file.") from None
+    tables = [section for section in sections if section]
+    entries: dict[str, Any] = {}
+    for key, value in document.items():
+        inside = key in tables and isinstance(value, dict)
+        entries |= {f"{key}.{name}": entry for name, entry in value.items()} if inside else {key: value}
+    for name, value in entries.items():
+        if name not in hints:
+            is_table = tables and (isinstance(value, dict) or name in tables)
+            nearest = f"[{_nearest(name, tables)}]" if is_table else _nearest(name, hints)
+            kind = "table" if isinstance(value, dict) else "setting"
+            raise InputError(f"{path}: no {kind} {name!r}; the nearest is {nearest}; see --help.")
+    return {name: _checked(f"{path}: {name}", hints[name], value, typed=False) for name, value in entries.items()}
+
+
+def _nearest(name: str, known: Any) -> str:
+    """The known name most like `name`; the last part counts again, for the right field in the wrong section."""
+
+    def likeness(other: str) -> float:
+        pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return max(known, key=likeness)
+
+
+def _checked(who: str, hint: Any, value: Any, typed: bool) -> Any:
+    try:
+        return _read(hint, value, typed)
+    except (ValueError, OverflowError):
+        raise InputError(f"{who}: needed {_needed(hint)}, got {_as_toml(value)}; see --help.") from None
+
+
+def _read(hint: Any, value: Any, typed: bool) -> Any:
+    """`value` as `hint` asks. typed: it is text from the command line, no TOML value. Raises: ValueError if unfit."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if NoneType in args and value == "none":
+            return None
+        for option in sorted(args, key=lambda option: option in (str, Path)):  # text fits everything: ask it last
+            with suppress(ValueError, OverflowError):
+                return _read(option, value, typed)
+    elif origin is Literal:
+        for choice in args:
+            if _as_text(choice) == value if typed else (type(choice), choice) == (type(value), value):
+                return choice
+    elif origin in (tuple, list):
+        items = (value.split(",") if value else []) if typed else value
+        if isinstance(items, list):
+            hints = args[:1] * len(items) if origin is list or args[-1] is ... else args
+            return origin(_read(*pair, typed) for pair in zip(hints, items, strict=True))
+    elif typed and hint is bool and value in ("true", "false"):
+        return value == "true"
+    elif (typed and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
+        return hint(value)
+    elif type(value) is hint:  # exact, for isinstance takes a bool for an int
+        return value
+    raise ValueError
+
+
+def _needed(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_needed, args))
+    if origin is Literal:
+        return "one of " + ", ".join(map(_as_text, args))
+    if origin is list or (origin is tuple and args[-1] is ...):
+        return f"a list (each {_needed(args[0])})"
+    return f"a list of {len(args)} ({', '.join(map(_needed, args))})" if origin is tuple else NEEDED[hint]
+
+
+def _as_text(value: Any) -> str:
+    """The text that a flag reads as `value`."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_as_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _as_typed(value: Any) -> str:
+    """`value` as one types it in a shell."""
+    text = _as_text(value)
+    escaped = text.encode("unicode_escape").decode().replace("'", "\\'")
+    return shlex.quote(text) if text.isprintable() else f"$'{escaped}'"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_as_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "a table"  # only an error shows it; no field takes one
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    text = "none" if value is None else str(value)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
+
+
+def _field_comments(source: str) -> dict[str, str]:
+    """Name -> comment, of every annotated name in the body of the class that `source` defines."""
+    comments: dict[str, str] = {}
+    depth, name, row, fresh = 0, "", 0, True  # fresh: the next token begins a statement
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for token, after in zip(tokens, tokens[1:], strict=False):
+        if token.type in (tokenize.INDENT, tokenize.DEDENT):
+            depth += 1 if token.type == tokenize.INDENT else -1
+        elif token.type == tokenize.COMMENT and name:
+            # Beside the end of its statement (not inside a long default's brackets), or directly below such a comment.
+            if after.type == tokenize.NEWLINE or (name in comments and token.start[0] == row + 1):
+                comments[name] = f"{comments.get(name, '')} {token.string.lstrip('#').strip()}".strip()
+                row = token.start[0]
+        elif token.type == tokenize.NEWLINE:
+            fresh = True
+        elif token.type not in (tokenize.NL, tokenize.COMMENT) and fresh:
+            name = token.string if depth == 1 and after.string == ":" else ""
+            fresh = False
+    return comments

@@ -1,0 +1,388 @@
+"""Every layout, container, refusal and file error of `read_rows`, on rows written here."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import pytest
+
+from minirlhf.data import formats
+from minirlhf.data.formats import Refusal, read_rows
+from minirlhf.errors import InputError
+
+SFT = {"prompt": "p", "response": "r"}
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def jsonl(rows: list) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(content, name, max_refused): content is rows (written as JSONL), text or bytes."""
+
+    def read(content, name="data.jsonl", max_refused=0.01):
+        text = jsonl(content) if isinstance(content, list) else content
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_rows(path, max_refused=max_refused)
+
+    return read
+
+
+@pytest.fixture
+def reason(read):
+    """reason(row, good): why this row is refused beside one good row."""
+
+    def reason(row, good=SFT):
+        dataset = read([good, row], max_refused=0.5)
+        assert len(dataset.rows) == 1 and dataset.refused[0].line == 2
+        return dataset.refused[0].reason
+
+    return reason
+
+
+def human(text: str) -> dict:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict:
+    return {"from": "gpt", "value": text}
+
+
+def hh(*texts: str) -> str:
+    """A dialogue in HH-RLHF spelling, Human first and then alternating; a text of None skips a turn."""
+    roles = ["Human", "Assistant"]
+    return "".join(f"\n\n{roles[i % 2]}: {text}" for i, text in enumerate(texts) if text is not None)
+
+
+# ---- layouts ----
+
+LAYOUT_CASES = {
+    "prompt and response": (SFT, "sft", SFT),
+    "prompt, chosen, rejected": (PAIR, "preference", PAIR),
+    "prompt alone": ({"prompt": "p"}, "prompt", {"prompt": "p"}),
+    "prompt as turns": (
+        {"prompt": [{"role": "user", "content": "q"}], "response": "r"},
+        "sft",
+        {"prompt": "User:\nq\n\nAssistant:\n", "response": "r"},
+    ),
+    "messages: the last assistant turn is the response": (
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": "q1"},
+                {"role": "assistant", "content": "a1"},
+                {"role": "user", "content": "q2"},
+                {"role": "assistant", "content": "a2"},
+            ]
+        },
+        "sft",
+        {"prompt": "System:\ns\n\nUser:\nq1\n\nAssistant:\na1\n\nUser:\nq2\n\nAssistant:\n", "response": "a2"},
+    ),
+    "turns after the last assistant turn are not used": (
+        {"conversations": [human("q"), gpt("a"), human("bye")]},
+        "sft",
+        {"prompt": "User:\nq\n\nAssistant:\n", "response": "a"},
+    ),
+    "content in parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "value": "!"}]},
+                {"role": "assistant", "content": [{"type": "text", "value": "a"}], "loss_weight": 1.0},
+            ]
+        },
+        "sft",
+        {"prompt": "User:\nq!\n\nAssistant:\n", "response": "a"},
+    ),
+    "conversations, answers as messages": (
+        {"conversations": [human("q")], "chosen": gpt("c"), "rejected": gpt("r")},
+        "preference",
+        {"prompt": "User:\nq\n\nAssistant:\n", "chosen": "c", "rejected": "r"},
+    ),
+    "messages, answers as lists and strings": (
+        {"messages": [human("q")], "chosen": [gpt("c"), gpt("d")], "rejected": "r"},
+        "preference",
+        {"prompt": "User:\nq\n\nAssistant:\n", "chosen": "c\n\nd", "rejected": "r"},
+    ),
+    "whole dialogues as lists": (
+        {"chosen": [human("q"), gpt("c")], "rejected": [human("q"), gpt("r")]},
+        "preference",
+        {"prompt": "User:\nq\n\nAssistant:\n", "chosen": "c", "rejected": "r"},
+    ),
+    "HH-RLHF dialogues": (
+        {"chosen": hh("q1", "a1", "q2", "c"), "rejected": hh("q1", "a1", "q2", "r")},
+        "preference",
+        {"prompt": "User:\nq1\n\nAssistant:\na1\n\nUser:\nq2\n\nAssistant:\n", "chosen": "c", "rejected": "r"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "kind", "row"), LAYOUT_CASES.values(), ids=LAYOUT_CASES.keys())
+def test_layout_is_recognised_by_its_keys(read, source, kind, row):
+    dataset = read([source])
+    assert (dataset.kind, dataset.rows, dataset.refused) == (kind, [row | {"line": 1}], [])
+
+
+def test_other_keys_are_kept_and_null_counts_as_absent(read):
+    source = SFT | {"chosen": None, "answer": 72, "label": True, "tags": ["x"]}
+    assert read([source]).rows == [SFT | {"answer": 72, "label": True, "tags": ["x"], "line": 1}]
+
+
+def test_prompt_may_be_empty_and_text_stays_as_it_is(read):
+    row = {"prompt": "", "response": " two\nlines \u2028\n"}
+    assert read([row]).rows == [row | {"line": 1}]
+
+
+def test_first_valid_row_decides_the_layout(read):
+    dataset = read([{"prompt": 1}, SFT, PAIR, SFT], max_refused=0.5)
+    assert [row["line"] for row in dataset.rows] == [2, 4]
+    other = "this row is {prompt, chosen, rejected}, but the file is {prompt, response} since line 2"
+    assert dataset.refused[1] == Refusal(3, other)
+
+
+# ---- the quirks of real HH-RLHF rows ----
+
+
+def pair(read, chosen: str, rejected: str) -> tuple[str, str, str]:
+    row = read([{"chosen": chosen, "rejected": rejected}]).rows[0]
+    return row["prompt"], row["chosen"], row["rejected"]
+
+
+def test_hh_two_assistant_turns_running(read):
+    q = "User:\nq\n\nAssistant:\n"
+    # in both prompts: rendered as two turns
+    assert pair(read, hh("q", "a", None, "c"), hh("q", "a", None, "r")) == (q + "a\n\nAssistant:\n", "c", "r")
+    # at one end only, whether the first of them differs or not: one answer of two paragraphs
+    assert pair(read, hh("q", "c", None, "d"), hh("q", "r")) == (q, "c\n\nd", "r")
+    assert pair(read, hh("q", "c", None, "d"), hh("q", "c")) == (q, "c\n\nd", "c")
+    assert pair(read, hh("q", "c", None, ""), hh("q", "r")) == (q, "c", "r")
+
+
+def test_hh_empty_last_turn_is_refused(reason):
+    good = LAYOUT_CASES["HH-RLHF dialogues"][0]
+    assert reason({"chosen": hh("q", ""), "rejected": hh("q", "r")}, good) == "chosen: empty response"
+    last = "rejected: needed an assistant turn at the end, got a user turn"
+    assert reason({"chosen": hh("q", "c"), "rejected": hh("q", "r", "")}, good) == last
+
+
+def test_hh_marker_inside_a_turn_is_text(read):
+    q = "He said Human: hi\nHuman: bye\nAssistant: x"
+    assert pair(read, hh(q, "c"), hh(q, "r Human: no")) == (f"User:\n{q}\n\nAssistant:\n", "c", "r Human: no")
+
+
+def test_hh_prompts_that_differ_are_refused(reason):
+    good = LAYOUT_CASES["HH-RLHF dialogues"][0]
+    assert reason({"chosen": hh("q", "c"), "rejected": hh("Q", "r")}, good) == "prompts differ at turn 1"
+    longer = {"chosen": hh("q", "a", "q2", "c"), "rejected": hh("q", "r")}
+    assert reason(longer, good) == "prompts differ at turn 2"
+
+
+def test_hh_spaces_around_turns_make_no_difference(read):
+    chosen = "Human:  q \n\n\nAssistant: c\n"
+    assert pair(read, chosen, hh("q", "r")) == ("User:\nq\n\nAssistant:\n", "c", "r")
+
+
+def test_hh_needs_its_markers(reason):
+    good = LAYOUT_CASES["HH-RLHF dialogues"][0]
+    needed = "chosen: needed a dialogue that begins with '\\n\\nHuman:', or a prompt key; got str "
+    assert reason({"chosen": "c", "rejected": "r"}, good) == needed + "'c'"
+    assert reason({"chosen": "", "rejected": hh("q", "r")}, good) == needed + "''"
+    assert reason({"chosen": "Once" + hh("q", "c"), "rejected": hh("q", "r")}, good).startswith(needed)
+
+
+# ---- refusals ----
+
+ROLES = "needed one of user, human, assistant, gpt, system"
+REASONS = {
+    "no object": (["a"], "needed an object with named keys, got list ['a']"),
+    "null": (None, "needed an object with named keys, got null"),
+    "no known key": (
+        {"question": "q"},
+        "needed one of the keys prompt, messages, conversations, response, chosen, rejected, got question",
+    ),
+    "no key": ({}, "needed one of the keys prompt, messages, conversations, response, chosen, rejected, got none"),
+    "missing key": (
+        {"prompt": "p", "chosen": "c"},
+        "keys fit no layout; the nearest is {prompt, chosen, rejected}: missing rejected",
+    ),
+    "null answer": (
+        {"prompt": None, "response": "r"},
+        "keys fit no layout; the nearest is {prompt, response}: missing prompt",
+    ),
+    "ambiguous": (
+        PAIR | {"response": "r"},
+        "keys fit no layout; the nearest is {prompt, chosen, rejected}: unexpected response",
+    ),
+    "prompt of a wrong type": ({"prompt": 3, "response": "r"}, "prompt: needed text or turns, got int 3"),
+    "answer of a wrong type": (SFT | {"response": True}, "response: needed text or turns, got bool True"),
+    "messages as text": ({"messages": "hi"}, "messages: needed text or turns, got str 'hi'"),
+    "turn of a wrong type": (
+        {"messages": ["hi"]},
+        "messages: turn 1: needed an object with role and content, got str 'hi'",
+    ),
+    "unknown role": (
+        {"conversations": [human("q"), {"from": "function_call", "value": "f"}]},
+        f"conversations: turn 2: role: {ROLES}, got 'function_call'; rename the role or drop the row",
+    ),
+    "no content": ({"messages": [{"role": "user"}]}, "messages: turn 1: needed text as content, got null"),
+    "image part": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
+        "messages: turn 1: needed text as content, got dict {'type': 'image', 'url': 'u'}",
+    ),
+    "no assistant": (
+        {"messages": [human("q")]},
+        "messages: needed an assistant turn, got 1 turns without one",
+    ),
+    "user turn as an answer": (
+        {"prompt": "p", "chosen": [human("q"), gpt("c")], "rejected": [human("q"), gpt("r")]},
+        "chosen: turn 1: needed assistant turns beside a prompt, got a user turn",
+    ),
+    "no turns": (
+        {"chosen": [], "rejected": [gpt("r")]},
+        "chosen: needed an assistant turn at the end, got no turns",
+    ),
+    "empty response": (SFT | {"response": " \n"}, "response: empty response"),
+    "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
+    "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
+    "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
+    "marked as bad": (SFT | {"label": False}, "label is false: an answer marked as bad is nothing to imitate"),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), REASONS.values(), ids=REASONS.keys())
+def test_refused_row_names_its_reason(reason, row, expected):
+    assert reason(row) == expected
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "p"', "version https://git-lfs", "[" * 100_000, "1" * 5000])
+def test_broken_json_line_is_refused_in_one_short_line(read, line):
+    refused = read(f"{json.dumps(SFT)}\n\n{line}\n", max_refused=0.5).refused
+    assert [refusal.line for refusal in refused] == [3]  # the blank line is no row, but it counts as a line
+    assert refused[0].reason.startswith("broken JSON, ")
+    assert len(refused[0].reason) < 200 and "\n" not in refused[0].reason
+
+
+def test_summary_names_layout_counts_and_every_refused_row(read, tmp_path):
+    good = LAYOUT_CASES["HH-RLHF dialogues"][0]
+    path = tmp_path / "data.jsonl"
+    assert read([good]).summary() == f"{path}: preference rows from HH-RLHF dialogues, 1 kept, 0 refused"
+    assert read([SFT, {}, SFT | {"response": ""}], max_refused=1.0).summary().splitlines() == [
+        f"{path}: sft rows from {{prompt, response}}, 1 kept, 2 refused",
+        f"{path}: line 2: {REASONS['no key'][1]}",
+        f"{path}: line 3: response: empty response",
+    ]
+
+
+def test_more_refused_than_allowed_stops_and_says_what_would_do(read, tmp_path):
+    rows = [SFT] * 71 + [SFT | {"response": ""}] * 29
+    with pytest.raises(InputError) as error:
+        read(rows)
+    assert str(error.value) == (
+        f"{tmp_path / 'data.jsonl'}: needed at most 1.00% of rows refused, got 29 of 100 (line 72: response: empty "
+        "response; line 73: response: empty response; line 74: response: empty response); mend these rows, or go on "
+        "without them: --max_refused 0.29"
+    )
+    # The share it names is enough: 29 <= 0.29 * 100 is False in floating point.
+    assert len(read(rows, max_refused=0.29).refused) == 29
+
+
+def test_one_percent_refused_is_still_fine(read):
+    assert len(read([SFT] * 99 + [{}]).refused) == 1
+
+
+def test_no_usable_row_stops_whatever_is_allowed(read):
+    with pytest.raises(InputError, match=r"needed a usable row, all 1 were refused \(line 1: .*\); rows may be {p"):
+        read([{"question": "q"}], max_refused=1.0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 5, float("nan")])
+def test_max_refused_is_a_share(read, share):
+    with pytest.raises(InputError, match="max_refused: needed a share from 0 to 1, got .*; 0.01 is 1% of the rows"):
+        read([SFT], max_refused=share)
+
+
+# ---- containers and files ----
+
+ROWS = [SFT, SFT | {"prompt": "déjà vu \u2028 猫"}]
+CONTAINERS = {
+    "JSONL": (jsonl(ROWS), "a.jsonl"),
+    "JSONL in .json": (jsonl(ROWS), "a.json"),
+    "JSONL without a last newline, with CRLF": (jsonl(ROWS).strip().replace("\n", "\r\n"), "a.jsonl"),
+    "array": (json.dumps(ROWS, indent=2, ensure_ascii=False), "a.json"),
+    "array in .jsonl": (json.dumps(ROWS), "a.jsonl"),
+    "array after blank lines": ("\n \n" + json.dumps(ROWS), "a.json"),
+    "JSONL with a byte order mark": (b"\xef\xbb\xbf" + jsonl(ROWS).encode(), "a.jsonl"),
+    "array with a byte order mark": (b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), "a.json"),
+    "JSONL, raw characters": ("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), "a.jsonl"),
+}
+
+
+@pytest.mark.parametrize(("content", "name"), CONTAINERS.values(), ids=CONTAINERS.keys())
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_container_is_recognised_by_its_content(read, content, name, packed):
+    if packed:  # the name says nothing of gzip: the first bytes do
+        content = gzip.compress(content if isinstance(content, bytes) else content.encode())
+    rows = [row | {"line": number} for number, row in enumerate(ROWS, start=1)]
+    assert read(content, name).rows == rows
+
+
+def test_rows_of_an_array_are_counted_not_lines(read):
+    dataset = read(json.dumps([SFT, {}, SFT], indent=4), max_refused=0.5)
+    assert [row["line"] for row in dataset.rows] == [1, 3]
+    assert str(dataset.refused[0]).startswith("row 2: needed one of the keys")
+
+
+def gz(rows: list) -> bytes:
+    return gzip.compress(jsonl(rows).encode())
+
+
+FILE_ERRORS = {
+    "empty": (b"", "needed at least one row, got an empty file; write one JSON object per line"),
+    "blank": (b" \n\n", "needed at least one row, got an empty file; write one JSON object per line"),
+    "empty array": (b"[]", "needed at least one row, got an empty file; write one JSON object per line"),
+    "broken array": (
+        b'\n[{"prompt": "p"},\n\n{"prompt" "q"}]',
+        "needed one JSON array, got broken JSON (Expecting ':' delimiter: line 4 column 11 (char 30)); mend the file",
+    ),
+    "cut array": (b'[{"prompt": "p"},', "needed one JSON array, got broken JSON (Expecting value: line 1 column 18"),
+    "deep array": (b"[" * 100_000, "needed one JSON array, got broken JSON ("),
+    "Latin-1": (
+        jsonl([SFT]).encode() + "é".encode("latin-1"),
+        "line 2: needed UTF-8, got byte 0xe9; save the file as UTF-8",
+    ),
+    "UTF-16": (jsonl([SFT]).encode("utf-16-le").join([b"\xff\xfe", b""]), "line 1: needed UTF-8, got byte 0xff; save"),
+    "cut gzip": (gz([SFT] * 999)[:-9], "needed a whole gzip file, got a broken one after line "),
+    "broken gzip": (b"\x1f\x8bnot gzip at all", "needed a whole gzip file, got a broken one after line 0 ("),
+    "damaged gzip": (gz([SFT] * 9)[:10] + b"\xff" * 30, "needed a whole gzip file, got a broken one after line 0 ("),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), FILE_ERRORS.values(), ids=FILE_ERRORS.keys())
+def test_bad_file_is_one_line_with_its_name(read, tmp_path, content, expected):
+    with pytest.raises(InputError) as error:
+        read(content)
+    assert str(error.value).startswith(f"{tmp_path / 'data.jsonl'}: {expected}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("none", "No such file or directory"), (".", "Is a directory"), ("loop", "Too many levels of symbolic links")],
+)
+def test_file_that_cannot_be_opened_is_named_with_the_cause(tmp_path, name, cause):
+    os.symlink("loop", tmp_path / "loop")  # unreadable even for root
+    with pytest.raises(InputError) as error:
+        read_rows(tmp_path / name)
+    assert str(error.value) == f"{tmp_path / name}: needed a readable data file, got: {cause}; check the path"
+
+
+@pytest.mark.parametrize("content", [b" " * 5000, json.dumps([SFT] * 100, indent=1).encode()], ids=["line", "array"])
+def test_gzip_bomb_is_not_unpacked(read, monkeypatch, content):
+    monkeypatch.setattr(formats, "MAX_BYTES", 1000)
+    with pytest.raises(InputError, match=r"needed lines or one array of at most 1,000 bytes, got more; write JSONL"):
+        read(gzip.compress(content))
+    assert len(read(gz([SFT] * 100)).rows) == 100  # lines are counted one by one

@@ -1,0 +1,45 @@
+"""The plain chat layout is exact text, and unknown turns are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from minirlhf.errors import InputError
+from minirlhf.text.chat import render_chat
+
+
+def test_layout_is_exact():
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": " Hi\n"},
+        {"role": "assistant", "content": "Hello", "loss_weight": 1.0},
+    ]
+    assert render_chat(turns) == "System:\nBe kind.\n\nUser:\n Hi\n\n\nAssistant:\nHello\n\n"
+
+
+def test_generation_prompt_is_the_header_that_the_answer_would_have_had():
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    prompt = render_chat([user], add_generation_prompt=True)
+    assert prompt == "User:\nHi\n\nAssistant:\n"
+    assert render_chat([user, answer]) == prompt + "Hello\n\n"
+
+
+def test_no_turns_are_no_text():
+    assert render_chat([]) == ""
+    assert render_chat([], add_generation_prompt=True) == "Assistant:\n"
+
+
+@pytest.mark.parametrize(("alias", "role"), [("human", "user"), ("gpt", "assistant")])
+def test_aliases_render_like_their_role(alias, role):
+    assert render_chat([{"role": alias, "content": "x"}]) == render_chat([{"role": role, "content": "x"}])
+
+
+@pytest.mark.parametrize("role", ["function_call", "User", None, ["user"]])
+def test_unknown_role_is_refused_with_the_known_ones(role):
+    with pytest.raises(InputError, match="role: needed one of user, human, assistant, gpt, system, got .*; rename"):
+        render_chat([{"role": role, "content": "x"}])
+
+
+def test_content_must_be_a_string():
+    with pytest.raises(InputError, match="turn 2: needed content as a string, got list; convert it first"):
+        render_chat([{"role": "user", "content": "x"}, {"role": "user", "content": ["x"]}])

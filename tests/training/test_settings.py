@@ -1,0 +1,355 @@
+"""Settings: what wins, what is refused and in which words, what --help shows, and that a run's TOML reads back."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minirlhf.errors import InputError
+from minirlhf.training.settings import field_help, parse_settings, settings_to_toml
+
+
+@dataclass(frozen=True)
+class Common:
+    output: str | None = None  # [-] folder of the run
+    seed: int = 0  # [-] all randomness follows from it
+    resume: bool = False  # [-] go on with the run in --output
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What every stage shares."""
+
+    lr: float = 3e-4  # [1/step] peak learning rate;
+    # the schedule multiplies it
+    betas: tuple[float, float] = (0.9, 0.999)  # [-] decay of the two moments
+
+    # A remark after a blank line belongs to nobody.
+    warmup: int = 10  # [updates] linear
+
+
+@dataclass(frozen=True)
+class PPO(Optimizer):
+    clip_eps: float = 0.2  # [ratio] half-width of the trust region
+    clip_high: float | None = 0.3  # [ratio] none: as clip_eps
+    kl: Literal["k1", "k3"] = "k1"  # [-] estimator
+    stop_token: Literal["eos"] | int | None = "eos"  # [-] ends a completion
+    stop: tuple[str, ...] = (
+        "\n\nHuman:",  # not the help
+        "it's so",
+    )  # [-] strings that end a completion
+    layers: list[int] = field(default_factory=lambda: [1, 2])  # [-] which
+    adapter: Path | None = None  # [-] folder
+    whiten: bool = True  # [-] advantages
+    undocumented: int = 0  # no unit, so no help
+
+    def __post_init__(self) -> None:
+        local: int = self.warmup  # [-] not a field
+        if local < 0:
+            raise ValueError(f"PPO: warmup must be at least 0, got {local}.")
+
+
+@dataclass(frozen=True)
+class Required:
+    data: str  # [-] rows
+
+
+SECTIONS = {"": Common, "ppo": PPO}
+
+
+def parse(*argv: str) -> dict:
+    return parse_settings(SECTIONS, list(argv), description="Train.")
+
+
+def ppo(*argv: str) -> PPO:
+    return parse(*argv)["ppo"]
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "run.toml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(path)
+
+    return write
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What wins
+
+
+def test_no_argument_gives_the_defaults():
+    assert parse() == {"": Common(), "ppo": PPO()}
+
+
+def test_defaults_yield_to_the_file_and_the_file_to_flags_wherever_config_stands(toml):
+    path = toml("seed = 5\nresume = true\n[ppo]\nlr = 1\nwarmup = 7\n")
+    for argv in (["--config", path, "--ppo.warmup", "8"], ["--ppo.warmup=8", f"--config={path}"]):
+        assert parse(*argv) == {"": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
+
+
+def test_argv_none_is_the_programs_own(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ppo.py", "--seed", "4"])
+    assert parse_settings({"": Common}, description="")[""].seed == 4
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--ppo.lr", "1e-3"], "lr", 1e-3),
+        (["--ppo.lr", "-2"], "lr", -2.0),
+        (["--ppo.lr=-2"], "lr", -2.0),
+        (["--ppo.lr", "inf"], "lr", math.inf),
+        (["--ppo.warmup", "10_000"], "warmup", 10_000),
+        (["--ppo.clip_high", "none"], "clip_high", None),
+        (["--ppo.clip_high", "1"], "clip_high", 1.0),
+        (["--ppo.kl", "k3"], "kl", "k3"),
+        (["--ppo.stop_token", "eos"], "stop_token", "eos"),
+        (["--ppo.stop_token", "-7"], "stop_token", -7),
+        (["--ppo.stop_token", "none"], "stop_token", None),
+        (["--ppo.betas", "0,-.5"], "betas", (0.0, -0.5)),
+        (["--ppo.stop", " a,b=c"], "stop", (" a", "b=c")),
+        (["--ppo.stop=--,-"], "stop", ("--", "-")),
+        (["--ppo.stop="], "stop", ()),
+        (["--ppo.layers", "3"], "layers", [3]),
+        (["--ppo.adapter", "a b"], "adapter", Path("a b")),
+        (["--ppo.whiten", "false"], "whiten", False),
+        (["--ppo.whiten"], "whiten", True),
+    ],
+)
+def test_flag_values(argv, name, value):
+    got = getattr(ppo(*argv), name)
+    assert got == value and type(got) is type(value)
+
+
+def test_a_lone_bool_does_not_swallow_the_next_flag():
+    assert parse("--resume", "--seed", "3")[""] == Common(seed=3, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("lr = 1", "lr", 1.0),
+        ("betas = [1, 0.5]", "betas", (1.0, 0.5)),
+        ('clip_high = "none"', "clip_high", None),
+        ("stop_token = 3", "stop_token", 3),
+        ('stop = ["a,b"]', "stop", ("a,b",)),
+    ],
+)
+def test_toml_values(toml, text, name, value):
+    got = getattr(ppo("--config", toml(f"[ppo]\n{text}")), name)
+    assert got == value and type(got) is type(value)
+
+
+# What is refused, and in which words
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ("--ppo.clip_epz .1", "command line: no setting '--ppo.clip_epz'; the nearest is --ppo.clip_eps; see --help."),
+        ("--clip_eps .1", "command line: no setting '--clip_eps'; the nearest is --ppo.clip_eps; see --help."),
+        ("--ppo.clip-eps=.1", "command line: no setting '--ppo.clip-eps'; the nearest is --ppo.clip_eps; see --help."),
+        ("--dpo.warmup 1", "command line: no setting '--dpo.warmup'; the nearest is --ppo.warmup; see --help."),
+        ("-seed 3", "command line: no setting '-seed'; the nearest is --seed; see --help."),
+        ("--confg x", "command line: no setting '--confg'; the nearest is --config; see --help."),
+        ("seed 3", "command line: needed --name value, got 'seed' alone; see --help."),
+        ("--seed 1 2", "command line: needed --name value, got '2' alone; see --help."),
+        ("--seed", "--seed: needed an integer, got no value; give one, or see --help."),
+        ("--output --seed 3", "--output: needed text or none, got no value; give one, or see --help."),
+        ("--seed 1 --seed=2", "--seed: needed once, got a second time with '2'; keep one of the two."),
+        ("--seed 1.0", '--seed: needed an integer, got "1.0"; see --help.'),
+        ("--seed true", '--seed: needed an integer, got "true"; see --help.'),
+        ("--seed=", '--seed: needed an integer, got ""; see --help.'),
+        ("--seed none", '--seed: needed an integer, got "none"; see --help.'),
+        ("--resume 1", '--resume: needed true or false, got "1"; see --help.'),
+        ("--ppo.lr fast", '--ppo.lr: needed a number, got "fast"; see --help.'),
+        ("--ppo.clip_high x", '--ppo.clip_high: needed a number or none, got "x"; see --help.'),
+        ("--ppo.kl k2", '--ppo.kl: needed one of k1, k3, got "k2"; see --help.'),
+        ("--ppo.stop_token x", '--ppo.stop_token: needed one of eos or an integer or none, got "x"; see --help.'),
+        ("--ppo.betas 1", '--ppo.betas: needed a list of 2 (a number, a number), got "1"; see --help.'),
+        ("--ppo.layers 1,x", '--ppo.layers: needed a list (each an integer), got "1,x"; see --help.'),
+        ("--ppo.warmup -1", "PPO: warmup must be at least 0, got -1."),
+    ],
+)
+def test_refused_flags(argv, text):
+    assert refusal(*argv.split(" ")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 1", "no setting 'sed'; the nearest is seed; see --help."),
+        ("config = 'x'", "no setting 'config'; the nearest is "),
+        ("[ppo]\nclip_epz = 1", "no setting 'ppo.clip_epz'; the nearest is ppo.clip_eps; see --help."),
+        ("clip_eps = 1", "no setting 'clip_eps'; the nearest is ppo.clip_eps; see --help."),
+        ("[pp0]\nlr = 1", "no table 'pp0'; the nearest is [ppo]; see --help."),
+        ("ppo = 1", "no setting 'ppo'; the nearest is [ppo]; see --help."),
+        ("[ppo.optimizer]\nlr = 1", "no table 'ppo.optimizer'; the nearest is [ppo]; see --help."),
+        ("seed = true", "seed: needed an integer, got true; see --help."),
+        ("seed = 1.0", "seed: needed an integer, got 1.0; see --help."),
+        ("resume = 1", "resume: needed true or false, got 1; see --help."),
+        ("[seed]\nx = 1", "seed: needed an integer, got a table; see --help."),
+        ("[ppo]\nlr = true", "ppo.lr: needed a number, got true; see --help."),
+        ("[ppo]\nlr = '1'", 'ppo.lr: needed a number, got "1"; see --help.'),
+        (f"[ppo]\nlr = 1{'0' * 400}", "ppo.lr: needed a number, got 1000"),
+        ("[ppo]\nlayers = '1'", 'ppo.layers: needed a list (each an integer), got "1"; see --help.'),
+        ("[ppo]\nlayers = [{}]", "ppo.layers: needed a list (each an integer), got [a table]; see --help."),
+        ("[ppo]\nbetas = [1, 2, 3]", "ppo.betas: needed a list of 2 (a number, a number), got [1, 2, 3]; see --help."),
+        ("[ppo]\nkl = 1979-05-27", 'ppo.kl: needed one of k1, k3, got "1979-05-27"; see --help.'),
+        ("[ppo]\nadapter = 3", "ppo.adapter: needed a path or none, got 3; see --help."),
+    ],
+)
+def test_refused_toml(toml, text, message):
+    path = toml(text)
+    assert refusal("--config", path).startswith(f"{path}: {message}")
+
+
+def test_a_flag_does_not_excuse_a_bad_value_in_the_file(toml):
+    assert "needed an integer, got true" in refusal("--seed", "1", "--config", toml("seed = true"))
+
+
+def test_broken_files_are_named_with_the_line(toml, tmp_path):
+    missing = tmp_path / "none.toml"
+    assert refusal("--config", str(missing)) == (
+        f"--config {missing}: needed a TOML file, got: No such file or directory; check the path."
+    )
+    assert "Is a directory" in refusal("--config", str(tmp_path))
+    path = toml("seed = 1\nseed ==\n")
+    message = f"--config {path}: needed valid TOML in UTF-8, got: Invalid value (at line 2, column 7); mend the file."
+    assert refusal("--config", path) == message
+    assert "needed valid TOML in UTF-8, got: 'utf-8' codec" in refusal("--config", toml(b"output = '\xff'"))
+
+
+def test_a_missing_required_setting_is_named():
+    with pytest.raises(InputError, match=r"^--data: needed text, got nothing; give it, or see --help\.$"):
+        parse_settings({"": Required}, [], description="")
+    assert parse_settings({"": Required}, ["--data", "x"], description="")[""] == Required("x")
+
+
+# Help
+
+
+def test_help_comes_from_the_comments_of_the_class_and_its_bases():
+    notes = field_help(PPO)
+    assert notes["lr"] == ("1/step", "peak learning rate; the schedule multiplies it")
+    assert notes["betas"] == ("", "decay of the two moments")
+    assert notes["stop"] == ("", "strings that end a completion")
+    assert set(PPO.__dataclass_fields__) - set(notes) == {"undocumented"}
+    assert list(notes)[:4] == ["lr", "betas", "warmup", "clip_eps"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--bad", "1", "--help"]])
+def test_help_is_an_aligned_table_on_stdout_and_exits_0(argv, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "86")
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(SECTIONS, argv, description="Train a policy.", epilogue="Read docs/ppo.md.")
+    assert caught.value.code == 0
+    out, err = capsys.readouterr()
+    assert not err
+    assert out == HELP
+
+
+HELP = r"""Train a policy.
+
+common settings
+  --config            none                  TOML file of settings; flags override it
+  --output            none                  folder of the run
+  --seed              0                     all randomness follows from it
+  --resume            false                 go on with the run in --output
+
+[ppo]
+  --ppo.lr            0.0003     [1/step]   peak learning rate; the schedule
+                                            multiplies it
+  --ppo.betas         0.9,0.999             decay of the two moments
+  --ppo.warmup        10         [updates]  linear
+  --ppo.clip_eps      0.2        [ratio]    half-width of the trust region
+  --ppo.clip_high     0.3        [ratio]    none: as clip_eps
+  --ppo.kl            k1                    estimator (one of k1, k3)
+  --ppo.stop_token    eos                   ends a completion (one of eos or an
+                                            integer or none)
+  --ppo.stop          $'\n\nHuman:,it\'s so'             strings that end a completion
+  --ppo.layers        1,2                   which
+  --ppo.adapter       none                  folder
+  --ppo.whiten        true                  advantages
+  --ppo.undocumented  0
+
+Read docs/ppo.md.
+"""
+
+
+def test_only_rank_0_prints_the_help(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert not capsys.readouterr().out
+
+
+def test_a_default_shown_by_help_means_the_default_when_typed_in_a_shell():
+    shown = r"$'\n\nHuman:,it\'s so'"
+    typed = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, text=True, check=True).stdout
+    assert ppo("--ppo.stop", typed) == PPO()
+
+
+# Round trip
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+numbers = st.floats(allow_nan=False)
+some_ppo = st.builds(
+    PPO,
+    lr=numbers,
+    betas=st.tuples(numbers, numbers),
+    warmup=st.integers(0),
+    clip_high=st.none() | numbers,
+    kl=st.sampled_from(["k1", "k3"]),
+    stop_token=st.none() | st.just("eos") | st.integers(),
+    stop=st.lists(texts).map(tuple),
+    layers=st.lists(st.integers()),
+    adapter=st.none() | st.just(Path("a/b")),
+    whiten=st.booleans(),
+)
+some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: text != "none"), seed=st.integers())
+
+
+@given(common=some_common, stage=some_ppo)
+def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
+    path = tmp_path_factory.getbasetemp() / "round.toml"
+    settings = {"ppo": stage, "": common}  # the top-level keys are written first, whatever the order here
+    path.write_text(settings_to_toml(settings), encoding="utf-8")
+    assert parse("--config", str(path)) == settings
+
+
+def test_written_settings_as_text():
+    text = settings_to_toml({"": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
+    assert text.startswith('output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = nan\nbetas = [0.9, 0.999]')
+    assert 'clip_high = "none"\n' in text  # None is not its default; adapter's None is, and is left out
+    assert "adapter" not in text
+
+
+@pytest.mark.parametrize("values", [{"output": "none"}, {"output": "\ud800"}, {"seed": None}, {"seed": True}])
+def test_a_value_that_would_not_read_back_is_refused(values):
+    with pytest.raises(InputError, match=r"^(output|seed): needed a value that TOML can give back, got .*; choose"):
+        settings_to_toml({"": Common(**values)})
+
+
+def test_settings_do_not_import_torch():
+    code = "import sys, minirlhf.training.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
