@@ -1,6 +1,7 @@
 """Rows: reading, checking, converting; batches of them."""
 
 from minirlhf.data.batches import Batches, Draw, Sequences, microbatches, pad_sequences
+from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows
 from minirlhf.data.formats import Dataset, read_rows
 
-__all__ = ["Batches", "Dataset", "Draw", "Sequences", "microbatches", "pad_sequences", "read_rows"]
+__all__ = ["Batches", "Dataset", "Draw", "Encoded", "EncodedRow", "Sequences", "encode_rows", "microbatches", "pad_sequences", "read_rows"]

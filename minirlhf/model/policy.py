@@ -40,6 +40,11 @@ class Policy(nn.Module):
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
         return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
 
+    @torch.no_grad()
+    def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The values alone, [B, T], without gradient and without the cost of the language-model head."""
+        return self.value_head(self.transformer.model(input_ids, attention_mask), attention_mask)
+
 
 def copy_of(policy: Policy) -> Policy:
     """The same weights in new storage, frozen, without value head: a reference policy."""

@@ -52,6 +52,15 @@ def load_pretrained(folder: str | Path) -> Transformer | RewardModel | ValueMode
     return model
 
 
+def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
+    """Fill a model that exists from the folder `save_pretrained` wrote it to. Raises: InputError as `load_weights`."""
+    if isinstance(model, Policy):
+        if model.value_head is not None:
+            load_weights(model.value_head, Path(folder) / VALUE_HEAD)
+        model = model.transformer
+    load_weights(model, Path(folder) / WEIGHTS)
+
+
 def load_policy(folder: str | Path, value_head: bool = False) -> Policy:
     """A policy from a folder of a causal model; its value head too if one is asked for and stands there.
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minirlhf.errors import InputError
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -39,8 +41,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share(rows: Sequence) -> Sequence:
-    """This rank's part of a batch: every world-size-th row, so that minibatch m of all ranks is minibatch m of one."""
+def share(rows: Sequence, even: bool = True) -> Sequence:
+    """This rank's part of a batch: every world-size-th row, so that minibatch m of all ranks is minibatch m of one.
+
+    Raises: InputError if `even` is asked for and the rows cannot be shared evenly.
+    """
+    if even and len(rows) % world_size():
+        raise InputError(f"batch_size must be a multiple of the {world_size()} processes, got {len(rows)}")
     return rows[rank() :: world_size()]
 
 

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import random
 
-COLOURS = "blue green red black white brown grey yellow".split()
-PRODUCTS = "kettle lamp blender toaster camera chair speaker tent watch jacket mixer printer radio desk bottle heater".split()
-ROOMS = "kitchen office garden garage bedroom attic".split()
-MONTHS = "january february march april may june july august september october november december".split()
-PARTS = "lid handle switch cord case base button panel strap box".split()
+COLOURS = ["blue", "green", "red", "black", "white", "brown", "grey", "yellow"]
+PRODUCTS = ["kettle", "lamp", "blender", "toaster", "camera", "chair", "speaker", "tent", "watch", "jacket", "mixer", "printer", "radio", "desk", "bottle", "heater"]
+ROOMS = ["kitchen", "office", "garden", "garage", "bedroom", "attic"]
+MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
+PARTS = ["lid", "handle", "switch", "cord", "case", "base", "button", "panel", "strap", "box"]
 DEGREES = {"slightly": 0.5, "rather": 0.75, "very": 1.5, "not": -0.5}
 ADJECTIVES = {
-    **dict.fromkeys("superb excellent perfect wonderful brilliant lovely".split(), 1.0),
-    **dict.fromkeys("good nice solid handy pleasant".split(), 0.5),
-    **dict.fromkeys("weak dull poor clumsy noisy".split(), -0.5),
-    **dict.fromkeys("awful terrible useless horrible dreadful".split(), -1.0),
+    **dict.fromkeys(["superb", "excellent", "perfect", "wonderful", "brilliant", "lovely"], 1.0),
+    **dict.fromkeys(["good", "nice", "solid", "handy", "pleasant"], 0.5),
+    **dict.fromkeys(["weak", "dull", "poor", "clumsy", "noisy"], -0.5),
+    **dict.fromkeys(["awful", "terrible", "useless", "horrible", "dreadful"], -1.0),
 }
 FEELINGS = {"love": 1.0, "like": 0.5, "dislike": -0.5, "hate": -1.0}
 WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTIVES, *FEELINGS,
-                *"the is it i we bought use in for".split()})  # fmt: skip
+                *["the", "is", "it", "i", "we", "bought", "use", "in", "for"]})  # fmt: skip
 CORRUPT_SHARE = 0.3  # of the texts in preference pairs: without them a reward model never learns what does not parse
 HELD_OUT_EVERY = 9  # of the 9,216 prompts, so that exactly 1,024 are never trained on
 SMALLEST_GAP = 0.2  # in gold reward between the two of a pair: people are not asked to rank equals

@@ -95,7 +95,7 @@ def field_help(cls: type) -> dict[str, tuple[str, str]]:
     """
     found: dict[str, tuple[str, str]] = {}
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        with suppress(OSError):  # no source at hand (a frozen program): the help then lacks the meanings, nothing else
+        with suppress(OSError, TypeError):  # no source at hand (typed at a prompt): --help then lacks the meanings
             for name, comment in _field_comments(textwrap.dedent(inspect.getsource(base))).items():
                 if match := re.fullmatch(r"\[([^\]]+)\]\s+(.+)", comment):
                     found[name] = (match[1] if match[1] != "-" else "", match[2])

@@ -1,0 +1,279 @@
+"""PPO for language models (Schulman et al. 2017; Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022).
+
+B sequences, T tokens; column t of every per-token tensor speaks about choosing token t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minirlhf.data.batches import Draw, microbatches
+from minirlhf.errors import InputError
+from minirlhf.generation.engine import SamplingConfig
+from minirlhf.losses import (
+    AdaptiveKLController,
+    FixedKLController,
+    gae,
+    kl_shaped_rewards,
+    masked_mean,
+    masked_moments,
+    masked_sum,
+    masked_whiten,
+    mean_and_var,
+    ppo_policy_loss,
+    ppo_value_loss,
+    ratio_diagnostics,
+)
+from minirlhf.model.policy import Policy, ValueModel
+from minirlhf.rewards.scoring import Reward
+from minirlhf.rollout import Rollout, collect
+from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class PPOConfig(OptimizerConfig):
+    steps: int = 80  # [steps] one batch of prompts each
+    batch_size: int = 128  # [prompts] sampled per step, over all processes
+    minibatch_size: int = 64  # [rows] per update, over all processes
+    epochs: int = 2  # [epochs] how often a step goes over its batch
+    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+
+    max_tokens: int = 48  # [tokens] longest completion, its EOS included
+    temperature: float = 1.0  # [-] of sampling, and so of policy, reference and KL
+    top_k: int = 0  # [tokens] truncated sampling; needs allow_truncation
+    top_p: float = 1.0  # [probability] truncated sampling; needs allow_truncation
+    allow_truncation: bool = False  # [-] sample from a truncated distribution although training scores the whole one
+    stop_token: Literal["eos"] | int = "eos"  # [id] what ends a completion
+    stop_strings: tuple[str, ...] = ()  # [text] these end a completion too
+    missing_eos_penalty: float = 1.0  # [score] taken from completions that did not end by themselves
+
+    gamma: float = 1.0  # [-] discount; 1, because a completion is worth the same however long
+    lam: float = 0.95  # [-] GAE: 1 trusts returns, 0 trusts the value function
+    clip_eps: float = 0.2  # [ratio] half-width of the trust region; the paper's best value
+    clip_eps_high: float | None = None  # [ratio] upper half-width if another (clip-higher)
+    dual_clip: float | None = None  # [ratio] bound on the loss where the advantage is negative, above 1
+    value_clip: float | None = 0.2  # [score] half-width for the value function; none for none
+    value_coef: float = 0.5  # [-] weight of the value loss
+    entropy_coef: float = 0.0  # [score per nat] reward for undecided tokens
+    whiten_advantages: bool = True  # [-] to mean 0 and variance 1 over the whole batch's tokens
+    whiten_rewards: bool = False  # [-] to variance 1, keeping the mean
+    target_kl: float | None = None  # [nats per token] stop the step's updates once approx_kl exceeds this
+    value_warmup: int = 0  # [steps] at first train the value function alone
+
+    kl_coef: float = 0.05  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
+    kl_estimator: Literal["k1", "k3"] = "k1"  # [-] in the reward; k3 is biased, see docs/ppo.md#which-kl
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] does the coefficient adapt
+    kl_target: float = 6.0  # [nats per sequence] where the adaptive coefficient steers
+    kl_horizon: int = 10_000  # [sequences] over which it does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.minibatch_size:
+            fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
+            raise InputError(
+                f"PPOConfig: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "
+                f"{self.minibatch_size}; the nearest that fits is {fits}"
+            )
+        if not self.temperature > 0:
+            raise InputError(f"PPOConfig: temperature must be > 0, got {self.temperature}; greedy samples teach nothing")
+        if (self.top_k or self.top_p < 1) and not self.allow_truncation:
+            raise InputError(
+                f"PPOConfig: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one that is "
+                "trained; leave them out or set allow_truncation=true, which logs the mass cut off"
+            )
+
+    @property
+    def minibatches(self) -> int:
+        return self.batch_size // self.minibatch_size
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole run, if target_kl never stops one early."""
+        return self.steps * self.epochs * self.minibatches
+
+    def sampling(self, eos_id: int) -> SamplingConfig:
+        stop = eos_id if self.stop_token == "eos" else self.stop_token
+        return SamplingConfig(
+            self.max_tokens, self.temperature, self.top_k, self.top_p, (stop,), self.stop_strings, self.batch_size
+        )
+
+
+class PPOTrainer:
+    """Policy with a value head (or a separate value model), frozen reference, reward function -> better policy.
+
+    Raises: InputError if the reference shares weights with the policy: the KL would be 0 for ever.
+    """
+
+    headline = ("score_mean", "kl", "eval/gold_reward")
+    best = ("eval/score", "max")
+
+    def __init__(
+        self,
+        policy: Policy,
+        ref_policy: Policy,
+        reward: Reward,
+        tokenizer: Tokenizer,
+        config: PPOConfig,
+        *,
+        value_model: ValueModel | None = None,
+        seed: int = 0,
+    ) -> None:
+        if ref_policy.transformer.head_weight is policy.transformer.head_weight:
+            raise InputError("PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)")
+        if value_model is None and policy.value_head is None:
+            raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
+        self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
+        self.ref_policy = ref_policy.requires_grad_(False).eval()
+        self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
+        self.value_model = value_model
+        self.policy, self.critic = wrap(policy), value_model and wrap(value_model)
+        self.optimizer = Optimizer(self.models, config, config.updates)
+        self.kl = (
+            AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)
+            if config.kl_controller == "adaptive"
+            else FixedKLController(config.kl_coef)
+        )
+        self.steps_done = 0
+        self.samples: list[dict[str, Any]] = []
+
+    def step(self, batch: list[Draw]) -> dict[str, float]:
+        """Sample, score, estimate advantages, then go over the batch a few times in minibatches."""
+        config = self.config
+        rollout = self.collect(batch)
+        mask = rollout.completion_mask
+        scores = rollout.scores - config.missing_eos_penalty * ~rollout.ended
+        rewards = kl_shaped_rewards(
+            scores,
+            logps=rollout.logps,
+            ref_logps=rollout.ref_logps,
+            mask=mask,
+            kl_coef=self.kl.coef,
+            estimator=config.kl_estimator,
+        )
+        if config.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, moments_of_all(rewards, mask), shift_mean=False)
+        advantages, returns = gae(rewards, values=rollout.values, mask=mask, gamma=config.gamma, lam=config.lam)
+        metrics = self.describe(rollout, returns)
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
+        metrics |= self.optimise(rollout, advantages, returns)
+        self.kl.update(metrics["kl"], config.batch_size)
+        self.steps_done += 1
+        return metrics
+
+    def collect(self, batch: list[Draw]) -> Rollout:
+        rollout = collect(
+            self.models["policy"],
+            self.ref_policy,
+            self.value_model,
+            self.reward,
+            self.tokenizer,
+            batch,
+            self.config.sampling(self.tokenizer.eos_id),
+            seed=self.seed,
+            microbatch_tokens=self.config.microbatch_tokens,
+        )
+        shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
+        self.samples = [{"prompt": d.row.row["prompt"], "completion": c, "score": s} for d, c, s in shown]
+        return rollout
+
+    def optimise(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        """All updates of one step -> metrics averaged over them.
+
+        Prompts come in random order, so consecutive rows are a random minibatch already; that the split is fixed makes
+        the minibatches of two processes those of one.
+        """
+        size = len(rollout.lengths) // self.config.minibatches
+        history: list[dict[str, float]] = []
+        for i in range(self.config.epochs * self.config.minibatches):
+            start = i % self.config.minibatches * size
+            history.append(self.update(rollout, range(start, start + size), advantages, returns))
+            if self.config.target_kl and history[-1]["approx_kl"] > self.config.target_kl:
+                break
+        means = {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
+        return {**means, "lr": history[-1]["lr"], "updates": len(history)}
+
+    def update(self, rollout: Rollout, rows: range, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        """One optimizer step on a minibatch, taken in micro-batches of similar length."""
+        config = self.config
+        count = all_sum(rollout.completion_mask[rows.start : rows.stop].sum())
+        groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
+        sums: dict[str, Tensor] = {}
+        for group in groups:
+            group_rows = [rows[i] for i in group]
+            old = rollout.select(group_rows)
+            mask, width = old.completion_mask, old.input_ids.shape[1]
+            A, R = advantages[group_rows, :width], returns[group_rows, :width]
+            last = group is groups[-1]
+            with gradient_sync(self.policy, last), gradient_sync(self.critic, last):
+                now = self.policy(old.input_ids, old.attention_mask, temperature=config.temperature)
+                values = self.critic(old.input_ids, old.attention_mask) if self.critic else now.values
+                clip = {"old_logps": old.logps, "advantages": A, "clip_eps": config.clip_eps}
+                clip["clip_eps_high"] = config.clip_eps_high
+                logps = torch.where(mask, now.logps, 0)  # a prompt's log-probs say nothing about choices
+                policy_losses = ppo_policy_loss(logps, **clip, dual_clip=config.dual_clip)
+                value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
+                losses = policy_losses + config.value_coef * value_losses - config.entropy_coef * now.entropy
+                loss = masked_mean(losses, mask, count)
+                backward(loss)
+            terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy}
+            terms |= ratio_diagnostics(logps, **clip)
+            micro = {name: masked_mean(term.detach(), mask, count) for name, term in terms.items()}
+            for name, value in {"loss": loss.detach(), **micro}.items():
+                sums[name] = sums.get(name, 0) + value
+        if self.steps_done < config.value_warmup:
+            self.optimizer.drop_gradients(kept=self.value_parameters())
+        return self.optimizer.step(sums)
+
+    def value_parameters(self) -> list[torch.nn.Parameter]:
+        return list((self.value_model or self.models["policy"].value_head).parameters())
+
+    def describe(self, rollout: Rollout, returns: Tensor) -> dict[str, float]:
+        """What the rollout was like, over all processes."""
+        mask = rollout.completion_mask
+        rows = rollout.scores.double()
+        sums = {
+            "n": mask.any(-1).sum(),
+            "kl": masked_sum(rollout.logps - rollout.ref_logps, mask),
+            "score_mean": rows.sum(),
+            "score_sq": rows.square().sum(),
+            "response_length": mask.sum(),
+            "ended": rollout.ended.sum(),
+            "mass_kept": rollout.kept.sum(),
+        }
+        residual, spread = moments_of_all(returns - rollout.values, mask), moments_of_all(returns, mask)
+        totals = all_sum(torch.stack([value.double() for value in sums.values()]))
+        explained = 1 - mean_and_var(residual)[1] / mean_and_var(spread)[1].clamp(min=1e-8)
+        *values, explained_variance = torch.cat([totals, explained[None]]).tolist()
+        n, *means = values
+        metrics = {name: value / n for name, value in zip(list(sums)[1:], means, strict=True)}
+        variance = (metrics.pop("score_sq") - metrics["score_mean"] ** 2) * n / max(n - 1, 1)
+        return {
+            **metrics,
+            "score_std": max(variance, 0.0) ** 0.5,
+            "explained_variance": explained_variance,
+            "kl_coef": self.kl.coef,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "kl": self.kl.state_dict(),
+            "steps_done": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.kl.load_state_dict(state["kl"])
+        self.steps_done = state["steps_done"]
+
+
+def moments_of_all(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_moments` over all processes."""
+    return all_sum(torch.stack(masked_moments(x, mask))).unbind()

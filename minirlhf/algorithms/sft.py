@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: maximum likelihood of the responses, given their prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minirlhf.data.batches import Draw, microbatches, pad_sequences
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.losses import cross_entropy, masked_mean
+from minirlhf.model.policy import Policy
+from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class SFTConfig(OptimizerConfig):
+    steps: int = 2400  # [steps] one batch each
+    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
+    batch_size: int = 16  # [rows] per step, over all processes
+    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
+
+
+class SFTTrainer:
+    headline = ("loss", "eval/loss")
+    best = ("eval/loss", "min")
+
+    def __init__(self, policy: Policy, tokenizer: Tokenizer, config: SFTConfig, updates: int) -> None:
+        self.config, self.pad_id = config, tokenizer.pad_id
+        self.models = {"policy": policy}
+        self.policy = wrap(policy)
+        self.optimizer = Optimizer(self.models, config, updates)
+        self.device = policy.transformer.head_weight.device
+        self.samples: list[dict[str, Any]] = []
+
+    def step(self, batch: list[Draw]) -> dict[str, float]:
+        """One update on a batch of rows; the loss is the mean over all its response tokens, however it is split."""
+        rows = [draw.row for draw in batch]
+        count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for row in rows)), device=self.device))
+        sums = {"loss": torch.zeros((), device=self.device), "entropy": torch.zeros((), device=self.device)}
+        groups = self._groups(rows)
+        for group in groups:
+            batch = self._pad(group)
+            with gradient_sync(self.policy, group is groups[-1]):
+                now = self.policy(batch.input_ids, batch.attention_mask)
+                loss = masked_mean(cross_entropy(now.logps), batch.completion_mask, count)
+                backward(loss)
+            sums["loss"] += loss.detach()
+            sums["entropy"] += masked_mean(now.entropy.detach(), batch.completion_mask, count)
+        return self.optimizer.step(sums)
+
+    @torch.no_grad()
+    def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
+        """{loss}: mean nats per response token on held-out rows."""
+        total = torch.zeros((), device=self.device)
+        for group in self._groups(rows):
+            batch = self._pad(group)
+            logps = self.models["policy"](batch.input_ids, batch.attention_mask).logps
+            total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
+        return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
+        lengths = [len(row.prompt) + len(row.responses[0]) for row in rows]
+        return [[rows[i] for i in group] for group in microbatches(lengths, self.config.microbatch_tokens)]
+
+    def _pad(self, rows: list[EncodedRow]):
+        return pad_sequences([r.prompt for r in rows], [r.responses[0] for r in rows], self.pad_id, self.device)

@@ -1,0 +1,67 @@
+"""Rows of text to rows of ids, once, before training; and what does not fit is counted, named or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minirlhf.errors import InputError
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    row: dict  # the source row: its "prompt" is the text, the rest is for reward functions
+    prompt: list[int]  # BOS and the prompt
+    responses: tuple[list[int], ...]  # one for SFT, chosen and rejected for pairs, none for prompts to sample from
+
+
+@dataclass(frozen=True)
+class Encoded:
+    rows: list[EncodedRow]
+    truncated: int  # responses cut to the context: they lose their EOS, so nobody learns to stop there
+    refused: list[str]  # one reason per row
+
+    def summary(self, what: str) -> str:
+        return "\n".join(
+            [f"{what}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused", *self.refused]
+        )
+
+
+def encode_rows(
+    tokenizer: Tokenizer,
+    rows: Sequence[dict],
+    responses: tuple[str, ...],
+    *,
+    context: int,
+    reserve: int = 1,
+    max_refused: float = 0.01,
+) -> Encoded:
+    """Tokenise prompts and the named responses.
+
+    Args:
+        responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
+        context:     tokens the model can hold.   reserve: tokens that must be left after the prompt.
+        max_refused: share of rows that may be refused because their prompt leaves no room.
+    Raises: InputError if more are refused.
+    """
+    kept, truncated, refused = [], 0, []
+    prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
+    answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
+    for row, prompt, *texts in zip(rows, prompts, *answers, strict=True):
+        room = context - len(prompt)
+        if room < reserve:
+            where = f"row {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
+            refused.append(
+                f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context of {context}, "
+                f"needed {reserve}"
+            )
+            continue
+        truncated += sum(len(ids) > room for ids in texts)
+        kept.append(EncodedRow(row, prompt, tuple(ids[:room] for ids in texts)))
+    if len(refused) > max_refused * len(rows):
+        raise InputError(
+            f"{len(refused)} of {len(rows)} prompts are too long, at most {max_refused:.1%} may be: {'; '.join(refused[:3])}; "
+            "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
+        )
+    return Encoded(kept, truncated, refused)

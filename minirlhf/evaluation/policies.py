@@ -1,0 +1,114 @@
+"""What a policy writes on held-out prompts, in numbers and in samples."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.evaluation.texts import distinct_n
+from minirlhf.generation.engine import Completion, SamplingConfig, generate
+from minirlhf.model.policy import Policy
+from minirlhf.rewards.scoring import Reward, score_completions
+from minirlhf.runtime.distributed import gather, share
+from minirlhf.tasks.task import Gold
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Report:
+    measures: dict[str, float | None]  # gold_reward, model_reward, grammatical, length, distinct_2, kl, ended
+    prompts: list[str]
+    completions: list[str]
+
+
+def evaluate_policy(
+    policy: Policy,
+    tokenizer: Tokenizer,
+    rows: Sequence[EncodedRow],
+    sampling: SamplingConfig,
+    *,
+    reward: Reward | None = None,
+    ref_policy: Policy | None = None,
+    gold: Gold | None = None,
+    seed: int = 0,
+) -> Report:
+    """Sample one completion per row, keyed by its place, and measure them. Processes share the work.
+
+    Measures: gold_reward and grammatical (None where the task knows none), model_reward (mean score of `reward`), length
+    (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by itself).
+    """
+    mine = share(range(len(rows)), even=False)
+    prompts = [rows[i].row["prompt"] for i in mine]
+    completions = generate(
+        policy.transformer,
+        [rows[i].prompt for i in mine],
+        sampling,
+        seed=seed,
+        stream="evaluation",
+        keys=[(0, i, 0) for i in mine],
+        tokenizer=tokenizer,
+    )
+    texts = tokenizer.decode_batch([completion.ids for completion in completions])
+    sources = [rows[i].row for i in mine]
+    measured: dict[str, list] = {
+        "row": list(mine),
+        "text": texts,
+        "length": [len(completion.ids) for completion in completions],
+        "ended": [float(completion.finish == "stop") for completion in completions],
+    }
+    if reward:
+        measured["model_reward"] = score_completions(reward, prompts, texts, sources)
+    if gold:
+        measured |= gold(prompts, texts, sources)
+    if ref_policy:
+        measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in mine], completions, sampling)
+    joined: dict[str, list] = {}
+    for part in gather(measured):
+        for name, values in part.items():
+            joined.setdefault(name, []).extend(values)
+    order = sorted(range(len(rows)), key=joined["row"].__getitem__)
+    texts = [joined["text"][i] for i in order]
+    names = ("gold_reward", "model_reward", "grammatical", "length", "kl", "ended")
+    means = {name: sum(joined[name]) / len(rows) if name in joined else None for name in names}
+    return Report({**means, "distinct_2": distinct_n(texts)}, [row.row["prompt"] for row in rows], texts)
+
+
+@torch.no_grad()
+def sequence_kl(
+    ref_policy: Policy,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    sampling: SamplingConfig,
+    microbatch_tokens: int = 16_384,
+) -> list[float]:
+    """k1 estimate of KL(sampler || reference) of each completion, in nats: log-prob as sampled minus the reference's."""
+    lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
+    device = ref_policy.transformer.head_weight.device
+    estimates = [0.0] * len(lengths)
+    for group in microbatches(lengths, microbatch_tokens):
+        ids = [prompts[i] for i in group], [completions[i].ids for i in group]
+        batch = pad_sequences(*ids, tokenizer.pad_id, device)
+        logps = ref_policy(batch.input_ids, batch.attention_mask, temperature=sampling.temperature).logps
+        totals = torch.where(batch.completion_mask, logps, 0).sum(-1).tolist()
+        for i, total in zip(group, totals, strict=True):
+            estimates[i] = sum(completions[i].logps) - total
+    return estimates
+
+
+def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> str:
+    """n prompts with what was written before and after, in three columns."""
+    lines = [f"{'prompt':<{width}}  {'before':<{width}}  after"]
+    lines.append("  ".join(["-" * width] * 3))
+    for i in range(min(n, len(before.prompts))):
+        cells = [before.prompts[i], before.completions[i], after.completions[i]]
+        columns = [textwrap.wrap(" ".join(text.split())[-4 * width :] or "(empty)", width) for text in cells]
+        for j in range(max(map(len, columns))):
+            lines.append("  ".join((column[j] if j < len(column) else "").ljust(width) for column in columns).rstrip())
+        lines.append("")
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,59 @@
+"""Rewards are functions: (prompts, completions, rows) -> one number per completion, None where it does not apply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.errors import InputError
+from minirlhf.model.policy import RewardModel
+from minirlhf.text.tokenizer import Tokenizer
+
+Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
+
+
+def score_completions(reward: Reward, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+    """Call a reward function and check its answer -> one finite float per completion.
+
+    Raises: InputError, naming the function and the first completion concerned, if the count is wrong or a score is
+        missing, not a number or not finite: training on it would ruin the policy without a word.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    scores = list(reward(prompts, completions, rows))
+    if len(scores) != len(completions):
+        raise InputError(
+            f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return None for "
+            "completions it does not apply to"
+        )
+    for i, score in enumerate(scores):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise InputError(
+                f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
+                f"({completions[i][:40]!r}); score what cannot be judged with a number of your choice"
+            )
+    return [float(score) for score in scores]
+
+
+class RewardModelScorer:
+    """A reward model, called like any reward function. The text is read as prompt + response + EOS, as in training."""
+
+    def __init__(self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384) -> None:
+        self.model, self.tokenizer, self.microbatch_tokens = model, tokenizer, microbatch_tokens
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+        """Scores, in order. Texts beyond the context lose the beginning of the prompt: the end is what is judged."""
+        limit = self.model.config.max_position_embeddings
+        device = next(self.model.parameters()).device
+        texts = zip(
+            self.tokenizer.encode_prompts(prompts), self.tokenizer.encode_responses(completions), strict=True
+        )
+        ids = [[*prompt, *response][-limit:] for prompt, response in texts]
+        scores = torch.empty(len(ids))
+        for group in microbatches([len(row) for row in ids], self.microbatch_tokens):
+            batch = pad_sequences([ids[i] for i in group], [[] for _ in group], self.tokenizer.pad_id, device)
+            scores[group] = self.model(batch.input_ids, batch.attention_mask).float().cpu()
+        return scores.tolist()

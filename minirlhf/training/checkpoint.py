@@ -1,0 +1,109 @@
+"""Folders that are complete or absent, and state in safe files: safetensors for tensors, JSON for the rest.
+
+A folder is written aside under a dotted name, flushed to the disk and renamed: a crash at any instant leaves either the
+old state of things or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from minirlhf.errors import InputError
+
+TENSORS, NUMBERS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder aside to write into; at the end it becomes `folder`, whole. On an exception nothing is left."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
+        (aside / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        if folder.exists():  # only what is to be replaced, such as a step trained again after a resume
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            shutil.rmtree(old)
+        aside.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a text file in one step: readers see the old text or the new, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    _flush(aside)
+    aside.rename(path)
+    _flush(path.parent)
+
+
+def is_complete(folder: Path) -> bool:
+    """True if every file of the manifest is there with its size."""
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write a nested dict of tensors and JSON values."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers = _split(state, "", tensors)
+    save_file(tensors, folder / TENSORS)
+    (folder / NUMBERS).write_text(json.dumps(numbers) + "\n")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read back what `save_state` wrote. Raises: InputError if the folder is incomplete or a file is broken."""
+    if not is_complete(folder):
+        raise InputError(f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it "
+                         "and resume from the one before")  # fmt: skip
+    try:
+        state, tensors = json.loads((folder / NUMBERS).read_text()), load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: needed a readable checkpoint ({error}); resume from the one before") from None
+    for name, tensor in tensors.items():
+        *path, last = name.split("/")
+        place = state
+        for key in path:
+            place = place[key]
+        place[last] = tensor
+    return state
+
+
+def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Move the tensors of a nested dict into `tensors` under their path; what remains is JSON."""
+    if isinstance(value, dict):
+        moved = {key: _split(entry, f"{name}/{key}" if name else key, tensors) for key, entry in value.items()}
+        return {key: entry for key, entry in moved.items() if not isinstance(value[key], torch.Tensor)}
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return None
+    return value
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,114 @@
+"""What a run writes down while it goes, and what the names in it mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+# name: (unit, meaning). Anchors of docs/metrics.md are these names.
+METRICS: dict[str, tuple[str, str]] = {
+    "loss": ("-", "what the optimizer minimises; in PPO its size says nothing, watch score_mean and kl"),
+    "accuracy": ("share", "tokens (SFT) or pairs (reward model) got right"),
+    "policy_loss": ("score", "clipped surrogate; near 0 at every first minibatch, because advantages are whitened"),
+    "value_loss": ("score^2", "half the squared error of the value function"),
+    "kl": ("nats per sequence", "estimated KL(policy || reference); single batches may be negative"),
+    "kl_coef": ("score per nat", "what a nat of KL costs"),
+    "entropy": ("nats per token", "how undecided the policy is; a fall to 0 is a collapse"),
+    "ratio": ("-", "mean pi / pi_old of the tokens; exactly 1 until the first update of a step"),
+    "clip_fraction": ("share", "tokens whose gradient the clip took away"),
+    "approx_kl": ("nats per token", "how far the updates of this step have moved the policy"),
+    "explained_variance": ("share", "of the returns, by the value function; 1 is perfect, 0 a constant, below 0 worse"),
+    "score_mean": ("score", "mean of the reward function over the batch, without KL"),
+    "score_std": ("score", "its spread over the batch"),
+    "response_length": ("tokens", "mean length of the completions, EOS included"),
+    "ended": ("share", "completions that ended by themselves (EOS or a stop string)"),
+    "mass_kept": ("share", "probability that top-k / top-p left to sample from; 1 without truncation"),
+    "updates": ("updates", "optimizer steps in this step; fewer when target_kl stopped it"),
+    "margin": ("score", "mean of chosen minus rejected score"),
+    "grad_norm": ("norm", "length of the gradient before clipping"),
+    "lr": ("per update", "learning rate"),
+}
+
+
+def metrics_help() -> str:
+    """The table of metrics that `--help` prints below the settings."""
+    lines = ["metrics (explained in docs/metrics.md#NAME)"]
+    lines += [f"  {name:<20}  [{unit}]  {meaning}" for name, (unit, meaning) in METRICS.items()]
+    return "\n".join(lines)
+
+
+class Journal:
+    """The files of one run that grow line by line: metrics, timings, samples, log.
+
+    `metrics.jsonl` holds nothing that depends on the machine, so a run that was killed and resumed writes the same bytes.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int) -> None:
+        self.folder = folder
+        self._last = time.perf_counter()
+        for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
+            _drop_lines_from(folder / name, resumed_at)
+        self._files = {
+            name: (folder / name).open("a", encoding="utf-8")
+            for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt")
+        }
+
+    def step(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        now = time.perf_counter()
+        self._write("metrics.jsonl", {"step": step, **metrics})
+        self._write("timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), "memory_mb": peak_memory_mb()})
+        for sample in samples:
+            self._write("samples.jsonl", {"step": step, **sample})
+        self._last = now
+
+    def log(self, text: str) -> None:
+        """One line in log.txt and above the progress bar."""
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self._files["log.txt"], flush=True)
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        print(json.dumps(row, ensure_ascii=False), file=self._files[name], flush=True)
+
+
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1_000_000 if sys.platform == "darwin" else 1_000)
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """A small table for the terminal: first column left, others right; floats with three digits, None as a dash."""
+
+    def cell(value: Any) -> str:
+        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    cells = [header, *[[cell(value) for value in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def _drop_lines_from(path: Path, step: int) -> None:
+    """Forget the lines of steps that will be trained again, and a line that a crash cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,273 @@
+"""Run: what every algorithm shares while it trains. An iterator, not a `fit`: the loop stays in your script.
+
+    run = Run(config, trainer, batches)
+    for batch in run:
+        run.record(trainer.step(batch))
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from tqdm import tqdm
+
+from minirlhf.errors import InputError
+from minirlhf.model.pretrained import load_into, save_pretrained
+from minirlhf.runtime.distributed import any_rank, barrier, is_main, share
+from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.checkpoint import is_complete, load_state, save_state, write_whole, written_whole
+from minirlhf.training.metrics import Journal
+from minirlhf.training.settings import settings_to_toml
+
+FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face layout
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    output: str = "runs/run"  # [folder] where everything is written
+    resume: bool = False  # [-] continue the run that stands in `output`
+    eval_every: int = 50  # [steps] between evaluations; 0 for none
+    save_every: int = 100  # [steps] between checkpoints; 0 for the last one only
+    keep: int = 2  # [checkpoints] kept beside the best one
+
+    def __post_init__(self) -> None:
+        if self.eval_every < 0 or self.save_every < 0 or self.keep < 1:
+            raise InputError(
+                "RunConfig: needed eval_every >= 0, save_every >= 0 and keep >= 1, got "
+                f"{self.eval_every}, {self.save_every} and {self.keep}"
+            )
+
+
+class Trainer(Protocol):
+    """What Run asks of an algorithm."""
+
+    models: dict[str, nn.Module]  # what is trained, by name; the first is what a finished run hands on
+    headline: tuple[str, ...]  # metrics that stand beside the progress bar
+    best: tuple[str, str]  # (metric, "max" | "min"): which evaluation marks the best checkpoint
+    samples: list[dict[str, Any]]  # what the last step produced, to be looked at
+
+    def step(self, batch: list) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """Progress, metrics, samples, evaluation, checkpoints, resume and clean stop, in one folder.
+
+    Args:
+        config:     where and how often.
+        trainer:    the algorithm.
+        batches:    batches[k] for step k, a pure function of k; its length is the number of steps.
+        settings:   section -> dataclass, written to config.toml; a resumed run must have the same.
+        tokenizer:  saved beside the weights.
+        evaluate:   called every `eval_every` steps -> metrics, recorded as eval/NAME.
+        on_metrics: called with (step, metrics) on the main process: the hook for any tracker.
+    Raises: InputError if the folder holds another run, or one and `resume` was not asked for.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        trainer: Trainer,
+        batches: Sequence,
+        *,
+        settings: dict[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.config, self.trainer, self.batches, self.tokenizer = config, trainer, batches, tokenizer
+        self.evaluate, self.on_metrics = evaluate, on_metrics
+        self.folder = Path(config.output)
+        self.step = 0
+        self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
+        self._signal = 0
+        self._open(settings_to_toml(settings or {"run": config}))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this rank's share of each batch that is left; end with a checkpoint and the final model."""
+        previous = self._catch_signals()
+        name = self.folder.name
+        bar = tqdm(
+            total=len(self.batches),
+            initial=self.step,
+            desc=name,
+            unit="step",
+            disable=not is_main(),
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+        try:
+            while self.step < len(self.batches):
+                expected = self.step + 1
+                yield share(self.batches[self.step])
+                if self.step != expected:
+                    raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
+                bar.set_postfix(self._headline(), refresh=False)
+                bar.update()
+                self._stop_if_asked()
+            self._finish()
+        finally:
+            bar.close()
+            self._journal and self._journal.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Take in the metrics of the step just made: write them, evaluate and save when it is time.
+
+        Raises: InputError if loss or gradient is not finite, naming the step and the last good checkpoint.
+        """
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                last = self._checkpoints()[-1:]
+                raise InputError(
+                    f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the weights were "
+                    f"left as they stood before it and the last good checkpoint is {last[0] if last else 'none'}; lower "
+                    "the learning rate or look at this step's batch, then continue with --resume"
+                )
+        self.step += 1
+        due = self.config.eval_every and self.step % self.config.eval_every == 0
+        improved = False
+        if self.evaluate and (due or self.step == len(self.batches)):
+            evaluation = {f"eval/{name}": value for name, value in self.evaluate().items()}
+            metrics = {**metrics, **evaluation}
+            improved = self._is_best(evaluation)
+        self.metrics = metrics
+        if self._journal:
+            self._journal.step(self.step - 1, metrics, self.trainer.samples)
+            if self.on_metrics:
+                self.on_metrics(self.step - 1, metrics)
+        periodic = self.config.save_every and self.step % self.config.save_every == 0
+        if improved or periodic:
+            self.save()
+
+    def log(self, text: str) -> None:
+        """A line for the user and for log.txt, from the main process."""
+        if self._journal:
+            self._journal.log(text)
+
+    def save(self) -> None:
+        """Write checkpoints/step-N, complete or not at all, then drop those that are neither recent nor the best."""
+        if is_main():
+            with written_whole(self._checkpoint(self.step)) as folder:
+                for name, model in self.trainer.models.items():
+                    self._save_model(model, folder / name)
+                state = {"step": self.step, "best": self._best, "trainer": self.trainer.state_dict()}
+                save_state(folder, state)
+            best = self._best.get("step")
+            for old in self._checkpoints()[: -self.config.keep]:
+                if old != self._checkpoint(best or -1):
+                    shutil.rmtree(old)
+        barrier()
+
+    def _open(self, settings: str) -> None:
+        """Begin a run in an empty folder, or find the place where the one that stands there stopped."""
+        path = self.folder / "config.toml"
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if self.folder.exists() and any(self.folder.iterdir()):
+            if not path.exists():
+                raise InputError(f"{self.folder}: needed an empty folder or a run to resume, found other files; choose "
+                                 "another --output")  # fmt: skip
+            if not (self.config.resume or restarted):
+                raise InputError(f"{self.folder}: holds a run already; continue it with --resume or choose another "
+                                 "--output")  # fmt: skip
+            _check_same_settings(path, settings)
+            self._load()
+        barrier()  # every rank has looked before the main one writes
+        self._journal = None
+        if is_main():
+            if not path.exists():
+                write_whole(path, settings)
+            self._journal = Journal(self.folder, self.step)
+
+    def _load(self) -> None:
+        found = self._checkpoints()
+        if not found:
+            return
+        state = load_state(found[-1])
+        for name, model in self.trainer.models.items():
+            load_into(model, found[-1] / name)
+        self.step, self._best = state["step"], state["best"]
+        self.trainer.load_state_dict(state["trainer"])
+
+    def _save_model(self, model: nn.Module, folder: Path) -> None:
+        save_pretrained(model, folder)
+        if self.tokenizer:
+            self.tokenizer.save(folder)
+
+    def _finish(self) -> None:
+        if not self._checkpoint(self.step).exists():
+            self.save()
+        if is_main() and not is_complete(self.folder / FINAL):
+            with written_whole(self.folder / FINAL) as folder:
+                self._save_model(next(iter(self.trainer.models.values())), folder)
+        barrier()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step}"
+
+    def _checkpoints(self) -> list[Path]:
+        """All complete checkpoints, oldest first. What a crash left half-written has another name or lacks a file."""
+        found = [path for path in (self.folder / "checkpoints").glob("step-*") if is_complete(path)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _is_best(self, evaluation: dict[str, float]) -> bool:
+        name, direction = self.trainer.best
+        value = evaluation.get(name)
+        if value is None:
+            return False
+        sign = 1 if direction == "max" else -1
+        if self._best and sign * value <= sign * self._best["value"]:
+            return False
+        self._best = {"step": self.step, "value": value}
+        return True
+
+    def _headline(self) -> dict[str, str]:
+        shown = {name: self.metrics[name] for name in self.trainer.headline if name in self.metrics}
+        return {name: f"{value:.3g}" for name, value in shown.items()}
+
+    def _catch_signals(self) -> dict[int, Any]:
+        """From here on the first SIGINT or SIGTERM ends the run after its step; a second SIGINT ends it at once."""
+
+        def note(number: int, frame: Any) -> None:
+            if self._signal:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        try:
+            return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the program's own handlers stay
+            return {}
+
+    def _stop_if_asked(self) -> None:
+        if any_rank(bool(self._signal)):
+            self.save()
+            self.log(f"{self.folder.name}: stopped at step {self.step} with a checkpoint; continue with --resume")
+            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+def finished_model(run: str | Path) -> Path | None:
+    """The folder with the final weights of a finished run, or None if it has not finished."""
+    final = Path(run) / FINAL
+    return final if is_complete(final) else None
+
+
+def _check_same_settings(path: Path, settings: str) -> None:
+    """Raise InputError, showing the first difference, if a run is resumed with other settings than it began with."""
+    ignored = ("resume", "output", "stop_after", "device")
+    old, new = ([x for x in text.splitlines() if not x.startswith(ignored)] for text in (path.read_text(), settings))
+    if old != new:
+        different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
+        raise InputError(
+            f"{path.parent}: holds another run: it began with {different[0]!r}, now asked for is {different[1]!r}; resume "
+            "with its own settings or choose another --output"
+        )

@@ -1,0 +1,23 @@
+"""Packaging. The lower bound of torch is the oldest release the tests ran on, the upper keeps pip off untested ones."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="minirlhf",
+    version="0.1.0",
+    description="RLHF for language models in pure PyTorch: small enough to read, fast enough to use",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["minirlhf", "minirlhf.*"]),
+    package_data={"minirlhf": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
+    extras_require={
+        "test": ["pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.8"],
+        "parity": ["pytest>=8", "transformers>=5,<6"],
+    },
+)
