@@ -134,6 +134,7 @@ class PPOTrainer:
         self.value_model = value_model
         self.policy, self.critic = wrap(policy), value_model and wrap(value_model)
         self.optimizer = Optimizer(self.models, config, config.updates)
+        self.clip = {name: getattr(config, name) for name in ("clip_eps", "clip_eps_high", "dual_clip")}
         self.kl = (
             AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)
             if config.kl_controller == "adaptive"
@@ -214,16 +215,14 @@ class PPOTrainer:
             with gradient_sync(self.policy, last), gradient_sync(self.critic, last):
                 now = self.policy(old.input_ids, old.attention_mask, temperature=config.temperature)
                 values = self.critic(old.input_ids, old.attention_mask) if self.critic else now.values
-                clip = {"old_logps": old.logps, "advantages": A, "clip_eps": config.clip_eps}
-                clip["clip_eps_high"] = config.clip_eps_high
                 logps = torch.where(mask, now.logps, 0)  # a prompt's log-probs say nothing about choices
-                policy_losses = ppo_policy_loss(logps, **clip, dual_clip=config.dual_clip)
+                policy_losses = ppo_policy_loss(logps, old_logps=old.logps, advantages=A, **self.clip)
                 value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
                 losses = policy_losses + config.value_coef * value_losses - config.entropy_coef * now.entropy
                 loss = masked_mean(losses, mask, count)
                 backward(loss)
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy}
-            terms |= ratio_diagnostics(logps, **clip)
+            terms |= ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **self.clip)
             micro = {name: masked_mean(term.detach(), mask, count) for name, term in terms.items()}
             for name, value in {"loss": loss.detach(), **micro}.items():
                 sums[name] = sums.get(name, 0) + value

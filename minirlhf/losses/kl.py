@@ -36,13 +36,13 @@ def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """exp(-d) - 1 + d. Unbiased as a value, never negative.
 
-    Its gradient is that of KL(reference || policy), the other direction. -d is held at 20 at most, so that a token the
-    policy has lost altogether gives a large number instead of infinity.
+    Its gradient is that of KL(reference || policy), the other direction. d is held at -20 at least, so that a token the
+    policy has lost altogether gives a large number instead of infinity, and no gradient.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("kl_k3", logps=logps, ref_logps=ref_logps)
-    log_ratio = logps - ref_logps
-    return torch.expm1((-log_ratio).clamp(max=MAX_LOG_RATIO)) + log_ratio
+    log_ratio = (logps - ref_logps).clamp(min=-MAX_LOG_RATIO)
+    return torch.expm1(-log_ratio) + log_ratio
 
 
 class FixedKLController:
@@ -80,6 +80,6 @@ class AdaptiveKLController(FixedKLController):
         self.target, self.horizon = target, horizon
 
     def update(self, kl: float, n: int) -> None:
-        """Take in the mean KL (nats per sequence) of n sequences."""
+        """Take in the mean KL (nats per sequence, finite) of n sequences."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * n / self.horizon

@@ -108,7 +108,8 @@ def masked_whiten(
     """
     check_mask("masked_whiten", mask, x=x)
     mean, var = mean_and_var(masked_moments(x, mask) if moments is None else moments)
-    whitened = (x - mean) * torch.rsqrt(var + 1e-8) + (0 if shift_mean else mean)
+    # masked before and after: 0 * nan in the backward pass of the product would reach mean and variance
+    whitened = (torch.where(mask, x, 0) - mean) * torch.rsqrt(var + 1e-8) + (0 if shift_mean else mean)
     return torch.where(mask, whitened.to(x.dtype), 0)
 
 

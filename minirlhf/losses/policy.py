@@ -34,6 +34,7 @@ def ppo_policy_loss(
         clip_eps_high: > 0, the upper half-width, by default the same; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
         dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token whose ratio exploded cannot
                        dominate (Ye et al. 2020, arXiv:1912.09729, Eq. 5); None leaves it unbounded.
+    Padding must hold finite numbers (0). Beyond |logps - old_logps| = 20 the ratio stays what it is and has no gradient.
     Raises: ValueError if the shapes differ or a bound is out of range.
     """
     check_same_shape("ppo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
@@ -72,19 +73,27 @@ def ppo_value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip_
 
 @torch.no_grad()
 def ratio_diagnostics(
-    logps: Tensor, *, old_logps: Tensor, advantages: Tensor, clip_eps: float = 0.2, clip_eps_high: float | None = None
+    logps: Tensor,
+    *,
+    old_logps: Tensor,
+    advantages: Tensor,
+    clip_eps: float = 0.2,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> dict[str, Tensor]:
     """What one looks at while PPO runs, each [B, T] and without gradient: average them over the mask.
 
     ratio: pi / pi_old.   approx_kl: k3 estimate of KL(old || now), nats per token, never negative.
     clip_fraction: 1 where the clip took the gradient away, that is where the ratio left the trust region on the side the
-    advantage pushes to.
+    advantage pushes to, or beyond dual_clip.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("ratio_diagnostics", logps=logps, old_logps=old_logps, advantages=advantages)
     ratio = _ratio(logps, old_logps)
     high = clip_eps if clip_eps_high is None else clip_eps_high
     clipped = torch.where(advantages > 0, ratio > 1 + high, (ratio < 1 - clip_eps) & (advantages < 0))
+    if dual_clip is not None:
+        clipped = clipped | ((advantages < 0) & (ratio > dual_clip))
     return {
         "ratio": ratio,
         "approx_kl": kl_k3(old_logps, ref_logps=logps),

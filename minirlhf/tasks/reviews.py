@@ -1,6 +1,6 @@
 """`reviews`: short product reviews from a small grammar, made for this project, so that quality is exact.
 
-    prompt   := COLOUR PRODUCT "for the" ROOM "in" MONTH ":"
+    prompt   := COLOUR ROOM PRODUCT "in" MONTH ":"
     review   := "the" PRODUCT "is" judgement "." (opinion | fact){1, 3}
     opinion  := ("it" | "the" PART) "is" judgement "."  |  "i" FEELING "it" "."
     fact     := "i bought it in" MONTH "."  |  "the" PART "is" COLOUR "."  |  "we use it in the" ROOM "."
@@ -31,11 +31,11 @@ WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTI
                 *["the", "is", "it", "i", "we", "bought", "use", "in", "for"]})  # fmt: skip
 CORRUPT_SHARE = 0.3  # of the texts in preference pairs: without them a reward model never learns what does not parse
 HELD_OUT_EVERY = 9  # of the 9,216 prompts, so that exactly 1,024 are never trained on
-SMALLEST_GAP = 0.2  # in gold reward between the two of a pair: people are not asked to rank equals
+SMALLEST_GAP = 0.5  # in gold reward between the two of a pair: people are not asked to rank equals
 
 
 def all_prompts() -> list[str]:
-    return [f"{c} {p} for the {r} in {m}:" for c in COLOURS for p in PRODUCTS for r in ROOMS for m in MONTHS]
+    return [f"{c} {r} {p} in {m}:" for c in COLOURS for r in ROOMS for p in PRODUCTS for m in MONTHS]
 
 
 def training_prompts() -> list[dict]:
@@ -47,7 +47,7 @@ def held_out_prompts() -> list[dict]:
 
 
 def product_of(prompt: str) -> str:
-    return prompt.split()[1]
+    return prompt.split()[2]
 
 
 def sft_rows(n: int, seed: int) -> list[dict]:
@@ -167,9 +167,15 @@ def _is_fact(words: list[str]) -> bool:
 
 
 def _maybe_corrupt(rng: random.Random, review: str) -> str:
-    """A share of the texts gets a fault, as a model's samples have: a word lost, doubled, swapped, changed, or an end."""
-    if rng.random() >= CORRUPT_SHARE:
-        return review
+    """A share of the texts gets one to three faults, such as a weak model's samples have."""
+    if rng.random() < CORRUPT_SHARE:
+        for _ in range(rng.randint(1, 3)):
+            review = _corrupt(rng, review)
+    return review
+
+
+def _corrupt(rng: random.Random, review: str) -> str:
+    """A word lost, doubled, moved or changed, or the end cut off."""
     words = review.split(" ")
     i = rng.randrange(len(words))
     match rng.randrange(5):
@@ -178,10 +184,9 @@ def _maybe_corrupt(rng: random.Random, review: str) -> str:
         case 1:
             words.insert(i, words[i])
         case 2:
-            j = rng.randrange(len(words))
-            words[i], words[j] = words[j], words[i]
+            words.insert(rng.randrange(len(words)), words.pop(i))
         case 3:
             words[i] = rng.choice(WORDS)
         case 4:
             words = words[: max(1, i)]
-    return " ".join(words)
+    return " ".join(words) or rng.choice(WORDS)

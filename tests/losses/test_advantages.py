@@ -83,8 +83,8 @@ def test_gae_steps_over_gaps():
 
 
 def test_golden_v0_11_4(golden):
-    # gamma 0.99, lam 0.95, kl_coef 0.2, log-probs of the old policy. It keeps the KL in its rewards outside the mask; but
-    # its GAE zeroes values and rewards there first, so returns agree everywhere. Its whitening leaves junk outside
+    # gamma 0.99, lam 0.95, kl_coef 0.2, log-probs of the old policy. Its rewards keep the KL outside the mask, but its
+    # GAE zeroes values and rewards there first, so returns agree everywhere. Its whitening leaves junk outside
     inputs, figures, mask = golden["inputs"], golden["ppo_v0_11_4"], golden["inputs"]["mask"]
     rewards = kl_shaped_rewards(inputs["scores"], logps=inputs["old"], ref_logps=inputs["ref"], mask=mask, kl_coef=0.2)
     assert_close(rewards, figures["rewards_kl"].where(mask, torch.zeros(())))
@@ -111,7 +111,7 @@ def test_golden_v0_11_4_with_whitened_rewards_agrees_where_that_version_has_no_p
 @pytest.mark.parametrize("whiten", [0, 1])
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_golden_v2(golden, estimator, whiten):
-    # kl_coef 0.05, gamma 1, lam 0.95. It puts the score on the first PAD after EOS and fills the log-probs there with 1:
+    # kl_coef 0.05, gamma 1, lam 0.95. It puts the score on the first PAD after EOS and fills log-probs of PADs with 1,
     # so the mask of its rewards and values has one column more than that of its tokens, and the KL there is 1 - 1 = 0
     inputs, figures = golden["inputs"], golden["ppo_v2"][f"{estimator}_whiten{whiten}"]
     tokens, with_pad = ~figures["padding_mask"], ~figures["padding_mask_p1"]

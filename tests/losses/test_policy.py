@@ -278,7 +278,7 @@ def test_shapes_must_agree():
             ppo_value_loss(x, **parts)
 
 
-@pytest.mark.parametrize("low, high", [(0, None), (-0.1, None), (0.2, 0), (0.2, -1), (float("nan"), None)])
+@pytest.mark.parametrize("low, high", [(0, None), (-0.1, None), (0, 0.2), (0.2, 0), (0.2, -1), (float("nan"), None)])
 def test_clip_ranges_must_be_positive(low, high):
     x = torch.zeros(1, 1)
     got = f"got {low} and {low if high is None else high}"
