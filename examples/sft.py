@@ -1,7 +1,7 @@
 """Supervised fine-tuning.
 
-    torchrun examples/sft.py                          # the embedded task
-    torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {messages}, or pairs (chosen is learnt)
+torchrun examples/sft.py                          # the embedded task
+torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {messages}, or pairs (chosen is learnt)
 """
 
 from __future__ import annotations
@@ -15,48 +15,35 @@ from minirlhf.data import Batches, encode_rows
 from minirlhf.errors import exits_cleanly
 from minirlhf.model import ModelConfig, Policy, load_policy
 from minirlhf.runtime import session
-from minirlhf.tasks.job import (
-    JobConfig,
-    load_task,
-    load_tokenizer,
-    new_policy,
-    open_output,
-    resolve_model,
-    say,
-    stage_run,
-    steps_for,
-)
-from minirlhf.tasks.task import Task
+from minirlhf.tasks import Task, job
 from minirlhf.text import Tokenizer
-from minirlhf.training import Run, RunConfig, finished_model, parse_settings
+from minirlhf.training import Run, RunConfig, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunConfig}
+SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunConfig}
 
 
 def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
     """Train a policy on the task's rows, or hand back the one this folder holds already."""
-    if finished := finished_model(folder / "sft"):
-        say(f"sft: finished already, {finished}")
-        return load_policy(finished).to(device)
-    job, config = settings[""], settings["sft"]
-    policy = load_policy(resolve_model(job.policy)) if job.policy else new_policy(settings["model"], tokenizer, job.seed)
-    context = policy.transformer.config.max_position_embeddings
-    fit = {"context": context, "max_refused": job.max_refused}
+    common, config = settings[""], settings["sft"]
+    if finished := job.finished_stage(settings, folder, "sft"):
+        return job.place(load_policy(finished), common, device)
+    policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
+    fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
     rows = encode_rows(tokenizer, task.need("sft", "SFT"), ("response",), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_sft, ("response",), **fit)
-    say(rows.summary("sft rows"))
+    held_out = encode_rows(tokenizer, task.held_out_sft, ("response",), **fit).rows
+    job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters\n{rows.summary('sft rows')}")
 
-    steps = steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
-    trainer = SFTTrainer(policy.to(device), tokenizer, config, updates=steps)
-    batches = Batches(rows.rows, batch_size=config.batch_size, steps=steps, seed=job.seed, stream="sft")
+    steps = job.steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
+    trainer = SFTTrainer(policy, tokenizer, config, updates=steps)
+    batches = Batches(rows.rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="sft")
     run = Run(
-        stage_run(settings["run"], job, folder, "sft"),
+        job.stage_run(settings, folder, "sft"),
         trainer,
         batches,
-        settings=settings,
+        settings=job.settings_of(settings, "sft"),
         tokenizer=tokenizer,
-        evaluate=(lambda: trainer.evaluate(held_out.rows)) if held_out.rows else None,
+        evaluate=lambda: trainer.evaluate(held_out),
     )
     for batch in run:
         run.record(trainer.step(batch))
@@ -66,13 +53,13 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
 @exits_cleanly
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    job = settings[""]
-    with session(device=job.device, precision=job.precision, seed=job.seed) as device:
-        folder = open_output(job, "sft")
-        task = load_task(job)
-        tokenizer = load_tokenizer(job, task, folder)
+    common = settings[""]
+    with session(device=common.device, precision=common.precision, seed=common.seed) as device:
+        folder = job.open_output(common, "sft")
+        task = job.load_task(common)
+        tokenizer = job.load_tokenizer(common, task, folder)
         train_sft(settings, task, tokenizer, folder, device)
-        say(f"the model: {folder / 'sft' / 'model'}")
+        job.say(f"the model: {folder / 'sft' / 'model'}")
 
 
 if __name__ == "__main__":

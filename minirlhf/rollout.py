@@ -41,7 +41,9 @@ class Rollout:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Rollout(**tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows])
+        return Rollout(
+            **tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows]
+        )
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def collect(
     seed: int,
     microbatch_tokens: int,
 ) -> Rollout:
-    """Sample a completion for each prompt, score it, and read it with the reference and the value function. No gradient.
+    """Sample a completion for each prompt, score it, read it with the reference and the value function. No gradient.
 
     The log-probs kept are those of sampling itself; the policy reads its completions again only for their values.
     """
@@ -71,7 +73,9 @@ def collect(
     scores = score_completions(reward, [row["prompt"] for row in rows], texts, rows)
 
     device = policy.transformer.head_weight.device
-    ids, attention_mask, completion_mask = pad_sequences(prompts, [c.ids for c in completions], tokenizer.pad_id, device)
+    ids, attention_mask, completion_mask = pad_sequences(
+        prompts, [c.ids for c in completions], tokenizer.pad_id, device
+    )
     logps = place_completions([c.logps for c in completions], prompts, ids)
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]

@@ -64,6 +64,7 @@ class PPOConfig(OptimizerConfig):
     whiten_advantages: bool = True  # [-] to mean 0 and variance 1 over the whole batch's tokens
     whiten_rewards: bool = False  # [-] to variance 1, keeping the mean
     target_kl: float | None = None  # [nats per token] stop the step's updates once approx_kl exceeds this
+    separate_value_model: bool = False  # [-] a critic with a trunk of its own, instead of a head on the policy's
     value_warmup: int = 0  # [steps] at first train the value function alone
 
     kl_coef: float = 0.05  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
@@ -81,11 +82,13 @@ class PPOConfig(OptimizerConfig):
                 f"{self.minibatch_size}; the nearest that fits is {fits}"
             )
         if not self.temperature > 0:
-            raise InputError(f"PPOConfig: temperature must be > 0, got {self.temperature}; greedy samples teach nothing")
+            raise InputError(
+                f"PPOConfig: temperature must be > 0, got {self.temperature}; greedy samples teach nothing"
+            )
         if (self.top_k or self.top_p < 1) and not self.allow_truncation:
             raise InputError(
-                f"PPOConfig: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one that is "
-                "trained; leave them out or set allow_truncation=true, which logs the mass cut off"
+                f"PPOConfig: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one "
+                "that is trained; leave them out or set allow_truncation=true, which logs the mass cut off"
             )
 
     @property
@@ -111,7 +114,7 @@ class PPOTrainer:
     """
 
     headline = ("score_mean", "kl", "eval/gold_reward")
-    best = ("eval/score", "max")
+    best = ("eval/model_reward", "max")
 
     def __init__(
         self,
@@ -125,7 +128,9 @@ class PPOTrainer:
         seed: int = 0,
     ) -> None:
         if ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError("PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)")
+            raise InputError(
+                "PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
+            )
         if value_model is None and policy.value_head is None:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed

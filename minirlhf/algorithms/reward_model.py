@@ -19,9 +19,9 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class RewardConfig(OptimizerConfig):
-    steps: int = 800  # [steps] one batch each
+    steps: int = 700  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
-    batch_size: int = 32  # [pairs] per step, over all processes
+    batch_size: int = 64  # [pairs] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 3e-3  # [per update] peak learning rate; large, because the model is small
     center_coef: float = 0.01  # [nats per score^2] pulls the mean score to 0; 0 leaves it free
@@ -49,7 +49,9 @@ class RewardTrainer:
             with gradient_sync(self.model, group is groups[-1]):
                 chosen, rejected = self._score(self.model, group)
                 margin = torch.tensor([float(row.row.get("margin", 0.0)) for row in group], device=self.device)
-                losses = bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype))
+                losses = bradley_terry_loss(
+                    chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype)
+                )
                 centring = reward_centering_loss(chosen_scores=chosen, rejected_scores=rejected)
                 loss = (losses + self.config.center_coef * centring).sum() / count
                 backward(loss)

@@ -57,7 +57,10 @@ class Sequences(NamedTuple):
 
 
 def pad_sequences(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
 ) -> Sequences:
     """Prompt ids and response ids, row by row -> Sequences with padding on the right."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]

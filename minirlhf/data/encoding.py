@@ -24,7 +24,10 @@ class Encoded:
 
     def summary(self, what: str) -> str:
         return "\n".join(
-            [f"{what}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused", *self.refused]
+            [
+                f"{what}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused",
+                *self.refused,
+            ]
         )
 
 
@@ -53,15 +56,16 @@ def encode_rows(
         if room < reserve:
             where = f"row {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
             refused.append(
-                f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context of {context}, "
-                f"needed {reserve}"
+                f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context's "
+                f"{context}, needed {reserve}"
             )
             continue
         truncated += sum(len(ids) > room for ids in texts)
         kept.append(EncodedRow(row, prompt, tuple(ids[:room] for ids in texts)))
     if len(refused) > max_refused * len(rows):
         raise InputError(
-            f"{len(refused)} of {len(rows)} prompts are too long, at most {max_refused:.1%} may be: {'; '.join(refused[:3])}; "
+            f"{len(refused)} of {len(rows)} prompts are too long, at most {max_refused:.1%} may be: "
+            f"{'; '.join(refused[:3])}; "
             "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
         )
     return Encoded(kept, truncated, refused)

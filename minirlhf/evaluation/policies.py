@@ -25,6 +25,10 @@ class Report:
     prompts: list[str]
     completions: list[str]
 
+    def known(self) -> dict[str, float]:
+        """The measures that the task has."""
+        return {name: value for name, value in self.measures.items() if value is not None}
+
 
 def evaluate_policy(
     policy: Policy,
@@ -39,8 +43,8 @@ def evaluate_policy(
 ) -> Report:
     """Sample one completion per row, keyed by its place, and measure them. Processes share the work.
 
-    Measures: gold_reward and grammatical (None where the task knows none), model_reward (mean score of `reward`), length
-    (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by itself).
+    Measures: gold_reward and grammatical (None where the task knows none), model_reward (mean score of `reward`),
+    length (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by itself).
     """
     mine = share(range(len(rows)), even=False)
     prompts = [rows[i].row["prompt"] for i in mine]
@@ -87,7 +91,7 @@ def sequence_kl(
     sampling: SamplingConfig,
     microbatch_tokens: int = 16_384,
 ) -> list[float]:
-    """k1 estimate of KL(sampler || reference) of each completion, in nats: log-prob as sampled minus the reference's."""
+    """k1 estimate of KL(sampler || reference) of each completion, nats: log-prob as sampled minus the reference's."""
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
     device = ref_policy.transformer.head_weight.device
     estimates = [0.0] * len(lengths)

@@ -85,7 +85,9 @@ def generate(
     for start in range(0, len(order), config.batch_size):
         rows = order[start : start + config.batch_size]
         batch = [prompts[i] for i in rows], [keys[i] for i in rows]
-        for i, completion in zip(rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer), strict=True):
+        for i, completion in zip(
+            rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer), strict=True
+        ):
             completions[i] = completion
     return completions
 

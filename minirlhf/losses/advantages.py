@@ -24,16 +24,16 @@ def kl_shaped_rewards(
     Args:
         scores:          [B].   logps, ref_logps: [B, T] nats.   mask: [B, T], the tokens the policy chose.
         kl_coef:         score units per nat.
-        estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k3" is biased: the policy gradient
-                         of a k3 reward is not that of the KL (relative error 0.82 on an enumerated space), and the optimum
-                         is another one; it is here because some codes use it. Nothing else is offered.
+        estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k3" is biased: the policy
+                         gradient of a k3 reward is not that of the KL (relative error 0.82 on an enumerated space),
+                         and the optimum is another one; it is here because some codes use it.
     Returns: [B, T], 0 outside the mask; a row without a True column has no place for its score and gets none.
     Raises: ValueError for another estimator, other shapes or a mask that is not bool.
     """
     if estimator not in REWARD_KL:
         raise ValueError(
-            f"kl_shaped_rewards: estimator must be k1 (exact) or k3 (biased), got {estimator!r}; other forms of KL in the "
-            "reward do not lead to the KL-regularised optimum"
+            f"kl_shaped_rewards: estimator must be k1 (exact) or k3 (biased), got {estimator!r}; other forms of KL in "
+            "the reward do not lead to the KL-regularised optimum"
         )
     check_mask("kl_shaped_rewards", mask, logps=logps, ref_logps=ref_logps)
     if scores.shape != mask.shape[:1]:
@@ -50,8 +50,8 @@ def gae(
     """Generalised advantage estimation -> (advantages, returns), both [B, T] in score units, 0 outside the mask.
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V.
-    Schulman et al. 2016, arXiv:1506.02438, Eq. 16.  t + 1 is the next True column: what stands between (a tool's answer)
-    was not chosen and is stepped over; after the last True column everything is 0. One reverse loop over T, all rows at
+    Schulman et al. 2016, arXiv:1506.02438, Eq. 16.  t + 1 is the next True column: what stands between (a tool's
+    answer) was not chosen and is stepped over; after the last True column everything is 0. One reverse loop over T, all rows at
     a time: O(B T).
 
     Args:

@@ -64,7 +64,7 @@ class FixedKLController:
 class AdaptiveKLController(FixedKLController):
     """Moves the coefficient so that the measured KL comes to `target` nats per sequence.
 
-    coef <- coef (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon).  Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
+    coef <- coef (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon).   Ziegler et al. 2019, arXiv:1909.08593, 2.2.
 
     Args:
         init:    the first coefficient, score units per nat.

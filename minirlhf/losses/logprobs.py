@@ -165,4 +165,6 @@ def _widen(x: Tensor) -> Tensor:
 
 def _check_temperature(name: str, temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"{name}: temperature must be > 0, got {temperature}; greedy decoding has no log-prob to train on")
+        raise ValueError(
+            f"{name}: temperature must be > 0, got {temperature}; greedy decoding has no log-prob to train on"
+        )

@@ -25,7 +25,9 @@ def check_same_shape(name: str, **tensors: Tensor) -> None:
     """Raise ValueError, naming the culprits, unless all tensors have one shape (nothing may broadcast by accident)."""
     shapes = {key: tuple(x.shape) for key, x in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"{name}: needed tensors of one shape, got {shapes}; check which one was transposed or shifted")
+        raise ValueError(
+            f"{name}: needed tensors of one shape, got {shapes}; check which one was transposed or shifted"
+        )
 
 
 def check_mask(name: str, mask: Tensor, **tensors: Tensor) -> None:

@@ -34,7 +34,7 @@ def ppo_policy_loss(
         clip_eps_high: > 0, the upper half-width, by default the same; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
         dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token whose ratio exploded cannot
                        dominate (Ye et al. 2020, arXiv:1912.09729, Eq. 5); None leaves it unbounded.
-    Padding must hold finite numbers (0). Beyond |logps - old_logps| = 20 the ratio stays what it is and has no gradient.
+    Padding must hold finite numbers (0). Beyond |logps - old_logps| = 20 the ratio stays as it is and has no gradient.
     Raises: ValueError if the shapes differ or a bound is out of range.
     """
     check_same_shape("ppo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
@@ -84,8 +84,8 @@ def ratio_diagnostics(
     """What one looks at while PPO runs, each [B, T] and without gradient: average them over the mask.
 
     ratio: pi / pi_old.   approx_kl: k3 estimate of KL(old || now), nats per token, never negative.
-    clip_fraction: 1 where the clip took the gradient away, that is where the ratio left the trust region on the side the
-    advantage pushes to, or beyond dual_clip.
+    clip_fraction: 1 where the clip took the gradient away, that is where the ratio left the trust region on the side
+    the advantage pushes to, or beyond dual_clip.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("ratio_diagnostics", logps=logps, old_logps=old_logps, advantages=advantages)

@@ -1,4 +1,4 @@
-"""Losses of reward models: which of two completions is the better one. B pairs; scores are [B] and have no zero point."""
+"""Losses of reward models: which of two completions is the better one. B pairs; scores are [B], with no zero point."""
 
 from __future__ import annotations
 

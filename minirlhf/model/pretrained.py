@@ -1,7 +1,7 @@
 """Read and write models as folders in the Hugging Face layout: config.json and model.safetensors.
 
-Module names are those of the Llama there, so nothing is renamed; the value head, which that layout does not know, stands
-in a file of its own beside them.
+Module names are those of the Llama there, so nothing is renamed; the value head, which that layout does not know,
+stands in a file of its own beside them.
 """
 
 from __future__ import annotations

@@ -153,9 +153,7 @@ class Trunk(nn.Module):
             else:
                 x = block(x, place, layer)
         if cache is not None:
-            cache.lengths = cache.lengths + (
-                input_ids.shape[1] if attention_mask is None else attention_mask.sum(-1)
-            )
+            cache.lengths = cache.lengths + (input_ids.shape[1] if attention_mask is None else attention_mask.sum(-1))
         return self.norm(x)
 
     def _place(self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Place:
@@ -163,8 +161,8 @@ class Trunk(nn.Module):
         needed = T if cache is None else cache.width + T
         if needed > self.config.max_position_embeddings:
             raise InputError(
-                f"Transformer: the context holds {self.config.max_position_embeddings} tokens, got {needed}; shorten the "
-                "prompt or the response, or use a model with a longer context"
+                f"Transformer: the context holds {self.config.max_position_embeddings} tokens, got {needed}; shorten "
+                "the prompt or the response, or use a model with a longer context"
             )
         if attention_mask is not None:
             check_right_padding(attention_mask)

@@ -48,9 +48,7 @@ class RewardModelScorer:
         """Scores, in order. Texts beyond the context lose the beginning of the prompt: the end is what is judged."""
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
-        texts = zip(
-            self.tokenizer.encode_prompts(prompts), self.tokenizer.encode_responses(completions), strict=True
-        )
+        texts = zip(self.tokenizer.encode_prompts(prompts), self.tokenizer.encode_responses(completions), strict=True)
         ids = [[*prompt, *response][-limit:] for prompt, response in texts]
         scores = torch.empty(len(ids))
         for group in microbatches([len(row) for row in ids], self.microbatch_tokens):

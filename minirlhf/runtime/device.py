@@ -14,7 +14,7 @@ from minirlhf.runtime.randomness import seed_everything
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """"auto" takes cuda, then mps, then cpu; under torchrun each process takes the GPU of its local rank.
+    """ "auto" takes cuda, then mps, then cpu; under torchrun each process takes the GPU of its local rank.
 
     Raises: InputError if the device asked for is not there.
     """
@@ -35,7 +35,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bf16 on a GPU that has it and fp32 elsewhere. Raises: InputError for any other name."""
+    """ "auto" is bf16 on a GPU that has it and fp32 elsewhere. Raises: InputError for any other name."""
     names = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -55,7 +55,7 @@ def session(*, device: str = "auto", precision: str = "auto", seed: int = 0) -> 
     if where.type == "cuda":
         torch.cuda.set_device(where)
     seed_everything(seed)
-    with distributed.process_group(where):
-        # the cache of casted weights would outlive an optimizer step, so it stays off
-        with torch.autocast(where.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            yield where
+    # the cache of casted weights would outlive an optimizer step, so it stays off
+    autocast = torch.autocast(where.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    with distributed.process_group(where), autocast:
+        yield where

@@ -28,6 +28,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def restarted() -> bool:
+    """True if torchrun has started this process again after a crash: the run then resumes by itself."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group torchrun describes in the environment, if it is larger than one; leave it at the end."""
@@ -94,7 +99,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The value of every rank, in the order of ranks, on each of them. Travels as JSON, so nothing is ever unpickled."""
+    """The value of every rank, in the order of ranks, on each of them. Travels as JSON: nothing is ever unpickled."""
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())

@@ -1,6 +1,6 @@
 """`arithmetic`: additions and subtractions, whose answer can be checked.
 
-    prompt := A ("+" | "-") B "="        response := the number
+prompt := A ("+" | "-") B "="        response := the number
 """
 
 from __future__ import annotations

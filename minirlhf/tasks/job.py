@@ -1,21 +1,27 @@
-"""What the example programs share before training starts: common flags, the output folder, the rows, the first models."""
+"""What the example programs share before training starts: common flags, output folder, rows, first models."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import nn
 
 from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
-from minirlhf.model import ModelConfig, Policy, Transformer
-from minirlhf.runtime.distributed import barrier, gather, is_main
+from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
+from minirlhf.model.transformer import Trunk
+from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import write_whole
-from minirlhf.training.run import RunConfig, finished_model
+from minirlhf.training.run import RunConfig, check_same_settings, finished_model
+from minirlhf.training.settings import settings_to_toml
+
+SMALL_MODEL = 1_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -31,25 +37,35 @@ class JobConfig:
     reward: str | None = None  # [folder] use this reward model instead of training one
     stop_after: Literal["sft", "reward", "ppo"] | None = None  # [stage] end the job there; --resume goes on
     device: str = "auto"  # [-] cuda, mps, cpu or auto
+    threads: int | None = None  # [threads] of each process on a CPU; none: one for models of under a million
+    #                             parameters, where a second only waits and suffers from every neighbour, else all
+    gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
 
 def open_output(job: JobConfig, name: str) -> Path:
-    """The job's folder: `output`, or the first free runs/NAME-001, agreed on by all processes.
+    """The job's folder, agreed on by all processes: `output`, or a fresh runs/NAME-001, or with `resume` the last.
 
     Raises: InputError if it holds something already and `resume` was not asked for.
     """
-    folder = Path(job.output) if job.output else _fresh(Path("runs"), name)
-    folder = Path(gather(str(folder))[0])
+    taken = sorted(Path("runs").glob(f"{name}-[0-9][0-9][0-9]"))
+    number = int(taken[-1].name[-3:]) if taken else 0
+    newest = taken[-1] if taken and resumes(job) else Path("runs") / f"{name}-{number + 1:03d}"
+    folder = Path(gather(job.output or str(newest))[0])
     problem = ""
     if folder.exists() and not folder.is_dir():
         problem = f"{folder}: needed a folder for --output, got a file; choose another name"
-    elif folder.exists() and any(folder.iterdir()) and not job.resume:
+    elif folder.exists() and any(folder.iterdir()) and not resumes(job):
         problem = f"{folder}: holds a run already; continue it with --resume or choose another --output"
     barrier()  # every process has looked before the first one writes
     if problem:
         raise InputError(problem)
     return folder
+
+
+def resumes(job: JobConfig) -> bool:
+    """True if asked for, or if torchrun has restarted this job after a crash."""
+    return job.resume or restarted()
 
 
 def load_task(job: JobConfig) -> Task:
@@ -75,12 +91,23 @@ def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def new_policy(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> Policy:
-    """Random weights, the same for the same seed whatever ran before."""
-    seed_everything(seed)
-    policy = Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
-    say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters")
-    return policy
+def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
+    """That of `--policy`, or random weights, the same for the same seed whatever ran before."""
+    if job.policy:
+        return load_policy(resolve_model(job.policy))
+    seed_everything(job.seed)
+    return Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
+
+
+def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
+    """Put a model where it trains, with the job's memory and thread settings."""
+    parameters = sum(p.numel() for p in model.parameters())
+    if device.type == "cpu" and (job.threads or parameters < SMALL_MODEL):
+        torch.set_num_threads(job.threads or 1)
+    for module in model.modules():
+        if isinstance(module, Trunk):
+            module.gradient_checkpointing = job.gradient_checkpointing
+    return model.to(device)
 
 
 def resolve_model(folder: str | Path) -> Path:
@@ -89,9 +116,26 @@ def resolve_model(folder: str | Path) -> Path:
     return final if final and not (Path(folder) / "config.json").exists() else Path(folder)
 
 
-def stage_run(run: RunConfig, job: JobConfig, folder: Path, stage: str) -> RunConfig:
-    """The settings of one stage's run: its own folder, resumed if the job is."""
-    return replace(run, output=str(folder / stage), resume=job.resume)
+def settings_of(settings: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
+    return {name: settings[name] for name in ("", "model", stage, "run")}
+
+
+def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
+    """The final model of a stage that finished with these settings, or None if it has yet to be trained.
+
+    Raises: InputError if it finished with others.
+    """
+    final = finished_model(folder / stage)
+    if final:
+        check_same_settings(folder / stage / "config.toml", settings_to_toml(settings_of(settings, stage)))
+        say(f"{stage}: finished already, {final}")
+    return final
+
+
+def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
+    """The run of one stage: its own folder, resumed if the job is."""
+    return replace(settings["run"], output=str(folder / stage), resume=resumes(settings[""]))
 
 
 def steps_for(steps: int, max_epochs: float, rows: int, batch_size: int) -> int:
@@ -108,8 +152,3 @@ def say(text: str) -> None:
     """Print once, not once per process."""
     if is_main():
         print(text, flush=True)
-
-
-def _fresh(parent: Path, name: str) -> Path:
-    taken = [int(m[1]) for p in parent.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", p.name))]
-    return parent / f"{name}-{max(taken, default=0) + 1:03d}"

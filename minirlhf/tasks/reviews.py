@@ -6,8 +6,8 @@
     fact     := "i bought it in" MONTH "."  |  "the" PART "is" COLOUR "."  |  "we use it in the" ROOM "."
     judgement := [DEGREE] ADJECTIVE
 
-A review either parses, with the prompt's product in its first sentence, or it does not. Its sentiment is the mean of its
-opinions' values in [-1, 1]; facts do not count. Gold reward = sentiment if it parses, else -1.
+A review either parses, with the prompt's product in its first sentence, or it does not. Its sentiment is the mean of
+its opinions' values in [-1, 1]; facts do not count. Gold reward = sentiment if it parses, else -1.
 """
 
 from __future__ import annotations
@@ -15,18 +15,48 @@ from __future__ import annotations
 import random
 
 COLOURS = ["blue", "green", "red", "black", "white", "brown", "grey", "yellow"]
-PRODUCTS = ["kettle", "lamp", "blender", "toaster", "camera", "chair", "speaker", "tent", "watch", "jacket", "mixer", "printer", "radio", "desk", "bottle", "heater"]
+PRODUCTS = [
+    "kettle",
+    "lamp",
+    "blender",
+    "toaster",
+    "camera",
+    "chair",
+    "speaker",
+    "tent",
+    "watch",
+    "jacket",
+    "mixer",
+    "printer",
+    "radio",
+    "desk",
+    "bottle",
+    "heater",
+]
 ROOMS = ["kitchen", "office", "garden", "garage", "bedroom", "attic"]
-MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
+MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 PARTS = ["lid", "handle", "switch", "cord", "case", "base", "button", "panel", "strap", "box"]
-DEGREES = {"slightly": 0.5, "rather": 0.75, "very": 1.5, "not": -0.5}
+DEGREES = {"slightly": 0.3, "rather": 0.6, "very": 1.5, "not": -0.5}
 ADJECTIVES = {
     **dict.fromkeys(["superb", "excellent", "perfect", "wonderful", "brilliant", "lovely"], 1.0),
     **dict.fromkeys(["good", "nice", "solid", "handy", "pleasant"], 0.5),
     **dict.fromkeys(["weak", "dull", "poor", "clumsy", "noisy"], -0.5),
     **dict.fromkeys(["awful", "terrible", "useless", "horrible", "dreadful"], -1.0),
 }
-FEELINGS = {"love": 1.0, "like": 0.5, "dislike": -0.5, "hate": -1.0}
+FEELINGS = {"love": 1.0, "like": 0.3, "dislike": -0.3, "hate": -1.0}
 WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTIVES, *FEELINGS,
                 *["the", "is", "it", "i", "we", "bought", "use", "in", "for"]})  # fmt: skip
 CORRUPT_SHARE = 0.3  # of the texts in preference pairs: without them a reward model never learns what does not parse

@@ -42,18 +42,19 @@ class Task:
         return rows
 
 
-def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 10_000) -> Task:
+def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 20_000) -> Task:
     """`reviews` or `arithmetic`, deterministic by seed, of any size. Raises: InputError for another name."""
     if name not in EMBEDDED:
         raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
     task = EMBEDDED[name]
+    held_out_pairs = task.preference_rows(1024, seed, flipped=0.0, held_out=True)
     return Task(
         name=name,
         sft=task.sft_rows(sft_rows, seed),
         pairs=task.preference_rows(pair_rows, seed),
         prompts=task.training_prompts(),
-        held_out_sft=[],
-        held_out_pairs=task.preference_rows(1024, seed, flipped=0.0, held_out=True),
+        held_out_sft=[row | {"response": row["chosen"]} for row in held_out_pairs],
+        held_out_pairs=held_out_pairs,
         held_out_prompts=task.held_out_prompts(),
         gold=task.gold,
     )

@@ -28,8 +28,8 @@ class Tokenizer:
                 raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name one that is")
         if backend.token_to_id(pad) == backend.token_to_id(eos):
             raise InputError(
-                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained so never learns to stop; "
-                "add a pad token"
+                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained so never learns to "
+                "stop; add a pad token"
             )
         self.backend = backend
         self.backend.encode_special_tokens = True  # special tokens inside text are text
@@ -40,7 +40,9 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
         """Learn merges from texts; the vocabulary ends up smaller if they hold fewer pairs. Special ids come first."""
         if vocab_size < 256 + 3:
-            raise InputError(f"Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got {vocab_size}")
+            raise InputError(
+                f"Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got {vocab_size}"
+            )
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = tokenizers.decoders.ByteLevel()
@@ -60,7 +62,9 @@ class Tokenizer:
         model, config = (Path(folder) / name for name in FILES)
         for path in (model, config):
             if not path.is_file():
-                raise InputError(f"{folder}: needed a tokenizer folder with {' and '.join(FILES)}, found no {path.name}")
+                raise InputError(
+                    f"{folder}: needed a tokenizer folder with {' and '.join(FILES)}, found no {path.name}"
+                )
         try:
             names = json.loads(config.read_text(encoding="utf-8"))
             backend = tokenizers.Tokenizer.from_file(str(model))

@@ -31,7 +31,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
+        sizes = {
+            str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()
+        }
         (aside / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
@@ -75,8 +77,10 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 def load_state(folder: Path) -> dict[str, Any]:
     """Read back what `save_state` wrote. Raises: InputError if the folder is incomplete or a file is broken."""
     if not is_complete(folder):
-        raise InputError(f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it "
-                         "and resume from the one before")  # fmt: skip
+        raise InputError(
+            f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume from "
+            "the one before"
+        )
     try:
         state, tensors = json.loads((folder / NUMBERS).read_text()), load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:

@@ -47,7 +47,7 @@ def metrics_help() -> str:
 class Journal:
     """The files of one run that grow line by line: metrics, timings, samples, log.
 
-    `metrics.jsonl` holds nothing that depends on the machine, so a run that was killed and resumed writes the same bytes.
+    `metrics.jsonl` holds nothing that depends on the machine, so a run that was killed and resumed writes the same.
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
@@ -63,7 +63,9 @@ class Journal:
     def step(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         now = time.perf_counter()
         self._write("metrics.jsonl", {"step": step, **metrics})
-        self._write("timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), "memory_mb": peak_memory_mb()})
+        self._write(
+            "timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), "memory_mb": peak_memory_mb()}
+        )
         for sample in samples:
             self._write("samples.jsonl", {"step": step, **sample})
         self._last = now
@@ -96,7 +98,9 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     cells = [header, *[[cell(value) for value in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,14 +1,13 @@
 """Run: what every algorithm shares while it trains. An iterator, not a `fit`: the loop stays in your script.
 
-    run = Run(config, trainer, batches)
-    for batch in run:
-        run.record(trainer.step(batch))
+run = Run(config, trainer, batches)
+for batch in run:
+    run.record(trainer.step(batch))
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import sys
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from minirlhf.errors import InputError
 from minirlhf.model.pretrained import load_into, save_pretrained
-from minirlhf.runtime.distributed import any_rank, barrier, is_main, share
+from minirlhf.runtime.distributed import any_rank, barrier, is_main, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import is_complete, load_state, save_state, write_whole, written_whole
 from minirlhf.training.metrics import Journal
@@ -130,9 +129,9 @@ class Run:
             if not math.isfinite(metrics.get(name, 0.0)):
                 last = self._checkpoints()[-1:]
                 raise InputError(
-                    f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the weights were "
-                    f"left as they stood before it and the last good checkpoint is {last[0] if last else 'none'}; lower "
-                    "the learning rate or look at this step's batch, then continue with --resume"
+                    f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the "
+                    f"weights were left as they stood and the last good checkpoint is {last[0] if last else 'none'}; "
+                    "lower the learning rate or look at this step's batch, then continue with --resume"
                 )
         self.step += 1
         due = self.config.eval_every and self.step % self.config.eval_every == 0
@@ -172,15 +171,14 @@ class Run:
     def _open(self, settings: str) -> None:
         """Begin a run in an empty folder, or find the place where the one that stands there stopped."""
         path = self.folder / "config.toml"
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if self.folder.exists() and any(self.folder.iterdir()):
             if not path.exists():
                 raise InputError(f"{self.folder}: needed an empty folder or a run to resume, found other files; choose "
                                  "another --output")  # fmt: skip
-            if not (self.config.resume or restarted):
+            if not (self.config.resume or restarted()):
                 raise InputError(f"{self.folder}: holds a run already; continue it with --resume or choose another "
                                  "--output")  # fmt: skip
-            _check_same_settings(path, settings)
+            check_same_settings(path, settings)
             self._load()
         barrier()  # every rank has looked before the main one writes
         self._journal = None
@@ -261,13 +259,13 @@ def finished_model(run: str | Path) -> Path | None:
     return final if is_complete(final) else None
 
 
-def _check_same_settings(path: Path, settings: str) -> None:
+def check_same_settings(path: Path, settings: str) -> None:
     """Raise InputError, showing the first difference, if a run is resumed with other settings than it began with."""
-    ignored = ("resume", "output", "stop_after", "device")
+    ignored = ("resume", "output", "stop_after", "device", "threads")
     old, new = ([x for x in text.splitlines() if not x.startswith(ignored)] for text in (path.read_text(), settings))
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(
-            f"{path.parent}: holds another run: it began with {different[0]!r}, now asked for is {different[1]!r}; resume "
-            "with its own settings or choose another --output"
+            f"{path.parent}: holds another run: it began with {different[0]!r}, now asked for is {different[1]!r}; "
+            "resume with its own settings or choose another --output"
         )
