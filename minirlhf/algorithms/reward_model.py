@@ -19,11 +19,12 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class RewardConfig(OptimizerConfig):
-    steps: int = 700  # [steps] one batch each
+    steps: int = 800  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
     batch_size: int = 64  # [pairs] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = 3e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr_final: float = 0.0  # [share of lr] where the cosine ends; at 0.1 the last pairs still move the ranking
     center_coef: float = 0.01  # [nats per score^2] pulls the mean score to 0; 0 leaves it free
 
 

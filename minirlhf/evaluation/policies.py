@@ -44,7 +44,8 @@ def evaluate_policy(
     """Sample one completion per row, keyed by its place, and measure them. Processes share the work.
 
     Measures: gold_reward and grammatical (None where the task knows none), model_reward (mean score of `reward`),
-    length (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by itself).
+    length (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by
+    itself).
     """
     mine = share(range(len(rows)), even=False)
     prompts = [rows[i].row["prompt"] for i in mine]

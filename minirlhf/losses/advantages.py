@@ -51,8 +51,8 @@ def gae(
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V.
     Schulman et al. 2016, arXiv:1506.02438, Eq. 16.  t + 1 is the next True column: what stands between (a tool's
-    answer) was not chosen and is stepped over; after the last True column everything is 0. One reverse loop over T, all rows at
-    a time: O(B T).
+    answer) was not chosen and is stepped over; after the last True column everything is 0. One reverse loop over T,
+    all rows at a time: O(B T).
 
     Args:
         rewards, values: [B, T] score units.   mask: [B, T].   gamma, lam: in [0, 1].

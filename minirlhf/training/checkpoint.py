@@ -78,8 +78,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Read back what `save_state` wrote. Raises: InputError if the folder is incomplete or a file is broken."""
     if not is_complete(folder):
         raise InputError(
-            f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume from "
-            "the one before"
+            f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume "
+            "from the one before"
         )
     try:
         state, tensors = json.loads((folder / NUMBERS).read_text()), load_file(folder / TENSORS)
