@@ -142,10 +142,10 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
     words = list(argv)
     while words:
         flag, equals, text = (word := words.pop(0)).partition("=")
-        name = flag.removeprefix("--")
+        name = flag.removeprefix("--").replace("-", "_")  # --stop-after and --stop_after are one
         if not flag.startswith("-"):
             raise InputError(f"command line: needed --name value, got {word!r} alone; see --help.")
-        if name not in hints or name == flag:
+        if name not in hints or not flag.startswith("--"):
             nearest = _nearest(name, hints)
             raise InputError(f"command line: no setting {flag!r}; the nearest is --{nearest}; see --help.")
         if not equals:
