@@ -33,7 +33,7 @@ SETTINGS = {
     "": job.JobConfig,
     "model": ModelConfig,
     "sft": SFTConfig,
-    "reward": RewardConfig,
+    "reward_model": RewardConfig,
     "ppo": PPOConfig,
     "run": RunConfig,
 }
@@ -44,6 +44,7 @@ def train_ppo(
     settings: dict, task: Task, tokenizer: Tokenizer, policy: Policy, reward: Reward, folder: Path, device: torch.device
 ) -> tuple[Report, Report]:
     """PPO from `policy` against `reward` -> how the policy wrote before and after."""
+    settings = job.settings_of(settings, "ppo")
     common, config = settings[""], settings["ppo"]
     fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
     rows = encode_rows(tokenizer, task.need("prompts", "PPO"), (), **fit, reserve=config.max_tokens)
@@ -56,6 +57,7 @@ def train_ppo(
         measure = {"reward": reward, "ref_policy": ref_policy, "gold": task.gold, "seed": common.seed}
         return evaluate_policy(policy, tokenizer, held_out[:prompts], sampling, **measure)
 
+    job.say(f"evaluating on {len(held_out[:EVALUATION_PROMPTS]):,} held-out prompts")
     before = evaluate(ref_policy)
     if finished := job.finished_stage(settings, folder, "ppo"):
         return before, evaluate(job.place(load_policy(finished), common, device))
@@ -70,7 +72,7 @@ def train_ppo(
         job.stage_run(settings, folder, "ppo"),
         trainer,
         batches,
-        settings=job.settings_of(settings, "ppo"),
+        settings=settings,
         tokenizer=tokenizer,
         evaluate=lambda: evaluate(policy, prompts=128).known(),
     )

@@ -20,7 +20,7 @@ from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunConfig, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward": RewardConfig, "run": RunConfig}
+SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward_model": RewardConfig, "run": RunConfig}
 
 
 def train_reward_model(
@@ -30,7 +30,8 @@ def train_reward_model(
 
     A model this folder holds already is handed back instead.
     """
-    common, config = settings[""], settings["reward"]
+    settings = job.settings_of(settings, "reward_model")
+    common, config = settings[""], settings["reward_model"]
     finished = job.finished_stage(settings, folder, "reward")
     seed_everything(common.seed)  # the score head is new
     model = job.place(load_reward_model(finished) if finished else RewardModel(base), common, device)
@@ -47,7 +48,7 @@ def train_reward_model(
             job.stage_run(settings, folder, "reward"),
             trainer,
             batches,
-            settings=job.settings_of(settings, "reward"),
+            settings=settings,
             tokenizer=tokenizer,
             evaluate=lambda: trainer.evaluate(held_out),
         )

@@ -25,6 +25,7 @@ SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": Ru
 
 def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
     """Train a policy on the task's rows, or hand back the one this folder holds already."""
+    settings = job.settings_of(settings, "sft")
     common, config = settings[""], settings["sft"]
     if finished := job.finished_stage(settings, folder, "sft"):
         return job.place(load_policy(finished), common, device)
@@ -41,7 +42,7 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
         job.stage_run(settings, folder, "sft"),
         trainer,
         batches,
-        settings=job.settings_of(settings, "sft"),
+        settings=settings,
         tokenizer=tokenizer,
         evaluate=lambda: trainer.evaluate(held_out),
     )

@@ -28,6 +28,7 @@ from minirlhf.losses import (
     ppo_value_loss,
     ratio_diagnostics,
 )
+from minirlhf.losses.masking import wide_dtype
 from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout import Rollout, collect
@@ -241,7 +242,8 @@ class PPOTrainer:
     def describe(self, rollout: Rollout, returns: Tensor) -> dict[str, float]:
         """What the rollout was like, over all processes."""
         mask = rollout.completion_mask
-        rows = rollout.scores.double()
+        wide = wide_dtype(mask)
+        rows = rollout.scores.to(wide)
         sums = {
             "n": mask.any(-1).sum(),
             "kl": masked_sum(rollout.logps - rollout.ref_logps, mask),
@@ -252,7 +254,7 @@ class PPOTrainer:
             "mass_kept": rollout.kept.sum(),
         }
         residual, spread = moments_of_all(returns - rollout.values, mask), moments_of_all(returns, mask)
-        totals = all_sum(torch.stack([value.double() for value in sums.values()]))
+        totals = all_sum(torch.stack([value.to(wide) for value in sums.values()]))
         explained = 1 - mean_and_var(residual)[1] / mean_and_var(spread)[1].clamp(min=1e-8)
         *values, explained_variance = torch.cat([totals, explained[None]]).tolist()
         n, *means = values

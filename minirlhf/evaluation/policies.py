@@ -107,10 +107,10 @@ def sequence_kl(
 
 
 def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> str:
-    """n prompts with what was written before and after, in three columns."""
+    """n prompts, spread over all, with what was written before and after, in three columns."""
     lines = [f"{'prompt':<{width}}  {'before':<{width}}  after"]
     lines.append("  ".join(["-" * width] * 3))
-    for i in range(min(n, len(before.prompts))):
+    for i in range(0, len(before.prompts), max(1, -(-len(before.prompts) // n))):
         cells = [before.prompts[i], before.completions[i], after.completions[i]]
         columns = [textwrap.wrap(" ".join(text.split())[-4 * width :] or "(empty)", width) for text in cells]
         for j in range(max(map(len, columns))):

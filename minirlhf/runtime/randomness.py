@@ -38,10 +38,13 @@ def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.de
         seed:   any integer.   stream: what the numbers are for ("ppo", "shuffle"), so that two uses never share noise.
         keys:   int64 tensors or ints that broadcast: draw, prompt index, sample index, token position.
     """
-    state = splitmix64(torch.tensor((seed << 32 ^ zlib.crc32(stream.encode())) & 2**63 - 1, device=device))
+    home = "cpu" if torch.device(device).type == "mps" else device  # Apple's mps has no float64
+    state = splitmix64(torch.tensor((seed << 32 ^ zlib.crc32(stream.encode())) & 2**63 - 1, device=home))
     for key in keys:
-        state = splitmix64(state ^ torch.as_tensor(key, dtype=torch.int64, device=device))
-    return _shift(state, 11).double() * 2.0**-53
+        state = splitmix64(state ^ torch.as_tensor(key, dtype=torch.int64, device=home))
+    if home == device:
+        return _shift(state, 11).double() * 2.0**-53
+    return (_shift(state, 40).float() * 2.0**-24).to(device)
 
 
 def permutation(n: int, seed: int, stream: str, epoch: int) -> list[int]:

@@ -116,9 +116,9 @@ def resolve_model(folder: str | Path) -> Path:
     return final if final and not (Path(folder) / "config.json").exists() else Path(folder)
 
 
-def settings_of(settings: dict[str, Any], stage: str) -> dict[str, Any]:
+def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
-    return {name: settings[name] for name in ("", "model", stage, "run")}
+    return {name: settings[name] for name in ("", "model", section, "run")}
 
 
 def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
@@ -128,7 +128,7 @@ def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path |
     """
     final = finished_model(folder / stage)
     if final:
-        check_same_settings(folder / stage / "config.toml", settings_to_toml(settings_of(settings, stage)))
+        check_same_settings(folder / stage / "config.toml", settings_to_toml(settings))
         say(f"{stage}: finished already, {final}")
     return final
 

@@ -70,10 +70,11 @@ class Journal:
             self._write("samples.jsonl", {"step": step, **sample})
         self._last = now
 
-    def log(self, text: str) -> None:
-        """One line in log.txt and above the progress bar."""
+    def log(self, text: str, show: bool) -> None:
+        """One line in log.txt and, if `show`, above the progress bar."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self._files["log.txt"], flush=True)
-        tqdm.write(text, file=sys.stderr)
+        if show:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         for file in self._files.values():

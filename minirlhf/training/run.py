@@ -7,6 +7,7 @@ for batch in run:
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -34,12 +35,12 @@ FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face
 class RunConfig:
     output: str = "runs/run"  # [folder] where everything is written
     resume: bool = False  # [-] continue the run that stands in `output`
-    eval_every: int = 50  # [steps] between evaluations; 0 for none
-    save_every: int = 100  # [steps] between checkpoints; 0 for the last one only
+    eval_every: int | None = None  # [steps] between evaluations; 0 for the last one only, none for ten in a run
+    save_every: int | None = None  # [steps] between checkpoints; 0 for the last one only, none for ten in a run
     keep: int = 2  # [checkpoints] kept beside the best one
 
     def __post_init__(self) -> None:
-        if self.eval_every < 0 or self.save_every < 0 or self.keep < 1:
+        if (self.eval_every or 0) < 0 or (self.save_every or 0) < 0 or self.keep < 1:
             raise InputError(
                 "RunConfig: needed eval_every >= 0, save_every >= 0 and keep >= 1, got "
                 f"{self.eval_every}, {self.save_every} and {self.keep}"
@@ -116,7 +117,8 @@ class Run:
             self._finish()
         finally:
             bar.close()
-            self._journal and self._journal.close()
+            if self._journal:
+                self._journal.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -134,25 +136,24 @@ class Run:
                     "lower the learning rate or look at this step's batch, then continue with --resume"
                 )
         self.step += 1
-        due = self.config.eval_every and self.step % self.config.eval_every == 0
         improved = False
-        if self.evaluate and (due or self.step == len(self.batches)):
+        if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
             evaluation = {f"eval/{name}": value for name, value in self.evaluate().items()}
             metrics = {**metrics, **evaluation}
             improved = self._is_best(evaluation)
+            self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
         self.metrics = metrics
         if self._journal:
             self._journal.step(self.step - 1, metrics, self.trainer.samples)
             if self.on_metrics:
                 self.on_metrics(self.step - 1, metrics)
-        periodic = self.config.save_every and self.step % self.config.save_every == 0
-        if improved or periodic:
+        if improved or self._due(self.config.save_every):
             self.save()
 
-    def log(self, text: str) -> None:
-        """A line for the user and for log.txt, from the main process."""
+    def log(self, text: str, show: bool = True) -> None:
+        """A line in log.txt and, if `show`, for the user, from the main process."""
         if self._journal:
-            self._journal.log(text)
+            self._journal.log(text, show)
 
     def save(self) -> None:
         """Write checkpoints/step-N, complete or not at all, then drop those that are neither recent nor the best."""
@@ -166,7 +167,13 @@ class Run:
             for old in self._checkpoints()[: -self.config.keep]:
                 if old != self._checkpoint(best or -1):
                     shutil.rmtree(old)
+        self.log(f"step {self.step}: checkpoint {self._checkpoint(self.step)}", show=False)
         barrier()
+
+    def _due(self, every: int | None) -> bool:
+        """Is it time, after this step, for what happens every so many steps (None: ten times a run, 0: never)?"""
+        every = max(1, math.ceil(len(self.batches) / 10)) if every is None else every
+        return every > 0 and self.step % every == 0
 
     def _open(self, settings: str) -> None:
         """Begin a run in an empty folder, or find the place where the one that stands there stopped."""
@@ -186,6 +193,7 @@ class Run:
             if not path.exists():
                 write_whole(path, settings)
             self._journal = Journal(self.folder, self.step)
+            self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
         found = self._checkpoints()

@@ -167,7 +167,7 @@ def test_toml_values(toml, text, name, value):
     [
         ("--ppo.clip_epz .1", "command line: no setting '--ppo.clip_epz'; the nearest is --ppo.clip_eps; see --help."),
         ("--clip_eps .1", "command line: no setting '--clip_eps'; the nearest is --ppo.clip_eps; see --help."),
-        ("--ppo.clip-eps=.1", "command line: no setting '--ppo.clip-eps'; the nearest is --ppo.clip_eps; see --help."),
+        ("--ppo.clip-epz=.1", "command line: no setting '--ppo.clip-epz'; the nearest is --ppo.clip_eps; see --help."),
         ("--dpo.warmup 1", "command line: no setting '--dpo.warmup'; the nearest is --ppo.warmup; see --help."),
         ("-seed 3", "command line: no setting '-seed'; the nearest is --seed; see --help."),
         ("--confg x", "command line: no setting '--confg'; the nearest is --config; see --help."),
@@ -348,3 +348,7 @@ def test_written_settings_as_text():
 def test_a_value_that_would_not_read_back_is_refused(values):
     with pytest.raises(InputError, match=r"^(output|seed): needed a value that TOML can give back, got .*; choose"):
         settings_to_toml({"": Common(**values)})
+
+
+def test_hyphens_and_underscores_in_flags_are_the_same():
+    assert ppo("--ppo.clip-eps", "0.1") == ppo("--ppo.clip_eps", "0.1") == PPO(clip_eps=0.1)
