@@ -196,7 +196,12 @@ class PPOTrainer:
         Prompts come in random order, so consecutive rows are a random minibatch already; that the split is fixed makes
         the minibatches of two processes those of one.
         """
-        size = len(rollout.lengths) // self.config.minibatches
+        size, rest = divmod(len(rollout.lengths), self.config.minibatches)
+        if rest:
+            raise InputError(
+                f"PPOTrainer: minibatch_size {self.config.minibatch_size} cannot be shared among the processes: each has "
+                f"{len(rollout.lengths)} rows for {self.config.minibatches} minibatches; choose a multiple of their number"
+            )
         history: list[dict[str, float]] = []
         for i in range(self.config.epochs * self.config.minibatches):
             start = i % self.config.minibatches * size
@@ -224,7 +229,9 @@ class PPOTrainer:
                 logps = torch.where(mask, now.logps, 0)  # a prompt's log-probs say nothing about choices
                 policy_losses = ppo_policy_loss(logps, old_logps=old.logps, advantages=A, **self.clip)
                 value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
-                losses = policy_losses + config.value_coef * value_losses - config.entropy_coef * now.entropy
+                losses = policy_losses + config.value_coef * value_losses
+                if config.entropy_coef:  # without it the entropy's backward pass is not paid for
+                    losses = losses - config.entropy_coef * now.entropy
                 loss = masked_mean(losses, mask, count)
                 backward(loss)
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy}

@@ -17,7 +17,7 @@ from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.checkpoint import write_whole
+from minirlhf.training.checkpoint import holds_anything, write_whole
 from minirlhf.training.run import RunConfig, check_same_settings, finished_model
 from minirlhf.training.settings import settings_to_toml
 
@@ -55,8 +55,8 @@ def open_output(job: JobConfig, name: str) -> Path:
     problem = ""
     if folder.exists() and not folder.is_dir():
         problem = f"{folder}: needed a folder for --output, got a file; choose another name"
-    elif folder.exists() and any(folder.iterdir()) and not resumes(job):
-        problem = f"{folder}: holds a run already; continue it with --resume or choose another --output"
+    elif holds_anything(folder) and not resumes(job):
+        problem = f"{folder}: holds a run already; give --resume or choose another --output"
     barrier()  # every process has looked before the first one writes
     if problem:
         raise InputError(problem)

@@ -37,12 +37,12 @@ def written_whole(folder: Path) -> Iterator[Path]:
         (aside / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
-        if folder.exists():  # only what is to be replaced, such as a step trained again after a resume
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+        if folder.exists():  # a step trained again after a resume
             folder.rename(old)
-            shutil.rmtree(old)
         aside.rename(folder)
         _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -55,6 +55,17 @@ def write_whole(path: Path, text: str) -> None:
     _flush(aside)
     aside.rename(path)
     _flush(path.parent)
+
+
+def holds_anything(folder: Path) -> bool:
+    """True if there are files to lose: leftovers of a crash, under dotted names, are none."""
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a crash left half-written in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_complete(folder: Path) -> bool:

@@ -24,7 +24,15 @@ from minirlhf.errors import InputError
 from minirlhf.model.pretrained import load_into, save_pretrained
 from minirlhf.runtime.distributed import any_rank, barrier, is_main, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.checkpoint import is_complete, load_state, save_state, write_whole, written_whole
+from minirlhf.training.checkpoint import (
+    holds_anything,
+    is_complete,
+    load_state,
+    remove_leftovers,
+    save_state,
+    write_whole,
+    written_whole,
+)
 from minirlhf.training.metrics import Journal
 from minirlhf.training.settings import settings_to_toml
 
@@ -178,18 +186,18 @@ class Run:
     def _open(self, settings: str) -> None:
         """Begin a run in an empty folder, or find the place where the one that stands there stopped."""
         path = self.folder / "config.toml"
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if holds_anything(self.folder):
             if not path.exists():
-                raise InputError(f"{self.folder}: needed an empty folder or a run to resume, found other files; choose "
-                                 "another --output")  # fmt: skip
+                raise InputError(f"{self.folder}: holds files that are not a run's; choose another --output")
             if not (self.config.resume or restarted()):
-                raise InputError(f"{self.folder}: holds a run already; continue it with --resume or choose another "
-                                 "--output")  # fmt: skip
+                raise InputError(f"{self.folder}: holds a run already; give --resume or choose another --output")
             check_same_settings(path, settings)
             self._load()
         barrier()  # every rank has looked before the main one writes
         self._journal = None
         if is_main():
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_leftovers(folder)
             if not path.exists():
                 write_whole(path, settings)
             self._journal = Journal(self.folder, self.step)
