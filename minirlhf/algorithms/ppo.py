@@ -199,8 +199,8 @@ class PPOTrainer:
         size, rest = divmod(len(rollout.lengths), self.config.minibatches)
         if rest:
             raise InputError(
-                f"PPOTrainer: minibatch_size {self.config.minibatch_size} cannot be shared among the processes: each has "
-                f"{len(rollout.lengths)} rows for {self.config.minibatches} minibatches; choose a multiple of their number"
+                f"PPOTrainer: each process has {len(rollout.lengths)} rows of a batch, which do not fill "
+                f"{self.config.minibatches} minibatches; make minibatch_size a multiple of the number of processes"
             )
         history: list[dict[str, float]] = []
         for i in range(self.config.epochs * self.config.minibatches):

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.errors import InputError
 from minirlhf.generation.sampling import sample
 from minirlhf.model.transformer import KVCache, Transformer
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
+
+PREFILL_TOKENS = 16_384  # of prompts, padding included, in one forward
 
 
 @dataclass(frozen=True)
@@ -146,18 +149,21 @@ def _generate_batch(
 def _read_prompts(
     transformer: Transformer, prompts: list[Sequence[int]], max_tokens: int, device: torch.device
 ) -> tuple[KVCache, Tensor]:
-    """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    ids = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    mask = torch.arange(width) < lengths[:, None]
-    dtype = transformer.head_weight.dtype
-    cache = KVCache(transformer.config, len(prompts), width + max_tokens, device, dtype)
-    hidden = transformer.model(ids.to(device), mask.to(device), cache)
-    last = hidden[torch.arange(len(prompts), device=device), lengths.to(device) - 1]
-    return cache, torch.nn.functional.linear(last, transformer.head_weight)
+    """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
+
+    In groups of similar length, so that one long prompt does not pad all others.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    weight = transformer.head_weight
+    cache = KVCache(transformer.config, len(prompts), max(lengths) + max_tokens, device, weight.dtype)
+    last = torch.empty(len(prompts), weight.shape[1], dtype=weight.dtype, device=device)
+    for group in microbatches(lengths, PREFILL_TOKENS):
+        batch = pad_sequences([prompts[i] for i in group], [[] for _ in group], 0, device)
+        part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, weight.dtype)
+        hidden = transformer.model(batch.input_ids, batch.attention_mask, part)
+        last[group] = hidden[torch.arange(len(group), device=device), part.lengths - 1].to(weight.dtype)
+        cache.adopt(group, part)
+    return cache, torch.nn.functional.linear(last, weight)
 
 
 def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:

@@ -37,6 +37,13 @@ class KVCache:
         self.values_LBSKE[layer, rows, positions_BT] = values_BTKE.to(self.values_LBSKE.dtype)
         return self.keys_LBSKE[layer, :, : self.width], self.values_LBSKE[layer, :, : self.width]
 
+    def adopt(self, rows: list[int], part: KVCache) -> None:
+        """Take over what a smaller cache has read, as these rows."""
+        self.keys_LBSKE[:, rows, : part.width] = part.keys_LBSKE[:, :, : part.width]
+        self.values_LBSKE[:, rows, : part.width] = part.values_LBSKE[:, :, : part.width]
+        self.lengths[rows] = part.lengths
+        self.width = max(self.width, part.width)
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (the unfinished ones)."""
         self.keys_LBSKE, self.values_LBSKE = self.keys_LBSKE[:, rows], self.values_LBSKE[:, rows]
@@ -62,7 +69,9 @@ class Attention(nn.Module):
         k_BTKE = rotate(self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim), place)
         v_BTKE = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)
         if place.cache is not None:
-            k_BTKE, v_BTKE = (x.to(q_BTHE.dtype) for x in place.cache.write(layer, place.positions, k_BTKE, v_BTKE))
+            k_BSKE, v_BSKE = place.cache.write(layer, place.positions, k_BTKE, v_BTKE)
+            if place.visible is not None:  # what was read before counts too
+                k_BTKE, v_BTKE = k_BSKE.to(q_BTHE.dtype), v_BSKE.to(q_BTHE.dtype)
         out_BHTE = F.scaled_dot_product_attention(
             q_BTHE.transpose(1, 2),
             k_BTKE.transpose(1, 2),
@@ -169,8 +178,10 @@ class Trunk(nn.Module):
         steps = torch.arange(T, device=input_ids.device)
         if cache is None:
             return Place(steps[None], self.cos, self.sin, None, None)
+        first, cache.width = cache.width == 0, needed
+        if first:  # nothing to look back on: causal attention needs no [T, S] mask
+            return Place(steps.expand(len(input_ids), T), self.cos, self.sin, None, cache)
         positions = cache.lengths[:, None] + steps
-        cache.width = needed
         visible = torch.arange(needed, device=input_ids.device) <= positions[:, None, :, None]
         return Place(positions, self.cos, self.sin, visible, cache)
 
