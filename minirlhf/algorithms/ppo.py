@@ -44,6 +44,7 @@ class PPOConfig(OptimizerConfig):
     minibatch_size: int = 64  # [rows] per update, over all processes
     epochs: int = 2  # [epochs] how often a step goes over its batch
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    lr: float = 1e-3  # [per update] peak learning rate; for models of under a million parameters, a billion wants 1e-6
 
     max_tokens: int = 48  # [tokens] longest completion, its EOS included
     temperature: float = 1.0  # [-] of sampling, and so of policy, reference and KL

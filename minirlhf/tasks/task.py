@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+from tqdm import tqdm
+
 from minirlhf.data.formats import Dataset
 from minirlhf.errors import InputError
+from minirlhf.runtime.distributed import is_main
 from minirlhf.tasks import arithmetic, reviews
 
 EMBEDDED: dict[str, ModuleType] = {"reviews": reviews, "arithmetic": arithmetic}
@@ -47,17 +50,17 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
     if name not in EMBEDDED:
         raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
     task = EMBEDDED[name]
-    held_out_pairs = task.preference_rows(1024, seed, flipped=0.0, held_out=True)
-    return Task(
-        name=name,
-        sft=task.sft_rows(sft_rows, seed),
-        pairs=task.preference_rows(pair_rows, seed),
-        prompts=task.training_prompts(),
-        held_out_sft=[row | {"response": row["chosen"]} for row in held_out_pairs],
-        held_out_pairs=held_out_pairs,
-        held_out_prompts=task.held_out_prompts(),
-        gold=task.gold,
-    )
+    writers = {
+        "sft": lambda: task.sft_rows(sft_rows, seed),
+        "pairs": lambda: task.preference_rows(pair_rows, seed),
+        "prompts": task.training_prompts,
+        "held_out_pairs": lambda: task.preference_rows(1024, seed, flipped=0.0, held_out=True),
+        "held_out_prompts": task.held_out_prompts,
+    }
+    bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=not is_main())
+    parts = {part: write() for part, write in bar}
+    held_out_sft = [row | {"response": row["chosen"]} for row in parts["held_out_pairs"]]
+    return Task(name=name, gold=task.gold, held_out_sft=held_out_sft, **parts)
 
 
 def task_from_rows(dataset: Dataset) -> Task:
