@@ -70,7 +70,7 @@ def evaluate_policy(
         measured["model_reward"] = score_completions(reward, prompts, texts, sources)
     if gold:
         measured |= gold(prompts, texts, sources)
-    if ref_policy:
+    if ref_policy and sampling.temperature > 0:  # greedy samples say nothing about a distribution
         measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in mine], completions, sampling)
     joined: dict[str, list] = {}
     for part in gather(measured):
@@ -110,7 +110,8 @@ def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> 
     """n prompts, spread over all, with what was written before and after, in three columns."""
     lines = [f"{'prompt':<{width}}  {'before':<{width}}  after"]
     lines.append("  ".join(["-" * width] * 3))
-    for i in range(0, len(before.prompts), max(1, -(-len(before.prompts) // n))):
+    shown = min(n, len(before.prompts))
+    for i in (k * (len(before.prompts) - 1) // max(1, shown - 1) for k in range(shown)):
         cells = [before.prompts[i], before.completions[i], after.completions[i]]
         columns = [textwrap.wrap(" ".join(text.split())[-4 * width :] or "(empty)", width) for text in cells]
         for j in range(max(map(len, columns))):

@@ -32,8 +32,11 @@ class SamplingConfig:
     batch_size: int = 256  # [rows] completions in progress at a time
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"SamplingConfig: max_tokens must be at least 1, got {self.max_tokens}")
+        if self.max_tokens < 1 or self.batch_size < 1:
+            raise InputError(
+                f"SamplingConfig: max_tokens and batch_size must be at least 1, got {self.max_tokens} and "
+                f"{self.batch_size}"
+            )
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(
                 "SamplingConfig: needed temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
@@ -72,6 +75,8 @@ def generate(
         tokenizer.
     """
     keys = [(0, i, 0) for i in range(len(prompts))] if keys is None else keys
+    if len(keys) != len(prompts):
+        raise ValueError(f"generate: needed {len(prompts)} keys, one per prompt, got {len(keys)}")
     limit = transformer.config.max_position_embeddings
     for i, prompt in enumerate(prompts):
         if not prompt:

@@ -48,10 +48,9 @@ class Policy(nn.Module):
 
 def copy_of(policy: Policy) -> Policy:
     """The same weights in new storage, frozen, without value head: a reference policy."""
-    reference = Policy(Transformer(policy.transformer.config))
-    reference.transformer.load_state_dict(policy.transformer.state_dict())
     weight = policy.transformer.head_weight
-    reference.to(device=weight.device, dtype=weight.dtype)
+    reference = Policy(Transformer(policy.transformer.config)).to(device=weight.device, dtype=weight.dtype)
+    reference.transformer.load_state_dict(policy.transformer.state_dict())
     return reference.requires_grad_(False).eval()
 
 

@@ -20,6 +20,8 @@ from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
 CONFIG, WEIGHTS, VALUE_HEAD = "config.json", "model.safetensors", "value_head.safetensors"
+# What the transformer computes and config.json may say otherwise: anything else there would mean other logits
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None, "pretraining_tp": 1}
 ARCHITECTURES = {
     Transformer: "LlamaForCausalLM",
     RewardModel: "LlamaForSequenceClassification",
@@ -34,6 +36,8 @@ def save_pretrained(model: Transformer | Policy | RewardModel | ValueModel, fold
     if isinstance(model, Policy):
         if model.value_head is not None:
             save_file(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD, {"format": "pt"})
+        else:
+            (folder / VALUE_HEAD).unlink(missing_ok=True)  # of a policy that was saved here before
         model = model.transformer
     save_file(_on_cpu(model.state_dict()), folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(_hf_config(model), indent=2) + "\n")
@@ -90,13 +94,20 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        raw["vocab_size"], architectures = int(raw["vocab_size"]), raw["architectures"]
+        raw["vocab_size"], architectures = int(raw["vocab_size"]), list(raw["architectures"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: needed a model's JSON with vocab_size and architectures ({error!r})") from None
     kinds = {name: kind for kind, name in ARCHITECTURES.items()}
     kind = next((kinds[name] for name in architectures if name in kinds), None)
     if kind is None:
         raise InputError(f"{path}: architecture must be one of {', '.join(kinds)}, got {architectures}")
+    rope = raw.get("rope_parameters") or {}  # where newer writers keep the base of the wavelengths
+    raw = {"rope_theta": rope.get("rope_theta", ModelConfig.rope_theta), **raw}
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"{path}: rope_parameters must be of type default, got {rope['rope_type']!r}")
+    for name, needed in FIXED.items():
+        if raw.get(name, needed) != needed:
+            raise InputError(f"{path}: {name} must be {needed}, the only one there is here, got {raw[name]!r}")
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     return ModelConfig(**{key: value for key, value in raw.items() if key in fields}), kind
 

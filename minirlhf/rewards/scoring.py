@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -28,13 +29,22 @@ def score_completions(reward: Reward, prompts: list[str], completions: list[str]
             f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return None for "
             "completions it does not apply to"
         )
-    for i, score in enumerate(scores):
-        if not isinstance(score, int | float) or not math.isfinite(score):
+    numbers = [as_number(score) for score in scores]
+    for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
+        if not math.isfinite(number):
             raise InputError(
                 f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
                 f"({completions[i][:40]!r}); score what cannot be judged with a number of your choice"
             )
-    return [float(score) for score in scores]
+    return numbers
+
+
+def as_number(score: Any) -> float:
+    """What a reward function may mean by a number: int, float, numpy scalar, tensor of one; nan for anything else."""
+    try:
+        return math.nan if isinstance(score, str) else float(score)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 class RewardModelScorer:

@@ -72,7 +72,7 @@ def is_complete(folder: Path) -> bool:
     """True if every file of the manifest is there with its size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
 

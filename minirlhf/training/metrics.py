@@ -112,8 +112,8 @@ def _drop_lines_from(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # a text may hold U+2028: no splitlines
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] < step:
-                kept.append(line)
+                kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")
