@@ -22,17 +22,25 @@ class ModelConfig:
     tie_word_embeddings: bool = True  # [-] the head is the embedding, transposed
 
     def __post_init__(self) -> None:
-        if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise InputError(
-                    f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
-                    f"{self.num_attention_heads}; or set head_dim"
-                )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim % 2:
-            raise InputError(f"ModelConfig: head_dim must be even for rotary positions, got {self.head_dim}")
+        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                  "intermediate_size", "max_position_embeddings")  # fmt: skip
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise InputError(f"ModelConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}; or set head_dim"
+            )
+        if self.head_width < 2 or self.head_width % 2:
+            raise InputError(f"ModelConfig: head_dim must be even for rotary positions, got {self.head_width}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"ModelConfig: num_attention_heads must be a multiple of num_key_value_heads, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}"
             )
+
+    @property
+    def head_width(self) -> int:
+        """`head_dim`, given or derived."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim

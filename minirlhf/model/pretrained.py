@@ -136,7 +136,7 @@ def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hf_config(model: nn.Module) -> dict:
-    config = dataclasses.asdict(model.config)
+    config = {**dataclasses.asdict(model.config), "head_dim": model.config.head_width}
     dtype = next(model.parameters()).dtype
     labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
     return {

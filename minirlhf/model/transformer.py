@@ -24,7 +24,7 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch: int, size: int, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        shape = (config.num_hidden_layers, batch, size, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, batch, size, config.num_key_value_heads, config.head_width)
         self.keys_LBSKE = torch.zeros(shape, device=device, dtype=dtype)
         self.values_LBSKE = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # real tokens read, per row
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
-            config.head_dim,
+            config.head_width,
         )
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, [max_position_embeddings, E] each."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    exponents = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
     angles = torch.arange(config.max_position_embeddings)[:, None] / config.rope_theta**exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
