@@ -109,7 +109,9 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         if raw.get(name, needed) != needed:
             raise InputError(f"{path}: {name} must be {needed}, the only one there is here, got {raw[name]!r}")
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{key: value for key, value in raw.items() if key in fields}), kind
+    config = ModelConfig(**{key: value for key, value in raw.items() if key in fields})
+    derived = config.head_width * config.num_attention_heads == config.hidden_size
+    return (dataclasses.replace(config, head_dim=None) if derived else config), kind
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
