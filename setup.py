@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+TEST = ["pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.8"]
+
 setup(
     name="minirlhf",
     version="0.1.0",
@@ -17,7 +19,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
-        "test": ["pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.8"],
-        "parity": ["pytest>=8", "transformers>=5,<6"],
+        "test": TEST,
+        "parity": [*TEST, "transformers>=5,<6"],
     },
 )

@@ -68,7 +68,7 @@ def collect(
     completions = generate(
         policy.transformer, prompts, sampling, seed=seed, stream="rollout", keys=keys, tokenizer=tokenizer
     )
-    texts = tokenizer.decode_batch([completion.ids for completion in completions])
+    texts = tokenizer.decode_completions([completion.ids for completion in completions])
     rows = [draw.row.row for draw in batch]
     scores = score_completions(reward, [row["prompt"] for row in rows], texts, rows)
 

@@ -53,18 +53,24 @@ def encode_rows(
     answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
     for row, prompt, *texts in zip(rows, prompts, *answers, strict=True):
         room = context - len(prompt)
+        where = f"row {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
         if room < reserve:
-            where = f"row {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
             refused.append(
                 f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context's "
                 f"{context}, needed {reserve}"
             )
             continue
+        cut = tuple(ids[:room] for ids in texts)
+        if len(cut) == 2 and cut[0] == cut[1]:
+            refused.append(
+                f"{where}: {' and '.join(responses)} are the same once cut to the context's {context} tokens"
+            )
+            continue
         truncated += sum(len(ids) > room for ids in texts)
-        kept.append(EncodedRow(row, prompt, tuple(ids[:room] for ids in texts)))
+        kept.append(EncodedRow(row, prompt, cut))
     if len(refused) > max_refused * len(rows):
         raise InputError(
-            f"{len(refused)} of {len(rows)} prompts are too long, at most {max_refused:.1%} may be: "
+            f"{len(refused)} of {len(rows)} rows do not fit, at most {max_refused:.1%} may be refused: "
             f"{'; '.join(refused[:3])}; "
             "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
         )

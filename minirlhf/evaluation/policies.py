@@ -10,6 +10,7 @@ import torch
 
 from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
 from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
@@ -47,6 +48,8 @@ def evaluate_policy(
     length (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by
     itself).
     """
+    if not rows:
+        raise InputError("evaluate_policy: needed at least one prompt, got none")
     mine = share(range(len(rows)), even=False)
     prompts = [rows[i].row["prompt"] for i in mine]
     completions = generate(
@@ -58,7 +61,7 @@ def evaluate_policy(
         keys=[(0, i, 0) for i in mine],
         tokenizer=tokenizer,
     )
-    texts = tokenizer.decode_batch([completion.ids for completion in completions])
+    texts = tokenizer.decode_completions([completion.ids for completion in completions])
     sources = [rows[i].row for i in mine]
     measured: dict[str, list] = {
         "row": list(mine),

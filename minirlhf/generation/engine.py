@@ -37,9 +37,13 @@ class SamplingConfig:
                 f"SamplingConfig: max_tokens and batch_size must be at least 1, got {self.max_tokens} and "
                 f"{self.batch_size}"
             )
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if (
+            not (self.temperature == 0 or 1e-3 <= self.temperature < float("inf"))
+            or self.top_k < 0
+            or not 0 < self.top_p <= 1
+        ):
             raise InputError(
-                "SamplingConfig: needed temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
+                "SamplingConfig: needed temperature 0 or from 0.001 up, top_k >= 0 and 0 < top_p <= 1, got "
                 f"{self.temperature}, {self.top_k} and {self.top_p}"
             )
         if "" in self.stop_strings:
@@ -81,6 +85,11 @@ def generate(
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(f"generate: prompt {i} is empty; begin it with the BOS token")
+        if not 0 <= min(prompt) <= max(prompt) < transformer.config.vocab_size:
+            raise InputError(
+                f"generate: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds "
+                f"{transformer.config.vocab_size}; is it another model's tokenizer?"
+            )
         if len(prompt) + config.max_tokens > limit:
             raise InputError(
                 f"generate: prompt {i} has {len(prompt)} tokens, which with max_tokens {config.max_tokens} exceeds the "
@@ -133,7 +142,10 @@ def _generate_batch(
         )
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
-            ends |= _completes_stop_string(ids[rows, : position + 1], config.stop_strings, tokenizer)
+            # every token has a byte, so the one that completes a stop string is close to the one that began it
+            window = max(len(stop.encode()) for stop in config.stop_strings) + 3
+            latest = ids[rows, max(0, position + 1 - window) : position + 1]
+            ends |= _completes_stop_string(latest, config.stop_strings, tokenizer)
         # a row that has finished runs on until it is dropped: only its first end counts
         first_end = ends & ~stopped[rows]
         lengths[rows] = torch.where(first_end, position + 1, lengths[rows])
@@ -148,6 +160,8 @@ def _generate_batch(
                 rows, tokens = rows[running], tokens[running]
                 cache.select(running)
         logits = transformer(tokens[:, None], cache=cache)[:, 0]
+    if not bool(logps.isfinite().all()):
+        raise InputError("generate: the model's logits are not finite; its weights are broken or its precision too low")
     return _collect(ids, logps, kept, lengths, stopped)
 
 
@@ -172,7 +186,7 @@ def _read_prompts(
 
 
 def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
-    texts = tokenizer.decode_batch(ids.tolist())
+    texts = tokenizer.decode_completions(ids.tolist())
     return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
 
 

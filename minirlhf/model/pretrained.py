@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,8 +30,14 @@ ARCHITECTURES = {
 }
 
 
-def save_pretrained(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
-    """Write config.json and model.safetensors (and value_head.safetensors for a policy that has one) into `folder`."""
+def save_pretrained(
+    model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path, token_ids: dict[str, int] | None = None
+) -> None:
+    """Write config.json and model.safetensors (and value_head.safetensors for a policy that has one) into `folder`.
+
+    `token_ids` (pad_token_id, bos_token_id, eos_token_id; see `Tokenizer.token_ids`) go into config.json, where other
+    tools look for them.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
@@ -40,7 +47,7 @@ def save_pretrained(model: Transformer | Policy | RewardModel | ValueModel, fold
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # of a policy that was saved here before
         model = model.transformer
     save_file(_on_cpu(model.state_dict()), folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_hf_config(model), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps({**_hf_config(model), **(token_ids or {})}, indent=2) + "\n")
 
 
 def load_pretrained(folder: str | Path) -> Transformer | RewardModel | ValueModel:
@@ -102,20 +109,31 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     if kind is None:
         raise InputError(f"{path}: architecture must be one of {', '.join(kinds)}, got {architectures}")
     rope = raw.get("rope_parameters") or {}  # where newer writers keep the base of the wavelengths
+    if not isinstance(rope, dict):
+        raise InputError(f"{path}: rope_parameters must be an object, got {rope!r}")
     raw = {"rope_theta": rope.get("rope_theta", ModelConfig.rope_theta), **raw}
     if rope.get("rope_type", "default") != "default":
         raise InputError(f"{path}: rope_parameters must be of type default, got {rope['rope_type']!r}")
     for name, needed in FIXED.items():
         if raw.get(name, needed) != needed:
             raise InputError(f"{path}: {name} must be {needed}, the only one there is here, got {raw[name]!r}")
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    config = ModelConfig(**{key: value for key, value in raw.items() if key in fields})
+    known = {key: value for key, value in raw.items() if key in ModelConfig.__dataclass_fields__}
+    for name, hint in get_type_hints(ModelConfig).items():
+        if name in known and not isinstance(known[name], float | int if hint is float else hint):
+            raise InputError(f"{path}: {name} must be {getattr(hint, '__name__', hint)}, got {known[name]!r}")
+    config = ModelConfig(**known)
     derived = config.head_width * config.num_attention_heads == config.hidden_size
     return (dataclasses.replace(config, head_dim=None) if derived else config), kind
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill `model` from a safetensors file, all names and shapes as they are in the model. Raises: InputError."""
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors"))
+        raise InputError(
+            f"{path}: needed this file, found {', '.join(there) or 'no weights'}; pickles and shards are not "
+            "read, save the model as one safetensors file"
+        )
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -174,10 +174,12 @@ class Trunk(nn.Module):
                 "the prompt or the response, or use a model with a longer context"
             )
         if attention_mask is not None:
-            check_right_padding(attention_mask)
+            check_right_padding(attention_mask, input_ids)
         steps = torch.arange(T, device=input_ids.device)
         if cache is None:
             return Place(steps[None], self.cos, self.sin, None, None)
+        if needed > cache.keys_LBSKE.shape[2]:
+            raise ValueError(f"KVCache: holds {cache.keys_LBSKE.shape[2]} tokens a row, got {needed}; make it larger")
         first, cache.width = cache.width == 0, needed
         if first:  # nothing to look back on: causal attention needs no [T, S] mask
             return Place(steps.expand(len(input_ids), T), self.cos, self.sin, None, cache)
@@ -215,8 +217,16 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angles.cos().float(), angles.sin().float()
 
 
-def check_right_padding(attention_mask: Tensor) -> None:
-    """Raise ValueError if a mask is not bool or padding stands before a token (looked at on the CPU only: no sync)."""
+def check_right_padding(attention_mask: Tensor, input_ids: Tensor) -> None:
+    """Raise ValueError if a mask is not bool, of another shape, or padding stands before a token.
+
+    The last is looked at on the CPU only: a GPU would have to be waited for.
+    """
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"Transformer: attention_mask must be {tuple(input_ids.shape)} like input_ids, got "
+            f"{tuple(attention_mask.shape)}"
+        )
     if attention_mask.dtype != torch.bool:
         raise ValueError(f"Transformer: attention_mask must be bool with True = real, got {attention_mask.dtype}")
     if attention_mask.device.type == "cpu" and bool((attention_mask[:, 1:] & ~attention_mask[:, :-1]).any()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ def score_completions(reward: Reward, prompts: list[str], completions: list[str]
         missing, not a number or not finite: training on it would ruin the policy without a word.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
-    scores = list(reward(prompts, completions, rows))
+    answer = reward(prompts, completions, rows)
+    scores = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str | dict) else [answer]
     if len(scores) != len(completions):
         raise InputError(
-            f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return None for "
-            "completions it does not apply to"
+            f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return a list "
+            "of them"
         )
     numbers = [as_number(score) for score in scores]
     for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
@@ -43,7 +44,7 @@ def as_number(score: Any) -> float:
     """What a reward function may mean by a number: int, float, numpy scalar, tensor of one; nan for anything else."""
     try:
         return math.nan if isinstance(score, str) else float(score)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return math.nan
 
 

@@ -39,7 +39,8 @@ def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.de
         keys:   int64 tensors or ints that broadcast: draw, prompt index, sample index, token position.
     """
     home = "cpu" if torch.device(device).type == "mps" else device  # Apple's mps has no float64
-    state = splitmix64(torch.tensor((seed << 32 ^ zlib.crc32(stream.encode())) & 2**63 - 1, device=home))
+    state = splitmix64(torch.tensor(seed % 2**63, device=home)) ^ zlib.crc32(stream.encode())
+    state = splitmix64(state)
     for key in keys:
         state = splitmix64(state ^ torch.as_tensor(key, dtype=torch.int64, device=home))
     if home == device:

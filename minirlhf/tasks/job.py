@@ -73,8 +73,10 @@ def load_task(job: JobConfig) -> Task:
     if job.data is None:
         return embedded_task(job.task, job.seed)
     dataset = read_rows(job.data, max_refused=job.max_refused)
-    say(dataset.summary())
-    return task_from_rows(dataset)
+    task = task_from_rows(dataset)
+    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
+    say(f"{dataset.summary()}\n{dataset.path}: {counts}")
+    return task
 
 
 def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:

@@ -64,17 +64,8 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
 
 
 def task_from_rows(dataset: Dataset) -> Task:
-    """A task from a user's file: preference rows serve all stages (chosen is what SFT learns), others fewer.
-
-    One prompt in 20 is held out, decided by a checksum of its text, so that no prompt is on both sides.
-    """
-    kept, held = [], []
-    for row in dataset.rows:
-        (held if zlib.crc32(row["prompt"].encode()) % HELD_OUT_SHARE == 0 else kept).append(row)
-    if not held:  # a file of few rows: better a held-out row that was seen than none to look at
-        held = kept[:1]
-    if not kept:
-        kept = held
+    """A task from a user's file: preference rows serve all stages (chosen is what SFT learns), others fewer."""
+    kept, held = split_rows(dataset.rows)
     responses = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
 
     def sft(rows: list[dict]) -> list[dict]:
@@ -87,3 +78,18 @@ def task_from_rows(dataset: Dataset) -> Task:
         return list({row["prompt"]: row for row in rows}.values())
 
     return Task(dataset.path, sft(kept), pairs(kept), prompts(kept), sft(held), pairs(held), prompts(held))
+
+
+def split_rows(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(training rows, held-out rows): one prompt in 20, by a checksum of its text, so that no prompt is on both sides.
+
+    Where that leaves one side empty or holds out more than a fifth (few prompts with many rows each), the last 20th of
+    the rows is held out instead; a file of one row stands on both sides.
+    """
+    kept, held = [], []
+    for row in rows:
+        (held if zlib.crc32(row["prompt"].encode()) % HELD_OUT_SHARE == 0 else kept).append(row)
+    if not held or 5 * len(held) > len(rows):
+        last = max(1, len(rows) // HELD_OUT_SHARE)
+        kept, held = rows[:-last] or rows, rows[-last:]
+    return kept, held

@@ -35,6 +35,9 @@ class Tokenizer:
         self.backend.encode_special_tokens = True  # special tokens inside text are text
         self.special = {"pad": pad, "bos": bos, "eos": eos}
         self.pad_id, self.bos_id, self.eos_id = (backend.token_to_id(token) for token in (pad, bos, eos))
+        # other tools, which read tokenizer.json alone, then begin a text with BOS as `encode_prompts` does
+        bos_first = tokenizers.processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, self.bos_id)])
+        self.backend.post_processor = bos_first
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
@@ -80,7 +83,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / FILES[0]))
         config = {f"{role}_token": token for role, token in self.special.items()}
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
         (folder / FILES[1]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @property
@@ -103,8 +106,15 @@ class Tokenizer:
         """Ids -> text, special tokens left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=True)
+    def decode_completions(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """What a policy wrote: its last EOS is left out, any other special token shows, so that rewards can see it."""
+        rows = [ids[:-1] if ids and ids[-1] == self.eos_id else ids for ids in rows]
+        return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
+
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """pad, bos and eos as a model's config.json names them."""
+        return {"pad_token_id": self.pad_id, "bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
 
     def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
         """Turns -> one text in the plain layout; see `render_chat`."""

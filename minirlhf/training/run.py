@@ -214,7 +214,7 @@ class Run:
         self.trainer.load_state_dict(state["trainer"])
 
     def _save_model(self, model: nn.Module, folder: Path) -> None:
-        save_pretrained(model, folder)
+        save_pretrained(model, folder, self.tokenizer and self.tokenizer.token_ids)
         if self.tokenizer:
             self.tokenizer.save(folder)
 

@@ -1,0 +1,104 @@
+"""Which rows come when, how they are padded, and how a batch is cut for the memory there is."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minirlhf.data import Batches, microbatches, pad_sequences
+from minirlhf.errors import InputError
+
+ROWS = [f"row {i}" for i in range(10)]
+
+
+def batches(rows=ROWS, batch_size=4, steps=10, seed=0, stream="sft"):
+    return Batches(rows, batch_size=batch_size, steps=steps, seed=seed, stream=stream)
+
+
+def test_batch_k_is_a_pure_function_of_rows_seed_and_k():
+    run = list(batches())
+    assert len(run) == len(batches()) == 10
+    for k in (9, 0, 5, 5, 3):  # alone, backwards, twice
+        assert batches()[k] == run[k]
+    used = batches()
+    assert [used[k] for k in reversed(range(10))] == run[::-1]
+    assert batches(steps=3)[2] == run[2]
+
+
+def test_every_row_comes_once_per_epoch_across_the_seams_of_batches():
+    draws = [draw for batch in batches() for draw in batch]  # 40 draws: 4 epochs of 10
+    for epoch in range(4):
+        part = draws[epoch * 10 : epoch * 10 + 10]
+        assert {draw.epoch for draw in part} == {epoch}
+        assert sorted(draw.index for draw in part) == list(range(10))
+    assert all(draw.row == ROWS[draw.index] for draw in draws)
+
+
+def test_epochs_seeds_and_streams_shuffle_differently():
+    def order(epoch=0, **changes):
+        return tuple(draw.index for draw in batches(batch_size=10, **changes)[epoch])
+
+    orders = [order(), order(1), order(2), order(seed=1), order(stream="ppo")]
+    assert len(set(orders)) == 5 and tuple(range(10)) not in orders
+
+
+def test_a_batch_larger_than_the_data_draws_a_row_again_as_another_epoch():
+    draws = batches(rows=["a", "b"], batch_size=5, steps=2)[1]  # places 5 to 9
+    assert [draw.epoch for draw in draws] == [2, 3, 3, 4, 4]
+    assert len({(draw.index, draw.epoch) for draw in draws}) == 5
+
+
+@pytest.mark.parametrize("k", [-1, 10])
+def test_steps_outside_the_run_are_refused(k):
+    with pytest.raises(IndexError, match=f"^Batches: step {k} of 10$"):
+        batches()[k]
+
+
+@pytest.mark.parametrize("stream", ["sft", "ppo"])
+def test_no_rows_are_refused(stream):
+    with pytest.raises(InputError, match=f"^{stream}: needed at least one row to train on, got none$"):
+        batches(rows=[], stream=stream)
+
+
+def test_padding_and_masks_by_hand():
+    batch = pad_sequences([[5, 6], [7], [5]], [[8], [8, 9, 2], []], pad_id=4)
+    assert batch.input_ids.tolist() == [[5, 6, 8, 4], [7, 8, 9, 2], [5, 4, 4, 4]]
+    assert batch.attention_mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.completion_mask.int().tolist() == [[0, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
+    assert [x.dtype for x in batch] == [torch.int64, torch.bool, torch.bool]
+
+
+def test_a_real_token_with_the_pad_id_is_real():
+    batch = pad_sequences([[0]], [[0, 0]], pad_id=0)
+    assert batch.attention_mask.all() and batch.completion_mask.tolist() == [[False, True, True]]
+
+
+def test_a_prompt_without_its_response_is_a_mistake():
+    with pytest.raises(ValueError, match="shorter"):
+        pad_sequences([[1], [2]], [[3]], pad_id=0)
+
+
+def test_microbatches_by_hand():
+    # longest first: 9; then 5 5 (2 * 5 <= 10); then 2 2 2 2 1 (5 * 2 <= 10)
+    assert microbatches([2, 5, 1, 9, 2, 5, 2, 2], 10) == [[3], [1, 5], [0, 4, 6, 7, 2]]
+
+
+def test_a_row_beyond_the_bound_goes_alone():
+    assert microbatches([3, 20, 30], 10) == [[2], [1], [0]]
+    assert microbatches([], 10) == []
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_microbatches_hold_every_row_once_within_the_bound(lengths, bound):
+    groups = microbatches(lengths, bound)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(lengths[row] for row in group)
+        assert lengths[group[0]] == longest  # callers read a group's width from its first row
+        assert len(group) == 1 or longest * len(group) <= bound
+    flat = [lengths[row] for group in groups for row in group]
+    assert flat == sorted(flat, reverse=True)
+    assert all(  # no group could have taken the next row too
+        (len(a) + 1) * lengths[a[0]] > bound for a in groups[:-1]
+    )

@@ -1,0 +1,99 @@
+"""Rows of text to rows of ids: what is cut is counted, what does not fit is named."""
+
+import re
+
+import pytest
+
+from minirlhf.data import encode_rows
+from minirlhf.errors import InputError
+from minirlhf.text import Tokenizer
+
+TOKENIZER = Tokenizer.train(["ab"], 259)  # one token per byte
+EOS = TOKENIZER.eos_id
+
+
+def sft(prompt, response="y", **rest):
+    return {"prompt": prompt, "response": response, **rest}
+
+
+def ids(text):
+    return TOKENIZER.encode(text)
+
+
+def test_prompt_begins_with_bos_and_response_ends_with_eos():
+    rows = [sft("ab", "c", line=1), sft("", "de", line=2)]
+    encoded = encode_rows(TOKENIZER, rows, ("response",), context=8)
+    assert [row.prompt for row in encoded.rows] == [[TOKENIZER.bos_id, *ids("ab")], [TOKENIZER.bos_id]]
+    assert [row.responses for row in encoded.rows] == [([*ids("c"), EOS],), ([*ids("de"), EOS],)]
+    assert [row.row for row in encoded.rows] == rows
+    assert (encoded.truncated, encoded.refused) == (0, [])
+
+
+def test_pairs_have_two_responses_and_prompts_none():
+    row = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    pair = encode_rows(TOKENIZER, [row], ("chosen", "rejected"), context=8).rows[0]
+    assert pair.responses == ([*ids("c"), EOS], [*ids("r"), EOS])
+    assert encode_rows(TOKENIZER, [row], (), context=8).rows[0].responses == ()
+
+
+def test_responses_are_cut_to_the_context_and_counted():
+    # context 6, prompt 1 + 2: three are left. "ab" + EOS fits, "abc" + EOS loses its EOS
+    rows = [sft("pp", "ab"), sft("pp", "abc"), sft("pp", "abcdef")]
+    encoded = encode_rows(TOKENIZER, rows, ("response",), context=6)
+    assert [row.responses[0] for row in encoded.rows] == [[*ids("ab"), EOS], ids("abc"), ids("abc")]
+    assert encoded.truncated == 2
+
+
+def test_each_side_of_a_pair_is_counted():
+    row = {"prompt": "pp", "chosen": "abcd", "rejected": "abcde"}
+    assert encode_rows(TOKENIZER, [row | {"chosen": "zbcd"}], ("chosen", "rejected"), context=6).truncated == 2
+    with pytest.raises(InputError, match="chosen and rejected are the same once cut to the context's 6 tokens"):
+        encode_rows(TOKENIZER, [row], ("chosen", "rejected"), context=6)
+
+
+def test_prompts_that_leave_too_little_room_are_refused_by_name():
+    # context 5 and one token reserved: 1 + 3 prompt tokens fit, 1 + 4 do not
+    rows = [sft("abc", line=1), sft("abcd", line=2), sft("abcdefgh", line=3)]
+    encoded = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1)
+    assert [row.row["line"] for row in encoded.rows] == [1]
+    assert encoded.refused == [
+        "row 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
+        "row 3: the prompt has 9 tokens, which leaves 0 of the context's 5, needed 1",
+    ]
+
+
+def test_reserve_is_left_after_the_prompt():
+    # context 6: after 1 + 2 tokens three are left
+    assert len(encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=3).rows) == 1
+    encoded = encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=4, max_refused=1)
+    assert encoded.refused == ["'ab': the prompt has 3 tokens, which leaves 3 of the context's 6, needed 4"]
+
+
+def test_more_refusals_than_allowed_stop_the_run():
+    rows = [sft("abcd", line=i) for i in range(1, 5)] + [sft("a", line=i) for i in range(5, 9)]
+    text = (
+        "4 of 8 rows do not fit, at most 25.0% may be refused: "
+        "row 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "row 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "row 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=0.25)
+    assert len(encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=0.5).rows) == 4
+
+
+def test_one_percent_is_allowed_by_default():
+    rows = [sft("a")] * 99 + [sft("abcd")]
+    assert len(encode_rows(TOKENIZER, rows, (), context=5).refused) == 1
+    with pytest.raises(InputError, match=r"^1 of 99 rows do not fit, at most 1\.0% may be refused"):
+        encode_rows(TOKENIZER, rows[1:], (), context=5)
+
+
+def test_summary_counts_and_names():
+    rows = [sft("a"), sft("a", "bcdef"), sft("abcd", line=7)]
+    summary = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1).summary("SFT")
+    assert summary.splitlines() == [
+        "SFT: 2 kept, 1 truncated, 1 refused",
+        "row 7: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
+    ]

@@ -1,0 +1,142 @@
+"""The report of a tiny random policy: every measure against its definition."""
+
+import pytest
+import torch
+
+from minirlhf.data import EncodedRow, encode_rows
+from minirlhf.evaluation import Report, distinct_n, evaluate_policy, side_by_side
+from minirlhf.generation import SamplingConfig, generate
+from minirlhf.losses import token_logps
+from minirlhf.model import ModelConfig, Policy, Transformer, copy_of
+from minirlhf.text import Tokenizer
+
+TOKENIZER = Tokenizer.train(["the lamp is good. the tent is bad."] * 8, 280)
+PROMPTS = ["the lamp", "the tent is", "good", "", "bad bad", "lamp"]
+ROWS = encode_rows(TOKENIZER, [{"prompt": p, "n": i} for i, p in enumerate(PROMPTS)], (), context=64).rows
+SAMPLING = SamplingConfig(max_tokens=12, temperature=0.8, stop_ids=(TOKENIZER.eos_id,))
+
+
+def loud_policy(seed):
+    torch.manual_seed(seed)
+    policy = Policy(
+        Transformer(ModelConfig(TOKENIZER.vocab_size, 24, intermediate_size=32, max_position_embeddings=64))
+    )
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.15 * torch.randn_like(p)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    policy = loud_policy(0)
+    with torch.no_grad():  # EOS looks like many other tokens, so that some completions end by themselves
+        policy.transformer.head_weight[TOKENIZER.eos_id] = policy.transformer.head_weight[3:].mean(0) * 4
+    return policy
+
+
+@pytest.fixture(scope="module")
+def completions(policy):
+    prompts = [row.prompt for row in ROWS]
+    return generate(
+        policy.transformer, prompts, SAMPLING, seed=5, stream="evaluation", keys=[(0, i, 0) for i in range(6)]
+    )
+
+
+def test_measures_are_means_over_the_completions(policy, completions):
+    seen = {}
+
+    def reward(prompts, texts, rows):
+        seen["reward"] = prompts, texts, rows
+        return [row["n"] for row in rows]
+
+    def gold(prompts, texts, rows):
+        seen["gold"] = prompts, texts, rows
+        return {"gold_reward": [row["n"] ** 2 for row in rows], "grammatical": [1.0, 0, 0, 0, 0, 1]}
+
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, reward=reward, gold=gold, seed=5)
+    texts = TOKENIZER.decode_completions([c.ids for c in completions])
+    assert (report.prompts, report.completions) == (PROMPTS, texts)
+    assert seen["reward"] == seen["gold"] == (PROMPTS, texts, [row.row for row in ROWS])
+    assert report.measures == pytest.approx(
+        {
+            "gold_reward": 55 / 6,  # (0 + 1 + 4 + 9 + 16 + 25) / 6
+            "model_reward": 15 / 6,
+            "grammatical": 2 / 6,
+            "length": sum(len(c.ids) for c in completions) / 6,
+            "distinct_2": distinct_n(texts),
+            "kl": None,
+            "ended": sum(c.finish == "stop" for c in completions) / 6,
+        }
+    )
+    assert "kl" not in report.known() and len(report.known()) == 6
+
+
+def test_what_a_task_does_not_know_is_none(policy):
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING)
+    assert set(report.known()) == {"length", "distinct_2", "ended"}
+    arithmetic = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, gold=lambda p, t, r: {"gold_reward": [1.0] * 6})
+    assert (arithmetic.measures["gold_reward"], arithmetic.measures["grammatical"]) == (1.0, None)
+
+
+def test_kl_is_the_sampled_log_ratio_per_sequence_at_the_sampling_temperature(policy, completions):
+    reference = loud_policy(1)
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, ref_policy=reference, seed=5)
+    total = 0.0
+    for row, completion in zip(ROWS, completions, strict=True):
+        ids = torch.tensor([row.prompt + completion.ids])
+        ours, theirs = (
+            token_logps(p.transformer(ids), ids, temperature=0.8)[0, len(row.prompt) :] for p in (policy, reference)
+        )
+        total += (ours - theirs).sum().item()
+    assert report.measures["kl"] == pytest.approx(total / 6, abs=1e-4)
+    assert abs(total) > 1
+
+
+def test_kl_to_itself_is_0(policy):
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, ref_policy=copy_of(policy))
+    assert report.measures["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_report_is_a_function_of_the_seed(policy):
+    first, again, other = (evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, seed=seed) for seed in (5, 5, 6))
+    assert first == again and first.completions != other.completions
+
+
+def test_a_completion_is_keyed_by_its_place(policy):
+    whole, some = (evaluate_policy(policy, TOKENIZER, rows, SAMPLING) for rows in (ROWS, ROWS[:2]))
+    assert whole.completions[:2] == some.completions
+    same_prompt = evaluate_policy(policy, TOKENIZER, [EncodedRow({"prompt": ""}, [1], ())] * 4, SAMPLING)
+    assert len(set(same_prompt.completions)) == 4
+
+
+def test_greedy_evaluation_with_a_reference_has_no_kl(policy):
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SamplingConfig(4, temperature=0), ref_policy=copy_of(policy))
+    assert report.measures["kl"] is None
+
+
+def test_side_by_side_layout():  # prompts 0 and 2 of 3
+    before = Report({}, ["a prompt", "x", "b"], ["one two three four five", "x", ""])
+    after = Report({}, before.prompts, ["six", "x", "seven\n\neight"])
+    assert side_by_side(before, after, n=2, width=10).splitlines() == [
+        "prompt      before      after",
+        "----------  ----------  ----------",
+        "a prompt    one two     six",
+        "            three four",
+        "            five",
+        "",
+        "b           (empty)     seven",
+        "                        eight",
+    ]
+
+
+def test_side_by_side_shows_what_there_is_and_the_end_of_long_texts():
+    report = Report({}, ["p"], ["x" * 60 + "end"])
+    lines = side_by_side(report, report, n=5, width=10).splitlines()
+    assert len(lines) == 2 + 4 and lines[-1].endswith("xxxxxxxend")
+
+
+@pytest.mark.parametrize("prompts", [6, 11])
+def test_side_by_side_shows_n_prompts(prompts):
+    report = Report({}, [f"p{i}" for i in range(prompts)], ["x"] * prompts)
+    assert side_by_side(report, report, n=5).count("\np") == 5

@@ -1,0 +1,346 @@
+"""Completions: what ends them, what they cost, and that each depends on the weights and its own key alone."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minirlhf.data.batches import pad_sequences
+from minirlhf.errors import InputError
+from minirlhf.generation import SamplingConfig, engine, generate
+from minirlhf.model import KVCache, ModelConfig, Policy, Transformer
+from minirlhf.runtime.randomness import keyed_uniforms
+from minirlhf.text import Tokenizer
+
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=23, hidden_size=24, intermediate_size=40, max_position_embeddings=48))
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 13, (40,), generator=generator).tolist()
+    return [torch.randint(3, 23, (n,), generator=generator).tolist() for n in lengths]
+
+
+class Bigram:
+    """Stands in for a transformer: the next token's logits are the last token's row of a table."""
+
+    def __init__(self, table, context=64):
+        self.head_weight = table.T.contiguous()
+        V = len(table)
+        self.config = ModelConfig(V, 4, 1, 1, 1, intermediate_size=4, max_position_embeddings=context)
+        self.batches = []  # how many rows each forward had
+
+    def model(self, ids, mask, cache):
+        if mask is not None:
+            cache.lengths = cache.lengths + mask.sum(-1)
+        return torch.nn.functional.one_hot(ids, len(self.head_weight)).float()
+
+    def __call__(self, ids, cache):
+        self.batches.append(len(ids))
+        return self.model(ids, None, cache) @ self.head_weight.T
+
+
+def chain(*ids, size=300):
+    """A Bigram that writes each of these ids after the one before it, and the last one for ever."""
+    table = torch.zeros(size, size)
+    for one, following in itertools.pairwise((*ids, ids[-1])):
+        table[one, following] = 100.0
+    return Bigram(table)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["the end of the end", "the word stops here"] * 4, 290)
+
+
+# ---- log-probs
+
+
+@pytest.mark.parametrize(("temperature", "batch_size"), [(1.0, 40), (0.7, 40), (0.7, 7)])
+def test_sampled_log_prob_equals_the_rescored_one(transformer, prompts, temperature, batch_size):
+    config = SamplingConfig(max_tokens=30, temperature=temperature, stop_ids=(EOS,), batch_size=batch_size)
+    completions = generate(transformer, prompts, config)
+    batch = pad_sequences(prompts, [c.ids for c in completions], 0)
+    rescored = Policy(transformer)(batch.input_ids, batch.attention_mask, temperature=temperature).logps
+    sampled = torch.tensor([logp for c in completions for logp in c.logps])
+    assert len({len(c.ids) for c in completions}) > 5
+    assert_close(sampled, rescored[batch.completion_mask], atol=1e-5, rtol=0)
+
+
+def test_truncated_log_prob_is_the_plain_one_renormalised(transformer, prompts):
+    completions = generate(transformer, prompts, SamplingConfig(max_tokens=1, top_k=3))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logps = transformer(torch.tensor([prompt]))[0, -1].log_softmax(-1)
+        best = logps.topk(3)
+        mass = best.values.exp().sum()
+        assert completion.ids[0] in best.indices
+        assert completion.kept == pytest.approx(mass.item(), rel=1e-4)
+        assert completion.logps[0] == pytest.approx((logps[completion.ids[0]] - mass.log()).item(), abs=1e-4)
+
+
+def test_kept_is_the_mean_over_the_tokens_of_the_completion():
+    # after 0 the likeliest token (1) has 0.5, after 1 the likeliest (EOS) 0.7; the mean is 0.6
+    table = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.1, 0.7], [0.9, 0.05, 0.05]]).log()
+    completion = generate(Bigram(table), [[0]], SamplingConfig(max_tokens=9, top_k=1, stop_ids=(EOS,)))[0]
+    assert completion.ids == [1, EOS]
+    assert completion.kept == pytest.approx(0.6)
+    assert completion.logps == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_greedy_equals_the_argmax_of_the_full_forward(transformer, prompts):
+    completions = generate(transformer, prompts, SamplingConfig(max_tokens=12, temperature=0))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(transformer(torch.tensor([ids]))[0, -1].argmax().item())
+        assert completion.ids == ids[len(prompt) :] and completion.logps == [0] * 12
+
+
+# ---- a completion depends on the weights and its key
+
+
+def test_a_completion_does_not_depend_on_its_batch_or_order_or_on_when_others_finish(transformer, prompts, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 32)  # prompts are read in several groups
+    select = KVCache.select
+    monkeypatch.setattr(KVCache, "select", lambda cache, rows: (dropped.append(len(rows)), select(cache, rows))[1])
+    config = {"max_tokens": 20, "stop_ids": (EOS,)}
+    keys = [(0, i, 0) for i in range(len(prompts))]
+    alone = [
+        generate(transformer, [p], SamplingConfig(**config), keys=[k])[0] for p, k in zip(prompts, keys, strict=True)
+    ]
+    assert not dropped and {c.finish for c in alone} == {"stop", "length"}
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(3)).tolist()
+    for batch_size, chosen in ((40, range(40)), (7, range(40)), (40, order), (11, order), (40, order[:13])):
+        completions = generate(
+            transformer,
+            [prompts[i] for i in chosen],
+            SamplingConfig(**config, batch_size=batch_size),
+            keys=[keys[i] for i in chosen],
+        )
+        for i, completion in zip(chosen, completions, strict=True):
+            assert (completion.ids, completion.finish) == (alone[i].ids, alone[i].finish)
+            assert completion.logps == pytest.approx(alone[i].logps, abs=1e-5)
+    assert len(dropped) > 10  # rows did leave the batch
+
+
+def test_a_longer_limit_only_adds_tokens(transformer, prompts):
+    short, long = (generate(transformer, prompts, SamplingConfig(max_tokens=n)) for n in (5, 20))
+    assert [c.ids for c in short] == [c.ids[:5] for c in long]
+
+
+def test_same_key_same_completion_and_any_other_key_another_one(transformer, prompts):
+    def write(keys, **settings):
+        completions = generate(
+            transformer, [prompts[0]] * len(keys), SamplingConfig(max_tokens=20), keys=keys, **settings
+        )
+        return [tuple(c.ids) for c in completions]
+
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 0, 0)]
+    written = write(keys)
+    assert written == write(keys) and written[0] == written[-1]
+    assert len(set(written)) == len(set(keys))
+    others = [write(keys, seed=1), write(keys, stream="other")]
+    assert all(a != b for other in others for a, b in zip(written, other, strict=True))
+
+
+def test_without_keys_rows_are_counted(transformer, prompts):
+    config = SamplingConfig(max_tokens=9, batch_size=7)
+    keys = [(0, i, 0) for i in range(40)]
+    assert generate(transformer, prompts, config) == generate(transformer, prompts, config, keys=keys)
+
+
+def test_the_noise_of_token_t_is_keyed_by_draw_prompt_sample_and_t():
+    # eight equal tokens: the token is the uniform's first three bits
+    keys = [(5, 3, 1), (0, 7, 2)]
+    completions = generate(
+        Bigram(torch.zeros(8, 8)), [[0], [1, 2]], SamplingConfig(max_tokens=6), seed=4, stream="here", keys=keys
+    )
+    for key, completion in zip(keys, completions, strict=True):
+        uniforms = [keyed_uniforms(4, "here", *key, position).item() for position in range(6)]
+        assert completion.ids == [int(8 * u) for u in uniforms]
+
+
+# ---- where a completion ends
+
+
+def test_stop_token_ends_a_completion_and_belongs_to_it():
+    completion = generate(chain(3, 4, 5, EOS, 6), [[3]], SamplingConfig(max_tokens=9, stop_ids=(EOS,)))[0]
+    assert (completion.ids, completion.finish) == ([4, 5, EOS], "stop")
+    assert len(completion.logps) == 3 and completion.kept == 1
+
+
+def test_any_of_several_stop_ids_ends_a_completion():
+    for stop_ids, ids in (((5, EOS), [4, 5]), ((EOS, 4), [4]), ((7,), [4, 5, EOS, 6, 6])):
+        completion = generate(chain(3, 4, 5, EOS, 6), [[3]], SamplingConfig(max_tokens=5, stop_ids=stop_ids))[0]
+        assert completion.ids == ids
+
+
+def test_a_stop_token_in_the_prompt_ends_nothing():
+    assert generate(chain(EOS, 4, 5), [[EOS]], SamplingConfig(max_tokens=2, stop_ids=(EOS,)))[0].ids == [4, 5]
+
+
+def test_max_tokens_counts_the_stop_token():
+    for max_tokens, ids, finish in ((2, [4, 5], "length"), (3, [4, 5, EOS], "stop"), (1, [4], "length")):
+        completion = generate(chain(3, 4, 5, EOS, 6), [[3]], SamplingConfig(max_tokens, stop_ids=(EOS,)))[0]
+        assert (completion.ids, completion.finish) == (ids, finish)
+
+
+def test_a_finished_row_that_runs_on_keeps_its_first_end():
+    # one of nine rows stops at once, too few to drop; run on, it would write 6, then EOS again
+    table = torch.zeros(9, 9)
+    for one, following in ((3, EOS), (EOS, 6), (6, EOS), (4, 5), (5, 4)):
+        table[one, following] = 100.0
+    model = Bigram(table)
+    first, *others = generate(model, [[3]] + [[4]] * 8, SamplingConfig(max_tokens=6, stop_ids=(EOS,)))
+    assert model.batches == [9] * 5
+    assert (first.ids, first.finish, len(first.logps)) == ([EOS], "stop", 1)
+    assert all((c.ids, c.finish) == ([5, 4, 5, 4, 5, 4], "length") for c in others)
+
+
+def test_finished_rows_leave_the_batch_and_an_empty_batch_stops():
+    # rows stop after 1, 2, 3 and 4 tokens: 4 rows, then 3, 2 and 1 go on, then none
+    model = chain(6, 5, 4, 3, EOS)
+    completions = generate(model, [[6], [5], [4], [3]], SamplingConfig(max_tokens=20, stop_ids=(EOS,)))
+    assert [c.ids for c in completions] == [[5, 4, 3, EOS], [4, 3, EOS], [3, EOS], [EOS]]
+    assert model.batches == [3, 2, 1]
+
+
+def test_stop_string_of_several_tokens_ends_with_the_token_that_completes_it(tokenizer):
+    ids = tokenizer.encode(" stops")
+    words = [*tokenizer.encode("the word"), *ids, *tokenizer.encode(" here")]
+    assert len(set(words)) == len(words) and "d stops" not in tokenizer.decode_completions([[i] for i in words])
+    config = SamplingConfig(max_tokens=30, stop_strings=("nothing", "d stops"))
+    completion = generate(chain(1, *words), [[1]], config, tokenizer=tokenizer)[0]
+    assert tokenizer.decode(completion.ids) == "the word stops" and completion.finish == "stop"
+
+
+def test_stop_string_split_inside_a_character(tokenizer):
+    ids = tokenizer.encode("a\u00e9z")
+    assert len(ids) == 4  # two bytes make the character
+    completion = generate(chain(1, *ids), [[1]], SamplingConfig(9, stop_strings=("\u00e9",)), tokenizer=tokenizer)[0]
+    assert (completion.ids, completion.finish) == (ids[:3], "stop")
+
+
+def test_stop_string_inside_a_token_keeps_the_whole_token(tokenizer):
+    ids = tokenizer.encode("the end of")
+    assert tokenizer.decode(ids[:1]) == "the"
+    completion = generate(chain(1, *ids), [[1]], SamplingConfig(9, stop_strings=("h",)), tokenizer=tokenizer)[0]
+    assert completion.ids == ids[:1]
+
+
+def test_stop_string_in_the_prompt_ends_nothing(tokenizer):
+    prompt, ids = tokenizer.encode("e"), tokenizer.encode("nd")
+    model = chain(*prompt, *ids)
+    completion = generate(model, [prompt], SamplingConfig(2, stop_strings=("end",)), tokenizer=tokenizer)[0]
+    assert completion.finish == "length"
+
+
+def test_the_earlier_of_stop_token_and_stop_string_counts(tokenizer):
+    ids = tokenizer.encode("xyz")
+    for words, length in (([*ids, EOS], 2), ([ids[0], EOS, *ids[1:]], 2), ([*ids[:1], *ids[2:], EOS], 3)):
+        config = SamplingConfig(9, stop_ids=(EOS,), stop_strings=("y",))
+        assert len(generate(chain(1, *words), [[1]], config, tokenizer=tokenizer)[0].ids) == length
+
+
+# ---- nothing is left behind
+
+
+def test_weights_and_prompts_are_not_written_to_and_nothing_carries_gradient(transformer, prompts):
+    before = [p.clone() for p in transformer.parameters()], [list(p) for p in prompts]
+    generate(transformer, prompts, SamplingConfig(max_tokens=3))
+    assert all(torch.equal(a, b) for a, b in zip(before[0], transformer.parameters(), strict=True))
+    assert before[1] == prompts and all(p.grad is None for p in transformer.parameters())
+
+
+def test_no_prompts_are_no_completions(transformer):
+    assert generate(transformer, [], SamplingConfig()) == []
+
+
+def test_prompt_and_completion_may_fill_the_context(transformer):
+    assert len(generate(transformer, [[3] * 40, [4]], SamplingConfig(max_tokens=8))[0].ids) == 8
+
+
+# ---- requests that are refused
+
+
+def refuses(text):
+    return pytest.raises(InputError, match=f"^{re.escape(text)}$")
+
+
+def test_empty_prompt_is_refused(transformer):
+    with refuses("generate: prompt 1 is empty; begin it with the BOS token"):
+        generate(transformer, [[3], []], SamplingConfig(max_tokens=1))
+
+
+def test_prompt_longer_than_the_context_is_refused(transformer):
+    with refuses(
+        "generate: prompt 1 has 41 tokens, which with max_tokens 8 exceeds the context of 48; shorten it or lower "
+        "max_tokens"
+    ):
+        generate(transformer, [[3], [3] * 41], SamplingConfig(max_tokens=8))
+
+
+def test_stop_strings_without_tokenizer_are_refused(transformer):
+    with refuses("generate: stop strings need the tokenizer to read the completions; pass tokenizer="):
+        generate(transformer, [[3]], SamplingConfig(max_tokens=1, stop_strings=("x",)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"max_tokens": 0}, "SamplingConfig: max_tokens and batch_size must be at least 1, got 0 and 256"),
+        (
+            {"stop_strings": ("a", "")},
+            "SamplingConfig: a stop string must not be empty: it would end everything at once",
+        ),
+        *(
+            (
+                settings,
+                "SamplingConfig: needed temperature 0 or from 0.001 up, top_k >= 0 and 0 < top_p <= 1, got "
+                f"{settings.get('temperature', 1.0)}, {settings.get('top_k', 0)} and {settings.get('top_p', 1.0)}",
+            )
+            for settings in ({"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1})
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(settings, text):
+    with refuses(text):
+        SamplingConfig(**settings)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_below_1_is_refused(transformer, batch_size):
+    with pytest.raises(InputError, match="batch_size"):
+        generate(transformer, [[3]], SamplingConfig(max_tokens=1, batch_size=batch_size))
+
+
+@pytest.mark.parametrize("keys", [[], [(0, 0, 0)] * 3])
+def test_another_count_of_keys_is_refused(transformer, keys):
+    with pytest.raises(ValueError, match="keys"):
+        generate(transformer, [[3], [4]], SamplingConfig(max_tokens=1), keys=keys)
+
+
+def test_a_prompt_of_another_vocabulary_is_refused(transformer):
+    with pytest.raises(InputError, match="prompt 1 has ids up to 99999, the model's vocabulary holds"):
+        generate(transformer, [[3], [99_999]], SamplingConfig(max_tokens=1))
+
+
+def test_broken_weights_are_refused_and_not_sampled_from(transformer):
+    broken = Transformer(transformer.config)
+    torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
+    with pytest.raises(InputError, match="logits are not finite"):
+        generate(broken, [[3]], SamplingConfig(max_tokens=1))

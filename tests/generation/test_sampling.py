@@ -1,0 +1,138 @@
+"""One uniform number to one token: worked by hand, at the edges, and on the average."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minirlhf.generation.sampling import first_exceeding, sample, truncate
+from minirlhf.runtime.randomness import keyed_uniforms
+
+P = torch.tensor([[0.1, 0.2, 0.3, 0.4]])  # cumulative 0.1, 0.3, 0.6, 1.0
+LARGEST_UNIFORM = 1 - 2.0**-53
+
+
+def draw(uniforms, probs=P, **settings):
+    uniforms = torch.tensor(uniforms, dtype=torch.float64)
+    return sample(probs.log().expand(len(uniforms), -1), uniforms, **settings)
+
+
+def test_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform():
+    tokens, logps, kept = draw([0.05, 0.15, 0.29, 0.31, 0.59, 0.61, 0.95])
+    assert tokens.tolist() == [0, 1, 1, 2, 2, 3, 3]
+    assert_close(logps, torch.tensor([0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4]).log())
+    assert_close(kept, torch.ones(7))
+
+
+def test_a_uniform_on_the_boundary_belongs_to_the_next_token():
+    # quarters are exact in binary: cumulative 0.25, 0.5, 0.75, 1
+    assert first_exceeding(
+        torch.tensor([[0.25] * 4]).log().expand(4, -1), torch.tensor([0.0, 0.25, 0.5, 0.75])
+    ).tolist() == [0, 1, 2, 3]
+
+
+def test_the_ends_of_the_unit_interval_stay_in_range():
+    assert draw([0.0, LARGEST_UNIFORM])[0].tolist() == [0, 3]
+    logits = torch.randn(64, 999, generator=torch.Generator().manual_seed(0))
+    u = torch.full((64,), LARGEST_UNIFORM, dtype=torch.float64)
+    assert (sample(logits, u)[0] == 998).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
+def test_tokens_without_probability_are_never_drawn(uniform):
+    # banned first, last and between: u = 0 must not take the first, u near 1 not the last
+    logits = torch.tensor([[-torch.inf, 0.3, -torch.inf, 1.0, -torch.inf]])
+    token, logp, _ = sample(logits, torch.tensor([uniform], dtype=torch.float64))
+    assert token.item() in (1, 3) and logp.isfinite()
+
+
+def test_cumulative_sum_is_taken_in_float64():
+    # 2^20 equal tokens: in fp32 the steps of the running sum near 1 are wrong by more than half a token
+    n = 2**20
+    places = torch.tensor([1, n // 3, n // 2 + 1, n - 2])
+    tokens = first_exceeding(torch.zeros(1, n).log_softmax(-1).expand(4, -1), (places.double() + 0.5) / n)
+    assert tokens.tolist() == places.tolist()
+
+
+def test_top_k_by_hand():
+    # 0.3 and 0.4 are left, of mass 0.7: 3/7 and 4/7; 3/7 = 0.4286
+    tokens, logps, kept = draw([0.0, 0.42, 0.43, 0.99], top_k=2)
+    assert tokens.tolist() == [2, 2, 3, 3]
+    assert_close(logps, torch.tensor([3 / 7, 3 / 7, 4 / 7, 4 / 7]).log())
+    assert_close(kept, torch.full((4,), 0.7))
+
+
+def test_top_p_by_hand():
+    # likeliest first 0.4, 0.3, 0.2, 0.1: 0.4 < 0.65, so 0.3 joins; 0.7 >= 0.65, so 0.2 does not
+    tokens, logps, kept = draw([0.0, 0.42, 0.43, 0.99], top_p=0.65)
+    assert tokens.tolist() == [2, 2, 3, 3]
+    assert_close(logps, torch.tensor([3 / 7, 3 / 7, 4 / 7, 4 / 7]).log())
+    assert_close(kept, torch.full((4,), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "left"),
+    [
+        (0, 1.0, [0, 1, 2, 3]),
+        (4, 1.0, [0, 1, 2, 3]),
+        (9, 1.0, [0, 1, 2, 3]),
+        (3, 1.0, [1, 2, 3]),
+        (1, 1.0, [3]),
+        (0, 0.95, [0, 1, 2, 3]),
+        (0, 0.85, [1, 2, 3]),
+        (0, 0.45, [2, 3]),
+        (0, 0.35, [3]),
+        (0, 1e-9, [3]),
+        (1, 0.95, [3]),  # the stricter of the two decides
+        (3, 0.45, [2, 3]),
+    ],
+)
+def test_what_truncation_leaves(top_k, top_p, left):
+    logps, kept = truncate(P.log(), top_k, top_p)
+    assert logps.isfinite().squeeze(0).nonzero().squeeze(1).tolist() == left
+    assert_close(logps.exp().sum(), torch.tensor(1.0))
+    assert_close(kept, P[:, left].sum(-1))
+    assert_close(logps[:, left].exp(), P[:, left] / P[:, left].sum())
+
+
+def test_top_k_keeps_the_first_of_equals():
+    assert truncate(torch.zeros(1, 4).log_softmax(-1), 2, 1.0)[0].isfinite().tolist() == [[True, True, False, False]]
+
+
+def test_temperature_divides_the_logits_before_truncation():
+    # T = 0.5 squares: 1, 4, 9, 16 over 30; top-2 leaves 9 and 16 of 25
+    tokens, logps, kept = draw([0.1, 0.5, 0.9], temperature=0.5)
+    assert tokens.tolist() == [1, 3, 3]
+    assert_close(logps, torch.tensor([4 / 30, 16 / 30, 16 / 30]).log())
+    tokens, logps, kept = draw([0.1, 0.5], temperature=0.5, top_k=2)
+    assert tokens.tolist() == [2, 3]
+    assert_close(logps, torch.tensor([9 / 25, 16 / 25]).log())
+    assert_close(kept, torch.full((2,), 25 / 30))
+
+
+def test_greedy_takes_the_largest_logit_whatever_the_uniform():
+    tokens, logps, kept = draw([0.0, 0.5, LARGEST_UNIFORM], temperature=0)
+    assert tokens.tolist() == [3, 3, 3]
+    assert not logps.any() and kept.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"), [({}, [0, 1, 2, 3]), ({"top_k": 3}, [1, 2, 3]), ({"top_p": 0.65}, [2, 3])]
+)
+def test_frequencies_are_the_probabilities(settings, left):
+    n = 40_000
+    uniforms = keyed_uniforms(0, "frequencies", torch.arange(n))
+    tokens = sample(P.log().expand(n, -1), uniforms, **settings)[0]
+    p = torch.zeros(4)
+    p[left] = P[0, left] / P[0, left].sum()
+    error = (p * (1 - p) / n).sqrt()
+    assert ((tokens.bincount(minlength=4) / n - p).abs() <= 4 * error).all()
+
+
+def test_rows_are_drawn_apart():
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)) * 3
+    uniforms = keyed_uniforms(0, "rows", torch.arange(50))
+    together = sample(logits, uniforms, temperature=0.7, top_k=7, top_p=0.9)
+    for i in range(50):
+        alone = sample(logits[i : i + 1], uniforms[i : i + 1], temperature=0.7, top_k=7, top_p=0.9)
+        for all_rows, one in zip(together, alone, strict=True):
+            assert_close(all_rows[i], one[0])

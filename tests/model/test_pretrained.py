@@ -1,0 +1,285 @@
+"""Model folders: what is written comes back, in the Hugging Face layout; what is broken is refused by name."""
+
+import json
+import pickle
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minirlhf.errors import InputError
+from minirlhf.model import (
+    Policy,
+    RewardModel,
+    Transformer,
+    ValueModel,
+    load_policy,
+    load_pretrained,
+    load_reward_model,
+    save_pretrained,
+)
+from minirlhf.model.pretrained import load_into
+
+
+def refuses(text):
+    return pytest.raises(InputError, match=f"^{re.escape(text)}$")
+
+
+def same_weights(first, second):
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def folder(tmp_path, make):
+    save_pretrained(make(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [Transformer, RewardModel, ValueModel])
+def test_a_saved_model_comes_back(tmp_path, make, loud, ids, mask, kind, tied):
+    transformer = make(tie_word_embeddings=tied)
+    model = transformer if kind is Transformer else loud(kind(transformer))
+    save_pretrained(model, tmp_path / "a" / "b")
+    loaded = load_pretrained(tmp_path / "a" / "b")
+    assert type(loaded) is kind and loaded.config == model.config and same_weights(loaded, model)
+    assert torch.equal(loaded(ids, mask), model(ids, mask))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_policy_comes_back_with_its_value_head(tmp_path, make, loud, ids, mask, tied):
+    policy = loud(Policy(make(tie_word_embeddings=tied), value_head=True))
+    save_pretrained(policy, tmp_path)
+    loaded = load_policy(tmp_path, value_head=True)
+    assert same_weights(loaded, policy)
+    for first, second in zip(loaded(ids, mask), policy(ids, mask), strict=True):
+        assert torch.equal(first, second)
+    assert load_policy(tmp_path).value_head is None
+
+
+def test_a_policy_saved_without_value_head_gets_a_fresh_one(folder):
+    head = load_policy(folder, value_head=True).value_head
+    assert not head.weight.any() and not head.bias.any()
+
+
+def test_load_into_fills_a_model_that_exists(tmp_path, make, loud):
+    saved, model = (loud(Policy(make(), value_head=True), seed) for seed in (1, 2))
+    save_pretrained(saved, tmp_path)
+    load_into(model, tmp_path)
+    assert same_weights(model, saved)
+    scorer, other = (loud(RewardModel(make()), seed) for seed in (1, 2))
+    save_pretrained(scorer, tmp_path / "reward")
+    load_into(other, tmp_path / "reward")
+    assert same_weights(other, scorer)
+
+
+def test_bf16_weights_load_into_full_precision(folder, make):
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    loaded = load_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in weights.items())
+
+
+def test_config_json_is_that_of_a_hugging_face_llama(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert (
+        config
+        | {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "torch_dtype": "float32",
+            "vocab_size": 37,
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "intermediate_size": 40,
+            "max_position_embeddings": 16,
+            "rope_theta": 10_000.0,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        }
+        == config
+    )
+
+
+def test_config_json_says_which_kind_of_model_it_is(tmp_path, make):
+    save_pretrained(RewardModel(make()), tmp_path / "reward")
+    config = json.loads((tmp_path / "reward" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["num_labels"] == 1 and config["id2label"] == {"0": "score"}
+    save_pretrained(ValueModel(make()), tmp_path / "value")
+    assert json.loads((tmp_path / "value" / "config.json").read_text())["architectures"] == ["MinirlhfValueModel"]
+
+
+def test_weights_have_hugging_face_names(folder, tmp_path, make):
+    names = set(load_file(folder / "model.safetensors"))
+    block = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj")
+    block += ("mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
+    expected = {f"model.layers.{n}.{part}.weight" for n in range(2) for part in block}
+    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
+    assert names == expected
+    save_pretrained(make(tie_word_embeddings=False), tmp_path / "untied")
+    assert set(load_file(tmp_path / "untied" / "model.safetensors")) == expected | {"lm_head.weight"}
+    save_pretrained(Policy(make(), value_head=True), tmp_path / "policy")
+    assert set(load_file(tmp_path / "policy" / "model.safetensors")) == expected
+    save_pretrained(RewardModel(make()), tmp_path / "reward")
+    assert set(load_file(tmp_path / "reward" / "model.safetensors")) == expected | {"score.weight"}
+
+
+def test_missing_folder_or_config_is_refused(tmp_path, folder):
+    missing = tmp_path / "nowhere"
+    with refuses(f"{missing}: needed a model folder with config.json, found none; check the path"):
+        load_pretrained(missing)
+    (folder / "config.json").unlink()
+    with refuses(f"{folder}: needed a model folder with config.json, found none; check the path"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"vocab_size": 3', "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "KeyError('vocab_size')"),
+        ('{"vocab_size": 37}', "KeyError('architectures')"),
+        ('{"vocab_size": "many", "architectures": []}', "ValueError"),
+        ("\udcff", "UnicodeDecodeError"),
+    ],
+)
+def test_broken_config_is_refused(folder, text, reason):
+    path = folder / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    needed = f"{path}: needed a model's JSON with vocab_size and architectures ({reason}"
+    with pytest.raises(InputError, match=f"^{re.escape(needed)}.*\\)$"):
+        load_pretrained(folder)
+
+
+def test_unknown_architecture_is_refused_with_the_known_ones(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["GPT2LMHeadModel"]}))
+    with refuses(
+        f"{path}: architecture must be one of LlamaForCausalLM, LlamaForSequenceClassification, MinirlhfValueModel, "
+        "got ['GPT2LMHeadModel']"
+    ):
+        load_pretrained(folder)
+
+
+def test_null_architectures_are_refused(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": None}))
+    with pytest.raises(InputError, match="architecture"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}},
+    ],
+)
+def test_a_setting_that_would_change_the_logits_is_refused(folder, setting):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(InputError, match=next(iter(setting))):
+        load_pretrained(folder)
+
+
+def test_rope_theta_is_read_from_rope_parameters(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_theta"]
+    path.write_text(json.dumps(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}))
+    assert load_pretrained(folder).config.rope_theta == 500.0
+
+
+def test_missing_and_surplus_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    gone = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("down", "gate", "up")] + ["model.norm.weight"]
+    save_file({name: tensor for name, tensor in weights.items() if name not in gone}, path)
+    with refuses(f"{path}: 4 weights are missing: {', '.join(gone[:3])}; is it another model?"):
+        load_pretrained(folder)
+    save_file(weights | {"lm_head.weight": torch.zeros(37, 24), "a": torch.zeros(1)}, path)
+    with refuses(f"{path}: 2 weights are not the model's: a, lm_head.weight"):
+        load_pretrained(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder, make, loud):
+    config, path = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 41}))
+    name = "model.layers.0.mlp.gate_proj.weight"
+    with refuses(f"{path}: {name} must be (41, 24) as config.json says, got (40, 24)"):
+        load_pretrained(folder)
+    model = make(seed=3, num_key_value_heads=4)
+    before = model.state_dict()["model.norm.weight"].clone()
+    with pytest.raises(InputError, match=r"k_proj.weight must be \(24, 24\) as config.json says, got \(12, 24\)$"):
+        load_into(model, folder)
+    assert torch.equal(model.state_dict()["model.norm.weight"], before)  # nothing half loaded
+
+
+def test_truncated_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for kept in (len(whole) - 1, len(whole) // 2, 4, 0):
+        path.write_bytes(whole[:kept])
+        needed = f"{path}: needed a complete safetensors file ("
+        with pytest.raises(InputError, match=f"^{re.escape(needed)}.*\\); copy or save it again$"):
+            load_pretrained(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+def test_pickles_are_never_opened(folder):
+    path = folder / "model.safetensors"
+    path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(
+        InputError, match=f"^{re.escape(str(path))}: needed this file, found pytorch_model.bin; pickles"
+    ):
+        load_pretrained(folder)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: needed a complete safetensors file"):
+        load_pretrained(folder)
+
+
+def test_the_wrong_kind_of_model_is_refused(tmp_path, folder, make):
+    save_pretrained(RewardModel(make()), tmp_path / "reward")
+    save_pretrained(ValueModel(make()), tmp_path / "value")
+    with refuses(f"{tmp_path / 'reward'}: needed a language model, got a RewardModel; check the folder"):
+        load_policy(tmp_path / "reward")
+    with refuses(f"{tmp_path / 'value'}: needed a language model, got a ValueModel; check the folder"):
+        load_policy(tmp_path / "value")
+    with refuses(f"{folder}: needed a reward model, got a Transformer; check the folder"):
+        load_reward_model(folder)
+    assert isinstance(load_reward_model(tmp_path / "reward"), RewardModel)
+
+
+def test_saving_without_value_head_removes_an_old_one(tmp_path, make, loud):
+    save_pretrained(loud(Policy(make(), value_head=True)), tmp_path)
+    save_pretrained(Policy(make()), tmp_path)
+    assert not load_policy(tmp_path, value_head=True).value_head.weight.any()
+
+
+@pytest.mark.parametrize("setting", [{"hidden_size": "24"}, {"hidden_size": 24.0}, {"rms_norm_eps": None}])
+def test_ill_typed_settings_in_config_json_are_refused(folder, setting):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(InputError, match=next(iter(setting))):
+        load_pretrained(folder)
+
+
+def test_token_ids_stand_in_config_json(tmp_path, make):
+    save_pretrained(make(), tmp_path, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == 0

@@ -1,0 +1,117 @@
+"""Scores are checked before anything learns from them, and a reward model is called like any other reward."""
+
+import re
+
+import pytest
+import torch
+
+from minirlhf.data.batches import pad_sequences
+from minirlhf.errors import InputError
+from minirlhf.model import ModelConfig, RewardModel, Transformer
+from minirlhf.rewards import RewardModelScorer, score_completions
+from minirlhf.text import Tokenizer
+
+TOKENIZER = Tokenizer.train(["ab"], 259)  # one token per byte
+PROMPTS, TEXTS, ROWS = ["p", "q"], ["good", "bad"], [{"n": 1}, {"n": 2}]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = RewardModel(
+        Transformer(ModelConfig(vocab_size=259, hidden_size=24, intermediate_size=32, max_position_embeddings=16))
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return model
+
+
+def directly(model, prompt, text, limit=16):
+    ids = [*TOKENIZER.encode_prompts([prompt])[0], *TOKENIZER.encode(text), TOKENIZER.eos_id][-limit:]
+    batch = pad_sequences([ids], [[]], 0)
+    return model(batch.input_ids, batch.attention_mask).item()
+
+
+def close(scores, expected):
+    return scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_come_as_floats_in_order():
+    def reward(prompts, completions, rows):
+        assert (prompts, completions, rows) == (PROMPTS, TEXTS, ROWS)
+        return (row["n"] for row in rows)
+
+    scores = score_completions(reward, PROMPTS, TEXTS, ROWS)
+    assert scores == [1.0, 2.0] and all(type(score) is float for score in scores)
+
+
+@pytest.mark.parametrize("scores", [[1.0], [1.0, 2.0, 3.0], []])
+def test_wrong_count_is_refused(scores):
+    def bonus(prompts, completions, rows):
+        return scores
+
+    text = f"reward bonus: needed 2 scores, one per completion, got {len(scores)}; "
+    with pytest.raises(InputError, match=f"^{re.escape(text)}"):
+        score_completions(bonus, PROMPTS, TEXTS, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf"), (None, "None"), ("1.0", "'1.0'")],
+)
+def test_a_score_that_is_no_finite_number_is_refused_by_name(score, shown):
+    def bonus(prompts, completions, rows):
+        return [1.0, score]
+
+    text = (
+        f"reward bonus: needed a finite number for every completion, got {shown} for completion 1 ('bad'); score what "
+        "cannot be judged with a number of your choice"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        score_completions(bonus, PROMPTS, TEXTS, ROWS)
+
+
+def test_a_reward_without_name_is_called_by_its_class():
+    class Judge:
+        def __call__(self, prompts, completions, rows):
+            return []
+
+    with pytest.raises(InputError, match="^reward Judge: needed 2 scores"):
+        score_completions(Judge(), PROMPTS, TEXTS, ROWS)
+
+
+def test_a_long_completion_is_shown_in_part():
+    with pytest.raises(InputError, match=f"completion 0 \\('{'x' * 40}'\\);"):
+        score_completions(lambda *_: [None], ["p"], ["x" * 50], [{}])
+
+
+@pytest.mark.parametrize("score", [torch.tensor(0.5), torch.tensor(0.5).numpy()[()]], ids=["tensor", "numpy"])
+def test_numbers_of_torch_and_numpy_are_numbers(score):
+    assert score_completions(lambda *_: [score], ["p"], ["x"], [{}]) == [0.5]
+
+
+@pytest.mark.parametrize("microbatch_tokens", [16_384, 20, 1])
+def test_reward_model_scores_are_those_of_a_direct_forward_in_order(model, microbatch_tokens):
+    prompts, texts = ["p", "qq", "", "rrr", "q"], ["good", "a", "", "bad", "xyzxyz"]
+    scores = RewardModelScorer(model, TOKENIZER, microbatch_tokens)(prompts, texts, [{}] * 5)
+    assert close(scores, [directly(model, p, t) for p, t in zip(prompts, texts, strict=True)])
+    assert len(set(scores)) == 5
+
+
+def test_texts_beyond_the_context_keep_their_end(model):
+    prompts, texts = ["abcdefghijklmnop", "xxxdefghijklmnop", "p"], ["end", "end", "0123456789abcdefghijk"]
+    scores = RewardModelScorer(model, TOKENIZER)(prompts, texts, [{}] * 3)
+    assert close(scores, [directly(model, p, t) for p, t in zip(prompts, texts, strict=True)])
+    assert close(scores[0], scores[1])  # they differ in what was cut off only
+
+
+def test_reward_model_passes_for_a_reward_function(model):
+    scores = score_completions(RewardModelScorer(model, TOKENIZER), PROMPTS, TEXTS, ROWS)
+    assert close(scores, [directly(model, p, t) for p, t in zip(PROMPTS, TEXTS, strict=True)])
+    assert RewardModelScorer(model, TOKENIZER)([], [], []) == []
+
+
+def test_scoring_leaves_no_gradient(model):
+    RewardModelScorer(model, TOKENIZER)(PROMPTS, TEXTS, ROWS)
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,125 @@
+"""Tasks of a user's rows: which rows train, which are held out, and what a stage without rows says."""
+
+import re
+
+import pytest
+
+from minirlhf.data.formats import Dataset
+from minirlhf.errors import InputError
+from minirlhf.tasks import embedded_task, reviews, task_from_rows
+
+PROMPTS = [f"question {i}" for i in range(400)]
+
+
+def dataset(kind, prompts=PROMPTS):
+    answers = {"sft": ("response",), "preference": ("chosen", "rejected"), "prompt": ()}[kind]
+    rows = [{"prompt": p, **{key: f"{key} {i}" for key in answers}, "line": i} for i, p in enumerate(prompts, 1)]
+    return Dataset("rows.jsonl", kind, "{...}", rows, [])
+
+
+def prompts_of(rows):
+    return [row["prompt"] for row in rows]
+
+
+def test_preference_rows_serve_every_stage():
+    task = task_from_rows(dataset("preference"))
+    assert task.name == "rows.jsonl" and task.gold is None
+    assert prompts_of(task.sft) == prompts_of(task.pairs) == prompts_of(task.prompts)
+    assert [row["response"] for row in task.sft] == [row["chosen"] for row in task.pairs]
+    assert [row["response"] for row in task.held_out_sft] == [row["chosen"] for row in task.held_out_pairs]
+
+
+def test_sft_rows_serve_sft_and_sampling():
+    task = task_from_rows(dataset("sft"))
+    assert prompts_of(task.sft) == prompts_of(task.prompts) and task.sft[0]["response"].startswith("response")
+    assert task.pairs == task.held_out_pairs == []
+
+
+def test_prompts_alone_serve_sampling():
+    task = task_from_rows(dataset("prompt"))
+    assert task.sft == task.pairs == task.held_out_sft == task.held_out_pairs == []
+    assert len(task.prompts) + len(task.held_out_prompts) == 400
+
+
+def test_a_twentieth_of_the_prompts_is_held_out():
+    task = task_from_rows(dataset("preference"))
+    kept, held = prompts_of(task.prompts), prompts_of(task.held_out_prompts)
+    assert sorted(kept + held) == sorted(PROMPTS)
+    assert 8 <= len(held) <= 32  # 20 expected, standard deviation 4.4
+    assert prompts_of(task.held_out_pairs) == prompts_of(task.held_out_sft) == held
+
+
+def test_every_row_of_a_prompt_is_on_the_same_side_and_its_prompt_is_sampled_once():
+    task = task_from_rows(dataset("preference", PROMPTS * 3))
+    kept, held = prompts_of(task.pairs), prompts_of(task.held_out_pairs)
+    assert not set(kept) & set(held) and len(kept) + len(held) == 1200
+    assert (len(task.prompts), len(task.held_out_prompts)) == (len(kept) // 3, len(held) // 3)
+
+
+def test_which_rows_are_held_out_does_not_depend_on_the_others():
+    held = set(prompts_of(task_from_rows(dataset("sft")).held_out_prompts))
+    some = set(prompts_of(task_from_rows(dataset("sft", PROMPTS[::-2])).held_out_prompts))
+    assert some == held & set(PROMPTS[::-2])
+
+
+def test_a_file_of_few_rows_has_something_to_train_on_and_to_look_at():
+    held = task_from_rows(dataset("sft")).held_out_prompts[0]["prompt"]
+    for prompts in (["question 0"], [held]):
+        task = task_from_rows(dataset("sft", prompts))
+        assert prompts_of(task.sft) == prompts_of(task.held_out_sft) == prompts
+    task = task_from_rows(dataset("sft", ["question 0", "question 1"]))
+    assert (prompts_of(task.sft), prompts_of(task.held_out_sft)) == (["question 0"], ["question 1"])
+
+
+def test_a_prompt_of_most_rows_is_not_held_out_whole():
+    task = task_from_rows(dataset("sft", [""] * 90 + PROMPTS[:10]))  # the empty text's checksum is 0
+    assert (len(task.sft), len(task.held_out_sft)) == (95, 5)
+
+
+def test_keys_of_the_rows_are_kept():
+    assert all("line" in row for row in task_from_rows(dataset("preference")).prompts)
+
+
+@pytest.mark.parametrize(
+    ("part", "rows"),
+    [("sft", "{prompt, response}"), ("pairs", "{prompt, chosen, rejected}")],
+)
+def test_a_stage_without_rows_is_refused(part, rows):
+    task = task_from_rows(dataset("prompt"))
+    text = f"rows.jsonl: this stage needs rows {rows}, and there are none; give --data with some"
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        task.need(part, "this stage")
+
+
+def test_rows_that_are_there_are_given():
+    task = task_from_rows(dataset("sft"))
+    assert task.need("sft", "SFT") is task.sft
+
+
+def test_texts_are_all_training_text_and_nothing_held_out():
+    task = task_from_rows(dataset("preference"))
+    assert set(task.texts()) == {text for row in (*task.sft, *task.pairs) for key, text in row.items() if key != "line"}
+    assert not set(task.texts()) & set(prompts_of(task.held_out_prompts))
+
+
+@pytest.mark.parametrize("name", ["reviews", "arithmetic"])
+def test_embedded_tasks_have_every_part_and_are_a_function_of_the_seed(name):
+    task = embedded_task(name, 0, sft_rows=30, pair_rows=20)
+    assert (len(task.sft), len(task.pairs), len(task.held_out_pairs)) == (30, 20, 1024)
+    assert task == embedded_task(name, 0, sft_rows=30, pair_rows=20)
+    assert task.sft != embedded_task(name, 1, sft_rows=30, pair_rows=20).sft
+    trained = set(prompts_of(task.sft) + prompts_of(task.pairs) + prompts_of(task.prompts))
+    assert not trained & set(prompts_of(task.held_out_prompts + task.held_out_pairs + task.held_out_sft))
+
+
+def test_held_out_pairs_have_true_labels():
+    task = embedded_task("reviews", 0, sft_rows=1, pair_rows=1)
+    for row in task.held_out_pairs:
+        assert reviews.gold_reward(row["prompt"], row["chosen"]) > reviews.gold_reward(row["prompt"], row["rejected"])
+    assert all(r["response"] == r["chosen"] for r in task.held_out_sft)
+
+
+def test_unknown_task_is_refused_with_the_known_ones():
+    text = "task: needed reviews or arithmetic, got 'poems'; or give your own rows with --data FILE"
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        embedded_task("poems", 0)

@@ -1,0 +1,184 @@
+"""Any text comes back, special tokens stand apart from text, and a broken folder is refused by name."""
+
+import json
+import re
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minirlhf.errors import InputError
+from minirlhf.text import Tokenizer
+from minirlhf.text.tokenizer import BOS, EOS, PAD
+
+TEXTS = ["the kettle is good. it is bad.", "the lamp is very good. we like it."] * 8
+TOKENIZER = Tokenizer.train(TEXTS, 300)
+pieces = st.one_of(
+    st.text(max_size=20), st.sampled_from([PAD, BOS, EOS, "<|", "|>", " ", "\n", "the kettle", "\u00e9"])
+)
+texts = st.lists(pieces, max_size=4).map("".join)
+many = settings(deadline=None, derandomize=True, max_examples=300)
+
+
+def refuses(text):
+    return pytest.raises(InputError, match=f"^{re.escape(text)}$")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    TOKENIZER.save(tmp_path)
+    return tmp_path
+
+
+@many
+@given(texts)
+def test_any_text_comes_back(text):
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert not {TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id} & set(ids)
+
+
+@many
+@given(texts, texts)
+def test_prompt_and_response_are_encoded_apart(prompt, response):
+    # what is sampled from is the beginning of what is trained on, id by id, whatever meets at the boundary
+    (sampled_from,), (trained_on,) = TOKENIZER.encode_prompts([prompt]), TOKENIZER.encode_responses([response])
+    assert sampled_from == [TOKENIZER.bos_id, *TOKENIZER.encode(prompt)]
+    assert trained_on == [*TOKENIZER.encode(response), TOKENIZER.eos_id]
+    assert TOKENIZER.decode(sampled_from + trained_on) == prompt + response
+
+
+def test_boundary_is_never_merged():
+    whole, apart = TOKENIZER.encode("the kettle"), (TOKENIZER.encode("the ket"), TOKENIZER.encode("tle"))
+    assert len(whole) < sum(map(len, apart))  # joined text would be other ids
+    assert TOKENIZER.encode_prompts(["the ket"])[0][1:] + TOKENIZER.encode_responses(["tle"])[0][:-1] == sum(apart, [])
+
+
+def test_batches_are_encoded_and_decoded_row_by_row():
+    rows = ["", "the kettle", "\u00e9"]
+    assert TOKENIZER.encode_prompts(rows) == [[TOKENIZER.bos_id, *TOKENIZER.encode(row)] for row in rows]
+    assert TOKENIZER.encode_responses(rows, end=False) == [TOKENIZER.encode(row) for row in rows]
+    assert TOKENIZER.decode_completions(TOKENIZER.encode_responses(rows)) == rows
+    assert TOKENIZER.encode_prompts([]) == TOKENIZER.encode_responses([]) == TOKENIZER.decode_completions([]) == []
+
+
+def test_special_tokens_inside_a_completion_show_so_that_rewards_can_see_them():
+    ids = [*TOKENIZER.encode("the"), TOKENIZER.pad_id, TOKENIZER.eos_id, *TOKENIZER.encode(" kettle"), TOKENIZER.eos_id]
+    assert TOKENIZER.decode_completions([ids]) == [f"the{PAD}{EOS} kettle"]
+
+
+@pytest.mark.parametrize("special", [PAD, BOS, EOS])
+def test_special_tokens_inside_text_are_text(special):
+    ids = TOKENIZER.encode(f"the {special} lamp")
+    assert len(ids) > 5 and TOKENIZER.decode(ids) == f"the {special} lamp"
+
+
+def test_decode_leaves_special_tokens_out():
+    ids = [TOKENIZER.bos_id, *TOKENIZER.encode("the lamp"), TOKENIZER.eos_id, TOKENIZER.pad_id]
+    assert TOKENIZER.decode(ids) == "the lamp"
+
+
+def test_special_ids_come_first_and_differ():
+    assert (TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id) == (0, 1, 2)
+    assert [TOKENIZER.backend.id_to_token(i) for i in range(3)] == [PAD, BOS, EOS]
+
+
+def test_training_learns_merges_up_to_vocab_size():
+    assert Tokenizer.train(TEXTS, 259).vocab_size == 259
+    assert Tokenizer.train(TEXTS, 270).vocab_size == 270
+    assert len(TOKENIZER.encode("the kettle is good.")) < 19 // 2
+    assert Tokenizer.train(["ab"] * 4, 2048).vocab_size == 260  # one pair is all there is
+    assert Tokenizer.train(["ab"], 2048).vocab_size == 259  # and it stands there once only
+
+
+def test_training_is_deterministic():
+    assert Tokenizer.train(iter(TEXTS), 300).backend.to_str() == TOKENIZER.backend.to_str()
+
+
+def test_vocab_size_below_the_bytes_is_refused():
+    with refuses("Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got 258"):
+        Tokenizer.train(TEXTS, 258)
+
+
+def test_pad_that_is_the_end_token_is_refused():
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
+    with refuses(
+        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns to stop; "
+        "add a pad token"
+    ):
+        Tokenizer(backend, pad=EOS)
+
+
+@pytest.mark.parametrize("role", ["pad", "bos", "eos"])
+def test_special_token_outside_the_vocabulary_is_refused(role):
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
+    with refuses(f"Tokenizer: {role} token '</s>' is not in the vocabulary; name one that is"):
+        Tokenizer(backend, **{role: "</s>"})
+
+
+def test_a_saved_tokenizer_comes_back(folder):
+    loaded = Tokenizer.load(folder)
+    assert loaded.vocab_size == TOKENIZER.vocab_size and loaded.special == TOKENIZER.special
+    assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (0, 1, 2)
+    for text in (*TEXTS[:2], f"{EOS} \u00e9\n\n  x", ""):
+        assert loaded.encode(text) == TOKENIZER.encode(text) and loaded.decode(loaded.encode(text)) == text
+
+
+def test_other_names_of_special_tokens_are_saved(tmp_path):
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
+    backend.add_special_tokens(["</s>"])
+    Tokenizer(backend, eos="</s>").save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    new = TOKENIZER.vocab_size
+    assert loaded.eos_id == new and loaded.encode_responses([""]) == [[new]] and loaded.decode([new]) == ""
+
+
+def test_config_names_the_special_tokens(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config == {
+        "pad_token": PAD,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "split_special_tokens": True,
+    }
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_missing_file_is_refused(folder, name):
+    (folder / name).unlink()
+    with refuses(f"{folder}: needed a tokenizer folder with tokenizer.json and tokenizer_config.json, found no {name}"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b""),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b"\xff"),
+        ("tokenizer_config.json", b'{"pad_token": "<|pad|>"}'),
+    ],
+)
+def test_broken_file_is_refused(folder, name, content):
+    (folder / name).write_bytes(content)
+    start = f"{folder}: needed a readable tokenizer ("
+    with pytest.raises(InputError, match=f"^{re.escape(start)}.*\\); save it again$"):
+        Tokenizer.load(folder)
+
+
+def test_folder_whose_pad_is_its_end_token_is_refused(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": EOS}))
+    with pytest.raises(InputError, match=f"^{re.escape(str(folder))}: Tokenizer: pad and EOS must be two tokens"):
+        Tokenizer.load(folder)
+
+
+def test_chat_template_is_the_plain_layout():
+    turns = [{"role": "user", "content": "Hi"}]
+    assert TOKENIZER.apply_chat_template(turns, add_generation_prompt=True) == "User:\nHi\n\nAssistant:\n"
+    assert TOKENIZER.apply_chat_template(turns) == "User:\nHi\n\n"
