@@ -1,6 +1,6 @@
 """RLHF from end to end: tokenizer, SFT, reward model, PPO, and what it changed.
 
-torchrun examples/ppo.py                                  # the embedded task: no data, no GPU, about a minute
+torchrun examples/ppo.py                                  # the embedded task: no data, no GPU, under two minutes
 torchrun examples/ppo.py --data rows.jsonl                # your own preference pairs
 torchrun examples/ppo.py --policy DIR --reward DIR        # PPO alone, from models you have
 """
@@ -26,7 +26,7 @@ from minirlhf.rewards import Reward, RewardModelScorer
 from minirlhf.runtime import session
 from minirlhf.tasks import Task, job
 from minirlhf.text import Tokenizer
-from minirlhf.training import Run, RunConfig, parse_settings
+from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help, table
 
 SETTINGS = {
@@ -35,7 +35,7 @@ SETTINGS = {
     "sft": SFTConfig,
     "reward_model": RewardConfig,
     "ppo": PPOConfig,
-    "run": RunConfig,
+    "run": RunSettings,
 }
 EVALUATION_PROMPTS = 1024  # before and after; the first 128 of them while it runs
 
@@ -112,9 +112,12 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with session(device=common.device, precision=common.precision, seed=common.seed) as device:
+    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
+    with session(device=common.device, **how) as device:
         folder = job.open_output(common, "ppo")
         task = job.load_task(common)
+        if not common.reward:
+            task.need("pairs", "a reward model (or --reward DIR)")  # better now than after SFT
         tokenizer = job.load_tokenizer(common, task, folder)
         if common.policy:
             policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)

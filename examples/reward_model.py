@@ -17,10 +17,10 @@ from minirlhf.model import ModelConfig, RewardModel, Transformer, load_reward_mo
 from minirlhf.runtime import seed_everything, session
 from minirlhf.tasks import Task, job
 from minirlhf.text import Tokenizer
-from minirlhf.training import Run, RunConfig, parse_settings
+from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward_model": RewardConfig, "run": RunConfig}
+SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward_model": RewardConfig, "run": RunSettings}
 
 
 def train_reward_model(
@@ -61,7 +61,8 @@ def train_reward_model(
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with session(device=common.device, precision=common.precision, seed=common.seed) as device:
+    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
+    with session(device=common.device, **how) as device:
         folder = job.open_output(common, "reward")
         task = job.load_task(common)
         tokenizer = job.load_tokenizer(common, task, folder)

@@ -17,10 +17,10 @@ from minirlhf.model import ModelConfig, Policy, load_policy
 from minirlhf.runtime import session
 from minirlhf.tasks import Task, job
 from minirlhf.text import Tokenizer
-from minirlhf.training import Run, RunConfig, parse_settings
+from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunConfig}
+SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunSettings}
 
 
 def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
@@ -55,7 +55,8 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with session(device=common.device, precision=common.precision, seed=common.seed) as device:
+    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
+    with session(device=common.device, **how) as device:
         folder = job.open_output(common, "sft")
         task = job.load_task(common)
         tokenizer = job.load_tokenizer(common, task, folder)

@@ -45,8 +45,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def session(*, device: str = "auto", precision: str = "auto", seed: int = 0) -> Iterator[torch.device]:
-    """Everything a program sets up once, under torchrun or plain python alike: device, process group, seed, precision.
+def session(
+    *, device: str = "auto", precision: str = "auto", seed: int = 0, threads: int | None = None
+) -> Iterator[torch.device]:
+    """Everything a program sets up once, under torchrun or plain python alike: device, process group, seed, precision,
+    CPU threads.
 
     bf16 is autocast over fp32 weights, entered here once, so that sampling, scoring and training cannot differ in it.
     """
@@ -54,6 +57,8 @@ def session(*, device: str = "auto", precision: str = "auto", seed: int = 0) -> 
     dtype = resolve_precision(precision, where)
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    if threads:
+        torch.set_num_threads(threads)
     seed_everything(seed)
     # the cache of casted weights would outlive an optimizer step, so it stays off
     autocast = torch.autocast(where.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)

@@ -57,6 +57,8 @@ def open_output(job: JobConfig, name: str) -> Path:
         problem = f"{folder}: needed a folder for --output, got a file; choose another name"
     elif holds_anything(folder) and not resumes(job):
         problem = f"{folder}: holds a run already; give --resume or choose another --output"
+    elif job.resume and not holds_anything(folder):
+        say(f"{folder}: nothing to resume, starting afresh")
     barrier()  # every process has looked before the first one writes
     if problem:
         raise InputError(problem)
@@ -104,8 +106,8 @@ def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
 def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     """Put a model where it trains, with the job's memory and thread settings."""
     parameters = sum(p.numel() for p in model.parameters())
-    if device.type == "cpu" and (job.threads or parameters < SMALL_MODEL):
-        torch.set_num_threads(job.threads or 1)
+    if device.type == "cpu" and job.threads is None and parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
     for module in model.modules():
         if isinstance(module, Trunk):
             module.gradient_checkpointing = job.gradient_checkpointing
@@ -120,7 +122,8 @@ def resolve_model(folder: str | Path) -> Path:
 
 def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
-    return {name: settings[name] for name in ("", "model", section, "run")}
+    common = settings[""] if section == "ppo" else replace(settings[""], reward=None)  # only PPO asks the reward model
+    return {"": common, **{name: settings[name] for name in ("model", section, "run")}}
 
 
 def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
@@ -137,7 +140,7 @@ def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path |
 
 def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
     """The run of one stage: its own folder, resumed if the job is."""
-    return replace(settings["run"], output=str(folder / stage), resume=resumes(settings[""]))
+    return RunConfig(**vars(settings["run"]), output=str(folder / stage), resume=resumes(settings[""]))
 
 
 def steps_for(steps: int, max_epochs: float, rows: int, batch_size: int) -> int:

@@ -15,17 +15,20 @@ from tqdm import tqdm
 # name: (unit, meaning). Anchors of docs/metrics.md are these names.
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("-", "what the optimizer minimises; in PPO its size says nothing, watch score_mean and kl"),
-    "accuracy": ("share", "tokens (SFT) or pairs (reward model) got right"),
+    "accuracy": ("share", "pairs the reward model ranks right"),
     "policy_loss": ("score", "clipped surrogate; near 0 at every first minibatch, because advantages are whitened"),
     "value_loss": ("score^2", "half the squared error of the value function"),
     "kl": ("nats per sequence", "estimated KL(policy || reference); single batches may be negative"),
     "kl_coef": ("score per nat", "what a nat of KL costs"),
     "entropy": ("nats per token", "how undecided the policy is; a fall to 0 is a collapse"),
-    "ratio": ("-", "mean pi / pi_old of the tokens; exactly 1 until the first update of a step"),
+    "ratio": (
+        "-",
+        "pi / pi_old, mean over tokens and over the updates of a step; 1 at the first update, near it after",
+    ),
     "clip_fraction": ("share", "tokens whose gradient the clip took away"),
     "approx_kl": ("nats per token", "how far the updates of this step have moved the policy"),
     "explained_variance": ("share", "of the returns, by the value function; 1 is perfect, 0 a constant, below 0 worse"),
-    "score_mean": ("score", "mean of the reward function over the batch, without KL"),
+    "score_mean": ("score", "mean of the reward function over the batch, before KL and missing-EOS penalty"),
     "score_std": ("score", "its spread over the batch"),
     "response_length": ("tokens", "mean length of the completions, EOS included"),
     "ended": ("share", "completions that ended by themselves (EOS or a stop string)"),
@@ -41,6 +44,7 @@ def metrics_help() -> str:
     """The table of metrics that `--help` prints below the settings."""
     lines = ["metrics (explained in docs/metrics.md#NAME)"]
     lines += [f"  {name:<20}  [{unit}]  {meaning}" for name, (unit, meaning) in METRICS.items()]
+    lines += ["  eval/NAME             the same, or what the task measures, on held-out rows"]
     return "\n".join(lines)
 
 

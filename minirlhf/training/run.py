@@ -12,6 +12,7 @@ import math
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,9 @@ FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    output: str = "runs/run"  # [folder] where everything is written
-    resume: bool = False  # [-] continue the run that stands in `output`
+class RunSettings:
+    """How often: what a user sets, for all stages of a job."""
+
     eval_every: int | None = None  # [steps] between evaluations; 0 for the last one only, none for ten in a run
     save_every: int | None = None  # [steps] between checkpoints; 0 for the last one only, none for ten in a run
     keep: int = 2  # [checkpoints] kept beside the best one
@@ -50,9 +51,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         if (self.eval_every or 0) < 0 or (self.save_every or 0) < 0 or self.keep < 1:
             raise InputError(
-                "RunConfig: needed eval_every >= 0, save_every >= 0 and keep >= 1, got "
+                "run: needed eval_every >= 0, save_every >= 0 and keep >= 1, got "
                 f"{self.eval_every}, {self.save_every} and {self.keep}"
             )
+
+
+@dataclass(frozen=True)
+class RunConfig(RunSettings):
+    """How often, and where: one run."""
+
+    output: str = "runs/run"  # [folder] where everything is written
+    resume: bool = False  # [-] continue the run that stands in `output`
 
 
 class Trainer(Protocol):
@@ -252,8 +261,12 @@ class Run:
     def _catch_signals(self) -> dict[int, Any]:
         """From here on the first SIGINT or SIGTERM ends the run after its step; a second SIGINT ends it at once."""
 
+        first = math.inf
+
         def note(number: int, frame: Any) -> None:
-            if self._signal:
+            nonlocal first
+            first = min(first, time.monotonic())
+            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice, moments apart
                 raise KeyboardInterrupt
             self._signal = number
 

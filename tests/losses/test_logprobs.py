@@ -317,3 +317,18 @@ def test_shapes_must_fit():
         linear_token_logps(hidden[:, 1:], weight, input_ids)
     with pytest.raises(ValueError, match=text + r"\(2, 5, 3\), \(3, 7\), \(2, 5\)"):
         linear_token_logps(hidden, weight.T, input_ids)
+
+
+def test_a_bias_of_another_length_is_refused():
+    hidden, weight, ids = torch.randn(1, 2, 3), torch.randn(5, 3), torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"needed bias \[5\], got \(1,\)"):
+        linear_logps_and_entropy(hidden, weight, ids, bias=torch.zeros(1))
+
+
+def test_a_banned_token_leaves_entropy_and_its_gradient_finite():
+    # two of three tokens are possible, equally: ln 2
+    logits = torch.tensor([[[0.0, 0.0, -torch.inf], [0.0, 0.0, 0.0]]], requires_grad=True)
+    entropy = token_entropy(logits)
+    torch.testing.assert_close(entropy, torch.tensor([[0.0, math.log(2)]]))
+    entropy.sum().backward()
+    assert logits.grad.isfinite().all()

@@ -294,3 +294,12 @@ def test_dual_clip_must_exceed_1(dual_clip):
     x = torch.zeros(1, 1)
     with pytest.raises(ValueError, match=f"^ppo_policy_loss: dual_clip must be > 1, got {dual_clip}; None turns it"):
         ppo_policy_loss(x, old_logps=x, advantages=x, dual_clip=dual_clip)
+
+
+def test_clip_fraction_counts_what_the_dual_clip_stops():
+    # ratio 5 with A = -1: the plain clip leaves the gradient (the worse branch), dual_clip 3 takes it away
+    logps, old_logps = torch.tensor([[math.log(5.0)]]), torch.zeros(1, 1)
+    advantages = torch.tensor([[-1.0]])
+    plain = ratio_diagnostics(logps, old_logps=old_logps, advantages=advantages)
+    dual = ratio_diagnostics(logps, old_logps=old_logps, advantages=advantages, dual_clip=3.0)
+    assert plain["clip_fraction"].item() == 0 and dual["clip_fraction"].item() == 1

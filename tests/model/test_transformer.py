@@ -201,4 +201,6 @@ def test_mask_that_is_not_bool_is_refused(make, dtype):
 
 
 def test_full_and_empty_rows_are_right_padded():
-    check_right_padding(torch.tensor([[True, True], [True, False], [False, False]]))
+    check_right_padding(torch.tensor([[True, True], [True, False], [False, False]]), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(2, 3\) like input_ids, got \(2, 2\)"):
+        check_right_padding(torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 3))
