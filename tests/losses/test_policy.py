@@ -1,5 +1,7 @@
 """The clipped surrogate, the clipped value loss and what one looks at while they run."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
