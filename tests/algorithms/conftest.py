@@ -1,0 +1,32 @@
+"""The helper module `tiny` stands beside this file; two processes train all its cases once for all tests."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """The folder with what two gloo processes trained (CASE-RANK.safetensors, .json) and how they ended."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(HERE / "tiny.py"), "ranks", str(folder)]
+    processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    (folder / "codes.json").write_text(json.dumps(codes))
+    return folder

@@ -1,0 +1,57 @@
+"""Contract 11: killed and resumed is uninterrupted, bit for bit: weights, optimizer, metrics.jsonl."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("ppo", "1")]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """(kind, when) -> the folder of a run that was killed then; all die at the same time."""
+    folders = {kill: tmp_path_factory.mktemp("-".join(kill)) for kill in KILLS}
+    program = str(Path(tiny.__file__))
+    processes = {
+        kill: subprocess.Popen([sys.executable, program, "killed", kill[0], str(folder), kill[1]])
+        for kill, folder in folders.items()
+    }
+    for kill, process in processes.items():
+        assert process.wait(timeout=120) == -signal.SIGKILL, kill
+    return folders
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("sft", "ppo")}
+    for kind, folder in folders.items():
+        tiny.go_on(kind, folder)
+    return folders
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """What must be equal: every file of the last checkpoint and of the model, metrics, samples."""
+    files = [*(folder / "checkpoints" / "step-8").rglob("*"), *(folder / "model").rglob("*")]
+    files += [folder / "metrics.jsonl", folder / "samples.jsonl"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize("kill", KILLS, ids="-".join)
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(killed, uninterrupted, kill):
+    folder = killed[kill]
+    assert not (folder / "model").exists()
+    tiny.go_on(kill[0], folder, resume=True)
+    resumed, expected = state(folder), state(uninterrupted[kill[0]])
+    assert resumed.keys() == expected.keys() and len(resumed) > 8
+    assert [name for name in expected if resumed[name] != expected[name]] == []
+    assert [path.name for path in folder.rglob(".*")] == []  # nothing half-written is left
+
+
+def test_the_killed_runs_had_to_go_back_to_a_checkpoint(uninterrupted, killed):
+    # step-4 is the best of the evaluations or not; a checkpoint is due after steps 3 and 6
+    lines = (uninterrupted["ppo"] / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 8 and all(f'{{"step": {k}, ' in line for k, line in enumerate(lines))

@@ -1,0 +1,38 @@
+"""Contract 4: the number of processes changes no result. Every trainer, and a run with its checkpoints."""
+
+import json
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+
+@pytest.mark.parametrize("case", ["sft", "reward", "ppo_head", "ppo_critic", "ppo_options", "ppo_adaptive"])
+def test_two_processes_are_one_on_the_joined_batch(two_processes, case):
+    alone = tiny.CASES[case]()
+    log = tiny.train(alone, tiny.batches(8))
+    assert any((w - v).abs().max() > 1e-3 for w, v in zip(_values(alone), _values(tiny.CASES[case]()), strict=True))
+    for rank in range(2):
+        assert_close(load_file(two_processes / f"{case}-{rank}.safetensors"), tiny.weights(alone), rtol=1e-9, atol=1e-9)
+        for mine, theirs in zip(json.loads((two_processes / f"{case}-{rank}.json").read_text()), log, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+
+
+def _values(trainer):
+    return tiny.weights(trainer).values()
+
+
+def test_rows_that_do_not_fill_the_minibatches_of_a_process_are_refused(two_processes):
+    for rank in range(2):
+        assert (two_processes / f"odd-{rank}.txt").read_text() == (
+            "error: PPOTrainer: each process has 3 rows of a batch, which do not fill 2 minibatches; make "
+            "minibatch_size a multiple of the number of processes"
+        )
+
+
+def test_a_process_that_comes_late_to_the_last_checkpoint_meets_the_other_at_its_barrier(two_processes):
+    assert json.loads((two_processes / "codes.json").read_text()) == [0, 0]
+    lines = (two_processes / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(8))
+    assert (two_processes / "run" / "model" / "manifest.json").exists()

@@ -1,0 +1,214 @@
+"""What README.md and docs/ say is so: links resolve, Python blocks run, commands work as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minirlhf import losses
+from minirlhf.training.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:pip|pytest|python|torchrun)\b.*$", re.MULTILINE)
+
+TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+PROSE = {page: FENCE.sub("", text) for page, text in TEXT.items()}
+BLOCKS = [(page, *match.groups()) for page in PAGES for match in FENCE.finditer(TEXT[page])]
+PYTHON = [(page, code) for page, info, code in BLOCKS if info == "python"]
+EXCERPTS = [(page, info.split()[1], code) for page, info, code in BLOCKS if info.startswith("python ")]
+# commands stand in ```sh blocks or, indented, in the prose; those that begin with pip are the CI script's
+INDENTED = [line.strip() for page in PAGES for line in re.findall(r"^    .+$", PROSE[page], re.MULTILINE)]
+INSTALL = [line for line in INDENTED if COMMAND.match(line)]
+COMMANDS = list(dict.fromkeys(line for _, info, code in BLOCKS if info == "sh" for line in code.splitlines() if line))
+
+TINY = {
+    "model": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 16,
+    },
+    "sft": {"steps": 3},
+    "reward_model": {"steps": 3},
+    "ppo": {"steps": 2, "batch_size": 8, "minibatch_size": 4, "max_tokens": 8},
+    "run": {"eval_every": 0},
+}
+SECTIONS = {"ppo": list(TINY), "sft": ["model", "sft", "run"], "reward_model": ["model", "reward_model", "run"]}
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors a page's headings get on GitHub."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def name_of(value) -> str:
+    return value.relative_to(ROOT).as_posix() if isinstance(value, Path) else ""
+
+
+def test_pages_are_there():
+    assert len(PAGES) == 8
+    assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_anchors_resolve(page):
+    links = re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", PROSE[page])
+    assert links
+    for title, link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{title}: {link} leads nowhere"
+        assert target.is_relative_to(ROOT), f"{title}: {link} leaves the repository"
+        if anchor:
+            assert anchor in anchors(TEXT[target]), f"{title}: no heading {anchor!r} in {target.name}"
+        if target.suffix == ".py" and re.fullmatch(r"`\w+`", title):
+            name = title.strip("`")
+            found = re.search(rf"^\s*(?:def |class )?{name}\b", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert found, f"{target.name} defines no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_read_well_in_a_terminal(page):
+    assert not [line for line in TEXT[page].splitlines() if len(line) > 120]
+
+
+def test_links_in_the_source_resolve():
+    """`--help`, docstrings and comments point into docs/."""
+    sources = [*(ROOT / "minirlhf").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    links = [link for path in sources for link in re.findall(r"docs/(\w+\.md)#([\w-]+)", path.read_text("utf-8"))]
+    assert links
+    for page, anchor in links:
+        assert anchor == "NAME" or anchor in anchors(TEXT[ROOT / "docs" / page]), f"docs/{page}#{anchor}"
+
+
+def test_every_metric_has_a_section():
+    headings = re.findall(r"^## (\S+)$", PROSE[ROOT / "docs/metrics.md"], re.MULTILINE)
+    assert set(METRICS) <= set(headings)
+    assert set(headings) - set(METRICS) == {"eval/NAME"}
+
+
+def test_every_loss_is_explained():
+    text = PROSE[ROOT / "docs/losses.md"]
+    missing = [name for name in losses.__all__ if f"[`{name}`](" not in text]
+    assert not missing
+
+
+def test_every_file_is_in_the_reading_order():
+    text = PROSE[ROOT / "docs/reading.md"]
+    small = {"__init__.py", "errors.py", "texts.py"}  # nothing to read before the others
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minirlhf").rglob("*.py") if path.name not in small}
+    assert not [path for path in sorted(files) if f"(../{path})" not in text]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=name_of)
+def test_python_blocks_run(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(("page", "source", "code"), EXCERPTS, ids=name_of)
+def test_excerpts_stand_in_the_source(page, source, code):
+    """Each line of an excerpt stands in the file it names, as it is and in this order; `...` leaves lines out."""
+    lines = iter((ROOT / source).read_text(encoding="utf-8").splitlines())
+    for line in code.splitlines():
+        assert line.strip() == "..." or line in lines, f"not in {source}, or not after the line before: {line}"
+
+
+def test_install_commands_are_those_of_ci():
+    assert [line.strip() for line in TEXT[ROOT / "README.md"].splitlines()[4:6]] == INSTALL
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    for line in INSTALL:
+        assert line.partition("#")[0].strip() in script
+
+
+class Workshop:
+    """A folder like a user's, in which the commands of all pages run in their order, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[str, subprocess.CompletedProcess] = {}
+        shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        words = ["kettle", "lamp", "tent", "desk"]
+        pairs = [
+            {"prompt": f"{n} {word}:", "chosen": f"the {word} is good.", "rejected": f"{word} bad"}
+            for n in range(10)
+            for word in words
+        ]
+        turns = [
+            {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
+            for n in range(40)
+        ]
+        for name, rows in {"pairs.jsonl": pairs, "turns.jsonl": turns}.items():
+            (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(self, command: str) -> subprocess.CompletedProcess:
+        for earlier in COMMANDS[: COMMANDS.index(command) + 1]:
+            if earlier not in self.results:
+                self.results[earlier] = self._run(earlier)
+        return self.results[command]
+
+    def _run(self, command: str) -> subprocess.CompletedProcess:
+        """The command with tiny settings, in its own --config or one more flag, and few rows if it names none."""
+        words = shlex.split(command)
+        flags = {word for word in words if word.startswith("--")}
+        if "--help" not in flags:
+            top = {"vocab_size": 400, "device": "cpu"}
+            if not flags & {"--data", "--task"}:
+                top["data"] = "pairs.jsonl"
+            stage = next(Path(word).stem for word in words if word.startswith("examples/"))
+            if "--config" in flags:
+                config = words[words.index("--config") + 1]
+            else:
+                config = f"tiny{len(self.results)}.toml"
+                words += ["--config", config]
+            tables = {"": top} | {name: TINY[name] for name in SECTIONS[stage]}
+            (self.folder / config).write_text("\n".join(toml(name, table) for name, table in tables.items()))
+        program = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}[words[0]]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [*program, *words[1:]], cwd=self.folder, env=env, capture_output=True, text=True, timeout=120
+        )
+
+
+def toml(name: str, table: dict) -> str:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join([f"[{name}]"] * bool(name) + lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_work(command, workshop):
+    result = workshop.run(command)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_pipeline_looks_as_runs_md_says(workshop):
+    """After all commands: the files that docs/runs.md names are there, and no others."""
+    workshop.run(COMMANDS[-1])
+    folder = workshop.folder / "runs/mine"
+    assert {path.name for path in folder.iterdir()} == {"tokenizer", "sft", "reward", "ppo", "summary.json"}
+    run = {"config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt", "checkpoints", "model"}
+    for stage in ("sft", "reward", "ppo"):
+        assert {path.name for path in (folder / stage).iterdir()} == run
+    newest = max((folder / "ppo/checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    assert {path.name for path in newest.iterdir()} == {"policy", "state.json", "state.safetensors", "manifest.json"}
+    assert set(json.loads((folder / "summary.json").read_text())) == {
+        "seconds", "before", "after", "kl", "reward_model_accuracy",
+    }  # fmt: skip

@@ -1,0 +1,175 @@
+"""Every example from its first line to its last: as a program, under torchrun, as two processes, in parts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minirlhf.tasks import embedded_task, job
+
+MEASURES = {"gold_reward", "model_reward", "grammatical", "length", "distinct_2"}
+EXAMPLES = os.path.join(os.path.dirname(__file__), "..", "..", "examples")
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def programs(inputs, tmp_path_factory):
+    """name -> (working folder, output) of three ways to start a program, run side by side."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    ways = {
+        "python": [sys.executable, f"{EXAMPLES}/ppo.py"],
+        "torchrun": [*torchrun, "--nproc_per_node", "1", "--master_port", "0", f"{EXAMPLES}/sft.py"],
+        "two": [*torchrun, "--standalone", "--nproc_per_node", "2", f"{EXAMPLES}/ppo.py"],
+    }
+    running = {}
+    for name, command in ways.items():
+        cwd, settings = tmp_path_factory.mktemp(name), "sft" if name == "torchrun" else "ppo"
+        argv = [*command, "--config", str(inputs / f"{settings}.toml"), "--data", str(inputs / "pairs.jsonl")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running[name] = cwd, subprocess.Popen(argv, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    results = {}
+    for name, (cwd, process) in running.items():
+        results[name] = cwd, process.communicate(timeout=240)[0]
+        assert process.returncode == 0, results[name][1]
+    return results
+
+
+def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages(programs):
+    cwd, output = programs["python"]
+    folder = cwd / "runs" / "ppo-001"
+    assert {path.name for path in folder.iterdir()} == {"tokenizer", "sft", "reward", "ppo", "summary.json"}
+    for stage, steps in (("sft", 4), ("reward", 4), ("ppo", 2)):
+        names = {path.name for path in (folder / stage).iterdir()}
+        assert names >= {"config.toml", "metrics.jsonl", "timings.jsonl", "log.txt", "checkpoints", "model"}
+        assert len((folder / stage / "metrics.jsonl").read_text().splitlines()) == steps
+    for text in ("before PPO", "after PPO", "KL to the reference", "distinct-2", "preference rows from", "parameters"):
+        assert text in output
+    assert output.count("prompt  ") == 1 and "ppo-001" in output.splitlines()[-1]
+
+
+def test_summary_has_the_issues_keys_and_no_gold_on_the_users_own_data(programs):
+    for name in ("python", "two"):
+        found = summary(programs[name][0] / "runs" / "ppo-001")
+        assert found.keys() == {"seconds", "before", "after", "kl", "reward_model_accuracy"}
+        for measures in (found["before"], found["after"]):
+            assert measures.keys() == MEASURES
+            assert measures["gold_reward"] is None and measures["grammatical"] is None
+            assert 1 <= measures["length"] <= 8 and 0 <= measures["distinct_2"] <= 1
+            assert isinstance(measures["model_reward"], float)
+        assert 0 <= found["reward_model_accuracy"] <= 1 and found["seconds"] > 0 and isinstance(found["kl"], float)
+
+
+def test_two_processes_come_to_the_summary_of_one_and_print_once(programs):
+    one, two = (summary(programs[name][0] / "runs" / "ppo-001") for name in ("python", "two"))
+    for when in ("before", "after"):
+        known = {name: value for name, value in one[when].items() if value is not None}
+        assert {name: two[when][name] for name in known} == pytest.approx(known, rel=1e-3)
+    assert two["reward_model_accuracy"] == one["reward_model_accuracy"]
+    assert programs["two"][1].count("before PPO") == 1
+
+
+def test_sft_runs_alone_under_torchrun(programs):
+    cwd, output = programs["torchrun"]
+    assert "the model: runs/sft-001/sft/model" in output
+    assert (cwd / "runs" / "sft-001" / "sft" / "model" / "model.safetensors").exists()
+
+
+def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
+    # the same seed: weights of all stages bit for bit
+    fresh = contents(programs["python"][0] / "runs" / "ppo-001")
+    here = contents(finished)
+    names = [name for name in fresh if name.endswith(("metrics.jsonl", "model/model.safetensors", "tokenizer.json"))]
+    assert len(names) > 8 and [name for name in names if here[name] != fresh[name]] == []
+
+
+def test_a_job_stopped_after_each_stage_and_resumed_is_the_whole_job(call, inputs, finished, tmp_path, capsys):
+    data, output = ("--data", inputs / "pairs.jsonl"), tmp_path / "job"
+    call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft")
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft"}
+    call("ppo", tmp_path, *data, "--output", output, "--stop_after", "reward", "--resume")
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "reward"}
+    first = contents(output)
+    capsys.readouterr()
+    call("ppo", tmp_path, *data, "--output", output, "--resume")
+    printed = capsys.readouterr().out
+    assert "sft: finished already" in printed and "reward: finished already" in printed
+    last = contents(output)
+    assert all(last[name] == text for name, text in first.items())
+    names = ("ppo/metrics.jsonl", "ppo/model/model.safetensors")
+    assert [last[name] for name in names] == [contents(finished)[name] for name in names]
+    assert {**summary(output), "seconds": 0} == {**summary(finished), "seconds": 0}
+
+
+def test_a_finished_job_resumes_to_the_same_summary_and_trains_nothing(call, inputs, finished, tmp_path):
+    before = contents(finished)
+    call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", "--output", finished, "--resume")
+    after = contents(finished)
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] in ([], ["summary.json"])
+    kept = [{**json.loads(text["summary.json"]), "seconds": 0} for text in (before, after)]
+    assert kept[0] == kept[1]
+
+
+def test_each_job_without_output_gets_a_fresh_folder_and_resume_takes_the_last(call, inputs, tmp_path):
+    data = "--data", inputs / "pairs.jsonl"
+    for _ in range(2):
+        call("sft", tmp_path, *data)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sft-001", "sft-002"]
+    before = contents(tmp_path)
+    call("sft", tmp_path, *data, "--resume")
+    assert contents(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("place", ["", "model"])
+def test_ppo_alone_from_the_models_of_another_job(call, inputs, finished, tmp_path, place):
+    models = "--policy", finished / "sft" / place, "--reward", finished / "reward" / place
+    call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", *models, "--output", tmp_path / "job")
+    assert {path.name for path in (tmp_path / "job").iterdir()} == {"ppo", "summary.json"}
+    found, whole = summary(tmp_path / "job"), summary(finished)
+    assert found["reward_model_accuracy"] is None
+    assert (found["before"], found["after"], found["kl"]) == (whole["before"], whole["after"], whole["kl"])
+
+
+def test_ppo_with_a_separate_value_model(call, inputs, finished, tmp_path):
+    models = "--policy", finished / "sft", "--reward", finished / "reward"
+    call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", *models, "--ppo.separate_value_model", "--output", "job")
+    files = set(contents(tmp_path / "job" / "ppo" / "checkpoints" / "step-2"))
+    assert {"policy/model.safetensors", "value/model.safetensors"} <= files
+    assert "policy/value_head.safetensors" not in files
+
+
+def test_a_reward_model_from_an_sft_model(call, inputs, finished, tmp_path, capsys):
+    data = "--data", inputs / "pairs.jsonl"
+    call("reward_model", tmp_path, *data, "--policy", finished / "sft")
+    folder = tmp_path / "runs" / "reward-001" / "reward"
+    assert "accuracy on held-out pairs: " in capsys.readouterr().out
+    assert contents(folder)["metrics.jsonl"] == contents(finished)["reward/metrics.jsonl"]
+
+
+@pytest.mark.parametrize(("name", "grammatical"), [("reviews", True), ("arithmetic", False)])
+def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, grammatical):
+    small = lambda name, seed: embedded_task(name, seed, sft_rows=200, pair_rows=200)  # noqa: E731
+    monkeypatch.setattr(job, "embedded_task", small)
+    call("ppo", tmp_path, "--task", name, "--output", tmp_path / "job", "--sft.steps", "2", "--ppo.steps", "1")
+    for measures in (summary(tmp_path / "job")["before"], summary(tmp_path / "job")["after"]):
+        assert isinstance(measures["gold_reward"], float)
+        assert isinstance(measures["grammatical"], float) == grammatical
+
+
+@pytest.mark.parametrize("program", ["sft", "reward_model", "ppo"])
+def test_help_shows_the_settings_and_the_metrics(call, tmp_path, capsys, program):
+    with pytest.raises(SystemExit) as caught:
+        call(program, tmp_path, "--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and list(tmp_path.iterdir()) == []
+    for flag in ("--output", "--seed", "--data", "--resume", f"--{program}.lr", "docs/metrics.md"):
+        assert flag in text

@@ -1,0 +1,120 @@
+"""The house's order: which file may import what, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minirlhf
+
+PACKAGE = Path(minirlhf.__file__).parent
+ROOMS = ["errors", "losses", "runtime", "model", "text", "data", "generation", "rewards", "rollout", "training"]
+ROOMS += ["algorithms", "tasks", "evaluation", "cli"]
+RUN_TIME = {"torch", "tokenizers", "safetensors", "numpy", "tqdm"}
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def module(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+def imports(path):
+    """Full dotted names of what a file imports, inside functions too: names of our own without "minirlhf."."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            ours = node.module.split(".")[0] == "minirlhf"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            # "from minirlhf.x import y": y may be a module of its own
+            found |= {name if ours and _is_module(name) else node.module for name in names}
+    return found
+
+
+def _is_module(name):
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def own(path):
+    return {name.removeprefix("minirlhf.") for name in imports(path) if name.startswith("minirlhf.")}
+
+
+def test_every_file_stands_in_a_room_of_the_layout():
+    assert {room(module(path)) for path in FILES} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_file_imports_only_from_its_room_and_those_above(path):
+    here = ROOMS.index(room(module(path)))
+    assert [name for name in own(path) if ROOMS.index(room(name)) > here] == []
+
+
+def test_within_a_room_no_two_files_need_each_other():
+    needs = {module(path): own(path) for path in FILES if path.name != "__init__.py"}
+    while free := [name for name, wanted in needs.items() if not wanted & needs.keys() - {name}]:
+        for name in free:
+            del needs[name]
+    assert needs == {}
+
+
+def test_losses_import_torch_and_one_another_only():
+    for path in (PACKAGE / "losses").glob("*.py"):
+        outside = {name for name in imports(path) if not name.startswith("minirlhf.losses")}
+        assert {name.split(".")[0] for name in outside} <= {"torch", "__future__"}, path
+
+
+def test_only_the_five_packages_and_the_standard_library_are_imported():
+    for path in FILES:
+        tops = {name.split(".")[0] for name in imports(path)} - {"minirlhf"} - set(sys.stdlib_module_names)
+        assert tops <= RUN_TIME, path
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    for path in FILES:
+        assert not {"pickle", "marshal", "shelve", "dill"} & {name.split(".")[0] for name in imports(path)}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                # .eval() of a module has no argument; these take text or a file
+                assert called not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
+                assert called not in ("torch.load", "torch.save", "numpy.load", "np.load"), f"{path}:{node.lineno}"
+                assert not called.endswith("_object_list") and "gather_object" not in called, f"{path}:{node.lineno}"
+
+
+def test_only_runtime_and_training_know_of_torch_distributed():
+    for path in FILES:
+        if room(module(path)) not in ("runtime", "training"):
+            assert not any(name.startswith("torch.distributed") for name in imports(path)), path
+
+
+def test_import_minirlhf_loads_nothing_and_names_arrive_on_first_use():
+    program = """
+import sys, minirlhf
+heavy = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"} & sys.modules.keys()
+assert not heavy and not [name for name in sys.modules if name.startswith("minirlhf.")], heavy
+assert "losses" in dir(minirlhf) and "torch" not in sys.modules
+minirlhf.losses
+assert "torch" in sys.modules and "tokenizers" not in sys.modules and "minirlhf.model" not in sys.modules
+try:
+    minirlhf.nonsense
+except AttributeError as error:
+    assert str(error) == "module 'minirlhf' has no attribute 'nonsense'"
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_room_arrives_by_name():
+    for name in minirlhf._ROOMS:
+        assert getattr(minirlhf, name).__name__ == f"minirlhf.{name}"

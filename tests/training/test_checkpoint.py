@@ -1,0 +1,157 @@
+"""A checkpoint is complete or absent, and nested state comes back as it was."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minirlhf.errors import InputError
+from minirlhf.training import checkpoint
+from minirlhf.training.checkpoint import (
+    holds_anything,
+    is_complete,
+    load_state,
+    remove_leftovers,
+    save_state,
+    write_whole,
+    written_whole,
+)
+
+STATE = {
+    "step": 3,
+    "best": {"step": 2, "value": 0.1 + 0.2},
+    "none": None,
+    "trainer": {"kl": {"coef": 1 / 3}, "moments": {"policy.a.weight": {"step": torch.tensor(3.0)}}, "empty": {}},
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "checkpoints" / "step-3"
+    with written_whole(folder) as aside:
+        save_state(aside, STATE)
+        (aside / "policy").mkdir()
+        (aside / "policy" / "weights").write_bytes(b"1234")
+    return folder
+
+
+def refusal(folder):
+    with pytest.raises(InputError) as caught:
+        load_state(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_nested_state_comes_back_as_it_was(tmp_path, dtype):
+    tensor = torch.arange(6).reshape(2, 3).t().to(dtype)  # not contiguous
+    with written_whole(tmp_path / "x") as aside:
+        save_state(aside, STATE | {"a": {"b": {"c": tensor, "d": 1}}})
+    state = load_state(tmp_path / "x")
+    assert_close(state.pop("a"), {"b": {"c": tensor, "d": 1}}, rtol=0, atol=0)
+    assert_close(state["trainer"].pop("moments"), STATE["trainer"]["moments"], rtol=0, atol=0)
+    expected = STATE | {"trainer": {name: v for name, v in STATE["trainer"].items() if name != "moments"}}
+    assert state == expected
+
+
+def test_two_names_of_one_tensor_are_saved(tmp_path):
+    shared = torch.ones(3)
+    with written_whole(tmp_path / "x") as aside:
+        save_state(aside, {"a": shared, "b": {"c": shared[:2]}})
+    assert load_state(tmp_path / "x")["b"]["c"].tolist() == [1, 1]
+
+
+def test_the_manifest_lists_every_file_with_its_size(saved):
+    sizes = json.loads((saved / "manifest.json").read_text())
+    assert sizes.keys() == {"policy/weights", "state.json", "state.safetensors"} and sizes["policy/weights"] == 4
+    assert is_complete(saved) and names(saved.parent.parent)[:2] == ["checkpoints", "checkpoints/step-3"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_while_writing_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), written_whole(tmp_path / "x") as aside:
+        (aside / "half").write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_an_exception_while_replacing_leaves_the_old_one(saved):
+    before = names(saved)
+    with pytest.raises(RuntimeError), written_whole(saved) as aside:
+        (aside / "half").write_text("half")
+        raise RuntimeError
+    assert names(saved) == before and is_complete(saved) and len(names(saved.parent)) == 1 + len(before)
+
+
+def test_a_newer_folder_replaces_the_older_whole(saved):
+    with written_whole(saved) as aside:
+        (aside / "new").write_text("new")
+    assert names(saved.parent) == ["step-3", "step-3/manifest.json", "step-3/new"]
+
+
+def test_everything_is_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    flushed, target = [], tmp_path / "x"
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append((path.name, target.exists())))
+    with written_whole(target) as aside:
+        (aside / "deep").mkdir()
+        (aside / "deep" / "file").write_text("1")
+    early = {name for name, there in flushed if not there}
+    assert {"deep", "file", "manifest.json"} < early and (tmp_path.name, True) in flushed
+
+
+@pytest.mark.parametrize("file", ["policy/weights", "state.json", "state.safetensors"])
+@pytest.mark.parametrize("fault", ["cut short", "longer", "gone"])
+def test_a_file_cut_short_or_gone_makes_it_incomplete(saved, file, fault):
+    path = saved / file
+    path.unlink() if fault == "gone" else os.truncate(path, path.stat().st_size + (1 if fault == "longer" else -1))
+    assert not is_complete(saved)
+    assert refusal(saved) == (
+        f"{saved}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume from "
+        "the one before"
+    )
+
+
+@pytest.mark.parametrize("manifest", [None, "", "{", "null", "[]"])
+def test_without_a_manifest_that_can_be_read_it_is_incomplete(saved, manifest):
+    path = saved / "manifest.json"
+    path.unlink() if manifest is None else path.write_text(manifest)
+    assert not is_complete(saved)
+    assert "needed a complete checkpoint" in refusal(saved)
+
+
+def test_a_folder_that_is_not_there_is_incomplete(tmp_path):
+    assert not is_complete(tmp_path / "x")
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+def test_a_file_of_the_right_size_and_wrong_content_is_refused(saved, file):
+    (saved / file).write_bytes(b"\xff" * (saved / file).stat().st_size)
+    text = refusal(saved)
+    assert text.startswith(f"{saved}: needed a readable checkpoint (") and text.endswith("resume from the one before")
+
+
+def test_a_text_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "x.toml"
+    write_whole(path, "old é\n")
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_whole(path, "new")
+    assert path.read_text(encoding="utf-8") == "old é\n"
+
+
+def test_leftovers_of_a_crash_are_nothing_to_lose_and_are_removed(tmp_path):
+    assert not holds_anything(tmp_path / "absent")
+    (tmp_path / ".step-3.7.tmp").mkdir()
+    (tmp_path / ".step-3.7.tmp" / "x").write_text("")
+    (tmp_path / ".config.toml.7.tmp").write_text("")
+    assert not holds_anything(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    assert holds_anything(tmp_path)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["notes.txt"]

@@ -1,0 +1,65 @@
+"""Every setting there is: documented, and its default reads back from flags and from a run's own config.toml."""
+
+import dataclasses
+
+import pytest
+
+from minirlhf.algorithms import PPOConfig, RewardConfig, SFTConfig
+from minirlhf.generation import SamplingConfig
+from minirlhf.model import ModelConfig
+from minirlhf.tasks.job import JobConfig
+from minirlhf.training import OptimizerConfig, RunConfig, RunSettings, parse_settings
+from minirlhf.training.settings import field_help, help_text, settings_to_toml
+
+CONFIGS = [
+    OptimizerConfig,
+    SFTConfig,
+    RewardConfig,
+    PPOConfig,
+    RunSettings,
+    RunConfig,
+    ModelConfig,
+    SamplingConfig,
+    JobConfig,
+]
+PROGRAM = {"": JobConfig, "model": ModelConfig, "sft": SFTConfig, "reward_model": RewardConfig, "ppo": PPOConfig}
+PROGRAM |= {"run": RunSettings}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_has_a_unit_and_a_meaning(config):
+    notes = field_help(config)
+    assert [field.name for field in dataclasses.fields(config) if field.name not in notes] == []
+    assert all(len(meaning) > 8 for _, meaning in notes.values())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configs_are_frozen_and_need_no_argument(config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config(), dataclasses.fields(config)[0].name, 1)
+
+
+def test_defaults_read_back_from_the_file_they_are_written_to(tmp_path):
+    defaults = parse_settings(PROGRAM, [], description="")
+    assert defaults == {name: config() for name, config in PROGRAM.items()}
+    (tmp_path / "config.toml").write_text(settings_to_toml(defaults))
+    assert parse_settings(PROGRAM, ["--config", str(tmp_path / "config.toml")], description="") == defaults
+
+
+@pytest.mark.parametrize(("section", "config"), PROGRAM.items())
+def test_every_default_can_be_given_as_a_flag(section, config):
+    argv = []
+    for field in dataclasses.fields(config):
+        value = getattr(config(), field.name)
+        text = "none" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
+        name = f"{section}.{field.name}" if section else field.name
+        argv.append(f"--{name}={text.lower() if isinstance(value, bool) else text}")
+    assert parse_settings({section: config}, argv, description="")[section] == config()
+
+
+def test_help_lists_every_field_with_its_default():
+    text = help_text(PROGRAM, "")
+    for section, config in PROGRAM.items():
+        for field in dataclasses.fields(config):
+            name = f"{section}.{field.name}" if section else field.name
+            assert any(line.split()[:1] == [f"--{name}"] and len(line.split()) > 2 for line in text.splitlines()), name
