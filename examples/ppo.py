@@ -30,7 +30,7 @@ from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help, table
 
 SETTINGS = {
-    "": job.JobConfig,
+    "": job.PipelineConfig,
     "model": ModelConfig,
     "sft": SFTConfig,
     "reward_model": RewardConfig,
@@ -47,8 +47,9 @@ def train_ppo(
     settings = job.settings_of(settings, "ppo")
     common, config = settings[""], settings["ppo"]
     fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
-    rows = encode_rows(tokenizer, task.need("prompts", "PPO"), (), **fit, reserve=config.max_tokens)
-    held_out = encode_rows(tokenizer, task.held_out_prompts, (), **fit, reserve=config.max_tokens).rows
+    fit["reserve"] = config.max_tokens
+    rows = encode_rows(tokenizer, task.need("prompts", "PPO"), (), **fit)
+    held_out = encode_rows(tokenizer, task.held_out_prompts, (), **fit | {"max_refused": 1.0}).rows
     job.say(rows.summary("prompts"))
     ref_policy = copy_of(policy)
 
@@ -127,7 +128,9 @@ def main() -> None:
             return
         if common.reward:
             path, accuracy = job.resolve_model(common.reward), None
-            reward = RewardModelScorer(job.place(load_reward_model(path), common, device), Tokenizer.load(path))
+            model, reader = load_reward_model(path), Tokenizer.load(path)
+            job.check_vocabulary(model.config, reader, path)
+            reward = RewardModelScorer(job.place(model, common, device), reader)
         else:
             base = copy_of(policy).requires_grad_(True).transformer
             model, accuracy = train_reward_model(settings, task, tokenizer, base, folder, device)

@@ -25,7 +25,7 @@ SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward_model": RewardConfi
 
 def train_reward_model(
     settings: dict, task: Task, tokenizer: Tokenizer, base: Transformer, folder: Path, device: torch.device
-) -> tuple[RewardModel, float]:
+) -> tuple[RewardModel, float | None]:
     """Train on the task's pairs, from the weights of `base` -> (model, accuracy on held-out pairs).
 
     A model this folder holds already is handed back instead.
@@ -37,7 +37,7 @@ def train_reward_model(
     model = job.place(load_reward_model(finished) if finished else RewardModel(base), common, device)
     fit = {"context": base.config.max_position_embeddings, "max_refused": common.max_refused}
     rows = encode_rows(tokenizer, task.need("pairs", "a reward model"), ("chosen", "rejected"), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_pairs, ("chosen", "rejected"), **fit).rows
+    held_out = encode_rows(tokenizer, task.held_out_pairs, ("chosen", "rejected"), **fit | {"max_refused": 1.0}).rows
     job.say(rows.summary("preference pairs"))
 
     steps = job.steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
@@ -50,11 +50,11 @@ def train_reward_model(
             batches,
             settings=settings,
             tokenizer=tokenizer,
-            evaluate=lambda: trainer.evaluate(held_out),
+            evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None,
         )
         for batch in run:
             run.record(trainer.step(batch))
-    return model, trainer.evaluate(held_out)["accuracy"]
+    return model, trainer.evaluate(held_out)["accuracy"] if held_out else None
 
 
 @exits_cleanly
@@ -68,7 +68,7 @@ def main() -> None:
         tokenizer = job.load_tokenizer(common, task, folder)
         base = job.first_policy(common, settings["model"], tokenizer).transformer
         _, accuracy = train_reward_model(settings, task, tokenizer, base, folder, device)
-        job.say(f"accuracy on held-out pairs: {accuracy:.3f}; the model: {folder / 'reward' / 'model'}")
+        job.say(f"accuracy on held-out pairs: {accuracy}; the model: {folder / 'reward' / 'model'}")
 
 
 if __name__ == "__main__":

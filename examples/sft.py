@@ -32,7 +32,7 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
     policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
     fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
     rows = encode_rows(tokenizer, task.need("sft", "SFT"), ("response",), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_sft, ("response",), **fit).rows
+    held_out = encode_rows(tokenizer, task.held_out_sft, ("response",), **fit | {"max_refused": 1.0}).rows
     job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters\n{rows.summary('sft rows')}")
 
     steps = job.steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
@@ -44,7 +44,7 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
         batches,
         settings=settings,
         tokenizer=tokenizer,
-        evaluate=lambda: trainer.evaluate(held_out),
+        evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None,
     )
     for batch in run:
         run.record(trainer.step(batch))

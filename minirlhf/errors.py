@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class InputError(ValueError):
     """Bad input: the message says who, what was needed, what came and what to do, in one line."""
+
+
+def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
+    """Raise InputError, naming the field, unless least <= value <= most and value > above; None is not looked at."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (least <= value <= most and value > above):
+            bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
+            needed = " and ".join(bounds + [f"at most {most}"] * (most < math.inf))
+            raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {value}")
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:

@@ -5,6 +5,7 @@ B sequences, T tokens; column t of every per-token tensor speaks about choosing 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.data.batches import Draw, microbatches
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.losses import (
     AdaptiveKLController,
@@ -77,15 +78,18 @@ class PPOConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
+        check_range(self, "temperature", "clip_eps", "clip_eps_high", "value_clip", "target_kl", above=0)
+        check_range(self, "kl_target", "kl_horizon", above=0)
+        check_range(self, "dual_clip", above=1)
+        check_range(self, "gamma", "lam", least=0, most=1)
+        check_range(self, "value_coef", "kl_coef", "value_warmup", "missing_eos_penalty", least=0)
+        self.sampling(eos_id=0)  # refuses what sampling cannot do, now and not after the other stages
         if self.batch_size % self.minibatch_size:
             fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
             raise InputError(
                 f"PPOConfig: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "
                 f"{self.minibatch_size}; the nearest that fits is {fits}"
-            )
-        if not self.temperature > 0:
-            raise InputError(
-                f"PPOConfig: temperature must be > 0, got {self.temperature}; greedy samples teach nothing"
             )
         if (self.top_k or self.top_p < 1) and not self.allow_truncation:
             raise InputError(
@@ -135,6 +139,8 @@ class PPOTrainer:
             )
         if value_model is None and policy.value_head is None:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
+        if value_model is not None and policy.value_head is not None:
+            raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
@@ -207,6 +213,8 @@ class PPOTrainer:
         for i in range(self.config.epochs * self.config.minibatches):
             start = i % self.config.minibatches * size
             history.append(self.update(rollout, range(start, start + size), advantages, returns))
+            if not math.isfinite(history[-1]["loss"] + history[-1]["grad_norm"]):
+                break  # nothing was changed, and nothing more shall be: `Run.record` stops the run
             if self.config.target_kl and history[-1]["approx_kl"] > self.config.target_kl:
                 break
         means = {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
@@ -254,7 +262,7 @@ class PPOTrainer:
         rows = rollout.scores.to(wide)
         sums = {
             "n": mask.any(-1).sum(),
-            "kl": masked_sum(rollout.logps - rollout.ref_logps, mask),
+            "kl": masked_sum((rollout.logps - rollout.ref_logps).to(wide), mask),
             "score_mean": rows.sum(),
             "score_sq": rows.square().sum(),
             "response_length": mask.sum(),

@@ -9,6 +9,7 @@ import torch
 
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError, check_range
 from minirlhf.losses import cross_entropy, masked_mean
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
@@ -24,12 +25,19 @@ class SFTConfig(OptimizerConfig):
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
+        check_range(self, "max_epochs", above=0)
+
 
 class SFTTrainer:
     headline = ("loss", "eval/loss")
     best = ("eval/loss", "min")
 
     def __init__(self, policy: Policy, tokenizer: Tokenizer, config: SFTConfig, updates: int) -> None:
+        if policy.value_head is not None:
+            raise InputError("SFTTrainer: needed a policy without value head, which no loss here would train")
         self.config, self.pad_id = config, tokenizer.pad_id
         self.models = {"policy": policy}
         self.policy = wrap(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,8 @@ class ModelConfig:
     tie_word_embeddings: bool = True  # [-] the head is the embedding, transposed
 
     def __post_init__(self) -> None:
-        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                  "intermediate_size", "max_position_embeddings")  # fmt: skip
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise InputError(f"ModelConfig: {name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)
+        check_range(self, "num_key_value_heads", "intermediate_size", "max_position_embeddings", least=1)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "

@@ -25,6 +25,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     )
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
     except RuntimeError:
         raise InputError(f"device: needed auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
     if missing:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.checkpoint import holds_anything, is_complete, write_whole, written_whole
 from minirlhf.training.run import RunConfig, check_same_settings, finished_model
 from minirlhf.training.settings import settings_to_toml
 
@@ -34,8 +35,6 @@ class JobConfig:
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the run stops
     vocab_size: int = 2048  # [tokens] at most, when a tokenizer is trained
     policy: str | None = None  # [folder] start from this model (with its tokenizer) instead of training one
-    reward: str | None = None  # [folder] use this reward model instead of training one
-    stop_after: Literal["sft", "reward", "ppo"] | None = None  # [stage] end the job there; --resume goes on
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; none: one for models of under a million
     #                             parameters, where a second only waits and suffers from every neighbour, else all
@@ -43,26 +42,37 @@ class JobConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
 
+@dataclass(frozen=True)
+class PipelineConfig(JobConfig):
+    reward: str | None = None  # [folder] use this reward model instead of training one
+    stop_after: Literal["sft", "reward", "ppo"] | None = None  # [stage] end the job there; --resume goes on
+
+
 def open_output(job: JobConfig, name: str) -> Path:
     """The job's folder, agreed on by all processes: `output`, or a fresh runs/NAME-001, or with `resume` the last.
 
     Raises: InputError if it holds something already and `resume` was not asked for.
     """
+    path, problem = gather(_choose_output(job, name) if is_main() else None)[0]
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return Path(path)
+
+
+def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
+    """The folder's path, and what is wrong with it, if anything. Nothing is made yet: a job may still be refused."""
     taken = sorted(Path("runs").glob(f"{name}-[0-9][0-9][0-9]"))
     number = int(taken[-1].name[-3:]) if taken else 0
     newest = taken[-1] if taken and resumes(job) else Path("runs") / f"{name}-{number + 1:03d}"
-    folder = Path(gather(job.output or str(newest))[0])
-    problem = ""
-    if folder.exists() and not folder.is_dir():
-        problem = f"{folder}: needed a folder for --output, got a file; choose another name"
-    elif holds_anything(folder) and not resumes(job):
-        problem = f"{folder}: holds a run already; give --resume or choose another --output"
-    elif job.resume and not holds_anything(folder):
+    folder = Path(job.output or newest)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return str(folder), f"needed a folder that can be written for --output, but {there} is none; choose another"
+    if holds_anything(folder) and not resumes(job):
+        return str(folder), "holds a run already; give --resume or choose another --output"
+    if job.resume and not holds_anything(folder):
         say(f"{folder}: nothing to resume, starting afresh")
-    barrier()  # every process has looked before the first one writes
-    if problem:
-        raise InputError(problem)
-    return folder
+    return str(folder), ""
 
 
 def resumes(job: JobConfig) -> bool:
@@ -85,22 +95,34 @@ def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
     """That of `--policy`, or the one already trained in this folder, or a new one trained on the task's texts."""
     if job.policy:
         return Tokenizer.load(resolve_model(job.policy))
-    if (folder / "tokenizer" / "tokenizer.json").exists():
+    if is_complete(folder / "tokenizer"):
         return Tokenizer.load(folder / "tokenizer")
     tokenizer = Tokenizer.train(task.texts(), job.vocab_size)
-    barrier()
+    barrier()  # every process has looked before the main one writes
     if is_main():
-        tokenizer.save(folder / "tokenizer")
+        with written_whole(folder / "tokenizer") as aside:
+            tokenizer.save(aside)
     say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {folder / 'tokenizer'}")
     return tokenizer
 
 
 def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
-    """That of `--policy`, or random weights, the same for the same seed whatever ran before."""
+    """That of `--policy`, whatever `config` says, or random weights, the same for the same seed whatever ran before."""
     if job.policy:
-        return load_policy(resolve_model(job.policy))
+        policy = load_policy(resolve_model(job.policy))
+        check_vocabulary(policy.transformer.config, tokenizer, job.policy)
+        return policy
     seed_everything(job.seed)
     return Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Raise InputError if a tokenizer has ids that the model beside it does not know."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary holds "
+            f"{config.vocab_size}; they are not of one model"
+        )
 
 
 def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
@@ -122,7 +144,9 @@ def resolve_model(folder: str | Path) -> Path:
 
 def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
-    common = settings[""] if section == "ppo" else replace(settings[""], reward=None)  # only PPO asks the reward model
+    common = settings[""]
+    if section != "ppo":  # --reward and --stop-after are no business of the stages before
+        common = JobConfig(**{field.name: getattr(common, field.name) for field in fields(JobConfig)})
     return {"": common, **{name: settings[name] for name in ("model", section, "run")}}
 
 

@@ -62,9 +62,17 @@ def holds_anything(folder: Path) -> bool:
     return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
+def discard(folder: Path) -> None:
+    """Delete a folder that others may look for: it is gone at once, whatever interrupts the deleting."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half-written in `folder`."""
-    for path in folder.glob(".*.tmp"):
+    """Delete what a crash left half-written or half-deleted in `folder`, checkpoints among it."""
+    incomplete = [path for path in folder.glob("step-*") if not is_complete(path)]
+    for path in [*folder.glob(".*.tmp"), *incomplete]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import sys
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from minirlhf.training.checkpoint import write_whole
 
 # name: (unit, meaning). Anchors of docs/metrics.md are these names.
 METRICS: dict[str, tuple[str, str]] = {
@@ -80,6 +83,11 @@ class Journal:
         if show:
             tqdm.write(text, file=sys.stderr)
 
+    def sync(self) -> None:
+        """Have everything on the disk: a checkpoint must not outlive the lines of the steps before it."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -120,4 +128,4 @@ def _drop_lines_from(path: Path, step: int) -> None:
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] < step:
                 kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept))

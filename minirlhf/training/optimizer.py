@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minirlhf.errors import InputError
+from minirlhf.errors import check_range
 from minirlhf.runtime.distributed import all_sum
 
 
@@ -26,10 +26,10 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0  # [norm] longer gradients are scaled down to this
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.max_grad_norm > 0):
-            raise InputError(f"lr and max_grad_norm must be > 0, got {self.lr} and {self.max_grad_norm}")
-        if not (0 <= self.warmup <= 1 and 0 <= self.lr_final <= 1):
-            raise InputError(f"warmup and lr_final are shares of 1, got {self.warmup} and {self.lr_final}")
+        check_range(self, "lr", "max_grad_norm", above=0)
+        check_range(self, "lr_final", "warmup", least=0, most=1)
+        check_range(self, "beta1", "beta2", least=0, most=0.999999)
+        check_range(self, "weight_decay", least=0)
 
 
 def cosine_schedule(update: int, *, updates: int, warmup: float, final: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import sys
 import time
@@ -21,11 +20,12 @@ from typing import Any, Protocol
 from torch import nn
 from tqdm import tqdm
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, check_range
 from minirlhf.model.pretrained import load_into, save_pretrained
 from minirlhf.runtime.distributed import any_rank, barrier, is_main, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
+    discard,
     holds_anything,
     is_complete,
     load_state,
@@ -49,11 +49,8 @@ class RunSettings:
     keep: int = 2  # [checkpoints] kept beside the best one
 
     def __post_init__(self) -> None:
-        if (self.eval_every or 0) < 0 or (self.save_every or 0) < 0 or self.keep < 1:
-            raise InputError(
-                "run: needed eval_every >= 0, save_every >= 0 and keep >= 1, got "
-                f"{self.eval_every}, {self.save_every} and {self.keep}"
-            )
+        check_range(self, "eval_every", "save_every", least=0)
+        check_range(self, "keep", least=1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +104,7 @@ class Run:
         self.folder = Path(config.output)
         self.step = 0
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
+        self._saved = -1  # the step of the last checkpoint, which every process knows without looking
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
@@ -150,7 +148,7 @@ class Run:
                 raise InputError(
                     f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the "
                     f"weights were left as they stood and the last good checkpoint is {last[0] if last else 'none'}; "
-                    "lower the learning rate or look at this step's batch, then continue with --resume"
+                    "look at this step's batch, or begin anew from there with a lower learning rate"
                 )
         self.step += 1
         improved = False
@@ -174,7 +172,9 @@ class Run:
 
     def save(self) -> None:
         """Write checkpoints/step-N, complete or not at all, then drop those that are neither recent nor the best."""
+        self._saved = self.step
         if is_main():
+            self._journal.sync()
             with written_whole(self._checkpoint(self.step)) as folder:
                 for name, model in self.trainer.models.items():
                     self._save_model(model, folder / name)
@@ -183,7 +183,7 @@ class Run:
             best = self._best.get("step")
             for old in self._checkpoints()[: -self.config.keep]:
                 if old != self._checkpoint(best or -1):
-                    shutil.rmtree(old)
+                    discard(old)
         self.log(f"step {self.step}: checkpoint {self._checkpoint(self.step)}", show=False)
         barrier()
 
@@ -220,6 +220,7 @@ class Run:
         for name, model in self.trainer.models.items():
             load_into(model, found[-1] / name)
         self.step, self._best = state["step"], state["best"]
+        self._saved = self.step
         self.trainer.load_state_dict(state["trainer"])
 
     def _save_model(self, model: nn.Module, folder: Path) -> None:
@@ -228,7 +229,7 @@ class Run:
             self.tokenizer.save(folder)
 
     def _finish(self) -> None:
-        if not self._checkpoint(self.step).exists():
+        if self._saved != self.step:
             self.save()
         if is_main() and not is_complete(self.folder / FINAL):
             with written_whole(self.folder / FINAL) as folder:

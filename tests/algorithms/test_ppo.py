@@ -331,15 +331,15 @@ def test_a_value_head_beside_a_value_model_is_refused():
             {"batch_size": 4, "minibatch_size": 16},
             "PPOConfig: batch_size must be a multiple of minibatch_size, got 4 and 16; the nearest that fits is 16",
         ),
-        ({"temperature": 0.0}, "PPOConfig: temperature must be > 0, got 0.0; greedy samples teach nothing"),
+        ({"temperature": 0.0}, "PPOConfig: temperature must be above 0, got 0.0"),
         (
             {"top_k": 5},
             "PPOConfig: top_k 5 and top_p 1.0 sample from another distribution than the one that is trained; leave "
             "them out or set allow_truncation=true, which logs the mass cut off",
         ),
         ({"top_p": 0.9}, "PPOConfig: top_k 0 and top_p 0.9 sample from"),
-        ({"lr": 0.0}, "lr and max_grad_norm must be > 0, got 0.0 and 1.0"),
-        ({"warmup": 1.5}, "warmup and lr_final are shares of 1, got 1.5 and 0.1"),
+        ({"lr": 0.0}, "PPOConfig: lr must be above 0, got 0.0"),
+        ({"warmup": 1.5}, "PPOConfig: warmup must be at least 0 and at most 1, got 1.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, text):

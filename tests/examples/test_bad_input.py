@@ -273,11 +273,11 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
         (["--out", "x"], "command line: no setting '--out'; the nearest is --output; see --help."),
         (["--ppo.steps", "many"], '--ppo.steps: needed an integer, got "many"; see --help.'),
         (["--ppo.kl_estimator", "k2"], '--ppo.kl_estimator: needed one of k1, k3, got "k2"; see --help.'),
-        (["--ppo.lr", "0"], "lr and max_grad_norm must be > 0, got 0.0 and 1.0"),
+        (["--ppo.lr", "0"], "PPOConfig: lr must be above 0, got 0.0"),
         (["--ppo.batch_size", "10"], "PPOConfig: batch_size must be a multiple of minibatch_size, got 10 and 4"),
         (["--ppo.top_k", "5"], "PPOConfig: top_k 5 and top_p 1.0 sample from another distribution"),
         (["--model.num_attention_heads", "3"], "ModelConfig: hidden_size must be a multiple of num_attention_heads"),
-        (["--run.keep", "0"], "run: needed eval_every >= 0, save_every >= 0 and keep >= 1"),
+        (["--run.keep", "0"], "RunSettings: keep must be at least 1, got 0"),
         (
             ["--task", "poems"],
             "task: needed reviews or arithmetic, got 'poems'; or give your own rows with --data FILE",

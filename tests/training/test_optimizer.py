@@ -161,11 +161,11 @@ def test_frozen_weights_are_not_the_optimizers():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"lr": 0.0}, "lr and max_grad_norm must be > 0, got 0.0 and 1.0"),
-        ({"lr": math.nan}, "lr and max_grad_norm must be > 0, got nan and 1.0"),
-        ({"max_grad_norm": -1.0}, "lr and max_grad_norm must be > 0, got 0.1 and -1.0"),
-        ({"warmup": -0.1}, "warmup and lr_final are shares of 1, got -0.1 and 1.0"),
-        ({"lr_final": 2.0}, "warmup and lr_final are shares of 1, got 0.0 and 2.0"),
+        ({"lr": 0.0}, "OptimizerConfig: lr must be above 0, got 0.0"),
+        ({"lr": math.nan}, "OptimizerConfig: lr must be above 0, got nan"),
+        ({"max_grad_norm": -1.0}, "OptimizerConfig: max_grad_norm must be above 0, got -1.0"),
+        ({"warmup": -0.1}, "OptimizerConfig: warmup must be at least 0 and at most 1, got -0.1"),
+        ({"lr_final": 2.0}, "OptimizerConfig: lr_final must be at least 0 and at most 1, got 2.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, text):

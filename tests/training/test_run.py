@@ -331,7 +331,8 @@ def test_the_settings_are_written_as_used(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"eval_every": -1}, {"save_every": -1}, {"keep": 0}])
 def test_counts_out_of_range_are_refused(settings):
-    assert "needed eval_every >= 0, save_every >= 0 and keep >= 1" in refusal(RunConfig, **settings)
+    ((name, value),) = settings.items()
+    assert f"RunConfig: {name} must be at least {value + 1}, got {value}" in refusal(RunConfig, **settings)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
