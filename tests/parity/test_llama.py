@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
 from minirlhf.text import Tokenizer
 
-transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 SHAPE = {
