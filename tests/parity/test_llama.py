@@ -137,9 +137,10 @@ def test_our_tokenizer_gives_the_same_ids_there(tmp_path, with_model):
         save_pretrained(ours(vocab_size=tokenizer.vocab_size), tmp_path)
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (other.pad_token_id, other.bos_token_id, other.eos_token_id) == (0, 1, 2)
-    for text in (*TEXTS[:2], "", " two  spaces\n\n", "na\u00efve \u4f60\u597d \U0001f600", "12345 x1"):
+    for text in (*TEXTS[:2], "", " two  spaces\n\n", "na\u00efve \u4f60\u597d \U0001f600", "12345 x1", "x<|eos|>"):
         ids = tokenizer.encode(text)
-        assert other(text, add_special_tokens=False)["input_ids"] == other(text)["input_ids"] == ids
+        assert other(text, add_special_tokens=False)["input_ids"] == ids
+        assert [other(text)["input_ids"]] == tokenizer.encode_prompts([text])  # BOS first, special text is text
         assert other.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
 
 
