@@ -15,16 +15,16 @@ import torch
 from reward_model import train_reward_model
 from sft import train_sft
 
+from minirlhf import job
 from minirlhf.algorithms.ppo import PPOConfig, PPOTrainer
 from minirlhf.algorithms.reward_model import RewardConfig
 from minirlhf.algorithms.sft import SFTConfig
-from minirlhf.data import Batches, encode_rows
-from minirlhf.errors import exits_cleanly
+from minirlhf.data import Batches
+from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import Report, evaluate_policy, side_by_side
 from minirlhf.model import ModelConfig, Policy, ValueModel, copy_of, load_policy, load_reward_model
 from minirlhf.rewards import Reward, RewardModelScorer
-from minirlhf.runtime import session
-from minirlhf.tasks import Task, job
+from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help, table
@@ -46,17 +46,23 @@ def train_ppo(
     """PPO from `policy` against `reward` -> how the policy wrote before and after."""
     settings = job.settings_of(settings, "ppo")
     common, config = settings[""], settings["ppo"]
-    fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
-    fit["reserve"] = config.max_tokens
-    rows = encode_rows(tokenizer, task.need("prompts", "PPO"), (), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_prompts, (), **fit | {"max_refused": 1.0}).rows
-    job.say(rows.summary("prompts"))
+    job.choose_threads(policy, common, device)
+    rows, held_out = job.encode(
+        common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=config.max_tokens
+    )
     ref_policy = copy_of(policy)
 
     def evaluate(policy: Policy, prompts: int = EVALUATION_PROMPTS) -> Report:
-        sampling = config.sampling(tokenizer.eos_id)
-        measure = {"reward": reward, "ref_policy": ref_policy, "gold": task.gold, "seed": common.seed}
-        return evaluate_policy(policy, tokenizer, held_out[:prompts], sampling, **measure)
+        return evaluate_policy(
+            policy,
+            tokenizer,
+            held_out[:prompts],
+            config.sampling(tokenizer.eos_id),
+            reward=reward,
+            ref_policy=ref_policy,
+            gold=task.gold,
+            seed=common.seed,
+        )
 
     job.say(f"evaluating on {len(held_out[:EVALUATION_PROMPTS]):,} held-out prompts")
     before = evaluate(ref_policy)
@@ -68,7 +74,7 @@ def train_ppo(
         value_model = job.place(value_model.requires_grad_(True), common, device)
     policy = job.place(Policy(policy.transformer, value_head=value_model is None), common, device)
     trainer = PPOTrainer(policy, ref_policy, reward, tokenizer, config, value_model=value_model, seed=common.seed)
-    batches = Batches(rows.rows, batch_size=config.batch_size, steps=config.steps, seed=common.seed, stream="ppo")
+    batches = Batches(rows, batch_size=config.batch_size, steps=config.steps, seed=common.seed, stream="ppo")
     run = Run(
         job.stage_run(settings, folder, "ppo"),
         trainer,
@@ -113,30 +119,31 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
-    with session(device=common.device, **how) as device:
+    with job.session_of(common) as device:
+        if common.policy and common.stop_after == "sft":
+            raise InputError("--policy takes the place of SFT: nothing would be left before --stop-after sft; drop one")
         folder = job.open_output(common, "ppo")
         task = job.load_task(common)
         if not common.reward:
-            task.need("pairs", "a reward model (or --reward DIR)")  # better now than after SFT
+            task.need("pairs")  # better now than after SFT
         tokenizer = job.load_tokenizer(common, task, folder)
         if common.policy:
             policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
         else:
             policy = train_sft(settings, task, tokenizer, folder, device)
         if common.stop_after == "sft":
-            return
+            return job.say(f"stopped after sft; go on with --output {folder} --resume")
         if common.reward:
             path, accuracy = job.resolve_model(common.reward), None
             model, reader = load_reward_model(path), Tokenizer.load(path)
             job.check_vocabulary(model.config, reader, path)
-            reward = RewardModelScorer(job.place(model, common, device), reader)
+            reward = RewardModelScorer(job.place(model, common, device), reader, settings["ppo"].microbatch_tokens)
         else:
             base = copy_of(policy).requires_grad_(True).transformer
             model, accuracy = train_reward_model(settings, task, tokenizer, base, folder, device)
-            reward = RewardModelScorer(model, tokenizer)
+            reward = RewardModelScorer(model, tokenizer, settings["ppo"].microbatch_tokens)
         if common.stop_after == "reward":
-            return
+            return job.say(f"stopped after reward; go on with --output {folder} --resume")
         before, after = train_ppo(settings, task, tokenizer, policy, reward, folder, device)
         report(folder, before, after, accuracy, time.perf_counter() - started)
 

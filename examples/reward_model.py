@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from minirlhf import job
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
-from minirlhf.data import Batches, encode_rows
+from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_reward_model
-from minirlhf.runtime import seed_everything, session
-from minirlhf.tasks import Task, job
+from minirlhf.runtime import seed_everything
+from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
@@ -35,15 +36,13 @@ def train_reward_model(
     finished = job.finished_stage(settings, folder, "reward")
     seed_everything(common.seed)  # the score head is new
     model = job.place(load_reward_model(finished) if finished else RewardModel(base), common, device)
-    fit = {"context": base.config.max_position_embeddings, "max_refused": common.max_refused}
-    rows = encode_rows(tokenizer, task.need("pairs", "a reward model"), ("chosen", "rejected"), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_pairs, ("chosen", "rejected"), **fit | {"max_refused": 1.0}).rows
-    job.say(rows.summary("preference pairs"))
+    job.choose_threads(model, common, device)
+    rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), base.config)
 
-    steps = job.steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
+    steps = job.steps_for(config.steps, config.max_epochs, len(rows), config.batch_size)
     trainer = RewardTrainer(model, tokenizer, config, updates=steps)
     if not finished:
-        batches = Batches(rows.rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="reward")
+        batches = Batches(rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="reward")
         run = Run(
             job.stage_run(settings, folder, "reward"),
             trainer,
@@ -61,8 +60,7 @@ def train_reward_model(
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
-    with session(device=common.device, **how) as device:
+    with job.session_of(common) as device:
         folder = job.open_output(common, "reward")
         task = job.load_task(common)
         tokenizer = job.load_tokenizer(common, task, folder)

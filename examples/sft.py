@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from minirlhf import job
 from minirlhf.algorithms.sft import SFTConfig, SFTTrainer
-from minirlhf.data import Batches, encode_rows
+from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.model import ModelConfig, Policy, load_policy
-from minirlhf.runtime import session
-from minirlhf.tasks import Task, job
+from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
@@ -30,14 +30,13 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
     if finished := job.finished_stage(settings, folder, "sft"):
         return job.place(load_policy(finished), common, device)
     policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
-    fit = {"context": policy.transformer.config.max_position_embeddings, "max_refused": common.max_refused}
-    rows = encode_rows(tokenizer, task.need("sft", "SFT"), ("response",), **fit)
-    held_out = encode_rows(tokenizer, task.held_out_sft, ("response",), **fit | {"max_refused": 1.0}).rows
-    job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters\n{rows.summary('sft rows')}")
+    job.choose_threads(policy, common, device)
+    rows, held_out = job.encode(common, tokenizer, task, "sft", ("response",), policy.transformer.config)
+    job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters")
 
-    steps = job.steps_for(config.steps, config.max_epochs, len(rows.rows), config.batch_size)
+    steps = job.steps_for(config.steps, config.max_epochs, len(rows), config.batch_size)
     trainer = SFTTrainer(policy, tokenizer, config, updates=steps)
-    batches = Batches(rows.rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="sft")
+    batches = Batches(rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="sft")
     run = Run(
         job.stage_run(settings, folder, "sft"),
         trainer,
@@ -55,8 +54,7 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    how = {"precision": common.precision, "seed": common.seed, "threads": common.threads}
-    with session(device=common.device, **how) as device:
+    with job.session_of(common) as device:
         folder = job.open_output(common, "sft")
         task = job.load_task(common)
         tokenizer = job.load_tokenizer(common, task, folder)

@@ -10,7 +10,7 @@ import importlib
 __version__ = "0.1.0"
 
 _ROOMS = ("losses", "runtime", "model", "text", "data", "generation", "rewards", "rollout", "training", "algorithms",
-          "tasks", "evaluation")  # fmt: skip
+          "tasks", "evaluation", "job")  # fmt: skip
 
 
 def __getattr__(name: str):

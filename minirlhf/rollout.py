@@ -13,8 +13,11 @@ from torch import Tensor
 
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.generation.engine import SamplingConfig, generate
+from minirlhf.losses import masked_moments, masked_sum, mean_and_var
+from minirlhf.losses.masking import wide_dtype
 from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward, score_completions
+from minirlhf.runtime.distributed import all_sum
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -69,7 +72,7 @@ def collect(
         policy.transformer, prompts, sampling, seed=seed, stream="rollout", keys=keys, tokenizer=tokenizer
     )
     texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    rows = [draw.row.row for draw in batch]
+    rows = [draw.row.source for draw in batch]
     scores = score_completions(reward, [row["prompt"] for row in rows], texts, rows)
 
     device = policy.transformer.head_weight.device
@@ -105,3 +108,32 @@ def place_completions(numbers: Sequence[Sequence[float]], prompts: Sequence[Sequ
     for row, prompt, values in zip(placed, prompts, numbers, strict=True):
         row[len(prompt) : len(prompt) + len(values)] = torch.tensor(values)
     return placed.to(like.device)
+
+
+def describe(rollout: Rollout, returns: Tensor) -> dict[str, float]:
+    """What a rollout was like, over all processes: the metrics of the samples, before any update."""
+    mask = rollout.completion_mask
+    wide = wide_dtype(mask)
+    scores = rollout.scores.to(wide)
+    sums = {
+        "n": mask.any(-1).sum(),
+        "kl": masked_sum((rollout.logps - rollout.ref_logps).to(wide), mask),
+        "score_mean": scores.sum(),
+        "score_sq": scores.square().sum(),
+        "response_length": mask.sum(),
+        "ended": rollout.ended.sum(),
+        "mass_kept": rollout.kept.sum(),
+    }
+    residual, spread = moments_of_all(returns - rollout.values, mask), moments_of_all(returns, mask)
+    totals = all_sum(torch.stack([value.to(wide) for value in sums.values()]))
+    explained = 1 - mean_and_var(residual)[1] / mean_and_var(spread)[1].clamp(min=1e-8)
+    *values, explained_variance = torch.cat([totals, explained[None]]).tolist()
+    n, *means = values
+    metrics = {name: value / n for name, value in zip(list(sums)[1:], means, strict=True)}
+    variance = (metrics.pop("score_sq") - metrics["score_mean"] ** 2) * n / max(n - 1, 1)
+    return {**metrics, "score_std": max(variance, 0.0) ** 0.5, "explained_variance": explained_variance}
+
+
+def moments_of_all(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_moments` over all processes."""
+    return all_sum(torch.stack(masked_moments(x, mask))).unbind()

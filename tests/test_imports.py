@@ -11,7 +11,7 @@ import minirlhf
 
 PACKAGE = Path(minirlhf.__file__).parent
 ROOMS = ["errors", "losses", "runtime", "model", "text", "data", "generation", "rewards", "rollout", "training"]
-ROOMS += ["algorithms", "tasks", "evaluation", "cli"]
+ROOMS += ["algorithms", "tasks", "evaluation", "job", "cli"]
 RUN_TIME = {"torch", "tokenizers", "safetensors", "numpy", "tqdm"}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

@@ -21,18 +21,14 @@ from minirlhf.losses import (
     gae,
     kl_shaped_rewards,
     masked_mean,
-    masked_moments,
-    masked_sum,
     masked_whiten,
-    mean_and_var,
     ppo_policy_loss,
     ppo_value_loss,
     ratio_diagnostics,
 )
-from minirlhf.losses.masking import wide_dtype
 from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward
-from minirlhf.rollout import Rollout, collect
+from minirlhf.rollout import Rollout, collect, describe, moments_of_all
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
@@ -109,7 +105,14 @@ class PPOConfig(OptimizerConfig):
     def sampling(self, eos_id: int) -> SamplingConfig:
         stop = eos_id if self.stop_token == "eos" else self.stop_token
         return SamplingConfig(
-            self.max_tokens, self.temperature, self.top_k, self.top_p, (stop,), self.stop_strings, self.batch_size
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop_ids=(stop,),
+            stop_strings=self.stop_strings,
+            batch_size=self.batch_size,
+            prefill_tokens=self.microbatch_tokens,
         )
 
 
@@ -141,6 +144,8 @@ class PPOTrainer:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
         if value_model is not None and policy.value_head is not None:
             raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
+        if config.stop_token != "eos" and not 0 <= config.stop_token < policy.transformer.config.vocab_size:
+            raise InputError(f"PPOTrainer: stop_token must be an id of the vocabulary, got {config.stop_token}")
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
@@ -173,7 +178,7 @@ class PPOTrainer:
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, moments_of_all(rewards, mask), shift_mean=False)
         advantages, returns = gae(rewards, values=rollout.values, mask=mask, gamma=config.gamma, lam=config.lam)
-        metrics = self.describe(rollout, returns)
+        metrics = {**describe(rollout, returns), "kl_coef": self.kl.coef}
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
         metrics |= self.optimise(rollout, advantages, returns)
@@ -194,7 +199,7 @@ class PPOTrainer:
             microbatch_tokens=self.config.microbatch_tokens,
         )
         shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
-        self.samples = [{"prompt": d.row.row["prompt"], "completion": c, "score": s} for d, c, s in shown]
+        self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in shown]
         return rollout
 
     def optimise(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
@@ -245,43 +250,13 @@ class PPOTrainer:
                 backward(loss)
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy}
             terms |= ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **self.clip)
-            micro = {name: masked_mean(term.detach(), mask, count) for name, term in terms.items()}
-            for name, value in {"loss": loss.detach(), **micro}.items():
-                sums[name] = sums.get(name, 0) + value
+            add_means(sums, {"loss": losses, **terms}, mask, count)
         if self.steps_done < config.value_warmup:
             self.optimizer.drop_gradients(kept=self.value_parameters())
         return self.optimizer.step(sums)
 
     def value_parameters(self) -> list[torch.nn.Parameter]:
         return list((self.value_model or self.models["policy"].value_head).parameters())
-
-    def describe(self, rollout: Rollout, returns: Tensor) -> dict[str, float]:
-        """What the rollout was like, over all processes."""
-        mask = rollout.completion_mask
-        wide = wide_dtype(mask)
-        rows = rollout.scores.to(wide)
-        sums = {
-            "n": mask.any(-1).sum(),
-            "kl": masked_sum((rollout.logps - rollout.ref_logps).to(wide), mask),
-            "score_mean": rows.sum(),
-            "score_sq": rows.square().sum(),
-            "response_length": mask.sum(),
-            "ended": rollout.ended.sum(),
-            "mass_kept": rollout.kept.sum(),
-        }
-        residual, spread = moments_of_all(returns - rollout.values, mask), moments_of_all(returns, mask)
-        totals = all_sum(torch.stack([value.to(wide) for value in sums.values()]))
-        explained = 1 - mean_and_var(residual)[1] / mean_and_var(spread)[1].clamp(min=1e-8)
-        *values, explained_variance = torch.cat([totals, explained[None]]).tolist()
-        n, *means = values
-        metrics = {name: value / n for name, value in zip(list(sums)[1:], means, strict=True)}
-        variance = (metrics.pop("score_sq") - metrics["score_mean"] ** 2) * n / max(n - 1, 1)
-        return {
-            **metrics,
-            "score_std": max(variance, 0.0) ** 0.5,
-            "explained_variance": explained_variance,
-            "kl_coef": self.kl.coef,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -296,6 +271,7 @@ class PPOTrainer:
         self.steps_done = state["steps_done"]
 
 
-def moments_of_all(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`masked_moments` over all processes."""
-    return all_sum(torch.stack(masked_moments(x, mask))).unbind()
+def add_means(sums: dict[str, Tensor], terms: dict[str, Tensor], mask: Tensor, count: Tensor) -> None:
+    """Add each term's share of its mean over the whole minibatch to the running sums. No gradient."""
+    for name, term in terms.items():
+        sums[name] = sums.get(name, 0) + masked_mean(term.detach(), mask, count)

@@ -20,7 +20,7 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class RewardConfig(OptimizerConfig):
-    steps: int = 800  # [steps] one batch each
+    steps: int = 700  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
     batch_size: int = 64  # [pairs] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
@@ -36,11 +36,13 @@ class RewardConfig(OptimizerConfig):
 
 
 class RewardTrainer:
+    """A reward model, and the number of updates the run will make (the schedule's length)."""
+
     headline = ("loss", "accuracy", "eval/accuracy")
     best = ("eval/accuracy", "max")
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, config: RewardConfig, updates: int) -> None:
-        self.config, self.pad_id = config, tokenizer.pad_id
+        self.config, self.tokenizer = config, tokenizer
         self.models = {"reward": model}
         self.model = wrap(model)
         self.optimizer = Optimizer(self.models, config, updates)
@@ -56,7 +58,7 @@ class RewardTrainer:
         for group in groups:
             with gradient_sync(self.model, group is groups[-1]):
                 chosen, rejected = self._score(self.model, group)
-                margin = torch.tensor([float(row.row.get("margin", 0.0)) for row in group], device=self.device)
+                margin = torch.tensor([float(row.source.get("margin", 0.0)) for row in group], device=self.device)
                 losses = bradley_terry_loss(
                     chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype)
                 )
@@ -70,12 +72,14 @@ class RewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss} on held-out pairs."""
+        """{accuracy, loss} on held-out pairs; the first four with their scores as samples."""
         right = loss = torch.zeros((), device=self.device)
         for group in self._groups(rows):
             chosen, rejected = self._score(self.models["reward"], group)
             right = right + (chosen > rejected).sum()
             loss = loss + bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected).sum()
+        chosen, rejected = self._score(self.models["reward"], rows[:4])
+        self.samples = [self._sample(*shown) for shown in zip(rows, chosen.tolist(), rejected.tolist(), strict=False)]
         return {"accuracy": right.item() / len(rows), "loss": loss.item() / len(rows)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,8 +91,13 @@ class RewardTrainer:
     def _score(self, model: nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, Tensor]:
         """Chosen and rejected in one forward -> their scores, [B] each."""
         responses = [row.responses[side] for side in (0, 1) for row in rows]
-        batch = pad_sequences([row.prompt for row in rows] * 2, responses, self.pad_id, self.device)
+        batch = pad_sequences([row.prompt for row in rows] * 2, responses, self.tokenizer.pad_id, self.device)
         return model(batch.input_ids, batch.attention_mask).chunk(2)
+
+    def _sample(self, row: EncodedRow, chosen_score: float, rejected_score: float) -> dict[str, Any]:
+        chosen, rejected = self.tokenizer.decode_completions(row.responses)
+        scores = {"chosen_score": chosen_score, "rejected_score": rejected_score}
+        return {"prompt": self.tokenizer.decode(row.prompt), "chosen": chosen, "rejected": rejected, **scores}
 
     def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
         lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]

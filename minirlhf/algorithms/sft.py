@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from minirlhf.data.batches import Draw, microbatches, pad_sequences
+from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
+from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.losses import cross_entropy, masked_mean
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
@@ -32,13 +33,18 @@ class SFTConfig(OptimizerConfig):
 
 
 class SFTTrainer:
+    """A policy without value head, and the number of updates the run will make (the schedule's length).
+
+    Raises: InputError if the policy has a value head: no loss here would train it.
+    """
+
     headline = ("loss", "eval/loss")
     best = ("eval/loss", "min")
 
     def __init__(self, policy: Policy, tokenizer: Tokenizer, config: SFTConfig, updates: int) -> None:
         if policy.value_head is not None:
             raise InputError("SFTTrainer: needed a policy without value head, which no loss here would train")
-        self.config, self.pad_id = config, tokenizer.pad_id
+        self.config, self.tokenizer = config, tokenizer
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)
@@ -63,12 +69,23 @@ class SFTTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean nats per response token on held-out rows."""
+        """{loss}: mean nats per response token on held-out rows; and what it writes for the first four, as samples."""
         total = torch.zeros((), device=self.device)
         for group in self._groups(rows):
             batch = self._pad(group)
             logps = self.models["policy"](batch.input_ids, batch.attention_mask).logps
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
+        shown = rows[:4]
+        longest = SamplingConfig(
+            max_tokens=max(len(row.responses[0]) for row in shown), stop_ids=(self.tokenizer.eos_id,)
+        )
+        completions = generate(self.models["policy"].transformer, [row.prompt for row in shown], longest)
+        texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
+        wanted = self.tokenizer.decode_completions([row.responses[0] for row in shown])
+        self.samples = [
+            {"prompt": self.tokenizer.decode(row.prompt), "completion": text, "reference": reference}
+            for row, text, reference in zip(shown, texts, wanted, strict=True)
+        ]
         return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,5 +98,7 @@ class SFTTrainer:
         lengths = [len(row.prompt) + len(row.responses[0]) for row in rows]
         return [[rows[i] for i in group] for group in microbatches(lengths, self.config.microbatch_tokens)]
 
-    def _pad(self, rows: list[EncodedRow]):
-        return pad_sequences([r.prompt for r in rows], [r.responses[0] for r in rows], self.pad_id, self.device)
+    def _pad(self, rows: list[EncodedRow]) -> Sequences:
+        return pad_sequences(
+            [r.prompt for r in rows], [r.responses[0] for r in rows], self.tokenizer.pad_id, self.device
+        )

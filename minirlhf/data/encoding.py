@@ -11,7 +11,7 @@ from minirlhf.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class EncodedRow:
-    row: dict  # the source row: its "prompt" is the text, the rest is for reward functions
+    source: dict  # the source row: its "prompt" is the text, the rest is for reward functions
     prompt: list[int]  # BOS and the prompt
     responses: tuple[list[int], ...]  # one for SFT, chosen and rejected for pairs, none for prompts to sample from
 
@@ -39,6 +39,7 @@ def encode_rows(
     context: int,
     reserve: int = 1,
     max_refused: float = 0.01,
+    source: str = "",
 ) -> Encoded:
     """Tokenise prompts and the named responses.
 
@@ -46,6 +47,7 @@ def encode_rows(
         responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
         context:     tokens the model can hold.   reserve: tokens that must be left after the prompt.
         max_refused: share of rows that may be refused because their prompt leaves no room.
+        source:      the file the rows come from, for messages.
     Raises: InputError if more are refused.
     """
     kept, truncated, refused = [], 0, []
@@ -53,7 +55,8 @@ def encode_rows(
     answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
     for row, prompt, *texts in zip(rows, prompts, *answers, strict=True):
         room = context - len(prompt)
-        where = f"row {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
+        where = f"line {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
+        where = f"{source}: {where}" if source else where
         if room < reserve:
             refused.append(
                 f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context's "

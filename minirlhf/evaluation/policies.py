@@ -14,9 +14,8 @@ from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
 from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
-from minirlhf.rewards.scoring import Reward, score_completions
+from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.runtime.distributed import gather, share
-from minirlhf.tasks.task import Gold
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -51,7 +50,7 @@ def evaluate_policy(
     if not rows:
         raise InputError("evaluate_policy: needed at least one prompt, got none")
     mine = share(range(len(rows)), even=False)
-    prompts = [rows[i].row["prompt"] for i in mine]
+    prompts = [rows[i].source["prompt"] for i in mine]
     completions = generate(
         policy.transformer,
         [rows[i].prompt for i in mine],
@@ -62,7 +61,7 @@ def evaluate_policy(
         tokenizer=tokenizer,
     )
     texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    sources = [rows[i].row for i in mine]
+    sources = [rows[i].source for i in mine]
     measured: dict[str, list] = {
         "row": list(mine),
         "text": texts,
@@ -83,7 +82,7 @@ def evaluate_policy(
     texts = [joined["text"][i] for i in order]
     names = ("gold_reward", "model_reward", "grammatical", "length", "kl", "ended")
     means = {name: sum(joined[name]) / len(rows) if name in joined else None for name in names}
-    return Report({**means, "distinct_2": distinct_n(texts)}, [row.row["prompt"] for row in rows], texts)
+    return Report({**means, "distinct_2": distinct_n(texts)}, [row.source["prompt"] for row in rows], texts)
 
 
 @torch.no_grad()

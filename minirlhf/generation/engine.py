@@ -18,8 +18,6 @@ from minirlhf.model.transformer import KVCache, Transformer
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 16_384  # of prompts, padding included, in one forward
-
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -30,6 +28,7 @@ class SamplingConfig:
     stop_ids: tuple[int, ...] = ()  # [ids] tokens that end a completion and belong to it (EOS)
     stop_strings: tuple[str, ...] = ()  # [text] a completion ends with the token that completes one of these
     batch_size: int = 256  # [rows] completions in progress at a time
+    prefill_tokens: int = 16_384  # [tokens] of prompts, padding included, in one forward
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.batch_size < 1:
@@ -127,7 +126,7 @@ def _generate_batch(
     lengths = torch.full((len(prompts),), config.max_tokens, device=device)
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
-    cache, logits = _read_prompts(transformer, prompts, config.max_tokens, device)
+    cache, logits = _read_prompts(transformer, prompts, config, device)
     rows = torch.arange(len(prompts), device=device)  # which completion each row of the running batch is
     look_every = 1 if device.type == "cpu" else 16  # asking a GPU whether rows have finished makes it wait
     for position in range(config.max_tokens):
@@ -166,7 +165,7 @@ def _generate_batch(
 
 
 def _read_prompts(
-    transformer: Transformer, prompts: list[Sequence[int]], max_tokens: int, device: torch.device
+    transformer: Transformer, prompts: list[Sequence[int]], config: SamplingConfig, device: torch.device
 ) -> tuple[KVCache, Tensor]:
     """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
 
@@ -174,11 +173,12 @@ def _read_prompts(
     """
     lengths = [len(prompt) for prompt in prompts]
     weight = transformer.head_weight
-    cache = KVCache(transformer.config, len(prompts), max(lengths) + max_tokens, device, weight.dtype)
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
+    cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
     last = torch.empty(len(prompts), weight.shape[1], dtype=weight.dtype, device=device)
-    for group in microbatches(lengths, PREFILL_TOKENS):
+    for group in microbatches(lengths, config.prefill_tokens):
         batch = pad_sequences([prompts[i] for i in group], [[] for _ in group], 0, device)
-        part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, weight.dtype)
+        part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
         hidden = transformer.model(batch.input_ids, batch.attention_mask, part)
         last[group] = hidden[torch.arange(len(group), device=device), part.lengths - 1].to(weight.dtype)
         cache.adopt(group, part)

@@ -6,6 +6,8 @@ B sequences, T tokens, D width, H query heads, K key-value heads, E head width, 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +53,8 @@ class KVCache:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention: x [B, T, D] -> [B, T, D]; H / K query heads share a key-value head."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
@@ -84,6 +88,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): x [B, T, D] -> [B, T, D]."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -95,6 +101,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream: x [B, T, D] -> [B, T, D]."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -133,9 +141,6 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        cos, sin = rope_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
         self.apply(self._init_weights)
         for block in self.layers:  # the residual stream sums 2 * layers outputs: keep its variance at 1 layer's
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
@@ -175,17 +180,18 @@ class Trunk(nn.Module):
             )
         if attention_mask is not None:
             check_right_padding(attention_mask, input_ids)
+        cos, sin = rope_tables(self.config, input_ids.device)
         steps = torch.arange(T, device=input_ids.device)
         if cache is None:
-            return Place(steps[None], self.cos, self.sin, None, None)
+            return Place(steps[None], cos, sin, None, None)
         if needed > cache.keys_LBSKE.shape[2]:
             raise ValueError(f"KVCache: holds {cache.keys_LBSKE.shape[2]} tokens a row, got {needed}; make it larger")
         first, cache.width = cache.width == 0, needed
         if first:  # nothing to look back on: causal attention needs no [T, S] mask
-            return Place(steps.expand(len(input_ids), T), self.cos, self.sin, None, cache)
+            return Place(steps.expand(len(input_ids), T), cos, sin, None, cache)
         positions = cache.lengths[:, None] + steps
         visible = torch.arange(needed, device=input_ids.device) <= positions[:, None, :, None]
-        return Place(positions, self.cos, self.sin, visible, cache)
+        return Place(positions, cos, sin, visible, cache)
 
 
 class Transformer(nn.Module):
@@ -209,12 +215,17 @@ class Transformer(nn.Module):
         return F.linear(self.model(input_ids, attention_mask, cache), self.head_weight)
 
 
-def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, [max_position_embeddings, E] each."""
-    exponents = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
-    angles = torch.arange(config.max_position_embeddings)[:, None] / config.rope_theta**exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().float(), angles.sin().float()
+@lru_cache(maxsize=8)
+def rope_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position, [max_position_embeddings, E] each.
+
+    Made once for all models of a shape, and no part of them: `model.to(bfloat16)` must not round positions.
+    """
+    with torch.inference_mode(False):  # whoever asks first, training may use them too
+        exponents = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
+        angles = torch.arange(config.max_position_embeddings)[:, None] / config.rope_theta**exponents
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 def check_right_padding(attention_mask: Tensor, input_ids: Tensor) -> None:

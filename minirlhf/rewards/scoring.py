@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from minirlhf.model.policy import RewardModel
 from minirlhf.text.tokenizer import Tokenizer
 
 Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
+Gold = Callable[
+    [list[str], list[str], list[dict]], dict[str, list[float]]
+]  # exact measures of each completion, by name
 
 
 def score_completions(reward: Reward, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
@@ -56,11 +60,14 @@ class RewardModelScorer:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
-        """Scores, in order. Texts beyond the context lose the beginning of the prompt: the end is what is judged."""
+        """Scores, in order. A text beyond the context loses the beginning of its prompt, with a warning."""
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
         texts = zip(self.tokenizer.encode_prompts(prompts), self.tokenizer.encode_responses(completions), strict=True)
-        ids = [[*prompt, *response][-limit:] for prompt, response in texts]
+        ids = [[*prompt, *response] for prompt, response in texts]
+        if (longest := max(map(len, ids), default=0)) > limit:
+            warnings.warn(f"reward model: a text of {longest} tokens was cut to its last {limit}", stacklevel=2)
+            ids = [row[-limit:] for row in ids]
         scores = torch.empty(len(ids))
         for group in microbatches([len(row) for row in ids], self.microbatch_tokens):
             batch = pad_sequences([ids[i] for i in group], [[] for _ in group], self.tokenizer.pad_id, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -65,11 +64,7 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    ddp = nn.parallel.DistributedDataParallel
-    # buffers are tables that never change: no rank needs them sent (the option's name changed in torch 2.13)
-    known = inspect.signature(ddp).parameters
-    no_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return ddp(module, gradient_as_bucket_view=True, **{no_sync: False})
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:

@@ -58,7 +58,7 @@ ADJECTIVES = {
 }
 FEELINGS = {"love": 1.0, "like": 0.3, "dislike": -0.3, "hate": -1.0}
 WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTIVES, *FEELINGS,
-                *["the", "is", "it", "i", "we", "bought", "use", "in", "for"]})  # fmt: skip
+                *["the", "is", "it", "i", "we", "bought", "use", "in"]})  # fmt: skip
 CORRUPT_SHARE = 0.3  # of the texts in preference pairs: without them a reward model never learns what does not parse
 HELD_OUT_EVERY = 9  # of the 9,216 prompts, so that exactly 1,024 are never trained on
 SMALLEST_GAP = 0.5  # in gold reward between the two of a pair: people are not asked to rank equals

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -11,13 +10,19 @@ from tqdm import tqdm
 
 from minirlhf.data.formats import Dataset
 from minirlhf.errors import InputError
+from minirlhf.rewards.scoring import Gold
 from minirlhf.runtime.distributed import is_main
 from minirlhf.tasks import arithmetic, reviews
 
 EMBEDDED: dict[str, ModuleType] = {"reviews": reviews, "arithmetic": arithmetic}
 HELD_OUT_SHARE = 20  # one prompt in so many of a user's file is kept for evaluation
 
-Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
+
+NEEDS = {
+    "sft": ("SFT", "{prompt, response}"),
+    "pairs": ("a reward model", "{prompt, chosen, rejected}"),
+    "prompts": ("PPO", "{prompt}"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,12 @@ class Task:
         rows = [*self.sft, *self.pairs, *self.prompts]
         return [row[key] for row in rows for key in ("prompt", "response", "chosen", "rejected") if key in row]
 
-    def need(self, part: str, why: str) -> list[dict]:
+    def need(self, part: str) -> list[dict]:
         """The rows of one part. Raises: InputError if the task has none, saying what they are needed for."""
-        rows = getattr(self, part)
-        if not rows:
-            kinds = {"sft": "{prompt, response}", "pairs": "{prompt, chosen, rejected}", "prompts": "{prompt}"}
-            raise InputError(f"{self.name}: {why} needs rows {kinds[part]}, and there are none; give --data with some")
-        return rows
+        if not getattr(self, part):
+            stage, rows = NEEDS[part]
+            raise InputError(f"{self.name}: {stage} needs rows {rows}, and there are none; give --data with some")
+        return getattr(self, part)
 
 
 def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 20_000) -> Task:

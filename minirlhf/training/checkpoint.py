@@ -70,9 +70,8 @@ def discard(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half-written or half-deleted in `folder`, checkpoints among it."""
-    incomplete = [path for path in folder.glob("step-*") if not is_complete(path)]
-    for path in [*folder.glob(".*.tmp"), *incomplete]:
+    """Delete what a crash left half-written or half-deleted in `folder`: all such have a dotted name."""
+    for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from minirlhf.training.checkpoint import write_whole
@@ -70,9 +71,10 @@ class Journal:
     def step(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         now = time.perf_counter()
         self._write("metrics.jsonl", {"step": step, **metrics})
-        self._write(
-            "timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), "memory_mb": peak_memory_mb()}
-        )
+        memory = {"memory_mb": peak_memory_mb()}
+        if torch.cuda.is_available():
+            memory["gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 1_000_000
+        self._write("timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), **memory})
         for sample in samples:
             self._write("samples.jsonl", {"step": step, **sample})
         self._last = now
@@ -87,10 +89,6 @@ class Journal:
         """Have everything on the disk: a checkpoint must not outlive the lines of the steps before it."""
         for file in self._files.values():
             os.fsync(file.fileno())
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
         print(json.dumps(row, ensure_ascii=False), file=self._files[name], flush=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
 from minirlhf.model.pretrained import load_into, save_pretrained
-from minirlhf.runtime.distributed import any_rank, barrier, is_main, restarted, share
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -67,7 +67,7 @@ class Trainer(Protocol):
     models: dict[str, nn.Module]  # what is trained, by name; the first is what a finished run hands on
     headline: tuple[str, ...]  # metrics that stand beside the progress bar
     best: tuple[str, str]  # (metric, "max" | "min"): which evaluation marks the best checkpoint
-    samples: list[dict[str, Any]]  # what the last step produced, to be looked at
+    samples: list[dict[str, Any]]  # what the last step or evaluation produced, to be looked at; taken by `record`
 
     def step(self, batch: list) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -130,10 +130,9 @@ class Run:
                 bar.update()
                 self._stop_if_asked()
             self._finish()
+            self._stop_if_asked()  # a job of several stages must not go on to the next
         finally:
             bar.close()
-            if self._journal:
-                self._journal.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -153,13 +152,15 @@ class Run:
         self.step += 1
         improved = False
         if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
-            evaluation = {f"eval/{name}": value for name, value in self.evaluate().items()}
+            # the main process's numbers count: were another's off by a bit, it might not come to save's barrier
+            evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
             metrics = {**metrics, **evaluation}
             improved = self._is_best(evaluation)
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
         self.metrics = metrics
         if self._journal:
             self._journal.step(self.step - 1, metrics, self.trainer.samples)
+            self.trainer.samples = []
             if self.on_metrics:
                 self.on_metrics(self.step - 1, metrics)
         if improved or self._due(self.config.save_every):
@@ -241,8 +242,8 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         """All complete checkpoints, oldest first. What a crash left half-written has another name or lacks a file."""
-        found = [path for path in (self.folder / "checkpoints").glob("step-*") if is_complete(path)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        found = [path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(filter(is_complete, found), key=lambda path: int(path.name[5:]))
 
     def _is_best(self, evaluation: dict[str, float]) -> bool:
         name, direction = self.trainer.best
@@ -278,7 +279,8 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         if any_rank(bool(self._signal)):
-            self.save()
+            if self._saved != self.step:
+                self.save()
             self.log(f"{self.folder.name}: stopped at step {self.step} with a checkpoint; continue with --resume")
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
 

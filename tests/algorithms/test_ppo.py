@@ -254,7 +254,7 @@ def test_samples_show_the_first_completions_with_their_scores(batch):
     rollout = trainer.collect(batch)
     assert [s["completion"] for s in trainer.samples] == rollout.completions[:4]
     assert [s["score"] for s in trainer.samples] == rollout.scores[:4].tolist()
-    assert [s["prompt"] for s in trainer.samples] == [draw.row.row["prompt"] for draw in batch[:4]]
+    assert [s["prompt"] for s in trainer.samples] == [draw.row.source["prompt"] for draw in batch[:4]]
 
 
 def test_state_and_weights_continue_identically():

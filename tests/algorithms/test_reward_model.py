@@ -22,7 +22,7 @@ def score(trainer, row, side):
 def test_step_reports_bradley_terry_with_margin_and_centring(batch):
     # mean of -log sigmoid(c - r - margin) + 0.5 (c + r)^2
     trainer = tiny.reward(center_coef=0.5)
-    pairs = [(score(trainer, d.row, 0), score(trainer, d.row, 1), d.row.row["margin"]) for d in batch]
+    pairs = [(score(trainer, d.row, 0), score(trainer, d.row, 1), d.row.source["margin"]) for d in batch]
     losses = [math.log1p(math.exp(-(c - r - m))) + 0.5 * (c + r) ** 2 for c, r, m in pairs]
     metrics = trainer.step(batch)
     assert metrics["loss"] == pytest.approx(sum(losses) / 8, rel=1e-5)

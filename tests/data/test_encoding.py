@@ -25,7 +25,7 @@ def test_prompt_begins_with_bos_and_response_ends_with_eos():
     encoded = encode_rows(TOKENIZER, rows, ("response",), context=8)
     assert [row.prompt for row in encoded.rows] == [[TOKENIZER.bos_id, *ids("ab")], [TOKENIZER.bos_id]]
     assert [row.responses for row in encoded.rows] == [([*ids("c"), EOS],), ([*ids("de"), EOS],)]
-    assert [row.row for row in encoded.rows] == rows
+    assert [row.source for row in encoded.rows] == rows
     assert (encoded.truncated, encoded.refused) == (0, [])
 
 
@@ -55,10 +55,10 @@ def test_prompts_that_leave_too_little_room_are_refused_by_name():
     # context 5 and one token reserved: 1 + 3 prompt tokens fit, 1 + 4 do not
     rows = [sft("abc", line=1), sft("abcd", line=2), sft("abcdefgh", line=3)]
     encoded = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1)
-    assert [row.row["line"] for row in encoded.rows] == [1]
+    assert [row.source["line"] for row in encoded.rows] == [1]
     assert encoded.refused == [
-        "row 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
-        "row 3: the prompt has 9 tokens, which leaves 0 of the context's 5, needed 1",
+        "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
+        "line 3: the prompt has 9 tokens, which leaves 0 of the context's 5, needed 1",
     ]
 
 
@@ -73,9 +73,9 @@ def test_more_refusals_than_allowed_stop_the_run():
     rows = [sft("abcd", line=i) for i in range(1, 5)] + [sft("a", line=i) for i in range(5, 9)]
     text = (
         "4 of 8 rows do not fit, at most 25.0% may be refused: "
-        "row 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
-        "row 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
-        "row 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "line 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "line 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
         "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
@@ -95,5 +95,5 @@ def test_summary_counts_and_names():
     summary = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1).summary("SFT")
     assert summary.splitlines() == [
         "SFT: 2 kept, 1 truncated, 1 refused",
-        "row 7: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
+        "line 7: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
     ]

@@ -57,7 +57,7 @@ def test_measures_are_means_over_the_completions(policy, completions):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, reward=reward, gold=gold, seed=5)
     texts = TOKENIZER.decode_completions([c.ids for c in completions])
     assert (report.prompts, report.completions) == (PROMPTS, texts)
-    assert seen["reward"] == seen["gold"] == (PROMPTS, texts, [row.row for row in ROWS])
+    assert seen["reward"] == seen["gold"] == (PROMPTS, texts, [row.source for row in ROWS])
     assert report.measures == pytest.approx(
         {
             "gold_reward": 55 / 6,  # (0 + 1 + 4 + 9 + 16 + 25) / 6

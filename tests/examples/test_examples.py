@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from minirlhf.tasks import embedded_task, job
+from minirlhf import job
+from minirlhf.tasks import embedded_task
 
 MEASURES = {"gold_reward", "model_reward", "grammatical", "length", "distinct_2"}
 EXAMPLES = os.path.join(os.path.dirname(__file__), "..", "..", "examples")

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from minirlhf.data.batches import pad_sequences
 from minirlhf.errors import InputError
-from minirlhf.generation import SamplingConfig, engine, generate
+from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import KVCache, ModelConfig, Policy, Transformer
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text import Tokenizer
@@ -114,10 +114,9 @@ def test_greedy_equals_the_argmax_of_the_full_forward(transformer, prompts):
 
 def test_a_completion_does_not_depend_on_its_batch_or_order_or_on_when_others_finish(transformer, prompts, monkeypatch):
     dropped = []
-    monkeypatch.setattr(engine, "PREFILL_TOKENS", 32)  # prompts are read in several groups
     select = KVCache.select
     monkeypatch.setattr(KVCache, "select", lambda cache, rows: (dropped.append(len(rows)), select(cache, rows))[1])
-    config = {"max_tokens": 20, "stop_ids": (EOS,)}
+    config = {"max_tokens": 20, "stop_ids": (EOS,), "prefill_tokens": 32}  # prompts are read in several groups
     keys = [(0, i, 0) for i in range(len(prompts))]
     alone = [
         generate(transformer, [p], SamplingConfig(**config), keys=[k])[0] for p, k in zip(prompts, keys, strict=True)

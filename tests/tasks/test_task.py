@@ -81,19 +81,19 @@ def test_keys_of_the_rows_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("part", "rows"),
-    [("sft", "{prompt, response}"), ("pairs", "{prompt, chosen, rejected}")],
+    ("part", "needs"),
+    [("sft", "SFT needs rows {prompt, response}"), ("pairs", "a reward model needs rows {prompt, chosen, rejected}")],
 )
-def test_a_stage_without_rows_is_refused(part, rows):
+def test_a_stage_without_rows_is_refused(part, needs):
     task = task_from_rows(dataset("prompt"))
-    text = f"rows.jsonl: this stage needs rows {rows}, and there are none; give --data with some"
+    text = f"rows.jsonl: {needs}, and there are none; give --data with some"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
-        task.need(part, "this stage")
+        task.need(part)
 
 
 def test_rows_that_are_there_are_given():
     task = task_from_rows(dataset("sft"))
-    assert task.need("sft", "SFT") is task.sft
+    assert task.need("sft") is task.sft
 
 
 def test_texts_are_all_training_text_and_nothing_held_out():

@@ -6,8 +6,8 @@ import pytest
 
 from minirlhf.algorithms import PPOConfig, RewardConfig, SFTConfig
 from minirlhf.generation import SamplingConfig
+from minirlhf.job import JobConfig
 from minirlhf.model import ModelConfig
-from minirlhf.tasks.job import JobConfig
 from minirlhf.training import OptimizerConfig, RunConfig, RunSettings, parse_settings
 from minirlhf.training.settings import field_help, help_text, settings_to_toml
 

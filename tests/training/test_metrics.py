@@ -14,7 +14,6 @@ def write(folder, resumed_at, steps, samples=()):
     journal = Journal(folder, resumed_at)
     for k in steps:
         journal.step(k, {"loss": k / 2}, list(samples))
-    journal.close()
 
 
 def steps(folder, name="metrics.jsonl"):
@@ -86,7 +85,6 @@ def test_the_log_has_times_and_grows_over_a_resume(tmp_path, capsys):
     for show in (True, False):
         journal = Journal(tmp_path, 0)
         journal.log(f"shown {show}", show)
-        journal.close()
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)", line)[1] for line in lines] == [
         "shown True",

@@ -250,9 +250,18 @@ def test_a_half_written_newest_checkpoint_is_passed_over(tmp_path):
 
 def test_an_old_checkpoint_that_a_kill_left_half_deleted_does_not_stay(tmp_path):
     interrupted(tmp_path, at=4)
-    (tmp_path / "checkpoints" / "step-1" / "policy").mkdir(parents=True)  # its manifest went first
+    half = tmp_path / "checkpoints" / ".step-1.77.old.tmp" / "policy"  # deleting begins with this name
+    half.mkdir(parents=True)
     go(tmp_path, resume=True, save_every=3)
-    assert checkpoints(tmp_path) == ["step-3", "step-6"]
+    assert checkpoints(tmp_path) == ["step-3", "step-6"] and not half.parent.exists()
+
+
+def test_a_folder_that_looks_like_a_checkpoint_is_neither_read_nor_deleted(tmp_path):
+    interrupted(tmp_path, at=4)
+    for name in ("step-9", "step-5-copy"):  # incomplete, and not ours
+        (tmp_path / "checkpoints" / name).mkdir()
+    go(tmp_path, resume=True, save_every=3)
+    assert {"step-9", "step-5-copy"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):

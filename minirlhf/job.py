@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from minirlhf.data.encoding import EncodedRow, encode_rows
 from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
 from minirlhf.model.transformer import Trunk
+from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows
@@ -23,6 +26,7 @@ from minirlhf.training.run import RunConfig, check_same_settings, finished_model
 from minirlhf.training.settings import settings_to_toml
 
 SMALL_MODEL = 1_000_000  # parameters
+ALL_THREADS = torch.get_num_threads()  # torch's own choice, before anyone changed it
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,12 @@ def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
     """That of `--policy`, or the one already trained in this folder, or a new one trained on the task's texts."""
     if job.policy:
         return Tokenizer.load(resolve_model(job.policy))
-    if is_complete(folder / "tokenizer"):
-        return Tokenizer.load(folder / "tokenizer")
-    tokenizer = Tokenizer.train(task.texts(), job.vocab_size)
-    barrier()  # every process has looked before the main one writes
-    if is_main():
+    if is_main() and not is_complete(folder / "tokenizer"):
+        tokenizer = Tokenizer.train(task.texts(), job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:
             tokenizer.save(aside)
+    barrier()  # one process trains it, all read the same
+    tokenizer = Tokenizer.load(folder / "tokenizer")
     say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {folder / 'tokenizer'}")
     return tokenizer
 
@@ -125,11 +128,37 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Pa
         )
 
 
+def encode(
+    job: JobConfig,
+    tokenizer: Tokenizer,
+    task: Task,
+    part: str,
+    responses: tuple[str, ...],
+    config: ModelConfig,
+    reserve: int = 1,
+) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """One part of a task ("sft", "pairs", "prompts") in ids -> (rows to train on, held-out rows); prints the counts."""
+    fit = {"context": config.max_position_embeddings, "reserve": reserve, "source": task.name}
+    encoded = encode_rows(tokenizer, task.need(part), responses, max_refused=job.max_refused, **fit)
+    # of held-out rows those that fit are enough
+    held_out = encode_rows(tokenizer, getattr(task, f"held_out_{part}"), responses, max_refused=1.0, **fit)
+    say(encoded.summary(f"{task.name}: {part} in ids"))
+    return encoded.rows, held_out.rows
+
+
+def session_of(job: JobConfig) -> AbstractContextManager[torch.device]:
+    return session(device=job.device, precision=job.precision, seed=job.seed, threads=job.threads)
+
+
+def choose_threads(model: nn.Module, job: JobConfig, device: torch.device) -> None:
+    """As the model that is about to be trained wants: one thread if it is small, else all; or what `--threads` says."""
+    if device.type == "cpu" and job.threads is None:
+        small = sum(p.numel() for p in model.parameters()) < SMALL_MODEL
+        torch.set_num_threads(1 if small else ALL_THREADS)
+
+
 def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
-    """Put a model where it trains, with the job's memory and thread settings."""
-    parameters = sum(p.numel() for p in model.parameters())
-    if device.type == "cpu" and job.threads is None and parameters < SMALL_MODEL:
-        torch.set_num_threads(1)
+    """Put a model where it trains, with the job's memory setting."""
     for module in model.modules():
         if isinstance(module, Trunk):
             module.gradient_checkpointing = job.gradient_checkpointing
