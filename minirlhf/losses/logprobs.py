@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minirlhf.losses.masking import shift_right
 
-CHUNK_NUMBERS = 2**24  # logits alive at a time: 64 MiB in fp32; smaller chunks read the head's weight too often
+CHUNK_NUMBERS = 2**22  # logits alive at a time: 16 MiB in fp32; four times as many were no faster
 
 
 def token_logps(logits: Tensor, input_ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -159,7 +159,8 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatur
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_NUMBERS // vocabulary)
+    # beyond V = 32k the rows stay 128: fewer would read the head's weight too often for what they compute
+    size = max(1, CHUNK_NUMBERS // min(vocabulary, 2**15))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
