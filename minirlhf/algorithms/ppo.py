@@ -66,7 +66,7 @@ class PPOConfig(OptimizerConfig):
     separate_value_model: bool = False  # [-] a critic with a trunk of its own, instead of a head on the policy's
     value_warmup: int = 0  # [steps] at first train the value function alone
 
-    kl_coef: float = 0.12  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
+    kl_coef: float = 0.14  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
     kl_estimator: Literal["k1", "k3"] = "k1"  # [-] in the reward; k3 is biased, see docs/ppo.md#which-kl
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] does the coefficient adapt
     kl_target: float = 6.0  # [nats per sequence] where the adaptive coefficient steers

@@ -20,7 +20,7 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class RewardConfig(OptimizerConfig):
-    steps: int = 700  # [steps] one batch each
+    steps: int = 800  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
     batch_size: int = 64  # [pairs] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included

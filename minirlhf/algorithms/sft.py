@@ -20,7 +20,7 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class SFTConfig(OptimizerConfig):
-    steps: int = 2000  # [steps] one batch each
+    steps: int = 1800  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
     batch_size: int = 16  # [rows] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
