@@ -60,7 +60,6 @@ def collect(
     sampling: SamplingConfig,
     *,
     seed: int,
-    microbatch_tokens: int,
 ) -> Rollout:
     """Sample a completion for each prompt, score it, read it with the reference and the value function. No gradient.
 
@@ -82,7 +81,7 @@ def collect(
     logps = place_completions([c.logps for c in completions], prompts, ids)
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
-    for group in microbatches(lengths, microbatch_tokens):
+    for group in microbatches(lengths, sampling.microbatch_tokens):
         index, width = torch.tensor(group, device=device), lengths[group[0]]  # the first of a group is its longest
         inputs = ids[index, :width], attention_mask[index, :width]
         ref_logps[index, :width] = ref_policy(*inputs, temperature=sampling.temperature).logps.to(logps.dtype)

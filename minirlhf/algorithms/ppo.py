@@ -112,7 +112,7 @@ class PPOConfig(OptimizerConfig):
             stop_ids=(stop,),
             stop_strings=self.stop_strings,
             batch_size=self.batch_size,
-            prefill_tokens=self.microbatch_tokens,
+            microbatch_tokens=self.microbatch_tokens,
         )
 
 
@@ -196,7 +196,6 @@ class PPOTrainer:
             batch,
             self.config.sampling(self.tokenizer.eos_id),
             seed=self.seed,
-            microbatch_tokens=self.config.microbatch_tokens,
         )
         shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in shown]

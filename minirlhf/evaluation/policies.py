@@ -92,13 +92,12 @@ def sequence_kl(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Completion],
     sampling: SamplingConfig,
-    microbatch_tokens: int = 16_384,
 ) -> list[float]:
     """k1 estimate of KL(sampler || reference) of each completion, nats: log-prob as sampled minus the reference's."""
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
     device = ref_policy.transformer.head_weight.device
     estimates = [0.0] * len(lengths)
-    for group in microbatches(lengths, microbatch_tokens):
+    for group in microbatches(lengths, sampling.microbatch_tokens):
         ids = [prompts[i] for i in group], [completions[i].ids for i in group]
         batch = pad_sequences(*ids, tokenizer.pad_id, device)
         logps = ref_policy(batch.input_ids, batch.attention_mask, temperature=sampling.temperature).logps

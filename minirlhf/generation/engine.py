@@ -28,7 +28,7 @@ class SamplingConfig:
     stop_ids: tuple[int, ...] = ()  # [ids] tokens that end a completion and belong to it (EOS)
     stop_strings: tuple[str, ...] = ()  # [text] a completion ends with the token that completes one of these
     batch_size: int = 256  # [rows] completions in progress at a time
-    prefill_tokens: int = 16_384  # [tokens] of prompts, padding included, in one forward
+    microbatch_tokens: int = 16_384  # [tokens] one forward over prompts or finished rows, padding included
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.batch_size < 1:
@@ -176,7 +176,7 @@ def _read_prompts(
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
     cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
     last = torch.empty(len(prompts), weight.shape[1], dtype=weight.dtype, device=device)
-    for group in microbatches(lengths, config.prefill_tokens):
+    for group in microbatches(lengths, config.microbatch_tokens):
         batch = pad_sequences([prompts[i] for i in group], [[] for _ in group], 0, device)
         part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
         hidden = transformer.model(batch.input_ids, batch.attention_mask, part)

@@ -15,9 +15,8 @@ from minirlhf.model.policy import RewardModel
 from minirlhf.text.tokenizer import Tokenizer
 
 Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
-Gold = Callable[
-    [list[str], list[str], list[dict]], dict[str, list[float]]
-]  # exact measures of each completion, by name
+# exact measures of each completion, by name
+Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
 
 
 def score_completions(reward: Reward, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:

@@ -14,7 +14,7 @@ from minirlhf.runtime.randomness import seed_everything
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """ "auto" takes cuda, then mps, then cpu; under torchrun each process takes the GPU of its local rank.
+    """`auto` takes cuda, then mps, then cpu; under torchrun each process takes the GPU of its local rank.
 
     Raises: InputError if the device asked for is not there.
     """
@@ -37,7 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 on a GPU that has it and fp32 elsewhere. Raises: InputError for any other name."""
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere. Raises: InputError for any other name."""
     names = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -15,39 +15,11 @@ from __future__ import annotations
 import random
 
 COLOURS = ["blue", "green", "red", "black", "white", "brown", "grey", "yellow"]
-PRODUCTS = [
-    "kettle",
-    "lamp",
-    "blender",
-    "toaster",
-    "camera",
-    "chair",
-    "speaker",
-    "tent",
-    "watch",
-    "jacket",
-    "mixer",
-    "printer",
-    "radio",
-    "desk",
-    "bottle",
-    "heater",
-]
+PRODUCTS = ["kettle", "lamp", "blender", "toaster", "camera", "chair", "speaker", "tent",
+            "watch", "jacket", "mixer", "printer", "radio", "desk", "bottle", "heater"]  # fmt: skip
 ROOMS = ["kitchen", "office", "garden", "garage", "bedroom", "attic"]
-MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
+MONTHS = ["january", "february", "march", "april", "may", "june",
+          "july", "august", "september", "october", "november", "december"]  # fmt: skip
 PARTS = ["lid", "handle", "switch", "cord", "case", "base", "button", "panel", "strap", "box"]
 DEGREES = {"slightly": 0.3, "rather": 0.6, "very": 1.5, "not": -0.5}
 ADJECTIVES = {

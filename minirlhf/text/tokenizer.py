@@ -98,9 +98,9 @@ class Tokenizer:
         """BOS + text, each: even an empty prompt leaves one token to predict from."""
         return [[self.bos_id, *encoding.ids] for encoding in self._encode_batch(texts)]
 
-    def encode_responses(self, texts: Sequence[str], end: bool = True) -> list[list[int]]:
-        """Text + EOS, each; `end=False` leaves the EOS out (the response went on)."""
-        return [encoding.ids + [self.eos_id] * end for encoding in self._encode_batch(texts)]
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Text + EOS, each."""
+        return [[*encoding.ids, self.eos_id] for encoding in self._encode_batch(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, special tokens left out."""

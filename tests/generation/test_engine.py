@@ -116,7 +116,7 @@ def test_a_completion_does_not_depend_on_its_batch_or_order_or_on_when_others_fi
     dropped = []
     select = KVCache.select
     monkeypatch.setattr(KVCache, "select", lambda cache, rows: (dropped.append(len(rows)), select(cache, rows))[1])
-    config = {"max_tokens": 20, "stop_ids": (EOS,), "prefill_tokens": 32}  # prompts are read in several groups
+    config = {"max_tokens": 20, "stop_ids": (EOS,), "microbatch_tokens": 32}  # prompts are read in several groups
     keys = [(0, i, 0) for i in range(len(prompts))]
     alone = [
         generate(transformer, [p], SamplingConfig(**config), keys=[k])[0] for p, k in zip(prompts, keys, strict=True)

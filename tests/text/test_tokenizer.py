@@ -58,7 +58,7 @@ def test_boundary_is_never_merged():
 def test_batches_are_encoded_and_decoded_row_by_row():
     rows = ["", "the kettle", "\u00e9"]
     assert TOKENIZER.encode_prompts(rows) == [[TOKENIZER.bos_id, *TOKENIZER.encode(row)] for row in rows]
-    assert TOKENIZER.encode_responses(rows, end=False) == [TOKENIZER.encode(row) for row in rows]
+    assert TOKENIZER.encode_responses(rows) == [[*TOKENIZER.encode(row), TOKENIZER.eos_id] for row in rows]
     assert TOKENIZER.decode_completions(TOKENIZER.encode_responses(rows)) == rows
     assert TOKENIZER.encode_prompts([]) == TOKENIZER.encode_responses([]) == TOKENIZER.decode_completions([]) == []
 
