@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirlhf.losses.kl import kl_k1, kl_k3
-from minirlhf.losses.masking import check_mask
+from minirlhf.losses.kl import kl_k1, kl_k2, kl_k3
+from minirlhf.losses.masking import check_mask, check_same_shape, masked_moments, mean_and_var
 
-REWARD_KL = {"k1": kl_k1, "k3": kl_k3}
+REWARD_KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 def kl_shaped_rewards(
@@ -24,16 +24,16 @@ def kl_shaped_rewards(
     Args:
         scores:          [B].   logps, ref_logps: [B, T] nats.   mask: [B, T], the tokens the policy chose.
         kl_coef:         score units per nat.
-        estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k3" is biased: the policy
-                         gradient of a k3 reward is not that of the KL (relative error 0.82 on an enumerated space),
-                         and the optimum is another one; it is here because some codes use it.
+        estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k2" and "k3" are biased: the
+                         policy gradient of such a reward is not that of the KL (relative error 0.71 and 0.82 on an
+                         enumerated space), and the optimum is another one; they are here because some codes use them.
     Returns: [B, T], 0 outside the mask; a row without a True column has no place for its score and gets none.
     Raises: ValueError for another estimator, other shapes or a mask that is not bool.
     """
     if estimator not in REWARD_KL:
         raise ValueError(
-            f"kl_shaped_rewards: estimator must be k1 (exact) or k3 (biased), got {estimator!r}; other forms of KL in "
-            "the reward do not lead to the KL-regularised optimum"
+            f"kl_shaped_rewards: estimator must be k1 (exact), k2 or k3 (both biased), got {estimator!r}; see kl_k1, "
+            "kl_k2, kl_k3"
         )
     check_mask("kl_shaped_rewards", mask, logps=logps, ref_logps=ref_logps)
     if scores.shape != mask.shape[:1]:
@@ -71,3 +71,168 @@ def gae(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         advantages[:, t] = torch.where(mask[:, t], advantage, 0)
     return advantages, advantages + values
+
+
+def discounted_returns(rewards: Tensor, *, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """What is still to come, r_t + gamma r_{t+1} + ... -> [B, T] score units: advantages of plain REINFORCE.
+
+    It is `gae` without a value function and with lam = 1.   Raises: ValueError as `gae` does.
+    """
+    return gae(rewards, values=torch.zeros_like(rewards), mask=mask, gamma=gamma, lam=1.0)[0]
+
+
+def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
+    """Sum over reward functions, [N, F] and [F] -> [N]; a function that does not apply (NaN) adds nothing.
+
+    A row to which no function applies is NaN, and gets no advantage.   Raises: ValueError if the shapes do not fit.
+    """
+    if scores.dim() != 2 or weights.shape != scores.shape[1:]:
+        raise ValueError(
+            f"weighted_scores: needed scores [N, F] and weights [F], got {tuple(scores.shape)} and "
+            f"{tuple(weights.shape)}; one column a reward function, one weight each"
+        )
+    return (scores * weights).nansum(-1).masked_fill(scores.isnan().all(-1), torch.nan)
+
+
+def group_advantages(
+    scores: Tensor,
+    group_size: int,
+    scale: str = "group",
+    moments: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Score minus the mean of its group, over a standard deviation -> [N * G], no unit (score units with "none").
+
+    (s - mean) / (std + 1e-4), std with ddof 1.   Shao et al. 2024, arXiv:2402.03300, 4.1.2 (GRPO); without the
+    division Liu et al. 2025, arXiv:2503.20783 (Dr.GRPO). A group of equal scores gets 0: it teaches nothing, and its
+    gradient is 0. A score that is NaN (nobody could judge) gets 0 and has no part in mean or std.
+
+    Dividing by the group's std weighs easy and hard prompts up (all but one right or wrong). The mean holds the sample
+    itself, so "none" is the leave-one-out advantage times (G - 1) / G: beside a KL loss, whose size stays, the KL
+    coefficient acts as if it were G / (G - 1) as large. See `rloo_advantages`.
+
+    Args:
+        scores:     [N * G], the G completions of a prompt side by side.   group_size: G >= 2.
+        scale:      the std of the "group", of the whole "batch", or "none".
+        moments:    for "batch": `masked_moments` of the scores summed over ranks; None takes those of `scores`.
+    Raises: ValueError if the scores do not make groups, for a group of 1 (it has no mean but itself), or another scale.
+    """
+    groups = _groups("group_advantages", scores, group_size)
+    if scale not in ("group", "batch", "none"):
+        raise ValueError(f"group_advantages: scale must be group, batch or none, got {scale!r}")
+    judged = ~groups.isnan()
+    centred = groups - groups.nanmean(-1, keepdim=True)
+    if scale == "group":
+        squares = torch.where(judged, centred, 0).square().sum(-1, keepdim=True)
+        centred = centred / ((squares / (judged.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt() + 1e-4)
+    elif scale == "batch":
+        var = mean_and_var(masked_moments(groups, judged) if moments is None else moments)[1]
+        centred = centred / (var.sqrt() + 1e-4).to(groups.dtype)
+    return torch.where(judged, centred, 0).flatten()
+
+
+def gdpo_advantages(scores: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    """Each reward function normalised within its groups, then the weighted sum -> [N * G], no unit.
+
+    Liu et al. 2026, arXiv:2601.05242 (GDPO), Eq. 4 and 5: normalised after the sum, functions of different spread would
+    drown each other. The paper's last step, whitening over the batch, is `whiten_judged`.
+
+    Args:
+        scores: [N * G, F], NaN where a function does not apply.   weights: [F].   group_size: G >= 2.
+    Returns: NaN where no function applies.   Raises: ValueError as `group_advantages` and `weighted_scores` do.
+    """
+    columns = [group_advantages(column, group_size) for column in scores.unbind(-1)]
+    return weighted_scores(torch.stack(columns, -1).masked_fill(scores.isnan(), torch.nan), weights)
+
+
+def whiten_judged(scores: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+    """(s - mean) / (std + 1e-4) over all of [N] that is not NaN, which gets 0; std with ddof 1, no unit.
+
+    The baseline of REINFORCE over a batch.   moments: of all ranks, as for `group_advantages`.
+    """
+    judged = ~scores.isnan()
+    mean, var = mean_and_var(masked_moments(scores, judged) if moments is None else moments)
+    return torch.where(judged, (scores - mean) / (var.sqrt() + 1e-4), 0).to(scores.dtype)
+
+
+def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
+    """Score minus the mean of the *other* scores of its group -> [N * G] score units.
+
+    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, Eq. 6 (RLOO). Unbiased: the baseline does not know the
+    sample. NaN scores get 0 and stay out of the mean; one judged sample alone has nothing to be compared with: 0.
+
+    Args:   scores: [N * G], groups side by side.   group_size: G >= 2.
+    Raises: ValueError as `group_advantages` does.
+    """
+    groups = _groups("rloo_advantages", scores, group_size)
+    judged = ~groups.isnan()
+    others = (judged.sum(-1, keepdim=True) - 1).clamp(min=1)
+    centred = groups - groups.nanmean(-1, keepdim=True)
+    return torch.where(judged, centred * (others + 1) / others, 0).flatten()
+
+
+def remax_advantages(scores: Tensor, *, greedy_scores: Tensor) -> Tensor:
+    """Score minus that of the greedy completion of the same prompt -> [N] score units; NaN in either gives 0.
+
+    Li et al. 2023, arXiv:2310.10505 (ReMax), Eq. 5. Unbiased, for one more completion a prompt.
+    Raises: ValueError if the shapes differ.
+    """
+    check_same_shape("remax_advantages", scores=scores, greedy_scores=greedy_scores)
+    return (scores - greedy_scores).nan_to_num(0.0)
+
+
+def bnpo_advantages(scores: Tensor, group_size: int, moments: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+    """(s - p) / Beta(p; 1 + a / 3, 1 + b / 3) -> [N * G] for scores in [0, 1], p the mean of the group.
+
+    Xiao et al. 2025, arXiv:2506.02864 (BNPO), Eq. 10 and 13: Beta(a, b) is fitted to the p of the batch by its
+    moments, and the divisor is a density that follows it. A constant divisor is REINFORCE with a baseline; Beta(3/2,
+    3/2), which is proportional to a group's std, is GRPO. (Some libraries call the token mean alone "bnpo".)
+
+    Args:
+        scores:  [N * G] in [0, 1].   group_size: G >= 2.
+        moments: `masked_moments` of the p of all groups over all ranks; None takes those of `scores`.
+    Returns: 0 for NaN and for groups of equal scores.
+    Raises: ValueError for scores outside [0, 1], and as `group_advantages` does.
+    """
+    groups = _groups("bnpo_advantages", scores, group_size)
+    judged = ~groups.isnan()
+    if bool(((groups < 0) | (groups > 1)).any()):
+        raise ValueError(
+            f"bnpo_advantages: needed scores in [0, 1], got {groups[judged].min()}..{groups[judged].max()}"
+        )
+    p = groups.nanmean(-1, keepdim=True)
+    mean, var = mean_and_var(masked_moments(p, judged.any(-1, keepdim=True)) if moments is None else moments)
+    size = (mean * (1 - mean) / var.clamp(min=1e-4) - 1).clamp(min=0)  # a + b; no beta law has more variance
+    beta = torch.distributions.Beta(1 + mean * size / 3, 1 + (1 - mean) * size / 3)
+    density = beta.log_prob(p.to(mean.dtype).clamp(1e-6, 1 - 1e-6)).exp()
+    return torch.where(judged & (groups != p), (groups - p) / density.clamp(min=1e-4), 0).to(scores.dtype).flatten()
+
+
+def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
+    """Soft punishment of long completions -> [B] in [-1, 0], to be added to scores that end at 1.
+
+    0 up to max_tokens - buffer, then a line down to -1 at max_tokens.   Yu et al. 2025, arXiv:2503.14476 (DAPO), Eq.
+    13.
+
+    Args:   lengths: [B] tokens.   max_tokens, buffer: tokens, 0 < buffer <= max_tokens.
+    Raises: ValueError for another buffer.
+    """
+    if not 0 < buffer <= max_tokens:
+        raise ValueError(f"overlong_penalty: buffer must be in 1..max_tokens {max_tokens}, got {buffer}")
+    return ((max_tokens - buffer - lengths) / buffer).clamp(-1, 0)
+
+
+def equal_groups(scores: Tensor, group_size: int) -> Tensor:
+    """[N * G] -> [N] bool: True where all (judged) scores of a group are the same, so that it teaches nothing."""
+    groups = _groups("equal_groups", scores, group_size)
+    low, high = groups.nan_to_num(torch.inf).amin(-1), groups.nan_to_num(-torch.inf).amax(-1)
+    return low >= high
+
+
+def _groups(name: str, scores: Tensor, group_size: int) -> Tensor:
+    if group_size < 2:
+        raise ValueError(f"{name}: group_size must be at least 2, got {group_size}: one sample has nothing to beat")
+    if scores.dim() != 1 or len(scores) % group_size:
+        raise ValueError(
+            f"{name}: needed scores [N * {group_size}], whole groups side by side, got {tuple(scores.shape)}"
+        )
+    return scores.view(-1, group_size)

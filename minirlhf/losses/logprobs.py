@@ -79,10 +79,7 @@ def linear_logps_and_entropy(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_token_logps: needed bias [{weight.shape[0]}], got {tuple(bias.shape)}")
-    device = hidden.device.type
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(hidden)
     next_ids = input_ids.roll(-1, dims=1)  # model order; the last column's answer falls off in shift_right
     logps, entropy = _LinearLogps.apply(
         hidden.flatten(0, 1).to(dtype),
@@ -92,6 +89,32 @@ def linear_logps_and_entropy(
         temperature,
     )
     return shift_right(logps.view_as(input_ids)), shift_right(entropy.view_as(input_ids))
+
+
+@torch.no_grad()
+def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
+    """log sum_v p(v)^2 of the distribution each token was drawn from -> [B, T] nats, column 0 is 0; without gradient.
+
+    The log of the probability that a token drawn from it would have: what `wpo_weights` compares with. In chunks.
+
+    Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
+    """
+    _check_temperature("linear_log_collision", temperature)
+    rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
+    weight = weight.to(rows.dtype)
+    parts = [
+        _log_softmax(rows[part], weight, None, temperature).mul_(2).logsumexp(-1)
+        for part in _chunks(len(rows), weight.shape[0])
+    ]
+    return shift_right(torch.cat(parts).view(hidden.shape[:2]))
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type a matrix product of x is taken in: autocast's where it is on, else x's own."""
+    device = x.device.type
+    return (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    )
 
 
 class _LinearLogps(torch.autograd.Function):

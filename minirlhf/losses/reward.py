@@ -1,11 +1,12 @@
-"""Losses of reward models: which of two completions is the better one. B pairs; scores are [B], with no zero point."""
+"""Losses of reward models. B pairs or rows, T tokens. Scores of pairs have no zero point; right and wrong have."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minirlhf.losses.masking import check_same_shape
+from minirlhf.losses.masking import check_mask, check_same_shape
 
 
 def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> Tensor:
@@ -35,3 +36,17 @@ def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> 
     """
     check_same_shape("reward_centering_loss", chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     return (chosen_scores + rejected_scores).square()
+
+
+def correctness_loss(scores: Tensor, *, labels: Tensor) -> Tensor:
+    """-log sigmoid(score) where right, -log sigmoid(-score) where wrong -> nats, in the shape of scores.
+
+    At the last token of an answer it makes an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168), at the last
+    token of each step a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score) is the chance to
+    be right. Scores are read at their token, unshifted.
+
+    Args:   scores: [B] or [B, T] nats (log-odds).   labels: the same shape, bool.
+    Raises: ValueError if the shapes differ or labels are not bool.
+    """
+    check_mask("correctness_loss", labels, scores=scores)
+    return -F.logsigmoid(torch.where(labels, scores, -scores))

@@ -1,0 +1,113 @@
+"""Preference losses for single completions that are good or bad, with no partner. B rows; see dpo.py for log-ratios."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minirlhf.losses.masking import check_same_shape
+
+
+def kto_loss(
+    logratios: Tensor,
+    *,
+    desirable: Tensor,
+    kl: Tensor | float,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """w_d (1 - sigmoid(beta (x - kl))) where desirable, w_u (1 - sigmoid(beta (kl - x))) elsewhere -> [B], no unit.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). A saturating utility: it gives up on what is far off, so its
+    fixed point moves less than pi_ref exp(reward / beta).
+
+    Args:
+        logratios: [B] nats.   desirable: [B] bool.   beta: > 0, per nat.
+        kl:        nats, >= 0, detached, the same for all: `kto_kl` over the whole batch.
+        desirable_weight, undesirable_weight: >= 0; balance unequal numbers of the two kinds.
+    Raises: ValueError if the shapes differ, desirable is not bool or beta <= 0.
+    """
+    _check("kto_loss", logratios, desirable, beta)
+    gain = beta * (logratios - kl)
+    losses = 1 - torch.where(desirable, gain, -gain).sigmoid()
+    return losses * torch.where(desirable, desirable_weight, undesirable_weight)
+
+
+def apo_zero_unpaired_loss(logratios: Tensor, *, desirable: Tensor, beta: float = 0.1) -> Tensor:
+    """1 - sigmoid(beta x) where desirable, sigmoid(beta x) elsewhere -> [B]: `apo_zero_loss` without partners.
+
+    D'Oosterlinck et al. 2024, arXiv:2408.06266: KTO against a KL of 0.   Args and Raises: as `kto_loss`.
+    """
+    return kto_loss(logratios, desirable=desirable, kl=0.0, beta=beta)
+
+
+def kto_kl(mismatched_logratios: Tensor, total: Tensor | float | None = None, count: float | None = None) -> Tensor:
+    """max(0, mean log-ratio of completions that belong to other prompts) -> scalar nats, detached: KTO's z_0, Eq. 7.
+
+    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these.
+    """
+    total = mismatched_logratios.sum() if total is None else torch.as_tensor(total)
+    return (total / max(count or mismatched_logratios.numel(), 1)).detach().clamp(min=0)
+
+
+def bco_loss(
+    logratios: Tensor,
+    *,
+    desirable: Tensor,
+    shift: Tensor | float,
+    beta: float = 0.1,
+    undesirable_weights: Tensor | float = 1.0,
+) -> Tensor:
+    """-log sigmoid(beta x - shift) where desirable, -w log sigmoid(shift - beta x) elsewhere -> [B] nats.
+
+    Jung et al. 2024, arXiv:2404.04656, Eq. 9 and 11 (BCO): a classifier of good against bad whose logit is the implicit
+    reward. With the shift learned it leads where DPO does.
+
+    Args:
+        logratios: [B] nats.   desirable: [B] bool.   beta: > 0.
+        shift:               score units, the running mean of all implicit rewards, detached; see `RunningMean`.
+        undesirable_weights: [B] or one number; `density_ratio` where the two kinds come from different prompts.
+    Raises: ValueError if the shapes differ, desirable is not bool or beta <= 0.
+    """
+    _check("bco_loss", logratios, desirable, beta)
+    gain = beta * logratios - shift
+    weights = torch.where(desirable, torch.ones_like(gain), undesirable_weights)
+    return -weights * F.logsigmoid(torch.where(desirable, gain, -gain))
+
+
+def density_ratio(prob_desirable: Tensor, *, least: float = 0.5, most: float = 10.0) -> Tensor:
+    """p / (1 - p), clipped -> [B], no unit: reweighs prompts of bad completions to the distribution of the good ones.
+
+    Jung et al. 2024, arXiv:2404.04656, section 3.3; p from a classifier that sees the prompt alone, in [0, 1].
+    """
+    return (prob_desirable / (1 - prob_desirable).clamp(min=1e-8)).clamp(least, most)
+
+
+class RunningMean:
+    """The mean of all numbers seen so far: BCO's reward shift. State is two floats."""
+
+    def __init__(self) -> None:
+        self.mean, self.n = 0.0, 0.0
+
+    def update(self, total: float, n: float) -> None:
+        """Take in n numbers that sum up to `total` (over all ranks)."""
+        self.n += n
+        self.mean += (total - n * self.mean) / max(self.n, 1)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "n": self.n}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.mean, self.n = state["mean"], state["n"]
+
+
+def _check(name: str, logratios: Tensor, desirable: Tensor, beta: float) -> None:
+    check_same_shape(name, logratios=logratios, desirable=desirable)
+    if desirable.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: desirable must be bool with True = good, got {desirable.dtype}; use desirable.bool()"
+        )
+    if not beta > 0:
+        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is what a nat of KL costs")
