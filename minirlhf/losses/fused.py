@@ -75,39 +75,62 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, ids, scale, temperature, token_loss, inputs, wanted):
-        needs_hidden, needs_weight = (wanted and needed for needed in ctx.needs_input_grad[:2])
-        logps = torch.empty(ids.shape, dtype=_wide(hidden.dtype), device=hidden.device)
-        entropy = torch.empty_like(logps)
-        loss = logps.new_zeros(())
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
-        for rows in _chunks(ids.numel(), weight.shape[0]):
-            logps_NV = _log_softmax(hidden[rows], weight, None, temperature)
-            logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
-            grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
-            entropy[rows] = -torch.linalg.vecdot(grad_NV, logps_NV)
-            inputs_N = {name: value[rows] for name, value in inputs.items()}
-            loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], wanted)
-            loss += loss_N
-            if not (needs_hidden or needs_weight):
-                continue
-            slope_N /= temperature
-            grad_NV.mul_(-slope_N[:, None]).scatter_add_(-1, ids[rows, None], slope_N[:, None])
-            grad_NV = grad_NV.to(hidden.dtype)
-            if needs_hidden:
-                torch.mm(grad_NV, weight, out=grad_hidden[rows])
-            if needs_weight and grad_weight.dtype == grad_NV.dtype:
-                grad_weight.addmm_(grad_NV.T, hidden[rows])
-            elif needs_weight:
-                grad_weight += grad_NV.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
-        ctx.mark_non_differentiable(logps, entropy)
-        return loss, logps, entropy
+        ctx.save_for_backward(hidden, weight, ids, scale)
+        ctx.needs = [wanted and needed for needed in ctx.needs_input_grad[:2]]
+        ctx.rest = temperature, token_loss, inputs
+        *results, ctx.grads = _over_chunks(hidden, weight, ids, scale, *ctx.rest, *ctx.needs)
+        ctx.mark_non_differentiable(*results[1:])
+        return tuple(results)
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        grads = [grad if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *grads, None, None, None, None, None, None
+        # The gradients are handed out, not kept beside a scaled copy, which would double the memory. A second backward
+        # through a retained graph computes them again.
+        grads = ctx.grads or _over_chunks(*ctx.saved_tensors, *ctx.rest, *ctx.needs)[-1]
+        ctx.grads = None
+        scaled = (grad if grad is None else grad.mul_(grad_loss.to(grad.dtype)) for grad in grads)
+        return *scaled, None, None, None, None, None, None
+
+
+def _over_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    scale: Tensor,
+    temperature: float,
+    token_loss: TokenLoss,
+    inputs: dict[str, Tensor],
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """(loss, logps [N], entropy [N], gradients of hidden and weight)."""
+    wanted = needs_hidden or needs_weight
+    logps = torch.empty(ids.shape, dtype=_wide(hidden.dtype), device=hidden.device)
+    entropy = torch.empty_like(logps)
+    loss = logps.new_zeros(())
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
+    for rows in _chunks(ids.numel(), weight.shape[0]):
+        logps_NV = _log_softmax(hidden[rows], weight, None, temperature)
+        logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
+        grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
+        entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)
+        del logps_NV  # or it would still be there while the next chunk's is made
+        inputs_N = {name: value[rows] for name, value in inputs.items()}
+        loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], wanted)
+        loss += loss_N
+        if wanted:
+            slope_N = slope_N[:, None] / temperature
+            grad_NV.mul_(-slope_N).scatter_add_(-1, ids[rows, None], slope_N)
+            grad_NV = grad_NV.to(hidden.dtype)
+        if needs_hidden:
+            torch.mm(grad_NV, weight, out=grad_hidden[rows])
+        if needs_weight and grad_weight.dtype == grad_NV.dtype:
+            grad_weight.addmm_(grad_NV.T, hidden[rows])
+        elif needs_weight:
+            grad_weight += grad_NV.T @ hidden[rows]
+        del grad_NV
+    return loss, logps, entropy, (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
 
 
 def _loss_and_slope(

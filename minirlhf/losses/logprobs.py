@@ -131,6 +131,7 @@ class _LinearLogps(torch.autograd.Function):
             logps_NV = _log_softmax(hidden[rows], weight, bias, temperature)
             logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
             entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
+            del logps_NV  # or it would still be there while the next chunk's is made
         return logps, entropy
 
     @staticmethod
@@ -165,6 +166,7 @@ class _LinearLogps(torch.autograd.Function):
                 grad_weight += grad_NV.T @ hidden[rows]
             if needs_bias:
                 grad_bias += grad_NV.sum(0)
+            del logps_NV, grad_NV
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if needs_weight else None,
