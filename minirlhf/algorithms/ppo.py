@@ -5,16 +5,15 @@ B sequences, T tokens; column t of every per-token tensor speaks about choosing 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.on_policy import OnPolicyConfig, add_means, check_stop_token, over_minibatches
 from minirlhf.data.batches import Draw, microbatches
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import SamplingConfig
 from minirlhf.losses import (
     AdaptiveKLController,
     FixedKLController,
@@ -28,30 +27,14 @@ from minirlhf.losses import (
 )
 from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward
-from minirlhf.rollout import Rollout, collect, describe, moments_of_all
+from minirlhf.rollout import Rollout, collect, describe, explained_variance, moments_of_all
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class PPOConfig(OptimizerConfig):
-    steps: int = 80  # [steps] one batch of prompts each
-    batch_size: int = 128  # [prompts] sampled per step, over all processes
-    minibatch_size: int = 64  # [rows] per update, over all processes
-    epochs: int = 2  # [epochs] how often a step goes over its batch
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = 1e-3  # [per update] peak learning rate; for models of under a million parameters, a billion wants 1e-6
-
-    max_tokens: int = 48  # [tokens] longest completion, its EOS included
-    temperature: float = 1.0  # [-] of sampling, and so of policy, reference and KL
-    top_k: int = 0  # [tokens] truncated sampling; needs allow_truncation
-    top_p: float = 1.0  # [probability] truncated sampling; needs allow_truncation
-    allow_truncation: bool = False  # [-] sample from a truncated distribution although training scores the whole one
-    stop_token: Literal["eos"] | int = "eos"  # [id] what ends a completion
-    stop_strings: tuple[str, ...] = ()  # [text] these end a completion too
-    missing_eos_penalty: float = 1.0  # [score] taken from completions that did not end by themselves
-
+class PPOConfig(OnPolicyConfig):
     gamma: float = 1.0  # [-] discount; 1, because a completion is worth the same however long
     lam: float = 0.95  # [-] GAE: 1 trusts returns, 0 trusts the value function
     clip_eps: float = 0.2  # [ratio] half-width of the trust region; the paper's best value
@@ -62,58 +45,22 @@ class PPOConfig(OptimizerConfig):
     entropy_coef: float = 0.0  # [score per nat] reward for undecided tokens
     whiten_advantages: bool = True  # [-] to mean 0 and variance 1 over the whole batch's tokens
     whiten_rewards: bool = False  # [-] to variance 1, keeping the mean
-    target_kl: float | None = None  # [nats per token] stop the step's updates once approx_kl exceeds this
     separate_value_model: bool = False  # [-] a critic with a trunk of its own, instead of a head on the policy's
     value_warmup: int = 0  # [steps] at first train the value function alone
 
     kl_coef: float = 0.14  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
-    kl_estimator: Literal["k1", "k3"] = "k1"  # [-] in the reward; k3 is biased, see docs/ppo.md#which-kl
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] does the coefficient adapt
     kl_target: float = 6.0  # [nats per sequence] where the adaptive coefficient steers
     kl_horizon: int = 10_000  # [sequences] over which it does
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
-        check_range(self, "temperature", "clip_eps", "clip_eps_high", "value_clip", "target_kl", above=0)
+        check_range(self, "clip_eps", "clip_eps_high", "value_clip", above=0)
         check_range(self, "kl_target", "kl_horizon", above=0)
         check_range(self, "dual_clip", above=1)
         check_range(self, "gamma", "lam", least=0, most=1)
-        check_range(self, "value_coef", "kl_coef", "value_warmup", "missing_eos_penalty", least=0)
-        self.sampling(eos_id=0)  # refuses what sampling cannot do, now and not after the other stages
-        if self.batch_size % self.minibatch_size:
-            fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
-            raise InputError(
-                f"PPOConfig: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "
-                f"{self.minibatch_size}; the nearest that fits is {fits}"
-            )
-        if (self.top_k or self.top_p < 1) and not self.allow_truncation:
-            raise InputError(
-                f"PPOConfig: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one "
-                "that is trained; leave them out or set allow_truncation=true, which logs the mass cut off"
-            )
-
-    @property
-    def minibatches(self) -> int:
-        return self.batch_size // self.minibatch_size
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps of the whole run, if target_kl never stops one early."""
-        return self.steps * self.epochs * self.minibatches
-
-    def sampling(self, eos_id: int) -> SamplingConfig:
-        stop = eos_id if self.stop_token == "eos" else self.stop_token
-        return SamplingConfig(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            stop_ids=(stop,),
-            stop_strings=self.stop_strings,
-            batch_size=self.batch_size,
-            microbatch_tokens=self.microbatch_tokens,
-        )
+        check_range(self, "value_coef", "kl_coef", "value_warmup", least=0)
 
 
 class PPOTrainer:
@@ -144,8 +91,7 @@ class PPOTrainer:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
         if value_model is not None and policy.value_head is not None:
             raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
-        if config.stop_token != "eos" and not 0 <= config.stop_token < policy.transformer.config.vocab_size:
-            raise InputError(f"PPOTrainer: stop_token must be an id of the vocabulary, got {config.stop_token}")
+        check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
@@ -178,10 +124,13 @@ class PPOTrainer:
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, moments_of_all(rewards, mask), shift_mean=False)
         advantages, returns = gae(rewards, values=rollout.values, mask=mask, gamma=config.gamma, lam=config.lam)
-        metrics = {**describe(rollout, returns), "kl_coef": self.kl.coef}
+        metrics = {**describe(rollout), "explained_variance": explained_variance(rollout, returns)}
+        metrics["kl_coef"] = self.kl.coef
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
-        metrics |= self.optimise(rollout, advantages, returns)
+        metrics |= over_minibatches(
+            "PPOTrainer", config, len(rollout.lengths), lambda rows: self.update(rollout, rows, advantages, returns)
+        )
         self.kl.update(metrics["kl"], config.batch_size)
         self.steps_done += 1
         return metrics
@@ -200,29 +149,6 @@ class PPOTrainer:
         shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in shown]
         return rollout
-
-    def optimise(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """All updates of one step -> metrics averaged over them.
-
-        Prompts come in random order, so consecutive rows are a random minibatch already; that the split is fixed makes
-        the minibatches of two processes those of one.
-        """
-        size, rest = divmod(len(rollout.lengths), self.config.minibatches)
-        if rest:
-            raise InputError(
-                f"PPOTrainer: each process has {len(rollout.lengths)} rows of a batch, which do not fill "
-                f"{self.config.minibatches} minibatches; make minibatch_size a multiple of the number of processes"
-            )
-        history: list[dict[str, float]] = []
-        for i in range(self.config.epochs * self.config.minibatches):
-            start = i % self.config.minibatches * size
-            history.append(self.update(rollout, range(start, start + size), advantages, returns))
-            if not math.isfinite(history[-1]["loss"] + history[-1]["grad_norm"]):
-                break  # nothing was changed, and nothing more shall be: `Run.record` stops the run
-            if self.config.target_kl and history[-1]["approx_kl"] > self.config.target_kl:
-                break
-        means = {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
-        return {**means, "lr": history[-1]["lr"], "updates": len(history)}
 
     def update(self, rollout: Rollout, rows: range, advantages: Tensor, returns: Tensor) -> dict[str, float]:
         """One optimizer step on a minibatch, taken in micro-batches of similar length."""
@@ -268,9 +194,3 @@ class PPOTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.kl.load_state_dict(state["kl"])
         self.steps_done = state["steps_done"]
-
-
-def add_means(sums: dict[str, Tensor], terms: dict[str, Tensor], mask: Tensor, count: Tensor) -> None:
-    """Add each term's share of its mean over the whole minibatch to the running sums. No gradient."""
-    for name, term in terms.items():
-        sums[name] = sums.get(name, 0) + masked_mean(term.detach(), mask, count)

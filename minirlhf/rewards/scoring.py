@@ -19,8 +19,12 @@ Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
 Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
 
 
-def score_completions(reward: Reward, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+def score_completions(
+    reward: Reward, prompts: list[str], completions: list[str], rows: list[dict], optional: bool = False
+) -> list[float]:
     """Call a reward function and check its answer -> one finite float per completion.
+
+    `optional` lets None stand, as nan: the function does not apply to this completion.
 
     Raises: InputError, naming the function and the first completion concerned, if the count is wrong or a score is
         missing, not a number or not finite: training on it would ruin the policy without a word.
@@ -35,7 +39,7 @@ def score_completions(reward: Reward, prompts: list[str], completions: list[str]
         )
     numbers = [as_number(score) for score in scores]
     for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
-        if not math.isfinite(number):
+        if not (math.isfinite(number) or (score is None and optional)):
             raise InputError(
                 f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
                 f"({completions[i][:40]!r}); score what cannot be judged with a number of your choice"

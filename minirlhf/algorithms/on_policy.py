@@ -1,0 +1,114 @@
+"""What PPO, GRPO and online preference learning share: how a batch is sampled, and how it is cut into updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from minirlhf.errors import InputError, check_range
+from minirlhf.generation.engine import SamplingConfig
+from minirlhf.losses import masked_mean
+from minirlhf.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(OptimizerConfig):
+    steps: int = 80  # [steps] one batch of prompts each
+    batch_size: int = 128  # [prompts] sampled per step, over all processes
+    minibatch_size: int = 64  # [prompts] per update, over all processes
+    epochs: int = 2  # [epochs] how often a step goes over its batch
+    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    lr: float = 1e-3  # [per update] peak learning rate; for models of under a million parameters, a billion wants 1e-6
+
+    max_tokens: int = 48  # [tokens] longest completion, its EOS included
+    temperature: float = 1.0  # [-] of sampling, and so of policy, reference and KL
+    top_k: int = 0  # [tokens] truncated sampling; needs allow_truncation
+    top_p: float = 1.0  # [probability] truncated sampling; needs allow_truncation
+    allow_truncation: bool = False  # [-] sample from a truncated distribution although training scores the whole one
+    stop_token: Literal["eos"] | int = "eos"  # [id] what ends a completion
+    stop_strings: tuple[str, ...] = ()  # [text] these end a completion too
+    missing_eos_penalty: float = 1.0  # [score] taken from completions that did not end by themselves
+    target_kl: float | None = None  # [nats per token] stop the step's updates once approx_kl exceeds this
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
+        check_range(self, "temperature", "target_kl", above=0)
+        check_range(self, "missing_eos_penalty", least=0)
+        self.sampling(eos_id=0)  # refuses what sampling cannot do, now and not after the other stages
+        who = type(self).__name__
+        if self.batch_size % self.minibatch_size:
+            fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
+            raise InputError(
+                f"{who}: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "
+                f"{self.minibatch_size}; the nearest that fits is {fits}"
+            )
+        if (self.top_k or self.top_p < 1) and not self.allow_truncation:
+            raise InputError(
+                f"{who}: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one "
+                "that is trained; leave them out or set allow_truncation=true, which logs the mass cut off"
+            )
+
+    @property
+    def minibatches(self) -> int:
+        return self.batch_size // self.minibatch_size
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole run, if target_kl never stops one early."""
+        return self.steps * self.epochs * self.minibatches
+
+    def sampling(self, eos_id: int) -> SamplingConfig:
+        stop = eos_id if self.stop_token == "eos" else self.stop_token
+        return SamplingConfig(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop_ids=(stop,),
+            stop_strings=self.stop_strings,
+            batch_size=max(256, self.batch_size),
+            microbatch_tokens=self.microbatch_tokens,
+        )
+
+
+def over_minibatches(
+    who: str, config: OnPolicyConfig, prompts: int, update: Callable[[range], dict[str, float]]
+) -> dict[str, float]:
+    """All updates of one step, `update(prompts of a minibatch)` each -> metrics averaged over them.
+
+    Prompts come in random order, so consecutive ones are a random minibatch already; that the split is fixed makes the
+    minibatches of two processes those of one.   Raises: InputError if this process's prompts do not fill them.
+    """
+    size, rest = divmod(prompts, config.minibatches)
+    if rest:
+        raise InputError(
+            f"{who}: each process has {prompts} rows of a batch, which do not fill {config.minibatches} minibatches; "
+            "make minibatch_size a multiple of the number of processes"
+        )
+    history: list[dict[str, float]] = []
+    for i in range(config.epochs * config.minibatches):
+        start = i % config.minibatches * size
+        history.append(update(range(start, start + size)))
+        if not math.isfinite(history[-1]["loss"] + history[-1]["grad_norm"]):
+            break  # nothing was changed, and nothing more shall be: `Run.record` stops the run
+        if config.target_kl and history[-1]["approx_kl"] > config.target_kl:
+            break
+    means = {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
+    return {**means, "lr": history[-1]["lr"], "updates": len(history)}
+
+
+def check_stop_token(who: str, config: OnPolicyConfig, vocab_size: int) -> None:
+    """Raise InputError if completions are to end with a token that the vocabulary does not have."""
+    if config.stop_token != "eos" and not 0 <= config.stop_token < vocab_size:
+        raise InputError(f"{who}: stop_token must be an id of the vocabulary, got {config.stop_token}")
+
+
+def add_means(sums: dict[str, Tensor], terms: dict[str, Tensor], mask: Tensor, count: Tensor) -> None:
+    """Add each term's share of its mean over the whole minibatch to the running sums. No gradient."""
+    for name, term in terms.items():
+        sums[name] = sums.get(name, 0) + masked_mean(term.detach(), mask, count)
