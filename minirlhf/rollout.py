@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.generation.engine import SamplingConfig, generate
@@ -48,6 +49,25 @@ class Rollout:
         return Rollout(
             **tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows]
         )
+
+    def replaced(self, places: Sequence[int], other: Rollout, group_size: int) -> Rollout:
+        """The same with the groups at `places` taken from `other`, in order."""
+        rows = [g * group_size + i for g in places for i in range(group_size)]
+        order = list(range(len(self.lengths)))
+        for new, row in enumerate(rows):
+            order[row] = len(self.lengths) + new
+        both = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            if not isinstance(mine, Tensor):
+                joined = [*mine, *theirs]
+                both[name] = [joined[i] for i in order]
+                continue
+            if mine.shape == self.input_ids.shape:
+                width = max(mine.shape[1], theirs.shape[1])
+                mine, theirs = (F.pad(x, (0, width - x.shape[1])) for x in (mine, theirs))
+            both[name] = torch.cat((mine, theirs))[order]
+        return Rollout(**both)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ B sequences, T tokens. Per-token outputs obey the index rule: column t speaks ab
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,23 @@ class Policy(nn.Module):
         self.transformer = transformer
         self.value_head = ValueHead(transformer) if value_head else None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> TokenOutputs:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        temperature: float = 1.0,
+        head: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> TokenOutputs | Any:
         """The one forward that carries gradient: ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding.
 
-        Logits exist a chunk at a time only: [B, T, V] is never built.
+        Logits exist a chunk at a time only: [B, T, V] is never built. A `head`, called with the hidden states [B, T,
+        D] in model order and the head's weight [V, D], takes the place of all that follows the trunk, and its answer is
+        returned: a fused loss, a divergence from a teacher. So its gradient, too, passes through DDP's or FSDP's
+        forward.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
+        if head is not None:
+            return head(hidden, self.transformer.head_weight)
         logps, entropy = linear_logps_and_entropy(hidden, self.transformer.head_weight, input_ids, temperature)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
         return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
