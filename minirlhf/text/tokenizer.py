@@ -41,13 +41,22 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
-        """Learn merges from texts; the vocabulary ends up smaller if they hold fewer pairs. Special ids come first."""
+        """Learn merges from texts; the vocabulary ends up smaller if they hold fewer pairs. Special ids come first.
+
+        Every digit is a token of its own, as in Llama's first tokenizer: with merged numbers the same sum has a hundred
+        spellings, and a model learns them one by one.
+        """
         if vocab_size < 256 + 3:
             raise InputError(
                 f"Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got {vocab_size}"
             )
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Digits(individual_digits=True),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
         backend.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
