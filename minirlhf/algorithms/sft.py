@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig, generate
-from minirlhf.losses import cross_entropy, masked_mean
+from minirlhf.losses import cross_entropy, dft_loss, fused_linear_loss, masked_mean
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
@@ -25,11 +27,17 @@ class SFTConfig(OptimizerConfig):
     batch_size: int = 16  # [rows] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
+    loss: Literal["nll", "dft"] = "nll"  # [-] dft weighs each token by its probability
+    train_on: Literal["completion", "all"] = "completion"  # [-] all: the prompts' tokens are learned too
+    fused: bool = False  # [-] take the gradient of head and loss together, chunk by chunk: faster, less in the open
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
         check_range(self, "max_epochs", above=0)
+
+
+LOSSES = {"nll": cross_entropy, "dft": dft_loss}
 
 
 class SFTTrainer:
@@ -52,20 +60,34 @@ class SFTTrainer:
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """One update on a batch of rows; the loss is the mean over all its response tokens, however it is split."""
+        """One update on a batch of rows; the loss is the mean over all its learned tokens, however it is split."""
         rows = [draw.row for draw in batch]
-        count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for row in rows)), device=self.device))
+        prompts = self.config.train_on == "all"
+        tokens = sum(len(row.responses[0]) + prompts * (len(row.prompt) - 1) for row in rows)  # nobody predicts BOS
+        count = all_sum(torch.tensor(float(tokens), device=self.device))
         sums = {"loss": torch.zeros((), device=self.device), "entropy": torch.zeros((), device=self.device)}
         groups = self._groups(rows)
         for group in groups:
-            batch = self._pad(group)
             with gradient_sync(self.policy, group is groups[-1]):
-                now = self.policy(batch.input_ids, batch.attention_mask)
-                loss = masked_mean(cross_entropy(now.logps), batch.completion_mask, count)
+                loss, entropy = self.loss(self._pad(group), count)
                 backward(loss)
             sums["loss"] += loss.detach()
-            sums["entropy"] += masked_mean(now.entropy.detach(), batch.completion_mask, count)
+            sums["entropy"] += entropy
         return self.optimizer.step(sums)
+
+    def loss(self, batch: Sequences, count: Tensor) -> tuple[Tensor, Tensor]:
+        """This micro-batch's share of the mean loss and, detached, of the mean entropy."""
+        mask, token_loss = batch.completion_mask, LOSSES[self.config.loss]
+        if self.config.train_on == "all":
+            mask = batch.attention_mask.clone()
+            mask[:, 0] = False
+        if self.config.fused:
+            options = {"input_ids": batch.input_ids, "token_loss": token_loss, "mask": mask, "count": count}
+            head = partial(fused_linear_loss, **options)
+            loss, _, entropy = self.policy(batch.input_ids, batch.attention_mask, head=head)
+            return loss, masked_mean(entropy, mask, count)
+        now = self.policy(batch.input_ids, batch.attention_mask)
+        return masked_mean(token_loss(now.logps), mask, count), masked_mean(now.entropy.detach(), mask, count)
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:

@@ -43,13 +43,16 @@ def apo_zero_unpaired_loss(logratios: Tensor, *, desirable: Tensor, beta: float 
     return kto_loss(logratios, desirable=desirable, kl=0.0, beta=beta)
 
 
-def kto_kl(mismatched_logratios: Tensor, total: Tensor | float | None = None, count: float | None = None) -> Tensor:
+def kto_kl(
+    mismatched_logratios: Tensor, total: Tensor | float | None = None, count: Tensor | float | None = None
+) -> Tensor:
     """max(0, mean log-ratio of completions that belong to other prompts) -> scalar nats, detached: KTO's z_0, Eq. 7.
 
     Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these.
     """
     total = mismatched_logratios.sum() if total is None else torch.as_tensor(total)
-    return (total / max(count or mismatched_logratios.numel(), 1)).detach().clamp(min=0)
+    count = mismatched_logratios.numel() if count is None else count
+    return (total / torch.as_tensor(count).clamp(min=1)).detach().clamp(min=0)
 
 
 def bco_loss(

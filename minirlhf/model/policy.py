@@ -66,6 +66,16 @@ def copy_of(policy: Policy) -> Policy:
     return reference.requires_grad_(False).eval()
 
 
+@torch.no_grad()
+def move_towards(reference: Policy, policy: Policy, share: float) -> None:
+    """reference <- share * policy + (1 - share) * reference, weight by weight, in place.
+
+    Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO); share 1 copies.
+    """
+    for theirs, ours in zip(reference.transformer.parameters(), policy.transformer.parameters(), strict=True):
+        theirs.lerp_(ours.to(theirs.dtype), share)
+
+
 class ValueHead(nn.Linear):
     """Hidden state before token t -> the value of column t. Starts at 0, so early returns are not fought over."""
 
@@ -109,6 +119,14 @@ class RewardModel(nn.Module):
         last = attention_mask.sum(-1) - 1
         at_last = hidden[torch.arange(len(last), device=last.device), last]
         return linear_at_full_precision(self.score, at_last).squeeze(-1)
+
+
+class ProcessRewardModel(RewardModel):
+    """A trunk and one number for each token, read at the token itself, unshifted: ids [B, T] -> scores [B, T]."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        scores = linear_at_full_precision(self.score, self.model(input_ids, attention_mask)).squeeze(-1)
+        return torch.where(attention_mask, scores, 0)
 
 
 def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:

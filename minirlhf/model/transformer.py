@@ -6,6 +6,7 @@ B sequences, T tokens, D width, H query heads, K key-value heads, E head width, 
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 
 import torch
@@ -38,6 +39,16 @@ class KVCache:
         self.keys_LBSKE[layer, rows, positions_BT] = keys_BTKE.to(self.keys_LBSKE.dtype)
         self.values_LBSKE[layer, rows, positions_BT] = values_BTKE.to(self.values_LBSKE.dtype)
         return self.keys_LBSKE[layer, :, : self.width], self.values_LBSKE[layer, :, : self.width]
+
+    def halves(self) -> tuple[KVCache, KVCache]:
+        """The first and the second half of the layers, in the same storage: for two models that read as one."""
+        middle = len(self.keys_LBSKE) // 2
+        halves = []
+        for layers in (slice(0, middle), slice(middle, None)):
+            half = copy.copy(self)
+            half.keys_LBSKE, half.values_LBSKE = self.keys_LBSKE[layers], self.values_LBSKE[layers]
+            halves.append(half)
+        return halves[0], halves[1]
 
     def adopt(self, rows: list[int], part: KVCache) -> None:
         """Take over what a smaller cache has read, as these rows."""

@@ -1,5 +1,6 @@
-"""Reward functions and reward models, called the same way."""
+"""Reward functions, reward models called like them, and judges."""
 
-from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
+from minirlhf.rewards.judges import Judge, judge_by
+from minirlhf.rewards.scoring import Gold, Reward, RewardModelScorer, score_completions
 
-__all__ = ["Reward", "RewardModelScorer", "score_completions"]
+__all__ = ["Gold", "Judge", "Reward", "RewardModelScorer", "judge_by", "score_completions"]

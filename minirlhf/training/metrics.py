@@ -18,8 +18,8 @@ from minirlhf.training.checkpoint import write_whole
 
 # name: (unit, meaning). Anchors of docs/metrics.md are these names.
 METRICS: dict[str, tuple[str, str]] = {
-    "loss": ("-", "what the optimizer minimises; in PPO its size says nothing, watch score_mean and kl"),
-    "accuracy": ("share", "pairs the reward model ranks right"),
+    "loss": ("-", "what the optimizer minimises; in PPO and GRPO its size says nothing, watch score_mean and kl"),
+    "accuracy": ("share", "pairs that are ranked right, answers or steps judged right"),
     "policy_loss": ("score", "clipped surrogate; near 0 at every first minibatch, because advantages are whitened"),
     "value_loss": ("score^2", "half the squared error of the value function"),
     "kl": ("nats per sequence", "estimated KL(policy || reference); single batches may be negative"),
@@ -38,7 +38,16 @@ METRICS: dict[str, tuple[str, str]] = {
     "ended": ("share", "completions that ended by themselves (EOS or a stop string)"),
     "mass_kept": ("share", "probability that top-k / top-p left to sample from; 1 without truncation"),
     "updates": ("updates", "optimizer steps in this step; fewer when target_kl stopped it"),
-    "margin": ("score", "mean of chosen minus rejected score"),
+    "margin": ("score", "mean of chosen minus rejected score; in DPO, of beta times the log-ratios"),
+    "equal_groups": ("share", "groups whose completions all score the same: they teach nothing, their gradient is 0"),
+    "entropy_coef": ("score per nat", "what a nat of entropy earns, if it adapts"),
+    "chosen_reward": ("score", "DPO's implicit reward of the chosen answers; it usually falls, see the page"),
+    "rejected_reward": ("score", "that of the rejected ones; it should fall faster"),
+    "chosen_logps": ("nats", "log-prob of the chosen answers (per token where the loss takes means)"),
+    "rejected_logps": ("nats", "log-prob of the rejected ones"),
+    "reward_mean": ("score", "mean implicit reward of single answers, liked and not"),
+    "win_prob": ("share", "the judge's chance that the policy's answer beats its opponent's"),
+    "on_policy": ("-", "1 if this step's answers were the student's own, 0 if the data's"),
     "grad_norm": ("norm", "length of the gradient before clipping"),
     "lr": ("per update", "learning rate"),
 }

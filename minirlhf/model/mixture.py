@@ -1,0 +1,39 @@
+"""Two transformers that sample as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from minirlhf.model.transformer import KVCache, Transformer
+
+
+class GeometricMixture(nn.Module):
+    """pi^(1 - a) pi_ref^a, normalised: logits (1 - a) z + a z_ref (Munos et al. 2023, arXiv:2312.00886, Eq. 4).
+
+    It looks like a transformer of both widths and all layers of both: hidden states side by side, the head's weights
+    too, so that `generate` needs not know. Two models of one shape.
+    """
+
+    def __init__(self, transformer: Transformer, reference: Transformer, share: float) -> None:
+        super().__init__()
+        self.parts, self.share = (transformer, reference), share  # a tuple: their weights belong to others
+        self.config = replace(transformer.config, num_hidden_layers=2 * transformer.config.num_hidden_layers)
+
+    @property
+    def head_weight(self) -> Tensor:
+        first, second = (part.head_weight for part in self.parts)
+        return torch.cat(((1 - self.share) * first, self.share * second), dim=-1)
+
+    def model(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """-> hidden states of both [B, T, 2 D]; see `Trunk.forward`."""
+        halves = (None, None) if cache is None else cache.halves()
+        hidden = [part.model(input_ids, attention_mask, half) for part, half in zip(self.parts, halves, strict=True)]
+        if cache is not None:
+            cache.lengths, cache.width = halves[0].lengths, halves[0].width
+        return torch.cat(hidden, dim=-1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        return nn.functional.linear(self.model(input_ids, attention_mask, cache), self.head_weight)
