@@ -14,7 +14,8 @@ from minirlhf import job
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
 from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
-from minirlhf.model import ModelConfig, RewardModel, Transformer, load_reward_model
+from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, copy_of, load_reward_model
+from minirlhf.rewards import Reward, RewardModelScorer
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -54,6 +55,31 @@ def train_reward_model(
         for batch in run:
             run.record(trainer.step(batch))
     return model, trainer.evaluate(held_out)["accuracy"] if held_out else None
+
+
+def reward_for(
+    settings: dict,
+    task: Task,
+    tokenizer: Tokenizer,
+    policy: Policy,
+    folder: Path,
+    device: torch.device,
+    microbatch_tokens: int,
+) -> tuple[Reward, float | None]:
+    """What the task's answers are scored with: `--reward`, a check, or a model trained from the policy's weights
+    -> (reward function, accuracy on held-out pairs if one was trained).
+    """
+    common = settings[""]
+    if common.reward:
+        path = job.resolve_model(common.reward)
+        model, reader = load_reward_model(path), Tokenizer.load(path)
+        job.check_vocabulary(model.config, reader, path)
+        return RewardModelScorer(job.place(model, common, device), reader, microbatch_tokens), None
+    if task.reward:
+        return task.reward, None
+    base = copy_of(policy).requires_grad_(True).transformer
+    model, accuracy = train_reward_model(settings, task, tokenizer, base, folder, device)
+    return RewardModelScorer(model, tokenizer, microbatch_tokens), accuracy
 
 
 @exits_cleanly

@@ -50,6 +50,13 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
     return policy
 
 
+def policy_for(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
+    """What the later stages start from: `--policy`, or a policy trained here."""
+    if settings[""].policy:
+        return job.place(job.first_policy(settings[""], settings["model"], tokenizer), settings[""], device)
+    return train_sft(settings, task, tokenizer, folder, device)
+
+
 @exits_cleanly
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,8 +16,11 @@ from torch import nn
 from minirlhf.data.encoding import EncodedRow, encode_rows
 from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
+from minirlhf.evaluation import Report, comparison, evaluate_policy
+from minirlhf.generation import SamplingConfig
 from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
 from minirlhf.model.transformer import Trunk
+from minirlhf.rewards import Reward
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
@@ -26,6 +31,7 @@ from minirlhf.training.run import RunConfig, check_same_settings, finished_model
 from minirlhf.training.settings import settings_to_toml
 
 SMALL_MODEL = 1_000_000  # parameters
+EVALUATION_PROMPTS = 1024  # before and after a stage; fewer while it runs
 ALL_THREADS = torch.get_num_threads()  # torch's own choice, before anyone changed it
 
 
@@ -47,8 +53,12 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
-class PipelineConfig(JobConfig):
+class RLJobConfig(JobConfig):
     reward: str | None = None  # [folder] use this reward model instead of training one
+
+
+@dataclass(frozen=True)
+class PipelineConfig(RLJobConfig):
     stop_after: Literal["sft", "reward", "ppo"] | None = None  # [stage] end the job there; --resume goes on
 
 
@@ -174,7 +184,7 @@ def resolve_model(folder: str | Path) -> Path:
 def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
     common = settings[""]
-    if section != "ppo":  # --reward and --stop-after are no business of the stages before
+    if section in ("sft", "reward_model"):  # --reward and --stop-after are no business of the stages before
         common = JobConfig(**{field.name: getattr(common, field.name) for field in fields(JobConfig)})
     return {"": common, **{name: settings[name] for name in ("model", section, "run")}}
 
@@ -201,9 +211,41 @@ def steps_for(steps: int, max_epochs: float, rows: int, batch_size: int) -> int:
     return max(1, min(steps, round(max_epochs * rows / batch_size)))
 
 
-def write_summary(folder: Path, text: str) -> None:
+def evaluator(
+    common: JobConfig,
+    task: Task,
+    tokenizer: Tokenizer,
+    held_out: list[EncodedRow],
+    sampling: SamplingConfig,
+    ref_policy: Policy,
+    reward: Reward | None = None,
+) -> Callable[..., Report]:
+    """(policy, prompts=1024) -> what it writes on so many held-out prompts, always with the same noise."""
+
+    def evaluate(policy: Policy, prompts: int = EVALUATION_PROMPTS) -> Report:
+        fixed = {"reward": reward, "ref_policy": ref_policy, "gold": task.gold, "seed": common.seed}
+        return evaluate_policy(policy, tokenizer, held_out[:prompts], sampling, **fixed)
+
+    return evaluate
+
+
+def report(folder: Path, stage: str, before: Report, after: Report, seconds: float, **extra: float | None) -> None:
+    """Show what a stage changed, and write summary.json."""
+    kept = ("gold_reward", "model_reward", "grammatical", "length", "distinct_2")
+    summary = {
+        "seconds": round(seconds, 1),
+        "before": {name: before.measures[name] for name in kept},
+        "after": {name: after.measures[name] for name in kept},
+        "kl": after.measures["kl"],
+        **extra,
+    }
     if is_main():
-        write_whole(folder / "summary.json", text)
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    say(f"\n{comparison(before, after, stage)}\n")
+    for name, value in extra.items():
+        if value is not None:
+            say(f"{name.replace('_', ' ')}: {value:.3f}")
+    say(f"{seconds:.0f} s; everything is in {folder}")
 
 
 def say(text: str) -> None:

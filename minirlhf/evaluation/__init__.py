@@ -1,6 +1,6 @@
 """Measures of texts and of policies."""
 
-from minirlhf.evaluation.policies import Report, evaluate_policy, side_by_side
+from minirlhf.evaluation.policies import Report, comparison, evaluate_policy, side_by_side, win_rate
 from minirlhf.evaluation.texts import distinct_n
 
-__all__ = ["Report", "distinct_n", "evaluate_policy", "side_by_side"]
+__all__ = ["Report", "comparison", "distinct_n", "evaluate_policy", "side_by_side", "win_rate"]

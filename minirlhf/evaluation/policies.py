@@ -17,6 +17,7 @@ from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.runtime.distributed import gather, share
 from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.metrics import table
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Report:
     measures: dict[str, float | None]  # gold_reward, model_reward, grammatical, length, distinct_2, kl, ended
     prompts: list[str]
     completions: list[str]
+    gold: list[float] | None = None  # gold reward of each completion
 
     def known(self) -> dict[str, float]:
         """The measures that the task has."""
@@ -82,7 +84,35 @@ def evaluate_policy(
     texts = [joined["text"][i] for i in order]
     names = ("gold_reward", "model_reward", "grammatical", "length", "kl", "ended")
     means = {name: sum(joined[name]) / len(rows) if name in joined else None for name in names}
-    return Report({**means, "distinct_2": distinct_n(texts)}, [row.source["prompt"] for row in rows], texts)
+    gold_rewards = [joined["gold_reward"][i] for i in order] if gold else None
+    prompts = [row.source["prompt"] for row in rows]
+    return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards)
+
+
+def win_rate(before: Report, after: Report) -> float | None:
+    """The share of prompts on which the second has the higher gold reward, ties by half; None if nobody knows gold."""
+    if before.gold is None or after.gold is None:
+        return None
+    wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before.gold, after.gold, strict=True))
+    return wins / len(before.gold)
+
+
+LABELS = {
+    "gold_reward": "gold reward",
+    "model_reward": "reward model's score",
+    "grammatical": "share grammatical",
+    "length": "length (tokens)",
+    "distinct_2": "distinct-2",
+    "kl": "KL to the reference (nats)",
+}
+
+
+def comparison(before: Report, after: Report, stage: str) -> str:
+    """What a stage changed: a table of the measures that the task has, and samples side by side."""
+    rows = [[label, before.measures[name], after.measures[name]] for name, label in LABELS.items()]
+    shown = [row for row in rows if row[1:] != [None, None]]
+    header = ["on held-out prompts", f"before {stage}", f"after {stage}"]
+    return f"{table(header, shown)}\n\n{side_by_side(before, after)}"
 
 
 @torch.no_grad()

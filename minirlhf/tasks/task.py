@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from minirlhf.data.formats import Dataset
 from minirlhf.errors import InputError
-from minirlhf.rewards.scoring import Gold
+from minirlhf.rewards.scoring import Gold, Reward
 from minirlhf.runtime.distributed import is_main
 from minirlhf.tasks import arithmetic, reviews
 
@@ -34,6 +34,7 @@ class Task:
     held_out_sft: list[dict]
     held_out_pairs: list[dict]  # with true labels where the task knows them
     held_out_prompts: list[dict]
+    reward: Reward | None = None  # where answers can be checked
     gold: Gold | None = None  # (prompts, completions, rows) -> measures of each completion; None where nobody knows
 
     def texts(self) -> list[str]:
@@ -64,7 +65,8 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
     bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=not is_main())
     parts = {part: write() for part, write in bar}
     held_out_sft = [row | {"response": row["chosen"]} for row in parts["held_out_pairs"]]
-    return Task(name=name, gold=task.gold, held_out_sft=held_out_sft, **parts)
+    reward = getattr(task, "reward", None)
+    return Task(name=name, reward=reward, gold=task.gold, held_out_sft=held_out_sft, **parts)
 
 
 def task_from_rows(dataset: Dataset) -> Task:
