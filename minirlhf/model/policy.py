@@ -121,8 +121,17 @@ class RewardModel(nn.Module):
         return linear_at_full_precision(self.score, at_last).squeeze(-1)
 
 
-class ProcessRewardModel(RewardModel):
+class ProcessRewardModel(nn.Module):
     """A trunk and one number for each token, read at the token itself, unshifted: ids [B, T] -> scores [B, T]."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.config = transformer.config
+        self.model = transformer.model
+        weight = transformer.head_weight
+        self.score = nn.Linear(self.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+        nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
+        nn.init.zeros_(self.score.bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         scores = linear_at_full_precision(self.score, self.model(input_ids, attention_mask)).squeeze(-1)

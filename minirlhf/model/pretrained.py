@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import Policy, RewardModel, ValueModel
+from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
 CONFIG, WEIGHTS, VALUE_HEAD = "config.json", "model.safetensors", "value_head.safetensors"
@@ -26,6 +26,7 @@ FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope
 ARCHITECTURES = {
     Transformer: "LlamaForCausalLM",
     RewardModel: "LlamaForSequenceClassification",
+    ProcessRewardModel: "LlamaForTokenClassification",
     ValueModel: "MinirlhfValueModel",
 }
 
@@ -167,5 +168,5 @@ def _hf_config(model: nn.Module) -> dict:
         "mlp_bias": False,
         "torch_dtype": str(dtype).removeprefix("torch."),
         **config,
-        **(labels if isinstance(model, RewardModel) else {}),
+        **(labels if isinstance(model, RewardModel | ProcessRewardModel) else {}),
     }

@@ -79,6 +79,25 @@ def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool 
     return rows
 
 
+def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
+    """n rows {prompt, steps, labels}: reviews sentence by sentence, some with a fault; a label says whether it parses.
+
+    For process reward models. The last sentence is cut off in none: a step ends where the sentence does.
+    """
+    rng, prompts = (
+        random.Random(f"reviews steps {seed} {held_out}"),
+        held_out_prompts() if held_out else training_prompts(),
+    )
+    rows = []
+    for _ in range(n):
+        prompt = rng.choice(prompts)["prompt"]
+        sentences = write_review(rng, product_of(prompt)).removesuffix(".").split(". ")
+        steps = [_corrupt(rng, sentence) if rng.random() < 0.4 else sentence for sentence in sentences]
+        labels = [_sentence_parses(prompt, words.split(" "), i == 0) for i, words in enumerate(steps)]
+        rows.append({"prompt": prompt, "steps": [f"{step}. " for step in steps], "labels": labels})
+    return rows
+
+
 def write_review(rng: random.Random, product: str) -> str:
     """Derive one review from the grammar."""
     sentences = [f"the {product} is {_judgement(rng)}."]
@@ -99,6 +118,12 @@ def sentiment(prompt: str, review: str) -> float | None:
         if not _is_fact(words):
             values.append(_opinion_value(words))
     return None if None in values else sum(values) / len(values)
+
+
+def _sentence_parses(prompt: str, words: list[str], first: bool) -> bool:
+    if first:
+        return words[:3] == ["the", product_of(prompt), "is"] and _judgement_value(words[3:]) is not None
+    return _is_fact(words) or _opinion_value(words) is not None
 
 
 def gold_reward(prompt: str, review: str) -> float:
