@@ -13,7 +13,10 @@ import torch
 from minirlhf import job
 from minirlhf.algorithms.sft import SFTConfig, SFTTrainer
 from minirlhf.data import Batches
+from minirlhf.data.encoding import encode_rows
 from minirlhf.errors import exits_cleanly
+from minirlhf.evaluation import evaluate_policy
+from minirlhf.generation import SamplingConfig
 from minirlhf.model import ModelConfig, Policy, load_policy
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -23,8 +26,18 @@ from minirlhf.training.metrics import metrics_help
 SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunSettings}
 
 
-def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
-    """Train a policy on the task's rows, or hand back the one this folder holds already."""
+def train_sft(
+    settings: dict,
+    task: Task,
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    stop_at: float | None = None,
+) -> Policy:
+    """Train a policy on the task's rows, or hand back the one this folder holds already.
+
+    stop_at: the share of training prompts to solve greedily at which it is enough, where answers can be checked.
+    """
     settings = job.settings_of(settings, "sft")
     common, config = settings[""], settings["sft"]
     if finished := job.finished_stage(settings, folder, "sft"):
@@ -37,24 +50,45 @@ def train_sft(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, de
     steps = job.steps_for(config.steps, config.max_epochs, len(rows), config.batch_size)
     trainer = SFTTrainer(policy, tokenizer, config, updates=steps)
     batches = Batches(rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="sft")
+
+    def evaluate() -> dict[str, float]:
+        return {**trainer.evaluate(held_out), **({"solved": solved(policy, tokenizer, task)} if stop_at else {})}
+
     run = Run(
         job.stage_run(settings, folder, "sft"),
         trainer,
         batches,
         settings=settings,
         tokenizer=tokenizer,
-        evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None,
+        evaluate=evaluate if held_out else None,
+        until=stop_at and (lambda evaluation: evaluation["eval/solved"] >= stop_at),
     )
     for batch in run:
         run.record(trainer.step(batch))
     return policy
 
 
-def policy_for(settings: dict, task: Task, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Policy:
+def solved(policy: Policy, tokenizer: Tokenizer, task: Task, prompts: int = 512) -> float:
+    """The share of training prompts whose greedy answer has the whole reward."""
+    context = policy.transformer.config.max_position_embeddings
+    rows = encode_rows(tokenizer, task.prompts[:prompts], (), context=context).rows
+    greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=(tokenizer.eos_id,))
+    report = evaluate_policy(policy, tokenizer, rows, greedy, reward=task.reward)
+    return report.measures["model_reward"]
+
+
+def policy_for(
+    settings: dict,
+    task: Task,
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    stop_at: float | None = None,
+) -> Policy:
     """What the later stages start from: `--policy`, or a policy trained here."""
     if settings[""].policy:
         return job.place(job.first_policy(settings[""], settings["model"], tokenizer), settings[""], device)
-    return train_sft(settings, task, tokenizer, folder, device)
+    return train_sft(settings, task, tokenizer, folder, device, stop_at)
 
 
 @exits_cleanly

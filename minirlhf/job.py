@@ -19,8 +19,9 @@ from minirlhf.errors import InputError
 from minirlhf.evaluation import Report, comparison, evaluate_policy
 from minirlhf.generation import SamplingConfig
 from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
-from minirlhf.model.transformer import Trunk
+from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.rewards import Reward
+from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
@@ -49,6 +50,7 @@ class JobConfig:
     threads: int | None = None  # [threads] of each process on a CPU; none: one for models of under a million
     #                             parameters, where a second only waits and suffers from every neighbour, else all
     gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
+    compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; none: on a GPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
 
@@ -168,11 +170,16 @@ def choose_threads(model: nn.Module, job: JobConfig, device: torch.device) -> No
 
 
 def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
-    """Put a model where it trains, with the job's memory setting."""
+    """Put a model where it trains, with the job's settings of memory and speed."""
     for module in model.modules():
         if isinstance(module, Trunk):
             module.gradient_checkpointing = job.gradient_checkpointing
+            module.run_block = maybe_compile(run_block, compiles(job, device))
     return model.to(device)
+
+
+def compiles(job: JobConfig, device: torch.device) -> bool:
+    return device.type == "cuda" if job.compile is None else job.compile
 
 
 def resolve_model(folder: str | Path) -> Path:

@@ -86,7 +86,7 @@ def hinge_dpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta
     """max(0, 1 - beta (c - r)) -> [B], no unit: SLiC's ranking loss on log-ratios.
 
     Zhao et al. 2023, arXiv:2305.10425, Eq. 1; Liu et al. 2023, arXiv:2309.06657. It learns who wins, not by how much:
-    its minimum is a margin of 1 / beta wherever the label is likelier than not.   Raises: as `dpo_sigmoid_loss`.
+    over all pairs the completions settle on levels 1 / beta apart.   Raises: as `dpo_sigmoid_loss`.
     """
     return F.relu(1 - _margin("hinge_dpo_loss", chosen_logratios, rejected_logratios, beta))
 
@@ -123,8 +123,9 @@ def bco_pair_loss(
 ) -> Tensor:
     """-log sigmoid(beta c - shift) - log sigmoid(-(beta r - shift)) -> [B] nats.
 
-    Jung et al. 2024, arXiv:2404.04656, Eq. 9 (BCO): a classifier of good against bad.   shift: score units, the running
-    mean of all implicit rewards, detached; see `RunningMean`.   Raises: as `dpo_sigmoid_loss`.
+    Jung et al. 2024, arXiv:2404.04656, Eq. 9 (BCO): a classifier of good against bad, whose minimum is
+    pi_ref (p / (1 - p))^(1 / beta) with p the chance that such a completion is a chosen one.   shift: score units, the
+    running mean of all implicit rewards, detached; see `RunningMean`.   Raises: as `dpo_sigmoid_loss`.
     """
     _margin("bco_pair_loss", chosen_logratios, rejected_logratios, beta)
     return -F.logsigmoid(beta * chosen_logratios - shift) - F.logsigmoid(shift - beta * rejected_logratios)

@@ -25,8 +25,10 @@ def kl_k1(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 
 
 def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
-    """d^2 / 2. Biased but never negative and calm; its gradient as a sequence-level loss is that of the KL.
+    """d^2 / 2. Biased but never negative and calm.
 
+    With d the log-ratio of a whole sequence, its gradient as a loss is that of the KL; token by token it leaves out the
+    KL still to come.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("kl_k2", logps=logps, ref_logps=ref_logps)
@@ -36,8 +38,9 @@ def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """exp(-d) - 1 + d. Unbiased as a value, never negative.
 
-    Its gradient is that of KL(reference || policy), the other direction. d is held at -20 at least, so that a token the
-    policy has lost altogether gives a large number instead of infinity, and no gradient.
+    With d the log-ratio of a whole sequence, its gradient is that of KL(reference || policy), the other direction;
+    token by token, of that KL at each prefix which the policy visits. d is held at -20 at least, so that a token the policy
+    has lost altogether gives a large number instead of infinity, and no gradient.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("kl_k3", logps=logps, ref_logps=ref_logps)

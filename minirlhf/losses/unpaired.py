@@ -20,8 +20,8 @@ def kto_loss(
 ) -> Tensor:
     """w_d (1 - sigmoid(beta (x - kl))) where desirable, w_u (1 - sigmoid(beta (kl - x))) elsewhere -> [B], no unit.
 
-    Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). A saturating utility: it gives up on what is far off, so its
-    fixed point moves less than pi_ref exp(reward / beta).
+    Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). A saturating utility: what
+    is likelier bad than good goes to probability 0, and the rest is hardly ranked (docs/fixed_points.md).
 
     Args:
         logratios: [B] nats.   desirable: [B] bool.   beta: > 0, per nat.
@@ -66,7 +66,8 @@ def bco_loss(
     """-log sigmoid(beta x - shift) where desirable, -w log sigmoid(shift - beta x) elsewhere -> [B] nats.
 
     Jung et al. 2024, arXiv:2404.04656, Eq. 9 and 11 (BCO): a classifier of good against bad whose logit is the implicit
-    reward. With the shift learned it leads where DPO does.
+    reward. With a shift that is learned by gradient it leads where DPO does; with the running mean, only if good and
+    bad are judged against the mean reward: a stricter judge drives it on, a milder one holds it back.
 
     Args:
         logratios: [B] nats.   desirable: [B] bool.   beta: > 0.

@@ -126,6 +126,11 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def run_block(block: Block, x: Tensor, place: Place) -> Tensor:
+    """One block without a cache: the same graph for every layer, so that it is compiled once."""
+    return block(x, place, 0)
+
+
 class Place:
     """Where the tokens of one forward stand, and what each of them may see: made once, read by every layer."""
 
@@ -148,6 +153,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.run_block = run_block  # or that, compiled
         self.gradient_checkpointing = False  # True: keep only each block's input, compute the rest again in backward
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -174,7 +180,9 @@ class Trunk(nn.Module):
         x = self.embed_tokens(input_ids)
         for layer, block in enumerate(self.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, place, layer, use_reentrant=False)
+                x = checkpoint(self.run_block, block, x, place, use_reentrant=False)
+            elif cache is None:
+                x = self.run_block(block, x, place)
             else:
                 x = block(x, place, layer)
         if cache is not None:

@@ -84,6 +84,7 @@ class Run:
         settings:   section -> dataclass, written to config.toml; a resumed run must have the same.
         tokenizer:  saved beside the weights.
         evaluate:   called every `eval_every` steps -> metrics, recorded as eval/NAME.
+        until:      called with each evaluation; the run is finished once it says True (early stopping).
         on_metrics: called with (step, metrics) on the main process: the hook for any tracker.
     Raises: InputError if the folder holds another run, or one and `resume` was not asked for.
     """
@@ -97,12 +98,14 @@ class Run:
         settings: dict[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        until: Callable[[dict[str, float]], bool] | None = None,
         on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.config, self.trainer, self.batches, self.tokenizer = config, trainer, batches, tokenizer
-        self.evaluate, self.on_metrics = evaluate, on_metrics
+        self.evaluate, self.until, self.on_metrics = evaluate, until, on_metrics
         self.folder = Path(config.output)
         self.step = 0
+        self._done = False  # `until` has said so
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
         self._saved = -1  # the step of the last checkpoint, which every process knows without looking
         self._signal = 0
@@ -121,7 +124,7 @@ class Run:
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
         try:
-            while self.step < len(self.batches):
+            while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 yield share(self.batches[self.step])
                 if self.step != expected:
@@ -156,6 +159,7 @@ class Run:
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
             metrics = {**metrics, **evaluation}
             improved = self._is_best(evaluation)
+            self._done = bool(self.until and self.until(evaluation))
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
         self.metrics = metrics
         if self._journal:
@@ -179,7 +183,8 @@ class Run:
             with written_whole(self._checkpoint(self.step)) as folder:
                 for name, model in self.trainer.models.items():
                     self._save_model(model, folder / name)
-                state = {"step": self.step, "best": self._best, "trainer": self.trainer.state_dict()}
+                state = {"step": self.step, "done": self._done, "best": self._best}
+                state["trainer"] = self.trainer.state_dict()
                 save_state(folder, state)
             best = self._best.get("step")
             for old in self._checkpoints()[: -self.config.keep]:
@@ -220,7 +225,7 @@ class Run:
         state = load_state(found[-1])
         for name, model in self.trainer.models.items():
             load_into(model, found[-1] / name)
-        self.step, self._best = state["step"], state["best"]
+        self.step, self._done, self._best = state["step"], state["done"], state["best"]
         self._saved = self.step
         self.trainer.load_state_dict(state["trainer"])
 

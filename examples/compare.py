@@ -1,0 +1,268 @@
+"""Every algorithm on the same SFT model, the same reward and as many sampled tokens, over several seeds.
+
+python examples/compare.py                              # all, 5 seeds: what docs/results.md shows
+python examples/compare.py --only grpo,dapo,dpo_sigmoid --seeds 2
+python examples/compare.py --list true                  # the names
+
+Each result is a file of its own in the output folder: stop whenever you like, and run the same command to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from reward_model import train_reward_model
+from sft import train_sft
+from tqdm import tqdm
+
+from minirlhf import job
+from minirlhf.algorithms import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    OnlineDPOConfig,
+    OnlineDPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RewardConfig,
+    SFTConfig,
+    UnpairedConfig,
+    UnpairedTrainer,
+    dpo,
+    grpo,
+)
+from minirlhf.algorithms.unpaired import single_rows
+from minirlhf.data import Batches
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.evaluation import evaluate_policy, win_rate
+from minirlhf.generation import SamplingConfig, generate
+from minirlhf.model import ModelConfig, Policy, copy_of
+from minirlhf.rewards import Reward, RewardModelScorer, judge_by
+from minirlhf.tasks import Task
+from minirlhf.text import Tokenizer
+from minirlhf.training import RunSettings, parse_settings
+from minirlhf.training.checkpoint import write_whole
+
+STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TOKENS
+MAX_TOKENS, EVALUATED, KL_COEF, LR = 48, 512, 0.02, 1e-3
+OPTIMIZER = {"lr": LR, "lr_final": 0.1}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    output: str = "runs/compare"  # [folder] results, one file each, and the table
+    only: tuple[str, ...] = ()  # [names] a subset; nothing means all
+    seeds: int = 5  # [runs] of each
+    list: bool = False  # [-] print the names and end
+
+
+SETTINGS = {"": CompareConfig}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all algorithms of one seed begin with."""
+
+    seed: int
+    task: Task
+    tokenizer: Tokenizer
+    policy: Policy  # copied before it is trained
+    reward: Reward  # in [0, 1]
+    prompts: list[EncodedRow]
+    held_out: list[EncodedRow]
+    pairs: list[EncodedRow]  # the SFT model's own answers, ranked by the reward
+
+
+def on_policy_trainer(start: Start, name: str) -> tuple[Any, list]:
+    """GRPO's family: groups of 8; PPO: one completion a prompt; online preference: two."""
+    policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
+    common = {**OPTIMIZER, "steps": STEPS, "max_tokens": MAX_TOKENS, "missing_eos_penalty": 0.0}
+    parts = start.tokenizer, start.seed
+    if name == "ppo":
+        config = PPOConfig(**common, batch_size=COMPLETIONS, minibatch_size=64, kl_coef=KL_COEF)
+        policy = Policy(policy.transformer, value_head=True)
+        trainer = PPOTrainer(policy, ref_policy, start.reward, parts[0], config, seed=parts[1])
+    elif name in grpo.ALGORITHMS:
+        groups = {"batch_size": COMPLETIONS // 8, "minibatch_size": COMPLETIONS // 16, "epochs": 2}
+        if grpo.ALGORITHMS[name].surrogate == "reinforce":  # whose gradient holds for the sampling policy alone
+            groups |= {"minibatch_size": COMPLETIONS // 8, "epochs": 1}
+        config = GRPOConfig(algorithm=name, **common, **groups, kl_coef=KL_COEF if name != "bnpo" else 0.0)
+        spare = batches_of(start.prompts, config.batch_size, STEPS * max(1, config.recipe.resample), start, "spare")
+        trainer = GRPOTrainer(policy, ref_policy, start.reward, parts[0], config, spare=spare, seed=parts[1])
+    else:
+        config = OnlineDPOConfig(algorithm=name, **common, batch_size=COMPLETIONS // 2, minibatch_size=COMPLETIONS // 2)
+        judge = judge_by(lambda *asked: [4 * score for score in start.reward(*asked)])
+        trainer = OnlineDPOTrainer(policy, ref_policy, judge, parts[0], config, seed=parts[1])
+    return trainer, batches_of(start.prompts, config.batch_size, STEPS, start, name)
+
+
+def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
+    """DPO's family and single answers: two epochs over the pairs."""
+    policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
+    family, loss = name.split("_", 1)
+    rows, size = start.pairs, 32
+    steps = 2 * len(rows) // size
+    if family == "unpaired":
+        rows, size = single_rows(rows), 2 * size
+        config = UnpairedConfig(loss=loss, **OPTIMIZER, steps=steps, batch_size=size)
+        trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
+    else:
+        beta = 2.0 if loss in ("simpo", "alphapo") else 0.1
+        config = DPOConfig(loss=loss, beta=beta, **OPTIMIZER, steps=steps, batch_size=size)
+        trainer = DPOTrainer(policy, ref_policy, start.tokenizer, config, steps)
+    return trainer, batches_of(rows, size, steps, start, name)
+
+
+def batches_of(rows: list, size: int, steps: int, start: Start, stream: str) -> Batches:
+    return Batches(rows, batch_size=size, steps=steps, seed=start.seed, stream=stream)
+
+
+ON_POLICY = ("ppo", *grpo.ALGORITHMS, "online_dpo", "xpo", "nash_md")
+OFFLINE = (*(f"dpo_{loss}" for loss in dpo.LOSSES), *(f"unpaired_{loss}" for loss in ("kto", "apo_zero", "bco")))
+TRAINERS: dict[str, Callable[[Start, str], tuple[Any, list]]] = {
+    **dict.fromkeys(ON_POLICY, on_policy_trainer),
+    **dict.fromkeys(OFFLINE, offline_trainer),
+}
+
+
+def prepare(folder: Path, seed: int) -> Start:
+    """SFT, reward model and the pairs of one seed; finished stages are read again."""
+    settings = {
+        "": job.JobConfig(output=str(folder), seed=seed, resume=True),
+        "model": ModelConfig(),
+        "sft": SFTConfig(),
+        "reward_model": RewardConfig(),
+        "run": RunSettings(),
+    }
+    common, device = settings[""], torch.device("cpu")
+    task = job.load_task(common)
+    tokenizer = job.load_tokenizer(common, task, folder)
+    policy = train_sft(settings, task, tokenizer, folder, device)
+    base = copy_of(policy).requires_grad_(True).transformer
+    model, _ = train_reward_model(settings, task, tokenizer, base, folder, device)
+    scorer = RewardModelScorer(model.requires_grad_(False), tokenizer)
+
+    def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+        return [1 / (1 + math.exp(-score)) for score in scorer(prompts, completions, rows)]
+
+    rows, held_out = job.encode(common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=MAX_TOKENS)
+    pairs = own_pairs(policy, tokenizer, reward, rows, seed)
+    return Start(seed, task, tokenizer, policy, reward, rows, held_out[:EVALUATED], pairs)
+
+
+def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, seed: int) -> list[EncodedRow]:
+    """As many completions as the others sample, two a prompt, the better one chosen; ties are left out."""
+    draws = [
+        draw
+        for k in range(STEPS)
+        for draw in Batches(rows, batch_size=COMPLETIONS // 2, steps=STEPS, seed=seed, stream="pairs")[k]
+    ]
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
+    sides = []
+    for sample in (0, 1):
+        keys = [(draw.epoch, draw.index, sample) for draw in draws]
+        prompts = [draw.row.prompt for draw in draws]
+        ids = [c.ids for c in generate(policy.transformer, prompts, sampling, seed=seed, stream="pairs", keys=keys)]
+        texts, sources = tokenizer.decode_completions(ids), [draw.row.source for draw in draws]
+        sides.append((ids, reward([source["prompt"] for source in sources], texts, sources)))
+    pairs = []
+    for draw, a, b, score_a, score_b in zip(draws, sides[0][0], sides[1][0], sides[0][1], sides[1][1], strict=True):
+        if score_a != score_b:
+            pairs.append(EncodedRow(draw.row.source, draw.row.prompt, (a, b) if score_a > score_b else (b, a)))
+    return pairs
+
+
+def measure(start: Start, name: str) -> dict[str, float]:
+    """Train one algorithm, and measure what it writes on held-out prompts."""
+    trainer, batches = TRAINERS[name](start, name)
+    began = time.perf_counter()
+    for batch in batches:
+        trainer.step(batch)
+    seconds = time.perf_counter() - began
+    after, before = evaluated(start, trainer.models["policy"]), evaluated(start, start.policy)
+    measures = {key: after.measures[key] for key in ("gold_reward", "grammatical", "kl", "model_reward", "length")}
+    return {
+        **measures,
+        "before": before.measures["gold_reward"],
+        "win_rate": win_rate(before, after),
+        "seconds": seconds,
+    }
+
+
+def evaluated(start: Start, policy: Policy):
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(start.tokenizer.eos_id,), batch_size=EVALUATED)
+    return evaluate_policy(
+        policy,
+        start.tokenizer,
+        start.held_out,
+        sampling,
+        reward=start.reward,
+        ref_policy=start.policy,
+        gold=start.task.gold,
+        seed=start.seed,
+    )
+
+
+def write_table(folder: Path, names: list[str]) -> str:
+    """results.md from all results there are: mean and 95% interval (t distribution) over the seeds."""
+    lines = [
+        "| algorithm | gold reward (95%) | gain | win rate | KL | grammatical | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for name in names:
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"results/{name}-seed-*.json"))]
+        if not found:
+            continue
+        mean = {key: statistics.mean(result[key] for result in found) for key in found[0]}
+        spread = statistics.stdev(result["gold_reward"] for result in found) if len(found) > 1 else math.nan
+        t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(found), 2.0)
+        interval = f"{mean['gold_reward']:.2f} ± {t95 * spread / len(found) ** 0.5:.2f}"
+        cells = [
+            interval,
+            f"{mean['gold_reward'] - mean['before']:+.2f}",
+            f"{mean['win_rate']:.2f}",
+            f"{mean['kl']:.1f}",
+        ]
+        cells += [f"{mean['grammatical']:.2f}", f"{mean['seconds']:.0f}", str(len(found))]
+        rows.append((mean["gold_reward"], f"| {name} | " + " | ".join(cells) + " |"))
+    lines += [line for _, line in sorted(rows, reverse=True)]
+    text = "\n".join(lines) + "\n"
+    write_whole(folder / "results.md", text)
+    return text
+
+
+@exits_cleanly
+def main() -> None:
+    config = parse_settings(SETTINGS, description=__doc__)[""]
+    if config.list:
+        return print("\n".join(TRAINERS))
+    for name in config.only:
+        if name not in TRAINERS:
+            raise InputError(f"--only: no algorithm {name!r}; --list true shows them: {', '.join(TRAINERS)}")
+    names, folder = list(config.only or TRAINERS), Path(config.output)
+    torch.set_num_threads(1)
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    todo = [(seed, name) for seed in range(config.seeds) for name in names]
+    todo = [(seed, name) for seed, name in todo if not (folder / f"results/{name}-seed-{seed}.json").exists()]
+    bar, start = tqdm(todo, unit="run"), None
+    for seed, name in bar:
+        bar.set_description(f"{name}, seed {seed}")
+        if start is None or start.seed != seed:
+            start = prepare(folder / f"seed-{seed}", seed)
+        write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(measure(start, name)))
+    print(write_table(folder, list(TRAINERS)))
+
+
+if __name__ == "__main__":
+    main()
