@@ -39,8 +39,8 @@ def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """exp(-d) - 1 + d. Unbiased as a value, never negative.
 
     With d the log-ratio of a whole sequence, its gradient is that of KL(reference || policy), the other direction;
-    token by token, of that KL at each prefix which the policy visits. d is held at -20 at least, so that a token the policy
-    has lost altogether gives a large number instead of infinity, and no gradient.
+    token by token, of that KL at each prefix which the policy visits. d is held at -20 at least, so that a token the
+    policy has lost altogether gives a large number instead of infinity, and no gradient.
     Raises: ValueError if the shapes differ.
     """
     check_same_shape("kl_k3", logps=logps, ref_logps=ref_logps)

@@ -1,5 +1,6 @@
 """Contract 11: killed and resumed is uninterrupted, bit for bit: weights, optimizer, metrics.jsonl."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
-KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("ppo", "1")]
+KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("ppo", "1"), ("grpo", "5"), ("dpo", "4")]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("sft", "ppo")}
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in {kind for kind, _ in KILLS}}
     for kind, folder in folders.items():
         tiny.go_on(kind, folder)
     return folders
@@ -55,3 +58,12 @@ def test_the_killed_runs_had_to_go_back_to_a_checkpoint(uninterrupted, killed):
     # step-4 is the best of the evaluations or not; a checkpoint is due after steps 3 and 6
     lines = (uninterrupted["ppo"] / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 8 and all(f'{{"step": {k}, ' in line for k, line in enumerate(lines))
+
+
+def test_the_runs_had_state_beside_weights_that_a_resumed_one_needs(uninterrupted):
+    lines = (uninterrupted["grpo"] / "metrics.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["entropy_coef"] for line in lines}) > 3  # the bonus that adapts
+    last = load_file(uninterrupted["dpo"] / "checkpoints" / "step-8" / "reference" / "model.safetensors")
+    start = tiny.dpo(torch.float32, loss="bco_pair", ref_update_every=2).models["reference"].state_dict()
+    moved = last["model.norm.weight"] - start["transformer.model.norm.weight"]
+    assert moved.abs().max() > 1e-3  # TR-DPO's reference

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 
-@pytest.mark.parametrize("case", ["sft", "reward", "ppo_head", "ppo_critic", "ppo_options", "ppo_adaptive"])
+@pytest.mark.parametrize("case", tiny.CASES)
 def test_two_processes_are_one_on_the_joined_batch(two_processes, case):
     alone = tiny.CASES[case]()
     log = tiny.train(alone, tiny.batches(8))

@@ -1,4 +1,4 @@
-"""Bradley-Terry, its margin and the centring term."""
+"""Bradley-Terry, its margin and the centring term; right and wrong."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from minirlhf.losses import bradley_terry_loss, reward_centering_loss
+from minirlhf.losses import bradley_terry_loss, correctness_loss, reward_centering_loss
 
 LN3 = 1.0986123
 few = settings(deadline=None, derandomize=True, max_examples=50)
@@ -105,3 +105,50 @@ def test_shapes_must_agree():
             loss(chosen_scores=two, rejected_scores=three)
     with pytest.raises(ValueError, match=r"^bradley_terry_loss: .*\{'chosen_scores': \(2,\), 'margin': \(2, 1\)\}"):
         bradley_terry_loss(chosen_scores=two, rejected_scores=two, margin=torch.zeros(2, 1))
+
+
+def test_correctness_by_hand():
+    # sigmoid(ln 3) = 3/4. right: ln 4/3 at ln 3, ln 2 at 0, ln 4 at -ln 3; wrong: the other way round
+    scores = torch.tensor([[LN3, 0.0, -LN3], [LN3, 0.0, -LN3]])
+    labels = torch.tensor([[True] * 3, [False] * 3])
+    want = torch.tensor([[0.287682, 0.693147, 1.386294], [1.386294, 0.693147, 0.287682]])
+    assert_close(correctness_loss(scores, labels=labels), want)
+    assert_close(correctness_loss(scores[0], labels=labels[0]), want[0])
+
+
+def test_correctness_gradient_is_the_chance_to_be_right_minus_the_label():
+    # sigmoid(ln 3) - 1 = -1/4, sigmoid(ln 3) - 0 = 3/4, and 1/2 at 0
+    scores, labels = torch.tensor([LN3, LN3, 0.0, 0.0], requires_grad=True), torch.tensor([True, False, True, False])
+    correctness_loss(scores, labels=labels).sum().backward()
+    assert_close(scores.grad, torch.tensor([-0.25, 0.75, -0.5, 0.5]))
+    scores = scores.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: correctness_loss(x, labels=labels), scores)
+
+
+@few
+@given(scores)
+def test_correctness_is_a_pair_with_a_score_of_0(pair):
+    a, _ = pair
+    zero, right = torch.zeros_like(a), torch.ones_like(a, dtype=torch.bool)
+    assert_close(correctness_loss(a, labels=right), bradley_terry_loss(chosen_scores=a, rejected_scores=zero))
+    assert_close(correctness_loss(a, labels=~right), bradley_terry_loss(chosen_scores=zero, rejected_scores=a))
+    assert_close(correctness_loss(-a, labels=~right), correctness_loss(a, labels=right))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_correctness_of_extreme_scores_stays_finite(dtype):
+    # right: 1e4, 0; wrong: 0, 1e4. bf16 holds 1e4 as 9984
+    scores = torch.tensor([-1e4, 1e4, -1e4, 1e4], dtype=dtype, requires_grad=True)
+    losses = correctness_loss(scores, labels=torch.tensor([True, True, False, False]))
+    losses.sum().backward()
+    large = scores.detach().abs()[0].item()
+    assert_close(losses.detach(), torch.tensor([large, 0.0, 0.0, large], dtype=dtype))
+    assert scores.grad.tolist() == [-1.0, 0.0, 0.0, 1.0]
+
+
+def test_correctness_needs_bool_labels_of_the_scores_shape():
+    scores = torch.zeros(2)
+    with pytest.raises(ValueError, match="^correctness_loss: mask must be bool .*int64"):
+        correctness_loss(scores, labels=torch.ones(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"^correctness_loss: .*\(2, 1\).*'scores': \(2,\)"):
+        correctness_loss(scores, labels=torch.ones(2, 1, dtype=torch.bool))
