@@ -309,7 +309,7 @@ class GRPOTrainer:
         rollout = self._collect(batch, "rollout")
         G = self.config.group_size
         for attempt in range(self.recipe.resample):
-            places = equal_groups(rollout.scores, G).view(-1, G)[:, 0].nonzero().squeeze(-1).tolist()
+            places = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
             spare = share(self.spare[self.steps_done * self.recipe.resample + attempt])
             if places:
                 batch = [spare[i] if i in places else draw for i, draw in enumerate(batch)]

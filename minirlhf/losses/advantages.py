@@ -119,8 +119,7 @@ def group_advantages(
     groups = _groups("group_advantages", scores, group_size)
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"group_advantages: scale must be group, batch or none, got {scale!r}")
-    judged = ~groups.isnan()
-    centred = groups - groups.nanmean(-1, keepdim=True)
+    judged, centred = ~groups.isnan(), _centred(groups)
     if scale == "group":
         squares = torch.where(judged, centred, 0).square().sum(-1, keepdim=True)
         centred = centred / ((squares / (judged.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt() + 1e-4)
@@ -166,8 +165,7 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     groups = _groups("rloo_advantages", scores, group_size)
     judged = ~groups.isnan()
     others = (judged.sum(-1, keepdim=True) - 1).clamp(min=1)
-    centred = groups - groups.nanmean(-1, keepdim=True)
-    return torch.where(judged, centred * (others + 1) / others, 0).flatten()
+    return torch.where(judged, _centred(groups) * (others + 1) / others, 0).flatten()
 
 
 def remax_advantages(scores: Tensor, *, greedy_scores: Tensor) -> Tensor:
@@ -203,8 +201,8 @@ def bnpo_advantages(scores: Tensor, group_size: int, moments: tuple[Tensor, Tens
     mean, var = mean_and_var(masked_moments(p, judged.any(-1, keepdim=True)) if moments is None else moments)
     size = (mean * (1 - mean) / var.clamp(min=1e-4) - 1).clamp(min=0)  # a + b; no beta law has more variance
     beta = torch.distributions.Beta(1 + mean * size / 3, 1 + (1 - mean) * size / 3)
-    density = beta.log_prob(p.to(mean.dtype).clamp(1e-6, 1 - 1e-6)).exp()
-    return torch.where(judged & (groups != p), (groups - p) / density.clamp(min=1e-4), 0).to(scores.dtype).flatten()
+    density = beta.log_prob(p.nan_to_num(0.5).to(mean.dtype).clamp(1e-6, 1 - 1e-6)).exp()
+    return torch.where(judged, _centred(groups) / density.clamp(min=1e-4), 0).to(scores.dtype).flatten()
 
 
 def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
@@ -223,9 +221,17 @@ def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor
 
 def equal_groups(scores: Tensor, group_size: int) -> Tensor:
     """[N * G] -> [N] bool: True where all (judged) scores of a group are the same, so that it teaches nothing."""
-    groups = _groups("equal_groups", scores, group_size)
-    low, high = groups.nan_to_num(torch.inf).amin(-1), groups.nan_to_num(-torch.inf).amax(-1)
-    return low >= high
+    return _are_equal(_groups("equal_groups", scores, group_size))
+
+
+def _are_equal(groups: Tensor) -> Tensor:
+    return groups.nan_to_num(torch.inf).amin(-1) >= groups.nan_to_num(-torch.inf).amax(-1)
+
+
+def _centred(groups: Tensor) -> Tensor:
+    """Minus the group's mean; exactly 0 where all are equal, which rounding would not leave."""
+    centred = groups - groups.nanmean(-1, keepdim=True)
+    return torch.where(_are_equal(groups)[:, None], torch.where(groups.isnan(), groups, 0), centred)
 
 
 def _groups(name: str, scores: Tensor, group_size: int) -> Tensor:

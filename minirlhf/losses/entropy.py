@@ -31,7 +31,8 @@ def entropy_threshold(entropies: Tensor, share: float) -> Tensor:
         raise ValueError(f"entropy_threshold: share must be in (0, 1], got {share}")
     if not len(entropies):
         return entropies.new_zeros(())
-    return torch.quantile(entropies.float(), 1 - share).to(entropies.dtype)
+    wide = torch.promote_types(entropies.dtype, torch.float32)  # quantile takes nothing smaller
+    return torch.quantile(entropies.to(wide), 1 - share).to(entropies.dtype)
 
 
 class AdaptiveEntropyController:

@@ -50,6 +50,11 @@ def fused_linear_loss(
     inputs = {**(inputs or {})}
     extras = inputs if weights is None else {**inputs, "weights": weights}
     check_mask("fused_linear_loss", mask, input_ids=input_ids, hidden=hidden[..., 0], **extras)
+    if hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"fused_linear_loss: needed hidden [B, T, D] and weight [V, D], got {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
     for name, value in {**extras, "count": torch.as_tensor(count)}.items():
         if value.requires_grad:
             raise ValueError(

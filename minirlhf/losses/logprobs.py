@@ -100,6 +100,11 @@ def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.
     Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
     """
     _check_temperature("linear_log_collision", temperature)
+    if hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"linear_log_collision: needed hidden [B, T, D] and weight [V, D], got {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
     rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
     weight = weight.to(rows.dtype)
     parts = [

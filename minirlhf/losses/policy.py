@@ -84,9 +84,9 @@ def gspo_policy_loss(
     Raises: ValueError if the shapes differ, the mask is not bool or a bound is out of range.
     """
     check_mask("gspo_policy_loss", mask, logps=logps, old_logps=old_logps)
-    mean_logps, old_mean = _row_mean(logps, mask), _row_mean(old_logps, mask)
+    log_ratio = _row_mean(logps - old_logps, mask)
     bounds = {"clip_eps": clip_eps, "clip_eps_high": clip_eps_high}
-    return ppo_policy_loss(mean_logps, old_logps=old_mean, advantages=advantages, **bounds)
+    return ppo_policy_loss(log_ratio, old_logps=torch.zeros_like(log_ratio), advantages=advantages, **bounds)
 
 
 def gspo_token_policy_loss(
@@ -107,9 +107,10 @@ def gspo_token_policy_loss(
     Args and Raises: as `gspo_policy_loss`.
     """
     check_mask("gspo_token_policy_loss", mask, logps=logps, old_logps=old_logps)
-    row = (_row_mean(logps, mask) - _row_mean(old_logps, mask)).detach()
+    # the sequence's ratio is small beside a log-prob: subtract first, or fp32 loses a third of clip_eps
+    log_ratio = _row_mean(logps - old_logps, mask).detach() + (logps - logps.detach())
     bounds = {"clip_eps": clip_eps, "clip_eps_high": clip_eps_high}
-    return ppo_policy_loss(row + logps, old_logps=logps.detach(), advantages=advantages, **bounds)
+    return ppo_policy_loss(log_ratio, old_logps=torch.zeros_like(log_ratio), advantages=advantages, **bounds)
 
 
 def gmpo_policy_loss(
@@ -183,7 +184,7 @@ def vespo_policy_loss(
     Raises: ValueError if the shapes differ, the mask is not bool or a constant is not positive.
     """
     check_mask("vespo_policy_loss", mask, logps=logps, old_logps=old_logps, advantages=advantages)
-    if not min(k_pos, lambda_pos, k_neg, lambda_neg) > 0:
+    if not all(constant > 0 for constant in (k_pos, lambda_pos, k_neg, lambda_neg)):
         raise ValueError(f"vespo_policy_loss: needed k, lambda > 0, got {(k_pos, lambda_pos, k_neg, lambda_neg)}")
     log_ratio = (logps - old_logps).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_w = torch.where(mask, log_ratio, 0).sum(-1, keepdim=True).clamp(-18.42, MAX_LOG_RATIO)  # w >= 1e-8

@@ -1,0 +1,114 @@
+"""Tokens at which there is a decision, and a bonus that adapts. B sequences, T tokens."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minirlhf.losses import AdaptiveEntropyController, entropy_threshold, high_entropy_mask
+
+few = settings(deadline=None, derandomize=True, max_examples=50)
+
+
+def test_threshold_by_hand():
+    # 1..5: the 60% quantile lies at place 0.6 * 4 = 2.4 from the bottom: 3.4
+    entropies = torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert entropy_threshold(entropies, 0.4).item() == pytest.approx(3.4)
+    assert entropy_threshold(entropies, 1).item() == 1
+    assert entropy_threshold(entropies[:0], 0.4).item() == 0
+
+
+def test_mask_by_hand_looks_at_the_mask_only():
+    # of 1..5 in the mask two fifths are 4 and 5; the 9 and the NaN beside it do not count
+    entropy = torch.tensor([[9.0, 1.0, 4.0, math.nan], [2.0, 5.0, 3.0, 9.0]])
+    mask = torch.tensor([[False, True, True, False], [True, True, True, False]])
+    kept = high_entropy_mask(entropy, mask, 0.4)
+    assert kept.tolist() == [[False, False, True, False], [False, True, False, False]]
+    assert torch.equal(high_entropy_mask(entropy, mask, 1.0), mask)
+    kept = high_entropy_mask(entropy, mask, 0.4, threshold=torch.tensor(3.0))  # of all ranks
+    assert kept.tolist() == [[False, False, True, False], [False, True, True, False]]
+
+
+def test_equal_entropies_are_all_kept_and_an_empty_mask_stays_empty():
+    entropy, mask = torch.full((2, 3), 0.7), torch.tensor([[True, True, False], [True, False, False]])
+    assert torch.equal(high_entropy_mask(entropy, mask, 0.2), mask)
+    assert not high_entropy_mask(entropy, torch.zeros_like(mask), 0.2).any()
+
+
+@few
+@given(st.integers(0, 2**31), st.floats(0.01, 1), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_what_is_kept_is_about_the_share_and_above_what_is_not(seed, share, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    entropy = torch.rand(5, 8, generator=generator).to(dtype)
+    mask = torch.rand(5, 8, generator=generator) < 0.7
+    kept = high_entropy_mask(entropy, mask, share)
+    assert kept.any() and not (kept & ~mask).any()
+    ties = (entropy[mask] == entropy[kept].min()).sum() - 1
+    assert share * mask.sum() - 1 <= kept.sum() <= share * mask.sum() + 1 + ties
+    assert not (mask & ~kept).any() or entropy[kept].min() > entropy[mask & ~kept].max()
+    order = torch.randperm(5, generator=generator)
+    assert torch.equal(high_entropy_mask(entropy[order], mask[order], share), kept[order])
+
+
+def test_float64_entropies_reach_their_own_threshold():
+    # 0.1 in float32 is 1.5e-9 more than in float64
+    entropy, mask = torch.tensor([[0.1, 0.1]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    assert torch.equal(high_entropy_mask(entropy, mask, 1.0), mask)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan])
+def test_share_lies_above_0_and_at_most_1(share):
+    entropy, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=rf"^entropy_threshold: share must be in \(0, 1\], got {share}$"):
+        high_entropy_mask(entropy, mask, share)
+    with pytest.raises(ValueError, match="^entropy_threshold: share must be in"):
+        entropy_threshold(entropy[0], share)
+
+
+def test_mask_and_shapes_are_checked():
+    entropy = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="^high_entropy_mask: mask must be bool with True = counts, got torch.int64"):
+        high_entropy_mask(entropy, torch.ones(2, 3).long(), 0.2)
+    with pytest.raises(ValueError, match="^high_entropy_mask: needed tensors of one shape"):
+        high_entropy_mask(entropy, torch.ones(2, 2, dtype=torch.bool), 0.2)
+
+
+def test_controller_by_hand():
+    # target 1, delta 0.05: below and at the target 0.1 -> 0.15 -> 0.2; above it 0.15, unpaid; below again 0.2, paid
+    controller = AdaptiveEntropyController(0.1, target=1.0, delta=0.05)
+    assert controller.coef == 0.1
+    for entropy, coef, level in [(0.5, 0.15, 0.15), (1.0, 0.2, 0.2), (1.1, 0.0, 0.15), (0.9, 0.2, 0.2)]:
+        controller.update(entropy)
+        assert controller.coef == pytest.approx(coef) and controller.level == pytest.approx(level)
+
+
+def test_controller_never_punishes_entropy():
+    controller = AdaptiveEntropyController(0.1, target=1.0, delta=0.08)
+    for _ in range(3):
+        controller.update(2.0)
+        assert controller.coef == 0 and controller.level >= 0
+    controller.update(0.5)
+    assert controller.coef == pytest.approx(0.08)  # from 0, not from what it would owe
+
+
+@pytest.mark.parametrize("entropies", [[], [0.5], [0.5, 2.0], [2.0, 2.0, 0.5]])
+def test_controller_resumes_where_it_stopped(entropies):
+    controller, resumed = (AdaptiveEntropyController(init, target=1.0, delta=0.05) for init in (0.3, 0.0))
+    for entropy in entropies:
+        controller.update(entropy)
+    resumed.load_state_dict(controller.state_dict())
+    for entropy in (None, 0.5, 3.0):
+        if entropy is not None:
+            controller.update(entropy)
+            resumed.update(entropy)
+        assert resumed.coef == controller.coef and resumed.state_dict() == controller.state_dict()
+    assert all(type(value) is float for value in controller.state_dict().values())
+
+
+@pytest.mark.parametrize("init, delta", [(-0.1, 0.05), (0.1, 0.0), (0.1, -1.0), (0.1, math.nan)])
+def test_controller_refuses_what_cannot_adapt(init, delta):
+    text = f"^AdaptiveEntropyController: needed init >= 0 and delta > 0, got {init} and {delta}$"
+    with pytest.raises(ValueError, match=text):
+        AdaptiveEntropyController(init, target=1.0, delta=delta)
