@@ -89,7 +89,7 @@ def on_policy_trainer(start: Start, name: str) -> tuple[Any, list]:
     common = {**OPTIMIZER, "steps": STEPS, "max_tokens": MAX_TOKENS, "missing_eos_penalty": 0.0}
     parts = start.tokenizer, start.seed
     if name == "ppo":
-        config = PPOConfig(**common, batch_size=COMPLETIONS, minibatch_size=64, kl_coef=KL_COEF)
+        config = PPOConfig(**common, batch_size=COMPLETIONS, minibatch_size=COMPLETIONS // 2, kl_coef=KL_COEF)
         policy = Policy(policy.transformer, value_head=True)
         trainer = PPOTrainer(policy, ref_policy, start.reward, parts[0], config, seed=parts[1])
     elif name in grpo.ALGORITHMS:
@@ -111,9 +111,9 @@ def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
     policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
     family, loss = name.split("_", 1)
     rows, size = start.pairs, 32
-    steps = 2 * len(rows) // size
+    steps = max(1, 2 * len(rows) // size)
     if family == "unpaired":
-        rows, size = single_rows(rows), 2 * size
+        rows, size = single_rows(rows, policy.transformer.config.max_position_embeddings), 2 * size
         config = UnpairedConfig(loss=loss, **OPTIMIZER, steps=steps, batch_size=size)
         trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
     else:

@@ -81,7 +81,8 @@ def main() -> None:
         base = job.first_policy(common, settings["model"], tokenizer).transformer
         model = job.place(ProcessRewardModel(base), common, device)
         job.choose_threads(model, common, device)
-        encoded, held_out_rows = encode_steps(tokenizer, rows), encode_steps(tokenizer, held_out)
+        context = base.config.max_position_embeddings
+        encoded, held_out_rows = (encode_steps(tokenizer, part, context) for part in (rows, held_out))
 
         steps = job.steps_for(config.steps, config.max_epochs, len(encoded), config.batch_size)
         trainer = ProcessRewardTrainer(model, tokenizer, config, updates=steps)

@@ -52,7 +52,10 @@ def train_sft(
     batches = Batches(rows, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="sft")
 
     def evaluate() -> dict[str, float]:
-        return {**trainer.evaluate(held_out), **({"solved": solved(policy, tokenizer, task)} if stop_at else {})}
+        return {
+            **trainer.evaluate(held_out),
+            **({} if stop_at is None else {"solved": solved(policy, tokenizer, task)}),
+        }
 
     run = Run(
         job.stage_run(settings, folder, "sft"),
@@ -61,7 +64,7 @@ def train_sft(
         settings=settings,
         tokenizer=tokenizer,
         evaluate=evaluate if held_out else None,
-        until=stop_at and (lambda evaluation: evaluation["eval/solved"] >= stop_at),
+        until=None if stop_at is None else lambda evaluation: evaluation["eval/solved"] >= stop_at,
     )
     for batch in run:
         run.record(trainer.step(batch))

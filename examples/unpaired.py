@@ -37,7 +37,8 @@ def train_unpaired(
     settings = job.settings_of(settings, "unpaired")
     common, config, shape = settings[""], settings["unpaired"], policy.transformer.config
     job.choose_threads(policy, common, device)
-    rows, held_out = map(single_rows, job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape))
+    pairs = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
+    rows, held_out = (single_rows(part, shape.max_position_embeddings) for part in pairs)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     ref_policy = copy_of(policy)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)

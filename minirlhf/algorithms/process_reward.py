@@ -37,11 +37,12 @@ class ProcessRewardConfig(OptimizerConfig):
         check_range(self, "max_epochs", above=0)
 
 
-def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict]) -> list[EncodedRow]:
+def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> list[EncodedRow]:
     """Rows {prompt, steps: [text], labels: [bool]} in ids; an outcome is one step. Each label sits on its step's last
     token: source["places"] counts from the start of the response.
 
-    Raises: InputError, naming the row, if steps and labels do not pair up or a step is empty.
+    Raises: InputError, naming the row, if steps and labels do not pair up, a step is empty, or the row exceeds the
+        context (tokens).
     """
     prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
     encoded = []
@@ -54,6 +55,11 @@ def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict]) -> list[EncodedRow]
         steps = [ids[:-1] for ids in tokenizer.encode_responses(list(row["steps"]))]  # without EOS
         ends = torch.tensor([len(step) for step in steps]).cumsum(0) - 1
         response = [token for step in steps for token in step]
+        if len(prompt) + len(response) > context:
+            raise InputError(
+                f"row {i}: has {len(prompt) + len(response)} tokens, the model's context holds {context}; shorten it "
+                "or raise --model.max_position_embeddings"
+            )
         encoded.append(EncodedRow({**row, "places": ends.tolist()}, prompt, (response,)))
     return encoded
 

@@ -51,17 +51,19 @@ class UnpairedConfig(OptimizerConfig):
             raise InputError(f"UnpairedConfig: prompt_weighting belongs to bco, got {self.loss}")
 
 
-def single_rows(pairs: list[EncodedRow]) -> list[EncodedRow]:
+def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     """Each pair as two rows: source["desirable"] says which, and the second response is another row's, for KTO's KL.
 
-    The partner is a function of the data alone, so that neither batch nor process changes it.
+    The partner is a function of the data alone, so that neither batch nor process changes it; it is cut where the
+    context (tokens) ends.
     """
     rows = [
         EncodedRow({**row.source, "desirable": side == 0}, row.prompt, (row.responses[side],))
         for row in pairs
         for side in (0, 1)
     ]
-    return [replace(row, responses=(*row.responses, rows[i - 2].responses[0])) for i, row in enumerate(rows)]
+    partners = (rows[i - 2].responses[0][: context - len(row.prompt)] for i, row in enumerate(rows))
+    return [replace(row, responses=(*row.responses, other)) for row, other in zip(rows, partners, strict=True)]
 
 
 class UnpairedTrainer:

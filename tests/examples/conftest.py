@@ -25,7 +25,17 @@ STAGES = {
     "reward_model": "[reward_model]\nsteps = 4\nbatch_size = 8\n",
     "ppo": "[ppo]\nsteps = 2\nbatch_size = 8\nminibatch_size = 4\nepochs = 1\nmax_tokens = 8\n",
 }
+ON_POLICY = "steps = 2\nbatch_size = 4\nminibatch_size = 4\nmax_tokens = 8\n"
+MORE = {
+    "grpo": f"[grpo]\n{ON_POLICY}group_size = 4\n" + STAGES["reward_model"],
+    "dpo": "[dpo]\nsteps = 3\nbatch_size = 8\n",
+    "unpaired": "[unpaired]\nsteps = 3\nbatch_size = 8\n",
+    "online_dpo": f"[online_dpo]\n{ON_POLICY}" + STAGES["reward_model"],
+    "distillation": "[distillation]\nsteps = 3\nbatch_size = 8\nmax_tokens = 8\n",
+}
 STAGES["ppo"] += STAGES["sft"] + STAGES["reward_model"]
+STAGES |= {name: text + STAGES["sft"] for name, text in MORE.items()}
+STAGES["process_reward"] = "[process_reward]\nsteps = 3\nbatch_size = 8\n"
 
 
 def make_pairs(n=60):
