@@ -72,6 +72,10 @@ class DistillationTrainer:
             raise InputError(
                 f"DistillationTrainer: needed one vocabulary for both, got {sizes[0]} (student) and {sizes[1]} tokens"
             )
+        if policy.value_head is not None:
+            raise InputError("DistillationTrainer: needed a policy without value head, which no loss here would train")
+        if teacher.transformer.head_weight is policy.transformer.head_weight:
+            raise InputError("DistillationTrainer: the teacher must be another model, got the student itself")
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.teacher = teacher.requires_grad_(False).eval()
         self.models = {"policy": policy}

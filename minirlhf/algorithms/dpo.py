@@ -17,7 +17,7 @@ from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
 from minirlhf.model.policy import Policy, move_towards
-from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
@@ -132,6 +132,8 @@ class DPOTrainer:
             raise InputError(
                 "DPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
             )
+        if config.loss in SORTED and world_size() > 1:
+            raise InputError(f"DPOTrainer: {config.loss} sorts the whole batch, which one process must hold; use one")
         self.config, self.tokenizer, self.row = config, tokenizer, LOSSES[config.loss]
         self.ref_policy = ref_policy.requires_grad_(False).eval() if config.uses_reference else None
         self.models = {"policy": policy}

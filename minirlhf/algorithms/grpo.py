@@ -212,7 +212,13 @@ class GRPOConfig(OnPolicyConfig):
             raise InputError(
                 f"GRPOConfig: kl_in must be loss for {self.algorithm}, whose rewards stay bare, got reward"
             )
-        if self.fused and (recipe.surrogate not in OF_ONE_TOKEN or self.entropy_coef or self.high_entropy_share < 1):
+        entropy_terms = self.entropy_coef or self.entropy_target is not None or self.high_entropy_share < 1
+        if recipe.advantage == "beta" and (self.missing_eos_penalty or recipe.overlong_share):
+            raise InputError(
+                f"GRPOConfig: {self.algorithm} needs rewards in [0, 1], so missing_eos_penalty and overlong_share must "
+                "be 0"
+            )
+        if self.fused and (recipe.surrogate not in OF_ONE_TOKEN or entropy_terms):
             raise InputError(
                 f"GRPOConfig: fused takes the surrogates {', '.join(OF_ONE_TOKEN)} without entropy terms, got "
                 f"{recipe.surrogate}; leave it out"
@@ -255,6 +261,8 @@ class GRPOTrainer:
                 f"GRPOTrainer: needed one of reward_weights {config.reward_weights} for each reward function, got "
                 f"{len(self.rewards)} functions"
             )
+        if policy.value_head is not None:
+            raise InputError("GRPOTrainer: needed a policy without value head, which no loss here would train")
         if config.kl_coef and ref_policy is None:
             raise InputError("GRPOTrainer: kl_coef > 0 needs a reference, got none; pass copy_of(policy)")
         if ref_policy and ref_policy.transformer.head_weight is policy.transformer.head_weight:
@@ -282,6 +290,8 @@ class GRPOTrainer:
         advantages = self.advantages(rollout)
         mask, equal = rollout.completion_mask, equal_groups(rollout.scores, G) if G > 1 else torch.zeros(0)
         metrics = {**describe(rollout), "kl_coef": config.kl_coef, "equal_groups": share_of_all(equal)}
+        if not self.ref_policy:
+            del metrics["kl"]  # from nothing
         if config.overlong_filter:
             mask = mask & rollout.ended[:, None]
         old_logps, weights = rollout.logps, torch.ones_like(rollout.logps)
@@ -344,6 +354,7 @@ class GRPOTrainer:
         scores, kl_coef = rollout.scores + penalty, config.kl_coef if recipe.kl_in == "reward" else 0.0
         if recipe.advantage in PER_TOKEN:
             logps = {"logps": rollout.logps, "ref_logps": rollout.ref_logps if kl_coef else rollout.logps}
+            mask = mask & ~scores.isnan()[:, None]  # what nobody could judge has no advantage
             rewards = kl_shaped_rewards(
                 scores.nan_to_num(0.0), **logps, mask=mask, kl_coef=kl_coef, estimator=recipe.estimator
             )
@@ -484,6 +495,11 @@ def _each_function(t: GRPOTrainer, scores: Tensor, parts: Tensor) -> Tensor:
 
 
 def _beta(t: GRPOTrainer, scores: Tensor, parts: Tensor) -> Tensor:
+    if bool(((scores < 0) | (scores > 1)).any()):
+        raise InputError(
+            f"GRPOTrainer: {t.config.algorithm} needs rewards in [0, 1], got {scores.min():.3g}..{scores.max():.3g}; "
+            "scale them, or choose another algorithm"
+        )
     p = scores.view(-1, t.config.group_size).nanmean(-1)
     return bnpo_advantages(scores, t.config.group_size, _moments(p))
 

@@ -77,6 +77,8 @@ class OnlineDPOTrainer:
             raise InputError(
                 "OnlineDPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
             )
+        if policy.value_head is not None:
+            raise InputError("OnlineDPOTrainer: needed a policy without value head, which no loss here would train")
         check_stop_token("OnlineDPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.judge, self.seed = config, tokenizer, judge, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()

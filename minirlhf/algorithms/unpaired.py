@@ -87,12 +87,16 @@ class UnpairedTrainer:
             raise InputError(
                 "UnpairedTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
             )
+        if policy.value_head is not None:
+            raise InputError("UnpairedTrainer: needed a policy without value head, which no loss here would train")
         self.config, self.tokenizer = config, tokenizer
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = policy.transformer.head_weight.device
+        if config.prompt_weighting and not rows:
+            raise InputError("UnpairedTrainer: prompt_weighting learns from all rows, got none; pass rows=")
         self.classifier = fit_prompts(self._features(rows), self._desirable(rows)) if config.prompt_weighting else None
         self.shift = RunningMean()
         self.samples: list[dict[str, Any]] = []
@@ -173,7 +177,7 @@ class UnpairedTrainer:
         """[B, D + 1]: the mean embedding of each prompt by the reference, and 1."""
         embed = self.ref_policy.transformer.model.embed_tokens
         means = [embed(torch.tensor(row.prompt, device=self.device)).mean(0) for row in rows]
-        return torch.nn.functional.pad(torch.stack(means), (0, 1), value=1.0)
+        return torch.nn.functional.pad(torch.stack(means).float(), (0, 1), value=1.0)
 
     def _desirable(self, rows: list[EncodedRow]) -> Tensor:
         return torch.tensor([row.source["desirable"] for row in rows], device=self.device)

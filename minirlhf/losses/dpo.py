@@ -10,6 +10,8 @@ Where the loss leads, on all pairs labelled by Bradley-Terry with reward r: docs
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -102,7 +104,7 @@ def exo_loss(
     margin = _margin("exo_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     if label_smoothing == 0:
         raise ValueError("exo_loss: label_smoothing must be above 0, got 0; the paper takes 0.001")
-    win, lose = torch.log(torch.tensor([1 - label_smoothing, label_smoothing], dtype=margin.dtype)).tolist()
+    win, lose = math.log1p(-label_smoothing), math.log(label_smoothing)
     won = margin.sigmoid() * (F.logsigmoid(margin) - win)
     return won + (-margin).sigmoid() * (F.logsigmoid(-margin) - lose)
 
@@ -110,7 +112,7 @@ def exo_loss(
 def nca_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
     """-log sigmoid(C) - (log sigmoid(-C) + log sigmoid(-R)) / 2 -> [B] nats, C, R = beta c, beta r.
 
-    Chen et al. 2024, arXiv:2402.05369, Eq. 13 (NCA): absolute likelihoods, so the chosen one does not fall.
+    Chen et al. 2024, arXiv:2402.05369, Eq. 13 (NCA): of absolute likelihoods, so the chosen one is pushed up too.
     Raises: as `dpo_sigmoid_loss`.
     """
     _margin("nca_loss", chosen_logratios, rejected_logratios, beta)
@@ -149,6 +151,9 @@ def aot_unpaired_loss(
     Melnyk et al. 2024, arXiv:2406.05882, Eq. 8 (AOT): first-order stochastic dominance of one distribution over the
     other, on the batch at hand; the result depends on its size.   Args and Raises: as `dpo_sigmoid_loss`.
     """
+    _margin("aot_unpaired_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
+    if chosen_logratios.dim() != 1:
+        raise ValueError(f"aot_unpaired_loss: needed log-ratios [B], got {tuple(chosen_logratios.shape)}")
     chosen, rejected = chosen_logratios.sort().values, rejected_logratios.sort().values
     return dpo_sigmoid_loss(chosen, rejected, beta=beta, label_smoothing=label_smoothing)
 
@@ -202,6 +207,8 @@ def discopop_loss(
     wrong, exponential where it is right.   temperature: > 0, nats.   Raises: as `dpo_sigmoid_loss`.
     """
     margin = _margin("discopop_loss", chosen_logratios, rejected_logratios, beta)
+    if not temperature > 0:
+        raise ValueError(f"discopop_loss: temperature must be > 0, got {temperature}")
     gate = (margin / temperature).sigmoid()
     # where the margin is hugely negative the gate is 0 already: exp must not make 0 * inf of it
     return (1 - gate) * -F.logsigmoid(margin) + gate * torch.exp(-margin.clamp(min=-MAX_LOG_RATIO))

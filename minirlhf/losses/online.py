@@ -18,7 +18,7 @@ def xpo_bonus(logps: Tensor, *, mask: Tensor, alpha: float) -> Tensor:
     Raises: ValueError on other shapes or alpha < 0.
     """
     check_mask("xpo_bonus", mask, logps=logps)
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"xpo_bonus: alpha must be at least 0, got {alpha}")
     return alpha * torch.where(mask, logps, 0).sum(-1)
 
@@ -32,10 +32,12 @@ def nash_md_loss(logps: Tensor, *, ref_logps: Tensor, mask: Tensor, win_prob: Te
     Args:
         logps:    [B, T] nats of the policy on its own completion, with gradient.   ref_logps, mask: [B, T].
         win_prob: [B] in [0, 1], by a judge or sigmoid(score - score').   beta: >= 0.
-    Raises: ValueError on other shapes.
+    Raises: ValueError on other shapes or beta < 0.
     """
     check_mask("nash_md_loss", mask, logps=logps, ref_logps=ref_logps)
     check_same_shape("nash_md_loss", win_prob=win_prob, rows=mask[:, 0])
+    if not beta >= 0:
+        raise ValueError(f"nash_md_loss: beta must be at least 0, got {beta}")
     logps = torch.where(mask, logps, 0)
     gap = torch.where(mask, (logps - ref_logps).detach(), 0)
     score = (win_prob - 0.5) * logps.sum(-1)

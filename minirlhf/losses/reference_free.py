@@ -60,7 +60,8 @@ def alphapo_loss(
     """
     if alpha == 0:
         raise ValueError("alphapo_loss: alpha must not be 0, got 0; use simpo_loss")
-    rewards = [-torch.expm1(-alpha * logps) / alpha for logps in (chosen_logps, rejected_logps)]
+    # exp(80) is all that fp32 can square: beyond it inf - inf would be nan
+    rewards = [-torch.expm1((-alpha * logps).clamp(max=80)) / alpha for logps in (chosen_logps, rejected_logps)]
     return simpo_loss(*rewards, beta=beta, gamma=gamma)
 
 

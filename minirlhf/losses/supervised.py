@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minirlhf.losses.logprobs import _chunks, _widen
+from minirlhf.losses.logprobs import _check_temperature, _chunks, _widen
 from minirlhf.losses.masking import check_mask
 
 
@@ -42,7 +42,9 @@ def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float)
     Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). By definition here and there, beta 0 is the forward
     KL(teacher || student), which covers; beta 1 is the reverse KL(student || teacher), which seeks a mode.
 
-    Args:   student_logps, teacher_logps: [..., V] log-probs; only the student's carry gradient.   beta: in [0, 1].
+    Args:
+        student_logps, teacher_logps: [..., V] finite log-probs; only the student's carry gradient.
+        beta: in [0, 1].
     Raises: ValueError if the shapes differ or beta is outside [0, 1].
     """
     if student_logps.shape != teacher_logps.shape or not 0 <= beta <= 1:
@@ -83,6 +85,7 @@ def linear_distillation_loss(
             f"{tuple(teacher_weight.shape)}, hidden {tuple(hidden.shape)} and {tuple(teacher_hidden.shape)}"
         )
     check_mask("linear_distillation_loss", mask, first_column=hidden[..., 0])
+    _check_temperature("linear_distillation_loss", temperature)
 
     def divergence(h: Tensor, teacher_h: Tensor) -> Tensor:
         pairs = (h, weight), (teacher_h.detach(), teacher_weight.detach())

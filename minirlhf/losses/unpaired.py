@@ -32,7 +32,7 @@ def kto_loss(
     _check("kto_loss", logratios, desirable, beta)
     gain = beta * (logratios - kl)
     losses = 1 - torch.where(desirable, gain, -gain).sigmoid()
-    return losses * torch.where(desirable, desirable_weight, undesirable_weight)
+    return torch.where(desirable, losses * desirable_weight, losses * undesirable_weight)
 
 
 def apo_zero_unpaired_loss(logratios: Tensor, *, desirable: Tensor, beta: float = 0.1) -> Tensor:
@@ -86,7 +86,7 @@ def density_ratio(prob_desirable: Tensor, *, least: float = 0.5, most: float = 1
 
     Jung et al. 2024, arXiv:2404.04656, section 3.3; p from a classifier that sees the prompt alone, in [0, 1].
     """
-    return (prob_desirable / (1 - prob_desirable).clamp(min=1e-8)).clamp(least, most)
+    return (prob_desirable / (1 - prob_desirable)).clamp(least, most)
 
 
 class RunningMean:

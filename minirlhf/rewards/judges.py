@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from minirlhf.errors import InputError
 from minirlhf.rewards.scoring import Reward, as_number, score_completions
@@ -26,7 +26,8 @@ def judge_pairs(
     judge: Judge, prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]
 ) -> list[float]:
     """Call a judge and check its answer.   Raises: InputError if it is not one probability for each pair."""
-    chances = [as_number(answer) for answer in judge(prompts, firsts, seconds, rows)]
+    answer = judge(prompts, firsts, seconds, rows)
+    chances = [as_number(x) for x in answer] if isinstance(answer, Iterable) else []
     name = getattr(judge, "__name__", type(judge).__name__)
     if len(chances) != len(prompts) or not all(0 <= p <= 1 for p in chances):
         raise InputError(

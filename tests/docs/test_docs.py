@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minirlhf import losses
+from minirlhf.algorithms import dpo, grpo
 from minirlhf.training.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +43,27 @@ TINY = {
     "sft": {"steps": 3},
     "reward_model": {"steps": 3},
     "ppo": {"steps": 2, "batch_size": 8, "minibatch_size": 4, "max_tokens": 8},
+    "grpo": {"steps": 2, "batch_size": 4, "minibatch_size": 4, "group_size": 2, "max_tokens": 8},
+    "dpo": {"steps": 2, "batch_size": 8},
+    "unpaired": {"steps": 2, "batch_size": 8},
+    "online_dpo": {"steps": 2, "batch_size": 4, "minibatch_size": 4, "max_tokens": 8},
+    "distillation": {"steps": 2, "batch_size": 8, "max_tokens": 8},
+    "process_reward": {"steps": 2, "batch_size": 8},
     "run": {"eval_every": 0},
 }
-SECTIONS = {"ppo": list(TINY), "sft": ["model", "sft", "run"], "reward_model": ["model", "reward_model", "run"]}
+SECTIONS = {
+    "ppo": ["model", "sft", "reward_model", "ppo", "run"],
+    "sft": ["model", "sft", "run"],
+    "reward_model": ["model", "reward_model", "run"],
+    "grpo": ["model", "sft", "reward_model", "grpo", "run"],
+    "dpo": ["model", "sft", "dpo", "run"],
+    "unpaired": ["model", "sft", "unpaired", "run"],
+    "online_dpo": ["model", "sft", "reward_model", "online_dpo", "run"],
+    "distillation": ["model", "sft", "distillation", "run"],
+    "process_reward": ["model", "process_reward", "run"],
+}
+TOP = {"distillation": {"student_width": 8, "student_steps": 2}}  # settings that stand in no table
+ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
 
 
 def anchors(text: str) -> set[str]:
@@ -58,7 +77,7 @@ def name_of(value) -> str:
 
 
 def test_pages_are_there():
-    assert len(PAGES) == 9
+    assert len(PAGES) == 12
     assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
 
 
@@ -105,10 +124,17 @@ def test_every_loss_is_explained():
     assert not missing
 
 
+def test_every_algorithm_is_explained():
+    text = PROSE[ROOT / "docs/algorithms.md"]
+    names = [*grpo.ALGORITHMS, *dpo.LOSSES]
+    assert not [name for name in names if f"\n| `{name}` |" not in text]
+
+
 def test_every_file_is_in_the_reading_order():
     text = PROSE[ROOT / "docs/reading.md"]
     small = {"__init__.py", "errors.py", "texts.py"}  # nothing to read before the others
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minirlhf").rglob("*.py") if path.name not in small}
+    paths = [*(ROOT / "minirlhf").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    files = {path.relative_to(ROOT).as_posix() for path in paths if path.name not in small}
     assert not [path for path in sorted(files) if f"(../{path})" not in text]
 
 
@@ -150,7 +176,10 @@ class Workshop:
             {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
             for n in range(40)
         ]
-        for name, rows in {"pairs.jsonl": pairs, "turns.jsonl": turns}.items():
+        steps = [
+            {"prompt": f"{n}:", "steps": [f"{n} is {n}. ", "it is. "], "labels": [n % 2 == 0, True]} for n in range(40)
+        ]
+        for name, rows in {"pairs.jsonl": pairs, "turns.jsonl": turns, "steps.jsonl": steps}.items():
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self, command: str) -> subprocess.CompletedProcess:
@@ -164,10 +193,10 @@ class Workshop:
         words = shlex.split(command)
         flags = {word for word in words if word.startswith("--")}
         if "--help" not in flags:
-            top = {"vocab_size": 400, "device": "cpu"}
-            if not flags & {"--data", "--task"}:
-                top["data"] = "pairs.jsonl"
             stage = next(Path(word).stem for word in words if word.startswith("examples/"))
+            top = {"vocab_size": 400, "device": "cpu", **TOP.get(stage, {})}
+            if not flags & {"--data", "--task"}:
+                top["data"] = ROWS.get(stage, "pairs.jsonl")
             if "--config" in flags:
                 config = words[words.index("--config") + 1]
             else:

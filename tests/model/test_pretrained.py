@@ -165,7 +165,8 @@ def test_unknown_architecture_is_refused_with_the_known_ones(folder):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["GPT2LMHeadModel"]}))
     with refuses(
-        f"{path}: architecture must be one of LlamaForCausalLM, LlamaForSequenceClassification, MinirlhfValueModel, "
+        f"{path}: architecture must be one of LlamaForCausalLM, LlamaForSequenceClassification, "
+        "LlamaForTokenClassification, MinirlhfValueModel, "
         "got ['GPT2LMHeadModel']"
     ):
         load_pretrained(folder)

@@ -1,0 +1,590 @@
+"""GRPO and its family: each paper's gradient in plain loops, its settings one by one, what is resampled or refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+
+from minirlhf.algorithms import GRPOConfig, GRPOTrainer
+from minirlhf.algorithms.grpo import ALGORITHMS, OF_ONE_TOKEN
+from minirlhf.data import Batches
+from minirlhf.errors import InputError
+from minirlhf.generation import generate
+from minirlhf.losses import token_logps
+from minirlhf.model import Policy, copy_of
+from minirlhf.training.metrics import METRICS
+
+BATCH = tiny.batches(4, 6)
+
+
+def moved(trainer, batch=None):
+    """The rollout that the trainer's next step learns from; by then its weights have moved, so no ratio is 1."""
+    rollout = trainer.collect(batch or BATCH[0])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in trainer.optimizer.parameters.values():
+            p += 0.08 * p.std().nan_to_num(0.1) * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    trainer.collect = lambda batch: rollout
+    return rollout
+
+
+def one_update(settings, **more):
+    return tiny.grpo(**{"batch_size": 4, "minibatch_size": 4, **settings}, **more)
+
+
+# The papers, in plain loops. Row: what a rollout says about one completion.
+
+
+def rows_of(trainer, rollout):
+    """[{ids, here, logps (as sampled), ref, score, parts, ended, n}] of each completion, floats on its own tokens."""
+    rows = []
+    for b, length in enumerate(rollout.lengths):
+        mask = rollout.completion_mask[b]
+        row = {"ids": rollout.input_ids[b : b + 1, :length], "here": mask[:length], "n": int(mask.sum())}
+        row |= {"logps": rollout.logps[b][mask].tolist(), "ref": rollout.ref_logps[b][mask].tolist()}
+        row |= {"parts": rollout.parts[b].tolist(), "ended": bool(rollout.ended[b]), "penalty": 0.0}
+        weighted = [w * s for w, s in zip(trainer.config.reward_weights, row["parts"], strict=True) if s == s]
+        rows.append({**row, "score": sum(weighted) if weighted else math.nan})
+    return rows
+
+
+def grouped(values, size):
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def mean_std(values):
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def normalised(values):
+    """A group's (s - mean) / (std + 1e-4), nan as 0."""
+    judged = [v for v in values if v == v]
+    mean, std = mean_std(judged) if len(judged) > 1 else (sum(judged), 0.0)
+    return [(v - mean) / (std + 1e-4) if v == v else 0.0 for v in values]
+
+
+def token_returns(row, kl_coef, gamma):
+    rewards = [-kl_coef * (p - q) for p, q in zip(row["logps"], row["ref"], strict=True)]
+    rewards[-1] += row["score"]
+    returns = []
+    for reward in reversed(rewards):
+        returns.insert(0, reward + gamma * (returns[0] if returns else 0.0))
+    return returns
+
+
+def beta_density(x, a, b):
+    return math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)) * x ** (a - 1) * (1 - x) ** (b - 1)
+
+
+def advantages_of(trainer, rows, greedy):
+    """What each paper calls the advantage: a list for each completion, one number per token."""
+    config, G, name = trainer.config, trainer.config.group_size, trainer.config.algorithm
+    if name in ("reinforce", "reinforce++"):
+        returns = [token_returns(row, config.kl_coef, config.gamma) for row in rows]
+        if name == "reinforce":
+            return returns
+        mean, std = mean_std([r for row in returns for r in row])
+        return [[(r - mean) / math.sqrt(std**2 + 1e-8) for r in row] for row in returns]
+    scores = [row["score"] for row in rows]
+    if name in ("rloo", "remax"):  # the KL is paid in the score
+        gaps = [sum(row["logps"]) - sum(row["ref"]) for row in rows]
+        scores = [s - config.kl_coef * gap for s, gap in zip(scores, gaps, strict=True)]
+    groups = grouped(scores, G)
+    if name == "rloo":
+        flat = [s - (sum(group) - s) / (G - 1) for group in groups for s in group]
+    elif name == "remax":
+        flat = [s - greedy[i // G] for i, s in enumerate(scores)]
+    elif name == "dr_grpo":
+        flat = [s - sum(group) / G for group in groups for s in group]
+    elif name == "reinforce++_baseline":
+        centred = [s - sum(group) / G for group in groups for s in group]
+        mean, std = mean_std(centred)
+        flat = [(s - mean) / (std + 1e-4) for s in centred]
+    elif name == "bnpo":
+        p = [sum(group) / G for group in groups]
+        mean, std = mean_std(p)
+        size = mean * (1 - mean) / std**2 - 1  # a + b
+        law = 1 + mean * size / 3, 1 + (1 - mean) * size / 3
+        flat = [(s - q) / beta_density(q, *law) if 0 < q < 1 else 0.0
+                for group, q in zip(groups, p, strict=True) for s in group]  # fmt: skip
+    elif name == "gdpo":
+        columns = [[a for g in grouped([row["parts"][f] for row in rows], G) for a in normalised(g)] for f in (0, 1)]
+        summed = [sum(w * c[i] for w, c in zip(config.reward_weights, columns, strict=True)) for i in range(len(rows))]
+        mean, std = mean_std(summed)
+        flat = [(s - mean) / (std + 1e-4) for s in summed]
+    else:
+        flat = [a for group in groups for a in normalised(group)]
+    return [[a] * row["n"] for a, row in zip(flat, rows, strict=True)]
+
+
+def clipped(r, A, low=0.2, high=0.2):
+    return -torch.minimum(r * A, r.clamp(1 - low, 1 + high) * A)
+
+
+def surrogate_of(name, logps, old, A):
+    """The losses of one completion's tokens."""
+    d = logps - old
+    r = d.exp()
+    if name in ("reinforce", "rloo", "remax"):
+        return -A * logps
+    if name == "cispo":
+        return -r.detach().clamp(max=5) * A * logps
+    if name == "sapo":
+        tau = torch.where(A > 0, 1.0, 1.05)
+        return -4 / tau * torch.sigmoid(tau * (r - 1)) * A
+    if name in ("gspo", "gspo_token"):  # with one advantage a sequence the two have one gradient
+        return clipped(d.mean().exp(), A, 0.02, 0.02)
+    if name == "gmpo":
+        bounded = d.clamp(max=0.4) if A[0] > 0 else d.clamp(min=-0.4)
+        return -A * bounded.mean().exp()
+    if name == "vespo":
+        w = d.sum().exp().detach()
+        k, lam = (2.0, 3.0) if A[0] >= 0 else (3.0, 2.0)
+        return -(w**k) * torch.exp(lam * (1 - w)) * A * logps
+    losses = clipped(r, A, 0.2, 0.28 if name == "dapo" else 0.2)
+    if name == "two_sided":
+        losses = torch.where(A < 0, torch.minimum(losses, -4 * A), losses)
+    return losses
+
+
+REDUCTION = {"reinforce": "sum", "rloo": "sum", "remax": "sum", "dr_grpo": "constant"}
+REDUCTION |= dict.fromkeys(("grpo", "gspo", "gspo_token", "gmpo", "sapo"), "sequence")
+
+
+def reduced(name, losses):
+    """The losses of all completions, a tensor each -> the loss."""
+    if name == "sequence":
+        return sum(x.mean() for x in losses) / len(losses)
+    total = sum(x.sum() for x in losses)
+    return total / {"sum": len(losses), "constant": len(losses) * 8}.get(name, sum(map(len, losses)))
+
+
+def papers_loss(trainer, rollout, greedy=None):
+    config, name = trainer.config, trainer.config.algorithm
+    rows, losses = rows_of(trainer, rollout), []
+    for row in rows:
+        if name == "dapo":  # 8 tokens of room, the last fifth of it is 2
+            row["score"] += max(-1.0, min(0.0, (8 - 2 - row["n"]) / 2))
+        row["score"] -= 0 if row["ended"] else config.missing_eos_penalty
+    for row, advantages in zip(rows, advantages_of(trainer, rows, greedy), strict=True):
+        logits = trainer.models["policy"].transformer(row["ids"])  # unpadded, one row at a time, from the full logits
+        logps = token_logps(logits, row["ids"], config.temperature)[0, row["here"]]
+        old, ref, A = (torch.tensor(x, dtype=torch.float64) for x in (row["logps"], row["ref"], advantages))
+        here = surrogate_of(name, logps, old, A)
+        if name not in ("reinforce", "rloo", "remax", "reinforce++"):
+            d = logps - ref
+            kl = 0.5 * d**2 if name == "reinforce++_baseline" else torch.exp(-d) - 1 + d
+            here = here + config.kl_coef * kl
+        losses.append(here)
+    return reduced(REDUCTION.get(name, "token"), losses)
+
+
+def settings_of(name):
+    rewards = {"bnpo": tiny.has_e, "gdpo": [tiny.likes_e, tiny.short]}.get(name, tiny.likes_e)
+    weights = (1.0, 0.5) if name == "gdpo" else (1.0,)
+    penalty = 0.0 if name in ("bnpo", "gdpo") else 0.3
+    settings = {"algorithm": name, "resample": 0, "kl_coef": 0.3, "temperature": 0.8, "gamma": 0.9}
+    return {**settings, "reward_weights": weights, "missing_eos_penalty": penalty, "rewards": rewards}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_gradient_of_a_moved_policy_is_that_of_the_paper_in_plain_loops(name):
+    trainer = one_update(settings_of(name))
+    rollout, greedy = moved(trainer), None
+    if name == "remax":
+        sampling = replace(trainer.config.sampling(trainer.tokenizer.eos_id), temperature=0.0)
+        prompts = [draw.row.prompt for draw in BATCH[0]]
+        completions = generate(trainer.models["policy"].transformer, prompts, sampling)
+        texts = trainer.tokenizer.decode_completions([c.ids for c in completions])
+        greedy = tiny.likes_e(texts, texts, [])
+    loss = papers_loss(trainer, rollout, greedy)
+    expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
+    found, metrics = tiny.gradients(trainer, BATCH[0])
+    # advantages and old log-probs are float32
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
+    assert max(g.abs().max() for g in expected) > 1e-3
+    assert abs(metrics["ratio"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["token", "sequence", "constant", "sum"])
+def test_reductions_by_hand(name):
+    trainer = one_update({"reduction": name, "advantage": "leave_one_out", "surrogate": "reinforce", "kl_coef": 0.0})
+    rollout, losses = moved(trainer), []
+    for row in (rows := rows_of(trainer, rollout)):
+        logits = trainer.models["policy"].transformer(row["ids"])
+        row["now"] = token_logps(logits, row["ids"])[0, row["here"]]
+    for group in grouped(rows, 4):
+        total = sum(row["score"] for row in group)
+        losses += [-(row["score"] - (total - row["score"]) / 3) * row["now"] for row in group]
+    loss = reduced(name, losses)
+    expected = torch.autograd.grad(loss, trainer.models["policy"].transformer.model.norm.weight)[0]
+    found, metrics = tiny.gradients(trainer, BATCH[0])
+    assert_close(found["policy.transformer.model.norm.weight"], expected, rtol=1e-4, atol=1e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.surrogate in OF_ONE_TOKEN])
+def test_fused_is_open(name):
+    found = {}
+    for fused in (False, True):
+        trainer = one_update(settings_of(name) | {"fused": fused, "overlong_filter": True, "sampler_cap": 1.1})
+        moved(trainer)
+        found[fused] = tiny.gradients(trainer, BATCH[0])
+    assert_close(found[True][0], found[False][0], rtol=1e-6, atol=1e-9)
+    assert found[True][1] == pytest.approx(found[False][1], rel=1e-6, abs=1e-9)
+    assert found[True][1].keys() == found[False][1].keys()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_completion_a_microbatch_is_all_in_one(fused):
+    (joined, metrics), (split, others) = (
+        tiny.gradients(one_update({"fused": fused, "microbatch_tokens": n}), BATCH[0]) for n in (10_000, 1)
+    )
+    assert_close(split, joined, rtol=1e-9, atol=1e-9)
+    assert others == pytest.approx(metrics, rel=1e-6, abs=1e-9)
+
+
+def test_the_papers_rows_reach_the_recipe_and_single_settings_replace_them():
+    assert GRPOConfig(algorithm="dapo").recipe == ALGORITHMS["dapo"]
+    mixed = GRPOConfig(algorithm="dapo", reduction="sequence", clip_eps=0.1, resample=0).recipe
+    assert mixed == replace(ALGORITHMS["dapo"], reduction="sequence", clip_eps=0.1, resample=0)
+    assert GRPOConfig(algorithm="rloo").recipe.estimator == "k1" and GRPOConfig().recipe.estimator == "k3"
+    assert GRPOConfig(kl_in="reward").recipe.estimator == "k1"
+
+
+# Scores that teach nothing, or are missing
+
+
+def test_groups_of_equal_reward_have_a_gradient_of_exactly_0():
+    trainer = one_update({"kl_coef": 0.0}, rewards=lambda p, c, rows: [0.7] * len(c))
+    before = tiny.weights(trainer)
+    metrics = trainer.step(BATCH[0])
+    assert (metrics["equal_groups"], metrics["grad_norm"]) == (1.0, 0.0)
+    assert_close(tiny.weights(trainer), before, rtol=0, atol=0)
+
+
+def test_equal_groups_are_counted():
+    trainer = one_update({}, rewards=lambda p, c, rows: [float(i) if i < 4 else 1.0 for i in range(len(c))])
+    assert trainer.step(BATCH[0])["equal_groups"] == 0.75
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++_baseline", "gdpo", "bnpo", "remax", "dapo"])
+def test_completions_that_nobody_judges_have_no_advantage_and_no_part_in_the_others(name):
+    judged = lambda p, c, rows: [None if i % 4 == 1 else len(t) % 2 for i, t in enumerate(c)]  # noqa: E731
+    settings = settings_of(name) | {"rewards": judged, "reward_weights": (1.0,), "kl_coef": 0.0}
+    trainer = one_update(settings)
+    rollout = trainer.collect(BATCH[0])
+    advantages = trainer.advantages(rollout)
+    assert rollout.scores.isnan().tolist() == [i % 4 == 1 for i in range(16)]
+    assert advantages.isfinite().all() and (advantages[1::4] == 0).all() and (advantages != 0).any()
+    if name == "rloo":  # by hand: the mean of the two others that were judged
+        scores = rollout.scores - 0.3 * ~rollout.ended
+        for g in range(0, 16, 4):
+            first, third, fourth = (scores[g + i].item() for i in (0, 2, 3))
+            here = rollout.completion_mask[g]
+            assert_close(advantages[g][here], torch.full((int(here.sum()),), first - (third + fourth) / 2))
+
+
+@pytest.mark.parametrize("name", ["reinforce", "reinforce++"])
+def test_a_completion_that_nobody_judges_has_no_return(name):
+    judged = lambda p, c, rows: [None if i % 4 == 1 else 1.0 + i for i in range(len(c))]  # noqa: E731
+    trainer = one_update({"algorithm": name, "kl_coef": 0.0}, rewards=judged)
+    advantages = trainer.advantages(trainer.collect(BATCH[0]))
+    assert (advantages[1::4] == 0).all() and (advantages[0::4] != 0).any()
+
+
+def test_a_score_that_is_nan_is_refused_by_name():
+    def broken(prompts, completions, rows):
+        return [math.nan] * len(completions)
+
+    with pytest.raises(InputError, match="^reward broken: needed a finite number for every completion, got nan"):
+        one_update({}, rewards=broken).step(BATCH[0])
+
+
+def test_several_rewards_are_weighed_and_none_counts_for_nothing():
+    trainer = one_update({"reward_weights": (2.0, 0.5)}, rewards=[tiny.has_e, tiny.short])
+    rollout = trainer.collect(BATCH[0])
+    assert any(len(text) < 3 for text in rollout.completions)
+    for text, score in zip(rollout.completions, rollout.scores.tolist(), strict=True):
+        expected = 2.0 * ("e" in text) + (0.5 * -0.2 * len(text) if len(text) >= 3 else 0)
+        assert score == pytest.approx(expected, abs=1e-6)
+
+
+# Penalties
+
+
+def test_unended_completions_pay_and_long_ones_on_the_way_there():
+    nothing = lambda p, c, rows: [0.0] * len(c)  # noqa: E731
+    settings = {"advantage": "greedy", "kl_coef": 0.0, "missing_eos_penalty": 0.25, "overlong_share": 0.5}
+    trainer = one_update(settings, rewards=nothing)
+    rollout = trainer.collect(BATCH[0])
+    advantages = trainer.advantages(rollout)
+    assert 0 < rollout.ended.sum() < 16
+    for b, n in enumerate(rollout.completion_mask.sum(-1).tolist()):
+        # 8 tokens of room, half of it free: 5, 6, 7, 8 tokens pay 1/4, 1/2, 3/4, 1
+        expected = -max(0, n - 4) / 4 - (0 if rollout.ended[b] else 0.25)
+        assert_close(advantages[b][rollout.completion_mask[b]], torch.full((n,), expected))
+
+
+def test_the_overlong_filter_leaves_out_what_was_cut_off():
+    trainer = one_update({"overlong_filter": True, "kl_coef": 0.3, "reduction": "token"})
+    rollout = moved(trainer)
+    assert 0 < rollout.ended.sum() < 16
+    rows = rows_of(trainer, rollout)
+    advantages = [a for group in grouped([row["score"] for row in rows], 4) for a in normalised(group)]
+    losses = []
+    for row, a in zip(rows, advantages, strict=True):
+        if not row["ended"]:
+            continue  # it has its part in its group's mean, but no loss
+        logits = trainer.models["policy"].transformer(row["ids"])
+        logps = token_logps(logits, row["ids"])[0, row["here"]]
+        old, ref = (torch.tensor(x, dtype=torch.float64) for x in (row["logps"], row["ref"]))
+        d = logps - ref
+        A = torch.full_like(logps, a)
+        losses.append(clipped((logps - old).exp(), A) + 0.3 * (torch.exp(-d) - 1 + d))
+    loss = torch.cat(losses).mean()
+    expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
+    found, metrics = tiny.gradients(trainer, BATCH[0])
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+# Dynamic sampling
+
+
+def only(good):
+    """Completions of the prompts in `good` differ in reward, those of all others do not."""
+    return lambda p, c, rows: [float(i % 2) if row["prompt"] in good else 0.0 for i, row in enumerate(rows)]
+
+
+def texts(draws):
+    return [draw.row.source["prompt"] for draw in draws]
+
+
+def test_resampling_replaces_groups_of_equal_reward_only_each_by_the_spare_prompt_of_its_place():
+    batch = BATCH[0]
+    spare = tiny.grpo(batch_size=4, minibatch_size=4).spare
+    prompts, first, second = texts(batch), texts(spare[0]), texts(spare[1])
+    assert not {*first, *second} & {*prompts} and not {*first} & {*second}
+    # places 1 and 3 teach something at once, 0 does with the first spare prompt, 2 with the second
+    good = {prompts[1], prompts[3], first[0], second[2]}
+    settings = {"batch_size": 4, "minibatch_size": 4, "resample": 2}
+    trainer, plain = (tiny.grpo(rewards=only(good), **settings | {"resample": n}) for n in (2, 0))
+    rollout, before = trainer.collect(batch), plain.collect(batch)
+    assert texts(trainer.drawn) == [first[0], prompts[1], second[2], prompts[3]]
+    asked = [trainer.tokenizer.decode(rollout.input_ids[b, 1 : n - int(rollout.completion_mask[b].sum())].tolist())
+             for b, n in enumerate(rollout.lengths)]  # fmt: skip
+    assert asked == [prompt for prompt in texts(trainer.drawn) for _ in range(4)]
+    assert rollout.scores.tolist() == [0.0, 1.0, 0.0, 1.0] * 4
+    for group in (1, 3):  # the others stay as they were sampled
+        kept = slice(4 * group, 4 * group + 4)
+        assert rollout.completions[kept] == before.completions[kept]
+        width = min(rollout.logps.shape[1], before.logps.shape[1])
+        assert_close(rollout.logps[kept, :width], before.logps[kept, :width], rtol=0, atol=0)
+    assert [s["prompt"] for s in trainer.samples] == texts(trainer.drawn)
+    ours = trainer.policy(rollout.input_ids, rollout.attention_mask).logps
+    assert_close(torch.where(rollout.completion_mask, ours, 0).float(), rollout.logps, atol=1e-5, rtol=1e-5)
+
+
+def test_resampling_gives_up_after_its_attempts_and_goes_on_in_the_next_step():
+    trainer = tiny.grpo(batch_size=4, minibatch_size=4, resample=2, rewards=only(()))
+    trainer.collect(BATCH[0])
+    assert texts(trainer.drawn) == texts(trainer.spare[1])
+    assert trainer.step(BATCH[0])["equal_groups"] == 1.0
+    trainer.collect(BATCH[1])
+    assert texts(trainer.drawn) == texts(trainer.spare[3])
+
+
+def test_a_batch_without_equal_groups_is_left_as_it_is():
+    everything = {row.source["prompt"] for row in tiny.rows(24)}
+    trainer, plain = (tiny.grpo(batch_size=4, minibatch_size=4, resample=n, rewards=only(everything)) for n in (2, 0))
+    assert trainer.step(BATCH[0]) == plain.step(BATCH[0])
+
+
+# Entropy and the sampler
+
+
+def test_only_the_tokens_of_highest_entropy_carry_a_policy_gradient():
+    share = 0.25
+    trainer = one_update({"high_entropy_share": share, "kl_coef": 0.0, "algorithm": "reinforce++_baseline"})
+    rollout = moved(trainer)
+    now = trainer.policy(rollout.input_ids, rollout.attention_mask)
+    mask = rollout.completion_mask
+    kept = mask & (now.entropy >= now.entropy[mask].quantile(1 - share))
+    assert int(kept.sum()) == pytest.approx(share * int(mask.sum()), abs=1)
+    A = trainer.advantages(rollout)
+    losses = clipped((now.logps - rollout.logps).exp(), A)
+    loss = losses[kept].sum() / mask.sum()  # over all tokens, as in the paper
+    expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
+    found, _ = tiny.gradients(trainer, BATCH[0])
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
+
+
+def test_the_entropy_bonus_raises_entropy():
+    constant = lambda p, c, rows: [0.0] * len(c)  # noqa: E731
+    entropies = []
+    for coef in (0.0, 1.0):
+        trainer = one_update({"entropy_coef": coef, "kl_coef": 0.0, "lr": 0.02}, rewards=constant)
+        entropies.append([m["entropy"] for m in tiny.train(trainer, BATCH)][-1])
+    assert entropies[1] > entropies[0] + 0.001
+
+
+def test_the_adaptive_bonus_follows_its_rule():
+    # at or below the target it rises by delta and is paid; above it falls and is not
+    low = tiny.train(one_update({"entropy_coef": 0.5, "entropy_target": 9.0, "entropy_delta": 0.125}), BATCH)
+    assert [m["entropy_coef"] for m in low] == [0.625, 0.75, 0.875, 1.0, 1.125, 1.25]
+    trainer = one_update({"entropy_coef": 0.5, "entropy_target": 0.1, "entropy_delta": 0.125})
+    assert [m["entropy_coef"] for m in tiny.train(trainer, BATCH)] == [0.0] * 6
+    assert trainer.entropy.state_dict() == {"level": 0.0, "low": 0.0}
+
+
+def test_correcting_for_a_sampler_that_is_the_trainer_changes_nothing():
+    plain, corrected = one_update({}), one_update({"sampler_cap": 2.0})
+    expected, metrics = tiny.gradients(plain, BATCH[0])
+    found, others = tiny.gradients(corrected, BATCH[0])
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert others == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+def test_a_sampler_of_other_weights_is_corrected_for():
+    trainer = one_update({"sampler_cap": 1.1, "kl_coef": 0.0, "reduction": "token"})
+    rollout = moved(trainer)  # the rollout's log-probs are those of other weights than the trainer's
+    now = trainer.policy(rollout.input_ids, rollout.attention_mask).logps
+    mask = rollout.completion_mask
+    weights = (now - rollout.logps).exp().clamp(max=1.1).detach()
+    assert weights[mask].max() == pytest.approx(1.1) and weights[mask].min() < 0.9
+    losses = -weights * trainer.advantages(rollout) * (now - now.detach()).exp()  # ratio 1 to the trainer itself
+    expected = torch.autograd.grad(losses[mask].sum() / mask.sum(), list(trainer.optimizer.parameters.values()))
+    found, metrics = tiny.gradients(trainer, BATCH[0])
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6)
+
+
+# The rest
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_metrics_are_finite_and_explained(name):
+    metrics = tiny.grpo(**settings_of(name) | {"resample": None, "epochs": 2, "entropy_target": 1.0}).step(
+        tiny.batches(8)[0]
+    )
+    assert metrics.keys() <= METRICS.keys() and all(map(math.isfinite, metrics.values()))
+    assert metrics["updates"] == 4
+
+
+def test_a_group_stands_side_by_side_and_its_completions_differ():
+    rollout = one_update({}).collect(BATCH[0])
+    prompts = [rollout.input_ids[b, : n - int(rollout.completion_mask[b].sum())].tolist()
+               for b, n in enumerate(rollout.lengths)]  # fmt: skip
+    assert prompts == [draw.row.prompt for draw in BATCH[0] for _ in range(4)]
+    assert all(len({*group}) == 4 for group in grouped(rollout.completions, 4))
+
+
+def test_an_unused_reference_is_not_asked():
+    assert (one_update({"kl_coef": 0.1}).collect(BATCH[0]).ref_logps != 0).any()
+    trainer = GRPOTrainer(
+        Policy(tiny.transformer()), None, tiny.likes_e, tiny.tokenizer(), one_update({"kl_coef": 0}).config
+    )
+    assert (trainer.collect(BATCH[0]).ref_logps == 0).all()
+
+
+def test_the_compiled_surrogate_is_the_eager_one(monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, **options | {"backend": "eager"}))
+    make = lambda compiled: GRPOTrainer(  # noqa: E731
+        Policy(tiny.transformer()), None, tiny.likes_e, tiny.tokenizer(), one_update({"kl_coef": 0}).config,
+        compiled=compiled,
+    )  # fmt: skip
+    (eager, metrics), (compiled, others) = (tiny.gradients(make(flag), BATCH[0]) for flag in (False, True))
+    assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
+    assert others == pytest.approx(metrics)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "dapo"])
+def test_it_learns_the_toy_reward(name):
+    settings = {"batch_size": 16, "minibatch_size": 16, "group_size": 4, "kl_coef": 0.0, "lr": 5e-2, "max_tokens": 10}
+    trainer = tiny.grpo(torch.float32, steps=20, algorithm=name, microbatch_tokens=10_000, **settings)
+    log = tiny.train(trainer, tiny.batches(16, 20))
+    assert log[0]["score_mean"] < -0.2 and sum(m["score_mean"] for m in log[-5:]) / 5 > 0.3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"algorithm": "grop"}, "GRPOConfig: algorithm must be one of reinforce, rloo, remax, .*, got 'grop'"),
+        ({"advantage": "gae"}, "GRPOConfig: advantage must be one of returns, whitened_returns, group, .*, got 'gae'"),
+        ({"surrogate": "ppo"}, "GRPOConfig: surrogate must be one of reinforce, clip, .*, got 'ppo'"),
+        ({"group_size": 1}, "GRPOConfig: group_size must be at least 2 for grpo, got 1: one completion has nothing"),
+        ({"group_size": 0, "algorithm": "remax"}, "GRPOConfig: group_size must be at least 1, got 0"),
+        ({"kl_estimator": "k1", "kl_coef": 0.1}, "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1"),
+        ({"algorithm": "gdpo", "kl_in": "reward", "kl_coef": 0.1}, "GRPOConfig: kl_in must be loss for gdpo"),
+        ({"algorithm": "bnpo", "kl_in": "reward", "kl_coef": 0.1}, "GRPOConfig: kl_in must be loss for bnpo"),
+        ({"fused": True, "algorithm": "gspo"}, "GRPOConfig: fused takes the surrogates reinforce, clip, cispo, sapo"),
+        ({"fused": True, "entropy_coef": 0.1}, "GRPOConfig: fused takes the surrogates"),
+        ({"fused": True, "high_entropy_share": 0.2}, "GRPOConfig: fused takes the surrogates"),
+        ({"fused": True, "entropy_target": 2.0}, "GRPOConfig: fused takes the surrogates"),
+        ({"dual_clip": 1.0}, "GRPOConfig: dual_clip must be above 1, got 1.0"),
+        ({"sampler_cap": 0.5}, "GRPOConfig: sampler_cap must be at least 1, got 0.5"),
+        ({"high_entropy_share": 0.0}, "GRPOConfig: high_entropy_share must be above 0 and at most 1, got 0.0"),
+        ({"overlong_share": 1.5}, "GRPOConfig: overlong_share must be at least 0 and at most 1, got 1.5"),
+        ({"clip_eps": 0.0}, "GRPOConfig: clip_eps must be above 0, got 0.0"),
+        ({"kl_coef": -0.1}, "GRPOConfig: kl_coef must be at least 0, got -0.1"),
+        ({"batch_size": 6, "minibatch_size": 4}, "GRPOConfig: batch_size must be a multiple of minibatch_size"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused(settings, text):
+    with pytest.raises(InputError, match=f"^{text}"):
+        GRPOConfig(**{"minibatch_size": 4, "batch_size": 8} | settings)
+
+
+def make(policy=None, reference=None, rewards=tiny.likes_e, **settings):
+    config = GRPOConfig(batch_size=4, minibatch_size=4, **settings)
+    return GRPOTrainer(policy or Policy(tiny.transformer()), reference, rewards, tiny.tokenizer(), config)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    policy = Policy(tiny.transformer())
+    for parts, text in [
+        ({"kl_coef": 0.1}, "kl_coef > 0 needs a reference, got none; pass copy_of"),
+        (
+            {"rewards": [tiny.has_e, tiny.short]},
+            r"needed one of reward_weights \(1.0,\) for each reward function, got 2",
+        ),
+        ({"reward_weights": (1.0, 2.0)}, "needed one of reward_weights .* got 1 functions"),
+        ({"resample": 1}, r"resample needs spare prompts, got none; pass spare=Batches\(...\)"),
+        ({"algorithm": "dapo"}, "resample needs spare prompts"),
+        (
+            {"policy": policy, "reference": policy, "kl_coef": 0.1},
+            "the reference must be a frozen copy, got the policy",
+        ),
+        ({"stop_token": 30}, "stop_token must be an id of the vocabulary, got 30"),
+    ]:
+        with pytest.raises(InputError, match=f"^GRPOTrainer: {text}"):
+            make(**parts)
+    assert make(policy, copy_of(policy), kl_coef=0.1).config.kl_coef == 0.1
+
+
+def test_a_policy_with_a_value_head_that_nothing_would_train_is_refused():
+    # its parameters have no gradient, of which DistributedDataParallel dies in the second update
+    with pytest.raises(InputError, match="value head"):
+        make(Policy(tiny.transformer(), value_head=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"missing_eos_penalty": 0.5}])
+def test_rewards_outside_0_and_1_are_refused_for_bnpo(settings):
+    reward = tiny.likes_e if not settings else tiny.has_e
+    with pytest.raises(InputError, match="0"):
+        one_update({"algorithm": "bnpo", **settings}, rewards=reward).step(BATCH[0])
+
+
+def test_spare_prompts_are_a_function_of_the_step():
+    spare = Batches(tiny.rows(20, seed=4), batch_size=4, steps=9, seed=0, stream="spare")
+    assert texts(spare[0]) == texts(tiny.grpo(batch_size=4, minibatch_size=4).spare[0])

@@ -1,0 +1,87 @@
+"""Judges answer with probabilities; what is none is refused before anything learns from it."""
+
+import math
+
+import pytest
+import torch
+
+from minirlhf.errors import InputError
+from minirlhf.rewards import judge_by
+from minirlhf.rewards.judges import judge_pairs
+
+PROMPTS, FIRSTS, SECONDS, ROWS = ["p", "q"], ["aaa", "b"], ["a", "bb"], [{"n": 1}, {"n": 2}]
+
+
+def length(prompts, completions, rows):
+    return [len(text) for text in completions]
+
+
+def test_a_reward_judges_by_bradley_terry():
+    # lengths 3 against 1 and 1 against 2: sigmoid(2) and sigmoid(-1)
+    chances = judge_by(length)(PROMPTS, FIRSTS, SECONDS, ROWS)
+    assert chances == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))])
+
+
+def test_the_two_orders_of_a_pair_add_up_to_1_and_a_tie_is_a_half():
+    judge = judge_by(length)
+    there, back = judge(PROMPTS, FIRSTS, SECONDS, ROWS), judge(PROMPTS, SECONDS, FIRSTS, ROWS)
+    assert [a + b for a, b in zip(there, back, strict=True)] == pytest.approx([1.0, 1.0])
+    assert judge(PROMPTS, FIRSTS, FIRSTS, ROWS) == [0.5, 0.5]
+
+
+def test_the_reward_sees_each_completion_with_its_prompt_and_row():
+    def reward(prompts, completions, rows):
+        assert prompts == [*PROMPTS, *PROMPTS] and rows == [*ROWS, *ROWS] and completions == [*FIRSTS, *SECONDS]
+        return [float(row["n"]) for row in rows]
+
+    assert judge_by(reward)(PROMPTS, FIRSTS, SECONDS, ROWS) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("gap", [1e4, 1e300])
+def test_a_huge_gap_is_certain_and_not_an_overflow(gap):
+    chances = judge_by(lambda p, c, rows: [gap, -gap])(["p"], ["a"], ["b"], [{}])
+    assert chances == pytest.approx([1.0])
+    assert judge_by(lambda p, c, rows: [-gap, gap])(["p"], ["a"], ["b"], [{}]) == pytest.approx([0.0])
+
+
+def test_a_broken_reward_is_refused_by_its_own_name():
+    def broken(prompts, completions, rows):
+        return [math.nan] * len(completions)
+
+    with pytest.raises(InputError, match="^reward broken: needed a finite number"):
+        judge_by(broken)(PROMPTS, FIRSTS, SECONDS, ROWS)
+
+
+@pytest.mark.parametrize("answer", [(1, 0), (True, 0.5), torch.tensor([0.25, 1.0])], ids=str)
+def test_whatever_stands_for_a_probability_is_one(answer):
+    assert judge_pairs(lambda *_: answer, PROMPTS, FIRSTS, SECONDS, ROWS) == [float(x) for x in answer]
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        ([0.5], r"1: \[0.5\]"),
+        ([0.5, 1.5], r"2: \[0.5, 1.5\]"),
+        ([-0.1, 0.5], r"2: \[-0.1, 0.5\]"),
+        ([0.5, math.nan], r"2: \[0.5, nan\]"),
+        ([0.5, None], r"2: \[0.5, nan\]"),
+        (["1", 0.5], r"2: \[nan, 0.5\]"),
+        ([], r"0: \[\]"),
+    ],
+)
+def test_an_answer_that_is_no_probability_for_each_pair_is_refused_by_name(answer, got):
+    def strict(prompts, firsts, seconds, rows):
+        return answer
+
+    text = rf"^judge strict: needed 2 probabilities in \[0, 1\], one a pair, got {got}; say how likely the first is"
+    with pytest.raises(InputError, match=text):
+        judge_pairs(strict, PROMPTS, FIRSTS, SECONDS, ROWS)
+
+
+@pytest.mark.parametrize("answer", [None, 0.5])
+def test_an_answer_that_is_no_list_is_refused(answer):
+    def strict(prompts, firsts, seconds, rows):
+        return answer
+
+    with pytest.raises(InputError, match="^judge strict: needed"):
+        judge_pairs(strict, ["p"], ["a"], ["b"], [{}])
