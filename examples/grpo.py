@@ -2,7 +2,6 @@
 
 torchrun examples/grpo.py                                  # sums, checked; from a model that can hardly add
 torchrun examples/grpo.py --grpo.algorithm dapo            # any row of ALGORITHMS in minirlhf/algorithms/grpo.py
-torchrun examples/grpo.py --task reviews --grpo.max_tokens 48 --grpo.kl_coef 0.05    # against a reward model
 torchrun examples/grpo.py --policy DIR --reward DIR        # from models you have
 """
 
@@ -37,10 +36,21 @@ class Job(job.RLJobConfig):
     stop_sft_at: float | None = 0.35  # [share] end SFT once it solves so many training prompts; none: all its steps
 
 
+@dataclass(frozen=True)
+class FirstSteps(SFTConfig):
+    """SFT that is to be stopped on its way: at one learning rate, so that where it stops does not depend on a plan."""
+
+    steps: int = 3000  # [steps] at most, one batch each
+    max_epochs: float = 20.0  # [epochs] fewer steps if they would go over the rows more often than this
+    batch_size: int = 64  # [rows] per step, over all processes
+    lr: float = 4e-3  # [per update] learning rate
+    lr_final: float = 1.0  # [share of lr] no decay
+
+
 SETTINGS = {
     "": Job,
     "model": ModelConfig,
-    "sft": SFTConfig,
+    "sft": FirstSteps,
     "reward_model": RewardConfig,
     "grpo": GRPOConfig,
     "run": RunSettings,

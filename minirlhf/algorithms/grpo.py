@@ -148,10 +148,12 @@ ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 @dataclass(frozen=True)
 class GRPOConfig(OnPolicyConfig):
     algorithm: str = "grpo"  # [-] a row of ALGORITHMS in algorithms/grpo.py; the settings that are none below follow it
+    steps: int = 300  # [steps] one batch of prompts each
     batch_size: int = 64  # [prompts] sampled per step, over all processes
-    minibatch_size: int = 64  # [prompts] per update, with all of their completions
-    group_size: int = 8  # [completions] per prompt
+    minibatch_size: int = 32  # [prompts] per update, with all of their completions
+    group_size: int = 16  # [completions] per prompt
     epochs: int = 1  # [epochs] how often a step goes over its batch
+    lr_final: float = 0.05  # [share of lr] where the cosine ends
     max_tokens: int = 24  # [tokens] longest completion, its EOS included
     missing_eos_penalty: float = 0.0  # [score] taken from completions that did not end by themselves
 
@@ -375,6 +377,8 @@ class GRPOTrainer:
         mask = rollout.completion_mask[rows.start : rows.stop]
         counts = all_sum(torch.stack([mask.sum(), mask.any(-1).sum()]))
         entropy_coef = self.entropy.coef if self.entropy else config.entropy_coef
+        rollout, rows = self.without_idle_rows(rollout, rows, advantages, entropy_coef)
+        seen = all_sum(rollout.completion_mask[rows].sum())  # what is looked at: an average over what is trained on
         groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
         sums: dict[str, Tensor] = {}
         for group in groups:
@@ -386,12 +390,27 @@ class GRPOTrainer:
                 loss, terms = (self.fused_loss if config.fused else self.open_loss)(old, A, W, counts, entropy_coef)
                 backward(loss)
             sums["loss"] = sums.get("loss", 0) + loss.detach()
-            add_means(sums, terms, old.completion_mask, counts[0])
+            add_means(sums, terms, old.completion_mask, seen)
         metrics = self.optimizer.step(sums)
         if self.entropy:
             self.entropy.update(metrics["entropy"])
             metrics["entropy_coef"] = self.entropy.coef
         return metrics
+
+    def without_idle_rows(
+        self, rollout: Rollout, rows: Sequence[int], advantages: Tensor, entropy_coef: float
+    ) -> tuple[Rollout, list[int]]:
+        """Leave out the rows whose loss and gradient are exactly 0: no advantage, and no other term.
+
+        Late in training that is half of them. The counts that the loss is divided by stay those of all rows. A process
+        left with none keeps one, without tokens: every process must come to the exchange of gradients.
+        """
+        if entropy_coef or self.entropy or (self.config.kl_coef and self.recipe.kl_in == "loss"):
+            return rollout, list(rows)
+        kept = [i for i, busy in zip(rows, advantages[list(rows)].any(-1).tolist(), strict=True) if busy]
+        if kept:
+            return rollout, kept
+        return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), [rows[0]]
 
     def open_loss(
         self, old: Rollout, A: Tensor, weights: Tensor, counts: Tensor, entropy_coef: float
