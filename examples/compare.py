@@ -54,8 +54,9 @@ from minirlhf.training import RunSettings, parse_settings
 from minirlhf.training.checkpoint import write_whole
 
 STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TOKENS
-MAX_TOKENS, EVALUATED, KL_COEF, LR = 48, 512, 0.02, 1e-3
-OPTIMIZER = {"lr": LR, "lr_final": 0.1}
+MAX_TOKENS, EVALUATED, KL_COEF = 48, 512, 0.02
+OPTIMIZER = {"lr": 1e-3, "lr_final": 0.1}
+OFFLINE_OPTIMIZER = {"lr": 3e-4, "lr_final": 0.1}  # nothing new is sampled where a large step has gone astray
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
     steps = max(1, 2 * len(rows) // size)
     if family == "unpaired":
         rows, size = single_rows(rows, policy.transformer.config.max_position_embeddings), 2 * size
-        config = UnpairedConfig(loss=loss, **OPTIMIZER, steps=steps, batch_size=size)
+        config = UnpairedConfig(loss=loss, **OFFLINE_OPTIMIZER, steps=steps, batch_size=size)
         trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
     else:
         beta = 2.0 if loss in ("simpo", "alphapo") else 0.1
-        config = DPOConfig(loss=loss, beta=beta, **OPTIMIZER, steps=steps, batch_size=size)
+        config = DPOConfig(loss=loss, beta=beta, **OFFLINE_OPTIMIZER, steps=steps, batch_size=size)
         trainer = DPOTrainer(policy, ref_policy, start.tokenizer, config, steps)
     return trainer, batches_of(rows, size, steps, start, name)
 
@@ -258,6 +259,8 @@ def main() -> None:
     bar, start = tqdm(todo, unit="run"), None
     for seed, name in bar:
         bar.set_description(f"{name}, seed {seed}")
+        if (folder / f"results/{name}-seed-{seed}.json").exists():
+            continue  # by another process on the same folder
         if start is None or start.seed != seed:
             start = prepare(folder / f"seed-{seed}", seed)
         write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(measure(start, name)))

@@ -47,12 +47,22 @@ class FirstSteps(SFTConfig):
     lr_final: float = 1.0  # [share of lr] no decay
 
 
+@dataclass(frozen=True)
+class Sums(GRPOConfig):
+    """GRPO for answers of a few digits: many small updates, and enough noise to find the digit that SFT has wrong."""
+
+    steps: int = 400  # [steps] one batch of prompts each
+    minibatch_size: int = 16  # [prompts] per update, with all of their completions
+    lr: float = 8e-4  # [per update] peak learning rate
+    temperature: float = 1.2  # [-] of sampling, and so of policy, reference and KL
+
+
 SETTINGS = {
     "": Job,
     "model": ModelConfig,
     "sft": FirstSteps,
     "reward_model": RewardConfig,
-    "grpo": GRPOConfig,
+    "grpo": Sums,
     "run": RunSettings,
 }
 

@@ -272,7 +272,7 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
         ),
         (["--out", "x"], "command line: no setting '--out'; the nearest is --output; see --help."),
         (["--ppo.steps", "many"], '--ppo.steps: needed an integer, got "many"; see --help.'),
-        (["--ppo.kl_estimator", "k2"], '--ppo.kl_estimator: needed one of k1, k3, got "k2"; see --help.'),
+        (["--ppo.kl_estimator", "k4"], '--ppo.kl_estimator: needed one of k1, k2, k3, got "k4"; see --help.'),
         (["--ppo.lr", "0"], "PPOConfig: lr must be above 0, got 0.0"),
         (["--ppo.batch_size", "10"], "PPOConfig: batch_size must be a multiple of minibatch_size, got 10 and 4"),
         (["--ppo.top_k", "5"], "PPOConfig: top_k 5 and top_p 1.0 sample from another distribution"),

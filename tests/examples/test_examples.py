@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MORE
 
 from minirlhf import job
 from minirlhf.tasks import embedded_task
@@ -167,7 +166,9 @@ def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, gr
         assert isinstance(measures["grammatical"], float) == grammatical
 
 
-@pytest.mark.parametrize("program", ["sft", "reward_model", "ppo", *MORE, "process_reward"])
+@pytest.mark.parametrize(
+    "program", ["sft", "reward_model", "ppo", "grpo", "dpo", "unpaired", "online_dpo", "distillation", "process_reward"]
+)
 def test_help_shows_the_settings_and_the_metrics(call, tmp_path, capsys, program):
     with pytest.raises(SystemExit) as caught:
         call(program, tmp_path, "--help")

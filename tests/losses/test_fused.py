@@ -445,6 +445,12 @@ def test_a_weight_of_another_width_is_refused():
         fused_linear_loss(hidden, weight[:, 1:], ids, cross_entropy, mask=MASK, count=1)
 
 
+def test_log_collision_refuses_a_weight_of_another_width():
+    hidden, weight, _ = head()
+    with pytest.raises(ValueError, match="^linear_log_collision: needed"):
+        linear_log_collision(hidden, weight[:, 1:])
+
+
 def test_log_collision_by_hand():
     # logits (ln 3, 0): 9/16 + 1/16 = 5/8, ln -0.470004. Temperature 1/2: (ln 9, 0), 0.81 + 0.01 = 0.82, ln -0.198451
     hidden, weight = torch.tensor([[[1.0], [0.0], [9.0]]]), torch.tensor([[math.log(3)], [0.0]])
