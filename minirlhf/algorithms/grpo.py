@@ -290,7 +290,7 @@ class GRPOTrainer:
         config, G = self.config, self.config.group_size
         rollout = self.collect(batch)
         advantages = self.advantages(rollout)
-        mask, equal = rollout.completion_mask, equal_groups(rollout.scores, G) if G > 1 else torch.zeros(0)
+        mask, equal = rollout.completion_mask, equal_groups(rollout.scores, G) if G > 1 else rollout.scores.new_zeros(0)
         metrics = {**describe(rollout), "kl_coef": config.kl_coef, "equal_groups": share_of_all(equal)}
         if not self.ref_policy:
             del metrics["kl"]  # from nothing
