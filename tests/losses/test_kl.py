@@ -158,3 +158,8 @@ def test_controller_resumes_where_it_stopped(make):
 def test_adaptive_controller_refuses_what_cannot_be_aimed_at(target, horizon):
     with pytest.raises(ValueError, match=f"^AdaptiveKLController: .* must be > 0, got {target} and {horizon}$"):
         AdaptiveKLController(0.1, target=target, horizon=horizon)
+
+
+@pytest.mark.parametrize(("target", "horizon"), [(0.5, 1), (1, 0.5)])
+def test_small_targets_and_horizons_are_allowed(target, horizon):
+    assert AdaptiveKLController(0.1, target, horizon).coef == 0.1

@@ -279,3 +279,8 @@ def test_nothing_may_broadcast():
     check_mask("f", torch.ones(2, 3, dtype=torch.bool), a=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"^f: needed tensors of one shape, got \{'a': \(2, 1\), 'b': \(2, 3\)\}"):
         check_same_shape("f", a=torch.zeros(2, 1), b=torch.zeros(2, 3))
+
+
+def test_a_count_of_0_divides_by_1():
+    x, nothing = torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.bool)
+    assert masked_mean(x, nothing, count=0) == 0 == sequence_mean(x, nothing, count=0)
