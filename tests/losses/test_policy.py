@@ -308,7 +308,7 @@ def test_clip_fraction_counts_what_the_dual_clip_stops():
 
 
 def test_clip_fraction_counts_a_dual_clip_only_where_the_advantage_is_negative_and_the_ratio_beyond_it():
-    # dual_clip 3, bounds 0.8 and 1.2: r 1 and A < 0 is free; r 5 is clipped for A < 0, and A = 0 has no gradient to lose
+    # dual_clip 3, bounds 0.8 and 1.2: r 1 and A < 0 is free; r 5 is clipped if A < 0; A = 0 has no gradient
     ratios, advantages = row(1.0, 5.0, 5.0, 0.5), row(-1.0, -1.0, 0.0, 0.0)
     old_logps = torch.full_like(ratios, 0.1).log()
     found = ratio_diagnostics((0.1 * ratios).log(), old_logps=old_logps, advantages=advantages, dual_clip=3.0)
