@@ -204,7 +204,8 @@ def discopop_loss(
     """(1 - g) (-log sigmoid(m)) + g exp(-m) -> [B], m = beta (c - r), g = sigmoid(m / temperature).
 
     Lu et al. 2024, arXiv:2406.08414, section 5 (LRML, found by a language model): logistic where the pair is ranked
-    wrong, exponential where it is right.   temperature: > 0, nats.   Raises: as `dpo_sigmoid_loss`.
+    wrong, exponential where it is right. Not convex: at margin 0, where every pair begins, its slope is +0.78, so small
+    steps go the wrong way (docs/results.md).   temperature: > 0, nats.   Raises: as `dpo_sigmoid_loss`.
     """
     margin = _margin("discopop_loss", chosen_logratios, rejected_logratios, beta)
     if not temperature > 0:

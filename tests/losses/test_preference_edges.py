@@ -64,3 +64,11 @@ def test_coefficients_are_not_negative_and_no_nan():
 def test_aot_sorts_a_batch_and_nothing_else():
     with pytest.raises(ValueError, match=r"^aot_unpaired_loss: needed log-ratios \[B\], got \(3, 1\)"):
         aot_unpaired_loss(torch.zeros(3, 1), torch.zeros(3, 1))
+
+
+def test_discopop_pushes_an_undecided_pair_the_wrong_way():
+    # f(m) = (1 - g) softplus(-m) + g exp(-m), g = sigmoid(20 m). At 0: g = 1/2, g' = 5,
+    # f' = 5 (1 - ln 2) - 1/2 * 1/2 - 1/2 = 0.784264, times beta 0.1 for the chosen log-ratio
+    chosen = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    discopop_loss(chosen, torch.zeros(1, dtype=torch.float64)).backward()
+    assert_close(chosen.grad, torch.tensor([0.0784264], dtype=torch.float64), rtol=1e-5, atol=0)
