@@ -78,9 +78,7 @@ class DPOConfig(OptimizerConfig):
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"  # [-] from the reference
     reference_free: bool = False  # [-] take log-probs for log-ratios, as if the reference were uniform
     length_alpha: float = 1.0  # [-] weight of tokens beyond the shorter answer's length (LD-DPO); 1 is DPO
-    nll_coef: float | None = (
-        None  # [-] weight of the chosen answer's likelihood (RPO); none: what the loss's paper says
-    )
+    nll_coef: float | None = None  # [-] weight of the chosen answer's likelihood (RPO); none: as in the loss's paper
     weighting: bool = False  # [-] WPO: pairs count by how likely the policy would write them
     ref_update_every: int = 0  # [steps] TR-DPO: move the reference to the policy so often; 0 never
     ref_update_mix: float = 0.6  # [share] how far
@@ -160,7 +158,7 @@ class DPOTrainer:
             for name, term in {"loss": loss, **{key: x.sum() / counts[0] for key, x in terms.items()}}.items():
                 sums[name] = sums.get(name, 0) + term.detach()
         metrics = self.optimizer.step(sums)
-        pairs = counts[0].item()
+        pairs = len(rows) * world_size()  # `share` hands out equal parts
         self.shift.update((metrics["chosen_reward"] + metrics["rejected_reward"]) * pairs, 2 * pairs)
         self.steps_done += 1
         if self.config.ref_update_every and self.steps_done % self.config.ref_update_every == 0:

@@ -214,12 +214,12 @@ class GRPOConfig(OnPolicyConfig):
             raise InputError(
                 f"GRPOConfig: kl_in must be loss for {self.algorithm}, whose rewards stay bare, got reward"
             )
-        entropy_terms = self.entropy_coef or self.entropy_target is not None or self.high_entropy_share < 1
         if recipe.advantage == "beta" and (self.missing_eos_penalty or recipe.overlong_share):
             raise InputError(
                 f"GRPOConfig: {self.algorithm} needs rewards in [0, 1], so missing_eos_penalty and overlong_share must "
                 "be 0"
             )
+        entropy_terms = self.entropy_coef or self.entropy_target is not None or self.high_entropy_share < 1
         if self.fused and (recipe.surrogate not in OF_ONE_TOKEN or entropy_terms):
             raise InputError(
                 f"GRPOConfig: fused takes the surrogates {', '.join(OF_ONE_TOKEN)} without entropy terms, got "
@@ -305,9 +305,9 @@ class GRPOTrainer:
             everywhere = torch.tensor([x for part in gather(entropy[mask].tolist()) for x in part])
             threshold = entropy_threshold(everywhere.to(entropy), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
-        old = replace(rollout, logps=old_logps, completion_mask=mask)
+        old, busy = replace(rollout, logps=old_logps, completion_mask=mask), advantages.any(-1).tolist()
         metrics |= over_minibatches(
-            "GRPOTrainer", config, len(batch), lambda prompts: self.update(old, prompts, advantages, weights)
+            "GRPOTrainer", config, len(batch), lambda prompts: self.update(old, prompts, advantages, weights, busy)
         )
         self.steps_done += 1
         return metrics
@@ -370,14 +370,19 @@ class GRPOTrainer:
         rows = ADVANTAGES[recipe.advantage](self, scores, torch.cat((rollout.parts, penalty[:, None]), -1))
         return torch.where(mask, rows[:, None], 0)
 
-    def update(self, rollout: Rollout, prompts: range, advantages: Tensor, weights: Tensor) -> dict[str, float]:
-        """One optimizer step on the completions of some prompts, taken in micro-batches of similar length."""
+    def update(
+        self, rollout: Rollout, prompts: range, advantages: Tensor, weights: Tensor, busy: list[bool]
+    ) -> dict[str, float]:
+        """One optimizer step on the completions of some prompts, taken in micro-batches of similar length.
+
+        busy: for each row of the rollout, has it any advantage; asked of the device once a step, not once an update.
+        """
         config, G = self.config, self.config.group_size
         rows = range(prompts.start * G, prompts.stop * G)
         mask = rollout.completion_mask[rows.start : rows.stop]
         counts = all_sum(torch.stack([mask.sum(), mask.any(-1).sum()]))
         entropy_coef = self.entropy.coef if self.entropy else config.entropy_coef
-        rollout, rows = self.without_idle_rows(rollout, rows, advantages, entropy_coef)
+        rollout, rows = self.without_idle_rows(rollout, rows, busy, entropy_coef)
         seen = all_sum(rollout.completion_mask[rows].sum())  # what is looked at: an average over what is trained on
         groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
         sums: dict[str, Tensor] = {}
@@ -398,7 +403,7 @@ class GRPOTrainer:
         return metrics
 
     def without_idle_rows(
-        self, rollout: Rollout, rows: Sequence[int], advantages: Tensor, entropy_coef: float
+        self, rollout: Rollout, rows: range, busy: list[bool], entropy_coef: float
     ) -> tuple[Rollout, list[int]]:
         """Leave out the rows whose loss and gradient are exactly 0: no advantage, and no other term.
 
@@ -407,7 +412,7 @@ class GRPOTrainer:
         """
         if entropy_coef or self.entropy or (self.config.kl_coef and self.recipe.kl_in == "loss"):
             return rollout, list(rows)
-        kept = [i for i, busy in zip(rows, advantages[list(rows)].any(-1).tolist(), strict=True) if busy]
+        kept = [i for i in rows if busy[i]]
         if kept:
             return rollout, kept
         return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), [rows[0]]

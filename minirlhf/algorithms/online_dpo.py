@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
-from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
+from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
@@ -159,13 +159,9 @@ class OnlineDPOTrainer:
         losses = decided * LOSSES[config.loss](*pairs, beta=config.beta)
         terms["accuracy"] = decided * (pairs[0] > pairs[1])
         if config.algorithm == "xpo":
-            theirs = self._second_half(logps, batch)
-            losses = losses + xpo_bonus(theirs[0], mask=theirs[1], alpha=config.alpha)
+            theirs, mask = logps.chunk(2)[1], batch.completion_mask.chunk(2)[1]
+            losses = losses + xpo_bonus(theirs, mask=mask, alpha=config.alpha)
         return losses, terms
-
-    @staticmethod
-    def _second_half(logps: Tensor, batch: Sequences) -> tuple[Tensor, Tensor]:
-        return logps.chunk(2)[1], batch.completion_mask.chunk(2)[1]
 
     def _write(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> list[Completion]:
         keys = [(draw.epoch, draw.index, sample) for draw in batch]

@@ -24,7 +24,7 @@ from minirlhf.losses import (
     sum_logps,
 )
 from minirlhf.model.policy import Policy
-from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
@@ -118,7 +118,8 @@ class UnpairedTrainer:
             for name, term in {**terms, "kl": kl * len(group) / count}.items():
                 sums[name] = sums.get(name, 0) + term
         metrics = self.optimizer.step(sums)
-        self.shift.update(metrics["reward_mean"] * count.item(), count.item())
+        n = len(rows) * world_size()  # `share` hands out equal parts
+        self.shift.update(metrics["reward_mean"] * n, n)
         return metrics
 
     def losses(self, policy: torch.nn.Module, rows: list[EncodedRow], kl: Tensor) -> tuple[Tensor, Tensor]:
