@@ -81,7 +81,7 @@ class DPOConfig(OptimizerConfig):
     nll_coef: float | None = None  # [-] weight of the chosen answer's likelihood (RPO); none: as in the loss's paper
     weighting: bool = False  # [-] WPO: pairs count by how likely the policy would write them
     ref_update_every: int = 0  # [steps] TR-DPO: move the reference to the policy so often; 0 never
-    ref_update_mix: float = 0.6  # [share] how far
+    ref_update_mix: float = 0.6  # [share] how far it moves; 1 copies the policy
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from minirlhf.data.batches import pad_sequences
 from minirlhf.losses import cross_entropy, fused_linear_loss, masked_mean, ppo_policy_loss
 from minirlhf.model import Policy
-from minirlhf.runtime.distributed import all_sum, backward, process_group, rank, share
+from minirlhf.runtime.distributed import all_sum, backward, barrier, process_group, rank, share
 
 
 def sft(policy, batch, old_logps, advantages, count):
@@ -117,6 +117,7 @@ def run(folder):
             found = gradients(policy, case)
             if rank() == 0:
                 save_file({name: g.contiguous() for name, g in found.items()}, folder / f"{case}.safetensors")
+        barrier()  # a process that leaves the group while the other still writes takes gloo's threads down with it
 
 
 if __name__ == "__main__":

@@ -4,7 +4,17 @@ import dataclasses
 
 import pytest
 
-from minirlhf.algorithms import PPOConfig, RewardConfig, SFTConfig
+from minirlhf.algorithms import (
+    DistillationConfig,
+    DPOConfig,
+    GRPOConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    ProcessRewardConfig,
+    RewardConfig,
+    SFTConfig,
+    UnpairedConfig,
+)
 from minirlhf.generation import SamplingConfig
 from minirlhf.job import JobConfig
 from minirlhf.model import ModelConfig
@@ -16,6 +26,12 @@ CONFIGS = [
     SFTConfig,
     RewardConfig,
     PPOConfig,
+    GRPOConfig,
+    DPOConfig,
+    UnpairedConfig,
+    OnlineDPOConfig,
+    DistillationConfig,
+    ProcessRewardConfig,
     RunSettings,
     RunConfig,
     ModelConfig,
@@ -23,7 +39,8 @@ CONFIGS = [
     JobConfig,
 ]
 PROGRAM = {"": JobConfig, "model": ModelConfig, "sft": SFTConfig, "reward_model": RewardConfig, "ppo": PPOConfig}
-PROGRAM |= {"run": RunSettings}
+PROGRAM |= {"run": RunSettings, "grpo": GRPOConfig, "dpo": DPOConfig, "unpaired": UnpairedConfig}
+PROGRAM |= {"online_dpo": OnlineDPOConfig, "distillation": DistillationConfig, "process_reward": ProcessRewardConfig}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -51,7 +68,7 @@ def test_every_default_can_be_given_as_a_flag(section, config):
     argv = []
     for field in dataclasses.fields(config):
         value = getattr(config(), field.name)
-        text = "none" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
+        text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         name = f"{section}.{field.name}" if section else field.name
         argv.append(f"--{name}={text.lower() if isinstance(value, bool) else text}")
     assert parse_settings({section: config}, argv, description="")[section] == config()
