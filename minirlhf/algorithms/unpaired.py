@@ -31,7 +31,7 @@ from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 @dataclass(frozen=True)
 class UnpairedConfig(OptimizerConfig):
-    loss: Literal["kto", "apo_zero", "bco"] = "kto"  # [-] of liked and disliked answers; a classifier (bco), a utility (kto), or kto against a KL of 0
+    loss: Literal["kto", "apo_zero", "bco"] = "kto"  # [-] a utility, that with a KL of 0, or a classifier
     beta: float = 0.1  # [score per nat] what a nat of KL costs
     steps: int = 300  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
