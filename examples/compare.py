@@ -44,11 +44,10 @@ from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.evaluation import evaluate_policy, win_rate
+from minirlhf.evaluation import Report, win_rate
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, Policy, copy_of
 from minirlhf.rewards import Reward, RewardModelScorer, judge_by
-from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import RunSettings, parse_settings
 from minirlhf.training.checkpoint import write_whole
@@ -75,12 +74,12 @@ class Start:
     """What all algorithms of one seed begin with."""
 
     seed: int
-    task: Task
     tokenizer: Tokenizer
     policy: Policy  # copied before it is trained
     reward: Reward  # in [0, 1]
     prompts: list[EncodedRow]
-    held_out: list[EncodedRow]
+    evaluate: Callable[[Policy], Report]  # on held-out prompts
+    before: Report  # of the SFT model
     pairs: list[EncodedRow]  # the SFT model's own answers, ranked by the reward
 
 
@@ -158,7 +157,9 @@ def prepare(folder: Path, seed: int) -> Start:
 
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=MAX_TOKENS)
     pairs = own_pairs(policy, tokenizer, reward, rows, seed)
-    return Start(seed, task, tokenizer, policy, reward, rows, held_out[:EVALUATED], pairs)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=EVALUATED)
+    evaluate = job.evaluator(common, task, tokenizer, held_out[:EVALUATED], sampling, policy, reward)
+    return Start(seed, tokenizer, policy, reward, rows, evaluate, evaluate(policy), pairs)
 
 
 def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, seed: int) -> list[EncodedRow]:
@@ -190,28 +191,14 @@ def measure(start: Start, name: str) -> dict[str, float]:
     for batch in batches:
         trainer.step(batch)
     seconds = time.perf_counter() - began
-    after, before = evaluated(start, trainer.models["policy"]), evaluated(start, start.policy)
+    after = start.evaluate(trainer.models["policy"])
     measures = {key: after.measures[key] for key in ("gold_reward", "grammatical", "kl", "model_reward", "length")}
     return {
         **measures,
-        "before": before.measures["gold_reward"],
-        "win_rate": win_rate(before, after),
+        "before": start.before.measures["gold_reward"],
+        "win_rate": win_rate(start.before, after),
         "seconds": seconds,
     }
-
-
-def evaluated(start: Start, policy: Policy):
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(start.tokenizer.eos_id,), batch_size=EVALUATED)
-    return evaluate_policy(
-        policy,
-        start.tokenizer,
-        start.held_out,
-        sampling,
-        reward=start.reward,
-        ref_policy=start.policy,
-        gold=start.task.gold,
-        seed=start.seed,
-    )
 
 
 def write_table(folder: Path, names: list[str]) -> str:
