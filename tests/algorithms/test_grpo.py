@@ -434,6 +434,17 @@ def test_the_entropy_bonus_raises_entropy():
     assert entropies[1] > entropies[0] + 0.001
 
 
+def test_the_entropy_bonus_is_the_mean_entropy_of_the_tokens():
+    constant = lambda p, c, rows: [0.0] * len(c)  # noqa: E731
+    trainer = one_update({"entropy_coef": 0.7, "kl_coef": 0.0, "reduction": "token"}, rewards=constant)
+    rollout = moved(trainer)
+    now = trainer.policy(rollout.input_ids, rollout.attention_mask)
+    loss = -0.7 * now.entropy[rollout.completion_mask].mean()  # nothing else: equal rewards have no advantage
+    expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
+    found, _ = tiny.gradients(trainer, BATCH[0])
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
+
+
 def test_the_adaptive_bonus_follows_its_rule():
     # at or below the target it rises by delta and is paid; above it falls and is not
     low = tiny.train(one_update({"entropy_coef": 0.5, "entropy_target": 9.0, "entropy_delta": 0.125}), BATCH)
