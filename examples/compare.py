@@ -53,9 +53,13 @@ from minirlhf.training import RunSettings, parse_settings
 from minirlhf.training.checkpoint import write_whole
 
 STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TOKENS
+UPDATES = 4  # of each batch: 96 in all
 MAX_TOKENS, EVALUATED, KL_COEF = 48, 512, 0.02
 OPTIMIZER = {"lr": 1e-3, "lr_final": 0.1}
-OFFLINE_OPTIMIZER = {"lr": 3e-4, "lr_final": 0.1}  # nothing new is sampled where a large step has gone astray
+BEST_OF = 4  # completions of a prompt, the best and the worst of which are a pair for the offline algorithms
+BETA = {"simpo": 2.0, "alphapo": 2.0, "discopop": 1.0}  # 0.1 for the other offline ones
+ONLINE_BETA = 0.3  # its pairs are what the policy writes now: less holds it than pairs that stay
+NLL_COEF = 1.0  # of the chosen answer: without it nothing holds the probability of what neither answer says
 
 
 @dataclass(frozen=True)
@@ -89,36 +93,41 @@ def on_policy_trainer(start: Start, name: str) -> tuple[Any, list]:
     common = {**OPTIMIZER, "steps": STEPS, "max_tokens": MAX_TOKENS, "missing_eos_penalty": 0.0}
     parts = start.tokenizer, start.seed
     if name == "ppo":
-        config = PPOConfig(**common, batch_size=COMPLETIONS, minibatch_size=COMPLETIONS // 2, kl_coef=KL_COEF)
+        sizes = {"batch_size": COMPLETIONS, "minibatch_size": 2 * COMPLETIONS // UPDATES, "epochs": 2}
+        config = PPOConfig(**common, **sizes, kl_coef=KL_COEF)
         policy = Policy(policy.transformer, value_head=True)
         trainer = PPOTrainer(policy, ref_policy, start.reward, parts[0], config, seed=parts[1])
     elif name in grpo.ALGORITHMS:
-        groups = {"batch_size": COMPLETIONS // 8, "minibatch_size": COMPLETIONS // 16, "epochs": 2}
-        if grpo.ALGORITHMS[name].surrogate == "reinforce":  # whose gradient holds for the sampling policy alone
-            groups |= {"minibatch_size": COMPLETIONS // 8, "epochs": 1}
+        size = COMPLETIONS // 8
+        groups = {"batch_size": size, "minibatch_size": 2 * size // UPDATES, "epochs": 2}
+        if grpo.ALGORITHMS[name].surrogate == "reinforce":  # its gradient holds for the policy that sampled, alone
+            common["steps"] = UPDATES * STEPS
+            groups = {"batch_size": size // UPDATES, "minibatch_size": size // UPDATES, "epochs": 1}
         config = GRPOConfig(algorithm=name, **common, **groups, kl_coef=KL_COEF if name != "bnpo" else 0.0)
         spare = batches_of(start.prompts, config.batch_size, STEPS * max(1, config.recipe.resample), start, "spare")
         trainer = GRPOTrainer(policy, ref_policy, start.reward, parts[0], config, spare=spare, seed=parts[1])
     else:
-        config = OnlineDPOConfig(algorithm=name, **common, batch_size=COMPLETIONS // 2, minibatch_size=COMPLETIONS // 2)
+        size = COMPLETIONS // 2
+        sizes = {"batch_size": size, "minibatch_size": 2 * size // UPDATES, "epochs": 2}
+        config = OnlineDPOConfig(algorithm=name, beta=ONLINE_BETA, **common, **sizes)
         judge = judge_by(lambda *asked: [4 * score for score in start.reward(*asked)])
         trainer = OnlineDPOTrainer(policy, ref_policy, judge, parts[0], config, seed=parts[1])
-    return trainer, batches_of(start.prompts, config.batch_size, STEPS, start, name)
+    return trainer, batches_of(start.prompts, config.batch_size, config.steps, start, name)
 
 
 def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
-    """DPO's family and single answers: two epochs over the pairs."""
+    """DPO's family and single answers: as many updates as the others, a few epochs over the pairs."""
     policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
     family, loss = name.split("_", 1)
-    rows, size = start.pairs, 32
-    steps = max(1, 2 * len(rows) // size)
+    steps, rows = UPDATES * STEPS, start.pairs
+    size = COMPLETIONS // BEST_OF
     if family == "unpaired":
         rows, size = single_rows(rows, policy.transformer.config.max_position_embeddings), 2 * size
-        config = UnpairedConfig(loss=loss, **OFFLINE_OPTIMIZER, steps=steps, batch_size=size)
+        config = UnpairedConfig(loss=loss, **OPTIMIZER, steps=steps, batch_size=size)
         trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
     else:
-        beta = 2.0 if loss in ("simpo", "alphapo") else 0.1
-        config = DPOConfig(loss=loss, beta=beta, **OFFLINE_OPTIMIZER, steps=steps, batch_size=size)
+        own = {"loss": loss, "beta": BETA.get(loss, 0.1), "nll_coef": NLL_COEF}
+        config = DPOConfig(**own, **OPTIMIZER, steps=steps, batch_size=size)
         trainer = DPOTrainer(policy, ref_policy, start.tokenizer, config, steps)
     return trainer, batches_of(rows, size, steps, start, name)
 
@@ -163,24 +172,20 @@ def prepare(folder: Path, seed: int) -> Start:
 
 
 def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, seed: int) -> list[EncodedRow]:
-    """As many completions as the others sample, two a prompt, the better one chosen; ties are left out."""
-    draws = [
-        draw
-        for k in range(STEPS)
-        for draw in Batches(rows, batch_size=COMPLETIONS // 2, steps=STEPS, seed=seed, stream="pairs")[k]
-    ]
+    """As many completions as the others sample, BEST_OF a prompt: the best against the worst, unless all are equal."""
+    batches = Batches(rows, batch_size=COMPLETIONS // BEST_OF, steps=STEPS, seed=seed, stream="pairs")
+    draws = [draw for batch in batches for draw in batch]
+    samples = [draw for draw in draws for _ in range(BEST_OF)]
+    keys = [(draw.epoch, draw.index, i) for draw in draws for i in range(BEST_OF)]
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
-    sides = []
-    for sample in (0, 1):
-        keys = [(draw.epoch, draw.index, sample) for draw in draws]
-        prompts = [draw.row.prompt for draw in draws]
-        ids = [c.ids for c in generate(policy.transformer, prompts, sampling, seed=seed, stream="pairs", keys=keys)]
-        texts, sources = tokenizer.decode_completions(ids), [draw.row.source for draw in draws]
-        sides.append((ids, reward([source["prompt"] for source in sources], texts, sources)))
+    prompts, sources = [draw.row.prompt for draw in samples], [draw.row.source for draw in samples]
+    ids = [c.ids for c in generate(policy.transformer, prompts, sampling, seed=seed, stream="pairs", keys=keys)]
+    scores = reward([source["prompt"] for source in sources], tokenizer.decode_completions(ids), sources)
     pairs = []
-    for draw, a, b, score_a, score_b in zip(draws, sides[0][0], sides[1][0], sides[0][1], sides[1][1], strict=True):
-        if score_a != score_b:
-            pairs.append(EncodedRow(draw.row.source, draw.row.prompt, (a, b) if score_a > score_b else (b, a)))
+    for i, draw in enumerate(draws):
+        ranked = sorted(range(BEST_OF * i, BEST_OF * (i + 1)), key=scores.__getitem__)
+        if scores[ranked[0]] < scores[ranked[-1]]:
+            pairs.append(EncodedRow(draw.row.source, draw.row.prompt, (ids[ranked[-1]], ids[ranked[0]])))
     return pairs
 
 

@@ -33,7 +33,17 @@ from minirlhf.training.metrics import metrics_help
 @dataclass(frozen=True)
 class Job(job.RLJobConfig):
     task: str = "arithmetic"  # [-] embedded task: arithmetic or reviews
-    stop_sft_at: float | None = 0.35  # [share] end SFT once it solves so many training prompts; none: all its steps
+    stop_sft_at: float | None = 0.4  # [share] end SFT once it solves so many training prompts; none: all its steps
+
+
+@dataclass(frozen=True)
+class SumsModel(ModelConfig):
+    """For looking up single digits: many narrow heads, short rotary wavelengths, a head of its own."""
+
+    num_attention_heads: int = 8  # [heads] query heads
+    num_key_value_heads: int = 8  # [heads] key and value heads, each shared by a group of query heads
+    rope_theta: float = 100.0  # [-] base of the rotary wavelengths
+    tie_word_embeddings: bool = False  # [-] the head is the embedding, transposed
 
 
 @dataclass(frozen=True)
@@ -43,23 +53,27 @@ class FirstSteps(SFTConfig):
     steps: int = 3000  # [steps] at most, one batch each
     max_epochs: float = 20.0  # [epochs] fewer steps if they would go over the rows more often than this
     batch_size: int = 64  # [rows] per step, over all processes
-    lr: float = 4e-3  # [per update] learning rate
+    lr: float = 3e-3  # [per update] learning rate
     lr_final: float = 1.0  # [share of lr] no decay
 
 
 @dataclass(frozen=True)
 class Sums(GRPOConfig):
-    """GRPO for answers of a few digits: many small updates, and enough noise to find the digit that SFT has wrong."""
+    """GRPO for answers of a few digits: many prompts with few completions each, none of them wasted."""
 
-    steps: int = 400  # [steps] one batch of prompts each
-    minibatch_size: int = 16  # [prompts] per update, with all of their completions
-    lr: float = 8e-4  # [per update] peak learning rate
+    steps: int = 500  # [steps] one batch of prompts each
+    batch_size: int = 256  # [prompts] sampled per step, over all processes
+    minibatch_size: int = 128  # [prompts] per update, with all of their completions
+    group_size: int = 4  # [completions] per prompt
+    resample: int | None = 1  # [times] sample other prompts in place of groups of equal reward (dynamic sampling)
+    lr: float = 1e-3  # [per update] peak learning rate
+    max_tokens: int = 6  # [tokens] longest completion, its EOS included
     temperature: float = 1.2  # [-] of sampling, and so of policy, reference and KL
 
 
 SETTINGS = {
     "": Job,
-    "model": ModelConfig,
+    "model": SumsModel,
     "sft": FirstSteps,
     "reward_model": RewardConfig,
     "grpo": Sums,

@@ -6,6 +6,7 @@ torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {message
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,8 +58,11 @@ def train_sft(
             **({} if stop_at is None else {"solved": solved(policy, tokenizer, task)}),
         }
 
+    place = job.stage_run(settings, folder, "sft")
+    if stop_at is not None and place.eval_every is None:
+        place = replace(place, eval_every=50)  # ten looks in a run would see the mark passed by far
     run = Run(
-        job.stage_run(settings, folder, "sft"),
+        place,
         trainer,
         batches,
         settings=settings,

@@ -169,19 +169,27 @@ def _read_prompts(
 ) -> tuple[KVCache, Tensor]:
     """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
 
-    In groups of similar length, so that one long prompt does not pad all others.
+    In groups of similar length, so that one long prompt does not pad all others; a prompt that is there several times
+    is read once.
     """
-    lengths = [len(prompt) for prompt in prompts]
+    places: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        places.setdefault(tuple(prompt), []).append(row)
+    distinct, rows_of = list(places), list(places.values())
+    lengths = [len(prompt) for prompt in distinct]
     weight = transformer.head_weight
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
     cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
     last = torch.empty(len(prompts), weight.shape[1], dtype=weight.dtype, device=device)
     for group in microbatches(lengths, config.microbatch_tokens):
-        batch = pad_sequences([prompts[i] for i in group], [[] for _ in group], 0, device)
+        batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
         part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
         hidden = transformer.model(batch.input_ids, batch.attention_mask, part)
-        last[group] = hidden[torch.arange(len(group), device=device), part.lengths - 1].to(weight.dtype)
-        cache.adopt(group, part)
+        hidden = hidden[torch.arange(len(group), device=device), part.lengths - 1].to(weight.dtype)
+        copies = torch.tensor([k for k, i in enumerate(group) for _ in rows_of[i]], device=device)
+        rows = [row for i in group for row in rows_of[i]]
+        last[rows] = hidden[copies]
+        cache.adopt(rows, part, copies)
     return cache, torch.nn.functional.linear(last, weight)
 
 

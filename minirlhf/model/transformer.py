@@ -50,11 +50,11 @@ class KVCache:
             halves.append(half)
         return halves[0], halves[1]
 
-    def adopt(self, rows: list[int], part: KVCache) -> None:
-        """Take over what a smaller cache has read, as these rows."""
-        self.keys_LBSKE[:, rows, : part.width] = part.keys_LBSKE[:, :, : part.width]
-        self.values_LBSKE[:, rows, : part.width] = part.values_LBSKE[:, :, : part.width]
-        self.lengths[rows] = part.lengths
+    def adopt(self, rows: list[int], part: KVCache, parts: Tensor) -> None:
+        """Take over what a smaller cache has read: row `rows[k]` is its row `parts[k]`."""
+        self.keys_LBSKE[:, rows, : part.width] = part.keys_LBSKE[:, parts, : part.width]
+        self.values_LBSKE[:, rows, : part.width] = part.values_LBSKE[:, parts, : part.width]
+        self.lengths[rows] = part.lengths[parts]
         self.width = max(self.width, part.width)
 
     def select(self, rows: Tensor) -> None:

@@ -47,12 +47,10 @@ def test_it_trains_on_your_own_rows_from_a_policy_and_a_reward_you_have(call, in
 
 
 def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, monkeypatch):
-    argv = ["--stop_sft_at", "0", "--sft.steps", "30", "--output", tmp_path / "job"]
+    argv = ["--stop_sft_at", "0", "--sft.steps", "80", "--output", tmp_path / "job"]
     call("grpo", tmp_path, *argv)
     steps = (tmp_path / "job" / "sft" / "metrics.jsonl").read_text().splitlines()
-    assert len(steps) == 3 and "eval/solved" in json.loads(
-        steps[-1]
-    )  # ten evaluations in 30 steps: the first is enough
+    assert len(steps) == 50 and "eval/solved" in json.loads(steps[-1])  # looked at every 50 steps: once is enough
     found = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert 0 <= found["greedy_gold_before"] <= 1 and 0 <= found["greedy_gold_after"] <= 1
     assert not (tmp_path / "job" / "reward").exists()
