@@ -72,7 +72,7 @@ def reward_for(
     common = settings[""]
     if common.reward:
         path = job.resolve_model(common.reward)
-        model, reader = load_reward_model(path), Tokenizer.load(path)
+        model, reader = load_reward_model(path, torch.float32), Tokenizer.load(path)
         job.check_vocabulary(model.config, reader, path)
         return RewardModelScorer(job.place(model, common, device), reader, microbatch_tokens), None
     if task.reward:

@@ -124,7 +124,7 @@ def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
 def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
     """That of `--policy`, whatever `config` says, or random weights, the same for the same seed whatever ran before."""
     if job.policy:
-        policy = load_policy(resolve_model(job.policy))
+        policy = load_policy(resolve_model(job.policy), dtype=torch.float32)  # in bf16 small updates would vanish
         check_vocabulary(policy.transformer.config, tokenizer, job.policy)
         return policy
     seed_everything(job.seed)

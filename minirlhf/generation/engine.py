@@ -190,7 +190,7 @@ def _read_prompts(
         rows = [row for i in group for row in rows_of[i]]
         last[rows] = hidden[copies]
         cache.adopt(rows, part, copies)
-    return cache, torch.nn.functional.linear(last, weight)
+    return cache, transformer.logits(last)
 
 
 def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minirlhf.losses.logprobs import _check_temperature, _chunks, _log_softmax, _wide, autocast_dtype
+from minirlhf.losses.logprobs import _check_temperature, _chunks, _log_softmax, _logits, _wide, autocast_dtype
 from minirlhf.losses.masking import check_mask
 
 TokenLoss = Callable[..., Tensor]  # (logps [n], **inputs [n]) -> losses [n]
@@ -116,7 +116,7 @@ def _over_chunks(
     grad_hidden = torch.empty_like(hidden) if needs_hidden else None
     grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
     for rows in _chunks(ids.numel(), weight.shape[0]):
-        logps_NV = _log_softmax(hidden[rows], weight, None, temperature)
+        logps_NV = _log_softmax(_logits(hidden[rows], weight, None, None), temperature)
         logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
         grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
         entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)

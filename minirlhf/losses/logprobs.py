@@ -49,17 +49,27 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def linear_token_logps(
-    hidden: Tensor, weight: Tensor, input_ids: Tensor, temperature: float = 1.0, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    input_ids: Tensor,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """`token_logps(hidden @ weight.T + bias, ...)` without ever holding [B, T, V] -> [B, T] nats, column 0 is 0.
 
     See `linear_logps_and_entropy`, whose first result this is.
     """
-    return linear_logps_and_entropy(hidden, weight, input_ids, temperature, bias)[0]
+    return linear_logps_and_entropy(hidden, weight, input_ids, temperature, bias, softcap)[0]
 
 
 def linear_logps_and_entropy(
-    hidden: Tensor, weight: Tensor, input_ids: Tensor, temperature: float = 1.0, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    input_ids: Tensor,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token log-probs and entropy, both [B, T] nats with column 0 = 0, in chunks of tokens, with exact gradients.
 
@@ -68,7 +78,7 @@ def linear_logps_and_entropy(
 
     Args:
         hidden:      [B, T, D] in model order.   weight: [V, D], the head's.   input_ids: [B, T].
-        temperature: > 0.   bias: [V] or None.
+        temperature: > 0.   bias: [V] or None.   softcap: c of logits c tanh(z / c), as in Gemma 2, or None.
     Raises: ValueError if the shapes do not fit or temperature <= 0.
     """
     _check_temperature("linear_token_logps", temperature)
@@ -87,6 +97,7 @@ def linear_logps_and_entropy(
         None if bias is None else bias.to(dtype),
         next_ids.flatten(),
         temperature,
+        softcap,
     )
     return shift_right(logps.view_as(input_ids)), shift_right(entropy.view_as(input_ids))
 
@@ -108,7 +119,7 @@ def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.
     rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
     weight = weight.to(rows.dtype)
     parts = [
-        _log_softmax(rows[part], weight, None, temperature).mul_(2).logsumexp(-1)
+        _log_softmax(_logits(rows[part], weight, None, None), temperature).mul_(2).logsumexp(-1)
         for part in _chunks(len(rows), weight.shape[0])
     ]
     return shift_right(torch.cat(parts).view(hidden.shape[:2]))
@@ -123,17 +134,17 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias [V] | None, ids [N], temperature) -> (logps [N], entropy [N])."""
+    """(hidden [N, D], weight [V, D], bias [V] | None, ids [N], temperature, softcap) -> (logps [N], entropy [N])."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, ids, temperature):
+    def forward(ctx, hidden, weight, bias, ids, temperature, softcap):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, ids)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.softcap = temperature, softcap
         logps = torch.empty(ids.shape, dtype=_wide(hidden.dtype), device=hidden.device)
         entropy = torch.empty_like(logps)
         for rows in _chunks(ids.numel(), weight.shape[0]):
-            logps_NV = _log_softmax(hidden[rows], weight, bias, temperature)
+            logps_NV = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
             logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
             entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
             del logps_NV  # or it would still be there while the next chunk's is made
@@ -142,7 +153,7 @@ class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logps, grad_entropy):
         if grad_logps is None and grad_entropy is None:
-            return (None,) * 5
+            return (None,) * 6
         hidden, weight, bias, ids = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -150,7 +161,10 @@ class _LinearLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needs_bias else None
         for rows in _chunks(ids.numel(), weight.shape[0]):
-            logps_NV = _log_softmax(hidden[rows], weight, bias, ctx.temperature)
+            logits_NV = _logits(hidden[rows], weight, bias, ctx.softcap)
+            cap_slope_NV = None if ctx.softcap is None else 1 - (logits_NV / ctx.softcap).square()  # of c tanh(z / c)
+            logps_NV = _log_softmax(logits_NV, ctx.temperature)
+            del logits_NV
             grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
             if grad_entropy is not None:  # dH/dz = -p (log p + H)
                 entropy_N1 = -(grad_NV * logps_NV).sum(-1, keepdim=True)
@@ -162,6 +176,8 @@ class _LinearLogps(torch.autograd.Function):
                 grad_NV.mul_(-grad_logps[rows, None])
             if grad_logps is not None:  # d log p[id]/dz = onehot - p
                 grad_NV.scatter_add_(-1, ids[rows, None], grad_logps[rows, None])
+            if cap_slope_NV is not None:
+                grad_NV.mul_(cap_slope_NV)
             grad_NV = grad_NV.div_(ctx.temperature).to(hidden.dtype)
             if needs_hidden:
                 torch.mm(grad_NV, weight, out=grad_hidden[rows])
@@ -171,20 +187,25 @@ class _LinearLogps(torch.autograd.Function):
                 grad_weight += grad_NV.T @ hidden[rows]
             if needs_bias:
                 grad_bias += grad_NV.sum(0)
-            del logps_NV, grad_NV
+            del cap_slope_NV, logps_NV, grad_NV
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if needs_weight else None,
             grad_bias.to(bias.dtype) if needs_bias else None,
             None,
             None,
+            None,
         )
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     # The product is taken in the inputs' type, the rest at least in fp32: a bf16 log_softmax is off by up to 0.035 nats
     # at V = 32k, a sixth of PPO's usual clip range
     logits = _widen(torch.nn.functional.linear(hidden, weight, bias))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return (logits if temperature == 1 else logits.div_(temperature)).log_softmax(-1)
 
 

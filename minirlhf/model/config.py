@@ -1,10 +1,13 @@
-"""The shape of a model. Field names are those of the Hugging Face Llama config, so config.json is this, written out."""
+"""The shape of a model. Names are those of the Hugging Face config.json wherever one is there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from minirlhf.errors import InputError, check_range
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer may look back on, as config.json calls it
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,50 @@ class ModelConfig:
     head_dim: int | None = None  # [numbers] width of a head; none means hidden_size / num_attention_heads
     intermediate_size: int = 192  # [numbers] width inside the MLP
     max_position_embeddings: int = 1024  # [tokens] the context: prompt and response together
-    rope_theta: float = 10_000.0  # [-] base of the rotary wavelengths
-    rms_norm_eps: float = 1e-6  # [-] added to the mean square before the root
     tie_word_embeddings: bool = True  # [-] the head is the embedding, transposed
+    model_type: str = "llama"  # [-] whose files these are: a row of FAMILIES in model/families.py
+
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # [-] RMSNorm; with 1 + weight; LayerNorm
+    rms_norm_eps: float = 1e-6  # [-] added to the mean square before the root
+    norm_before: bool = True  # [-] norms on what enters attention and MLP
+    norm_after: bool = False  # [-] norms on what leaves them
+    qk_norm: Literal["none", "head", "width"] = "none"  # [-] norm on queries and keys: of each head, of all together
+
+    hidden_act: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # [-] the MLP's activation
+    gated_mlp: bool = True  # [-] activation(gate) * up; without: activation(up)
+    fused_projections: bool = False  # [-] query, key and value are one matrix; gate and up too
+    attention_bias: bool = False  # [-] biases of query, key and value
+    output_bias: bool = False  # [-] bias of attention's output
+    mlp_bias: bool = False  # [-] biases of the MLP
+    embedding_scale: bool = False  # [-] embeddings times the root of hidden_size
+    final_logit_softcapping: float | None = None  # [logits] c tanh(z / c) on the head's output
+    attn_logit_softcapping: float | None = None  # [logits] the same on attention scores
+    query_pre_attn_scalar: float | None = None  # [-] scores are divided by its root; none: by that of head_dim
+
+    sliding_window: int | None = None  # [tokens] how far a sliding layer looks back, itself included
+    layer_types: tuple[str, ...] = ()  # [-] full_attention or sliding_attention for each layer; nothing: all full
+    no_rope_layers: tuple[int, ...] = ()  # [-] layers without positions at all, counted from 0
+
+    positions: Literal["rope", "learned"] = "rope"  # [-] rotary, or an embedding for each position
+    rope_theta: float = 10_000.0  # [-] base of the rotary wavelengths
+    rope_local_theta: float | None = None  # [-] base in sliding layers, which are not scaled; none: the same
+    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"  # [-] for longer contexts
+    rope_factor: float = 1.0  # [ratio] how much longer than trained for
+    rope_original_context: int | None = None  # [tokens] trained for; none: max_position_embeddings
+    rope_low_freq_factor: float = 1.0  # [-] llama3: waves longer than original context / this are slowed down
+    rope_high_freq_factor: float = 4.0  # [-] llama3: waves shorter than original context / this are left alone
+    rope_beta_fast: float = 32.0  # [turns] yarn: waves with more turns in the original context are left alone
+    rope_beta_slow: float = 1.0  # [turns] yarn: waves with fewer turns are slowed down
+    rope_attention_factor: float | None = None  # [-] yarn: on cos and sin; none: 0.1 ln(factor) + 1
+    rope_truncate: bool = True  # [-] yarn: the two limits are rounded to whole pairs
 
     def __post_init__(self) -> None:
         check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)
         check_range(self, "num_key_value_heads", "intermediate_size", "max_position_embeddings", least=1)
+        check_range(self, "rope_factor", least=1)
+        check_range(self, "sliding_window", "rope_original_context", least=1)
+        check_range(self, "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", above=0)
+        check_range(self, "rope_theta", "rope_local_theta", above=0)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
@@ -36,8 +76,20 @@ class ModelConfig:
                 f"ModelConfig: num_attention_heads must be a multiple of num_key_value_heads, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}"
             )
+        if self.layer_types and (
+            len(self.layer_types) != self.num_hidden_layers or {*self.layer_types} - {FULL, SLIDING}
+        ):
+            raise InputError(
+                f"ModelConfig: layer_types must be {self.num_hidden_layers} of {FULL} and {SLIDING}, got "
+                f"{', '.join(self.layer_types)}"
+            )
+        if SLIDING in self.layer_types and self.sliding_window is None:
+            raise InputError("ModelConfig: sliding_attention needs sliding_window, got none; set it")
 
     @property
     def head_width(self) -> int:
         """`head_dim`, given or derived."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    def layer_type(self, layer: int) -> str:
+        return self.layer_types[layer] if self.layer_types else FULL

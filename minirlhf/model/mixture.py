@@ -20,7 +20,9 @@ class GeometricMixture(nn.Module):
     def __init__(self, transformer: Transformer, reference: Transformer, share: float) -> None:
         super().__init__()
         self.parts, self.share = (transformer, reference), share  # a tuple: their weights belong to others
-        self.config = replace(transformer.config, num_hidden_layers=2 * transformer.config.num_hidden_layers)
+        shape = transformer.config
+        layers = {"num_hidden_layers": 2 * shape.num_hidden_layers, "layer_types": 2 * shape.layer_types}
+        self.config = replace(shape, **layers)
 
     @property
     def head_weight(self) -> Tensor:
@@ -36,4 +38,9 @@ class GeometricMixture(nn.Module):
         return torch.cat(hidden, dim=-1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        return nn.functional.linear(self.model(input_ids, attention_mask, cache), self.head_weight)
+        return self.logits(self.model(input_ids, attention_mask, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., 2 D] -> [..., V], each part capped as its family caps."""
+        first, second = hidden.chunk(2, dim=-1)
+        return (1 - self.share) * self.parts[0].logits(first) + self.share * self.parts[1].logits(second)

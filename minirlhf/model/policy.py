@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minirlhf.errors import InputError
 from minirlhf.losses.logprobs import linear_logps_and_entropy
 from minirlhf.losses.masking import shift_right
 from minirlhf.model.transformer import Transformer
@@ -46,9 +47,12 @@ class Policy(nn.Module):
         forward.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
+        weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
-            return head(hidden, self.transformer.head_weight)
-        logps, entropy = linear_logps_and_entropy(hidden, self.transformer.head_weight, input_ids, temperature)
+            if cap is not None:
+                raise InputError("Policy: fused losses and distillation need logits without a cap; leave them out")
+            return head(hidden, weight)
+        logps, entropy = linear_logps_and_entropy(hidden, weight, input_ids, temperature, softcap=cap)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
         return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
 

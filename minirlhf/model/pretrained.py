@@ -1,95 +1,114 @@
-"""Read and write models as folders in the Hugging Face layout: config.json and model.safetensors.
+"""Read and write models as folders in the Hugging Face layout: config.json and safetensors, whole or in shards.
 
-Module names are those of the Llama there, so nothing is renamed; the value head, which that layout does not know,
-stands in a file of its own beside them.
+families.py has the names of each family; the value head, which that layout does not know, stands in a file of its own
+beside them. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
+from minirlhf.model.families import config_from, config_to, family_of, is_transposed, name_here, name_there
 from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
-CONFIG, WEIGHTS, VALUE_HEAD = "config.json", "model.safetensors", "value_head.safetensors"
-# What the transformer computes and config.json may say otherwise: anything else there would mean other logits
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None, "pretraining_tp": 1}
-ARCHITECTURES = {
-    Transformer: "LlamaForCausalLM",
-    RewardModel: "LlamaForSequenceClassification",
-    ProcessRewardModel: "LlamaForTokenClassification",
-    ValueModel: "MinirlhfValueModel",
+CONFIG, GENERATION, VALUE_HEAD = "config.json", "generation_config.json", "value_head.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# what stands after a family's name in config.json's `architectures`
+KINDS = {
+    Transformer: "ForCausalLM",
+    RewardModel: "ForSequenceClassification",
+    ProcessRewardModel: "ForTokenClassification",
 }
+OTHER_NAMES = {("gpt2", Transformer): "GPT2LMHeadModel"}
+OTHER_NAMES |= {("gemma3_text", RewardModel): "Gemma3TextForSequenceClassification"}
+NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers that older files hold
 
 
 def save_pretrained(
-    model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path, token_ids: dict[str, int] | None = None
+    model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path, token_ids: dict[str, Any] | None = None
 ) -> None:
     """Write config.json and model.safetensors (and value_head.safetensors for a policy that has one) into `folder`.
 
-    `token_ids` (pad_token_id, bos_token_id, eos_token_id; see `Tokenizer.token_ids`) go into config.json, where other
-    tools look for them.
+    `token_ids` (pad_token_id, bos_token_id, eos_token_id; see `Tokenizer.token_ids`) go into config.json and
+    generation_config.json, where other tools look for them.
+    Raises: InputError if the model's config is a mixture that no family's config.json can say.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
-            save_file(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD, {"format": "pt"})
+            _save(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD)
         else:
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # of a policy that was saved here before
         model = model.transformer
-    save_file(_on_cpu(model.state_dict()), folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps({**_hf_config(model), **(token_ids or {})}, indent=2) + "\n")
+    config = {**_config_json(model), **(token_ids or {})}
+    _save(_on_cpu(_named_as_there(model)), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if token_ids:
+        (folder / GENERATION).write_text(json.dumps(token_ids, indent=2) + "\n")
 
 
-def load_pretrained(folder: str | Path) -> Transformer | RewardModel | ValueModel:
+def load_pretrained(
+    folder: str | Path, dtype: torch.dtype | None = None
+) -> Transformer | RewardModel | ProcessRewardModel | ValueModel:
     """The model in a folder, on the CPU; config.json's `architectures` says which kind.
 
+    dtype: of the weights; None: as in the files. It is never in memory twice: the model is made without storage and
+    each weight takes its place as it is read.
     Raises: InputError if a file is missing or broken, or a weight is missing, left over or of another shape.
     """
     folder = Path(folder)
     config, kind = read_config(folder)
-    transformer = Transformer(config)
-    model = transformer if kind is Transformer else kind(transformer)
-    load_weights(model, folder / WEIGHTS)
+    with torch.device("meta"):
+        transformer = Transformer(config)
+        model = transformer if kind is Transformer else kind(transformer)
+    weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(model, folder)}
+    model.load_state_dict(weights, assign=True)
     return model
 
 
 def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
-    """Fill a model that exists from the folder `save_pretrained` wrote it to. Raises: InputError as `load_weights`."""
+    """Fill a model that exists from the folder `save_pretrained` wrote it to. Raises: InputError as `read_weights`."""
     if isinstance(model, Policy):
         if model.value_head is not None:
-            load_weights(model.value_head, Path(folder) / VALUE_HEAD)
+            _fill_value_head(model, Path(folder))
         model = model.transformer
-    load_weights(model, Path(folder) / WEIGHTS)
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in read_weights(model, Path(folder)):
+            own[name].copy_(tensor)
 
 
-def load_policy(folder: str | Path, value_head: bool = False) -> Policy:
+def load_policy(folder: str | Path, value_head: bool = False, dtype: torch.dtype | None = None) -> Policy:
     """A policy from a folder of a causal model; its value head too if one is asked for and stands there.
 
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
-    transformer = load_pretrained(folder)
+    transformer = load_pretrained(folder, dtype)
     if not isinstance(transformer, Transformer):
         raise InputError(f"{folder}: needed a language model, got a {type(transformer).__name__}; check the folder")
     policy = Policy(transformer, value_head)
     if value_head and (Path(folder) / VALUE_HEAD).exists():
-        load_weights(policy.value_head, Path(folder) / VALUE_HEAD)
+        _fill_value_head(policy, Path(folder))
     return policy
 
 
-def load_reward_model(folder: str | Path) -> RewardModel:
+def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> RewardModel:
     """A reward model from its folder. Raises: InputError as `load_pretrained`, and if the folder holds another kind."""
-    model = load_pretrained(folder)
+    model = load_pretrained(folder, dtype)
     if not isinstance(model, RewardModel):
         raise InputError(f"{folder}: needed a reward model, got a {type(model).__name__}; check the folder")
     return model
@@ -102,71 +121,151 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        raw["vocab_size"], architectures = int(raw["vocab_size"]), list(raw["architectures"])
+        architectures = list(raw["architectures"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: needed a model's JSON with vocab_size and architectures ({error!r})") from None
-    kinds = {name: kind for kind, name in ARCHITECTURES.items()}
+    try:
+        config = config_from(raw)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    kinds = {architecture(config.model_type, kind): kind for kind in (*KINDS, ValueModel)}
     kind = next((kinds[name] for name in architectures if name in kinds), None)
     if kind is None:
         raise InputError(f"{path}: architecture must be one of {', '.join(kinds)}, got {architectures}")
-    rope = raw.get("rope_parameters") or {}  # where newer writers keep the base of the wavelengths
-    if not isinstance(rope, dict):
-        raise InputError(f"{path}: rope_parameters must be an object, got {rope!r}")
-    raw = {"rope_theta": rope.get("rope_theta", ModelConfig.rope_theta), **raw}
-    if rope.get("rope_type", "default") != "default":
-        raise InputError(f"{path}: rope_parameters must be of type default, got {rope['rope_type']!r}")
-    for name, needed in FIXED.items():
-        if raw.get(name, needed) != needed:
-            raise InputError(f"{path}: {name} must be {needed}, the only one there is here, got {raw[name]!r}")
-    known = {key: value for key, value in raw.items() if key in ModelConfig.__dataclass_fields__}
-    for name, hint in get_type_hints(ModelConfig).items():
-        if name in known and not isinstance(known[name], float | int if hint is float else hint):
-            raise InputError(f"{path}: {name} must be {getattr(hint, '__name__', hint)}, got {known[name]!r}")
-    config = ModelConfig(**known)
-    derived = config.head_width * config.num_attention_heads == config.hidden_size
-    return (dataclasses.replace(config, head_dim=None) if derived else config), kind
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file, all names and shapes as they are in the model. Raises: InputError."""
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors"))
+    if kind is RewardModel and len(raw.get("id2label") or {0: ""}) != 1:
         raise InputError(
-            f"{path}: needed this file, found {', '.join(there) or 'no weights'}; pickles and shards are not "
-            "read, save the model as one safetensors file"
+            f"{path}: a reward model needs one label, got {len(raw['id2label'])}; it is a classifier of another kind"
         )
+    return config, kind
+
+
+def architecture(model_type: str, kind: type[nn.Module]) -> str:
+    """The class that other tools load such a folder with."""
+    if kind is ValueModel:
+        return "MinirlhfValueModel"
+    return OTHER_NAMES.get((model_type, kind), family_of(model_type).architecture + KINDS.get(kind, ""))
+
+
+def read_weights(model: nn.Module, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor) for every weight of the model, one at a time from the files of its folder.
+
+    Raises: InputError if a file is missing or broken, or a weight is missing, left over or of another shape.
+    """
+    expected, kind = model.state_dict(), model.config.model_type
+    places = _places(_weight_files(folder), kind)  # our name -> (file, its name there, its shape here)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    where = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
+    if missing := sorted(expected.keys() - places.keys()):
+        raise InputError(f"{where}: {len(missing)} weights are missing: {_some(missing)}; is it another model?")
+    surplus = {name for name in places.keys() - expected.keys() - tied if not name.endswith(NOT_WEIGHTS)}
+    if surplus:
+        raise InputError(f"{where}: {len(surplus)} weights are not the model's: {_some(sorted(surplus))}")
+    for name, own in expected.items():
+        path, there, shape = places[name]
+        if shape != own.shape:
+            raise InputError(f"{path}: {there} must be {tuple(own.shape)} as config.json says, got {tuple(shape)}")
+    for path in sorted({places[name][0] for name in expected}):
+        with _opened(path) as file:
+            for name in expected:
+                place, there, _ = places[name]
+                if place == path:
+                    tensor = _read(file, path, there)
+                    yield name, tensor.T.contiguous() if is_transposed(kind, name_there(kind, name)) else tensor
+
+
+def _places(files: list[Path], kind: str) -> dict[str, tuple[Path, str, torch.Size]]:
+    """What the headers of the files say: our name -> (file, the name there, the shape here)."""
+    places = {}
+    for path in files:
+        with _opened(path) as file:
+            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        bare = kind == "gpt2" and not any(name.startswith("transformer.") for name in shapes)  # the first GPT-2 files
+        for name, shape in shapes.items():
+            full = f"transformer.{name}" if bare else name
+            shape = shape[::-1] if is_transposed(kind, full) else shape
+            places[name_here(kind, full)] = (path, name, shape)
+    return places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file, or the shards that the index names. Raises: InputError if there is none, or a shard is missing."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / INDEX}: needed a JSON object with weight_map ({error!r})") from None
+        if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise InputError(f"{folder / INDEX}: a shard must stand in the same folder, got {outside[0]!r}")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise InputError(f"{folder}: needed the shards {INDEX} names, found no {_some(missing)}; download them")
+        return [folder / name for name in names]
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, ".safetensors"))
+    advice = "save the model as safetensors"
+    if any(name.endswith(PICKLES) for name in there):
+        advice = (
+            "a pickle can run any program and is not read: convert it where you trust it, with safetensors.torch."
+            'save_file(torch.load(FILE, weights_only=True), "model.safetensors")'
+        )
+    raise InputError(f"{folder / WEIGHTS}: needed this file, found {', '.join(there) or 'no weights'}; {advice}")
+
+
+def _opened(path: Path) -> Any:
     try:
-        weights = load_file(path)
+        return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: needed a complete safetensors file ({error}); copy or save it again") from None
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise InputError(f"{path}: {len(missing)} weights are missing: {', '.join(missing[:3])}; is it another model?")
-    if surplus := sorted(weights.keys() - expected.keys()):
-        raise InputError(f"{path}: {len(surplus)} weights are not the model's: {', '.join(surplus[:3])}")
-    for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
-            raise InputError(
-                f"{path}: {name} must be {tuple(tensor.shape)} as config.json says, got {tuple(weights[name].shape)}"
-            )
-    model.load_state_dict(weights)
+
+
+def _read(file: Any, path: Path, name: str) -> Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: needed a complete safetensors file ({error}); copy or save it again") from None
+
+
+def _fill_value_head(policy: Policy, folder: Path) -> None:
+    path = folder / VALUE_HEAD
+    if not path.is_file():
+        raise InputError(f"{path}: needed this file, found none; was the policy saved without a value head?")
+    with _opened(path) as file, torch.no_grad():
+        there = list(file.keys())
+        for name, own in policy.value_head.state_dict().items():
+            if name not in there:
+                raise InputError(f"{path}: 1 weights are missing: {name}; is it another model?")
+            own.copy_(_read(file, path, name))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _named_as_there(model: nn.Module) -> dict[str, Tensor]:
+    named = {}
+    for name, tensor in model.state_dict().items():
+        there = name_there(model.config.model_type, name)
+        named[there] = tensor.T if is_transposed(model.config.model_type, there) else tensor
+    return named
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
 
 
-def _hf_config(model: nn.Module) -> dict:
-    config = {**dataclasses.asdict(model.config), "head_dim": model.config.head_width}
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    """Aside first: a model that was loaded from this very file still reads its weights from it."""
+    aside = path.with_name(f".{path.name}.part")
+    save_file(state, aside, {"format": "pt"})
+    os.replace(aside, path)
+
+
+def _config_json(model: nn.Module) -> dict[str, Any]:
     dtype = next(model.parameters()).dtype
     labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
     return {
-        "architectures": [ARCHITECTURES[type(model)]],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "architectures": [architecture(model.config.model_type, type(model))],
         "torch_dtype": str(dtype).removeprefix("torch."),
-        **config,
+        **config_to(model.config),
         **(labels if isinstance(model, RewardModel | ProcessRewardModel) else {}),
     }

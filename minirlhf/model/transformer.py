@@ -1,5 +1,6 @@
 """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Touvron et al. 2023,
-arXiv:2302.13971 and 2307.09288). Module names are those of the Hugging Face Llama, so state_dict() is that layout.
+arXiv:2302.13971 and 2307.09288), and what other families do otherwise, as settings of ModelConfig. Module names are
+those of the Hugging Face Llama; families.py has the names of the others.
 
 B sequences, T tokens, D width, H query heads, K key-value heads, E head width, S columns of the cache.
 """
@@ -7,7 +8,8 @@ B sequences, T tokens, D width, H query heads, K key-value heads, E head width, 
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minirlhf.errors import InputError
-from minirlhf.model.config import ModelConfig
+from minirlhf.model.config import FULL, SLIDING, ModelConfig
+from minirlhf.model.rope import rope_tables, rotate, table_length
 
 
 class KVCache:
@@ -63,88 +66,156 @@ class KVCache:
         self.lengths = self.lengths[rows]
 
 
+class PlusOneRMSNorm(nn.RMSNorm):
+    """RMSNorm whose weight counts from 1 (Gemma): a weight of 0 changes nothing."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+
+
+NORMS = {"rms": nn.RMSNorm, "rms_plus_one": PlusOneRMSNorm, "layer": nn.LayerNorm}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
+
+def norm(config: ModelConfig, width: int | None = None, there: bool = True) -> nn.Module:
+    """The family's norm, or nothing where it has none."""
+    return NORMS[config.norm](width or config.hidden_size, config.rms_norm_eps) if there else nn.Identity()
+
+
 class Attention(nn.Module):
     """Grouped-query attention: x [B, T, D] -> [B, T, D]; H / K query heads share a key-value head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_width,
-        )
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.config, self.kind = config, config.layer_type(layer)
+        self.rotates = config.positions == "rope" and layer not in config.no_rope_layers
+        self.head_dim, H, K = config.head_width, config.num_attention_heads, config.num_key_value_heads
+        self.widths = [H * self.head_dim, K * self.head_dim, K * self.head_dim]  # of queries, keys, values
+        projection = partial(nn.Linear, config.hidden_size, bias=config.attention_bias)
+        if config.fused_projections:
+            self.qkv_proj = projection(sum(self.widths))
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (projection(width) for width in self.widths)
+        self.o_proj = nn.Linear(self.widths[0], config.hidden_size, bias=config.output_bias)
+        if config.qk_norm != "none":
+            one = self.head_dim if config.qk_norm == "head" else None
+            self.q_norm, self.k_norm = (norm(config, one or width) for width in self.widths[:2])
+        scalar = config.query_pre_attn_scalar
+        self.scale = None if scalar is None else scalar**-0.5
 
     def forward(self, x_BTD: Tensor, place: Place, layer: int) -> Tensor:
-        B, T, _ = x_BTD.shape
-        q_BTHE = rotate(self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim), place)
-        k_BTKE = rotate(self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim), place)
-        v_BTKE = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)
+        view = place.views[self.kind]
+        q_BTHE, k_BTKE, v_BTKE = self._project(x_BTD)
+        if self.rotates:
+            q_BTHE, k_BTKE = (rotate(x, view.cos, view.sin) for x in (q_BTHE, k_BTKE))
         if place.cache is not None:
             k_BSKE, v_BSKE = place.cache.write(layer, place.positions, k_BTKE, v_BTKE)
-            if place.visible is not None:  # what was read before counts too
+            if not place.first:  # what was read before counts too
                 k_BTKE, v_BTKE = k_BSKE.to(q_BTHE.dtype), v_BSKE.to(q_BTHE.dtype)
-        out_BHTE = F.scaled_dot_product_attention(
-            q_BTHE.transpose(1, 2),
-            k_BTKE.transpose(1, 2),
-            v_BTKE.transpose(1, 2),
-            attn_mask=place.visible,
-            is_causal=place.visible is None,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        return self.o_proj(out_BHTE.transpose(1, 2).reshape(B, T, -1))
+        heads = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
+        cap = self.config.attn_logit_softcapping
+        if cap is not None:
+            out_BHTE = capped_attention(*heads, view.visible, self.scale or self.head_dim**-0.5, cap)
+        else:
+            out_BHTE = F.scaled_dot_product_attention(
+                *heads,
+                attn_mask=view.visible,
+                is_causal=view.visible is None,
+                scale=self.scale,
+                enable_gqa=self.widths[0] != self.widths[1],
+            )
+        return self.o_proj(out_BHTE.transpose(1, 2).flatten(2))
+
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> queries [B, T, H, E], keys and values [B, T, K, E], normed as the family does."""
+        if self.config.fused_projections:
+            q, k, v = self.qkv_proj(x_BTD).split(self.widths, dim=-1)
+        else:
+            q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        if self.config.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
+        if self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, cap: float) -> Tensor:
+    """softmax(cap tanh(q k / cap)) v on [B, heads, T or S, E], which no fused kernel computes (Gemma 2)."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if visible is None:
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = softcap(q @ k.transpose(2, 3) * scale, cap).masked_fill(~visible, -torch.inf)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def softcap(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap): x where it is small, never beyond the cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): x [B, T, D] -> [B, T, D]."""
+    """x [B, T, D] -> [B, T, D], with a gate (Shazeer 2020, arXiv:2002.05202) or, as in GPT-2, without."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gated, self.fused, self.act = config.gated_mlp, config.fused_projections, ACTIVATIONS[config.hidden_act]
+        inner, bias = config.intermediate_size, config.mlp_bias
+        if self.gated and self.fused:
+            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner, bias=bias)
+        else:
+            self.up_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+            if self.gated:
+                self.gate_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if not self.gated:
+            return self.down_proj(self.act(self.up_proj(x)))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(self.act(gate) * up)
 
 
 class Block(nn.Module):
     """Attention and MLP, each added to the residual stream: x [B, T, D] -> [B, T, D]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = norm(config, there=config.norm_before)
+        self.self_attn = Attention(config, layer)
+        self.attention_output_norm = norm(config, there=config.norm_after)
+        self.post_attention_layernorm = norm(config, there=config.norm_before)  # Llama's name for what enters the MLP
         self.mlp = MLP(config)
+        self.mlp_output_norm = norm(config, there=config.norm_after)
 
     def forward(self, x: Tensor, place: Place, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), place, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.attention_output_norm(self.self_attn(self.input_layernorm(x), place, layer))
+        return x + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(x)))
 
 
 def run_block(block: Block, x: Tensor, place: Place) -> Tensor:
-    """One block without a cache: the same graph for every layer, so that it is compiled once."""
+    """One block without a cache: the same graph for every layer of a kind, so that it is compiled once."""
     return block(x, place, 0)
 
 
-class Place:
+class View(NamedTuple):
+    """What the layers of one kind see."""
+
+    cos: Tensor  # [1 or B, T, 1, E]
+    sin: Tensor
+    visible: Tensor | None  # [1 or B, 1, T, S] bool, or None for plain causal attention
+
+
+class Place(NamedTuple):
     """Where the tokens of one forward stand, and what each of them may see: made once, read by every layer."""
 
-    def __init__(self, positions: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None):
-        self.positions = positions  # [1, T] or, with a cache, [B, T]
-        self.cos, self.sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)  # [1 or B, T, 1, E]
-        self.visible = visible  # [B, 1, T, S] bool, or None for plain causal attention
-        self.cache = cache
-
-
-def rotate(x: Tensor, place: Place) -> Tensor:
-    """Rotary positions on [B, T, heads, E] (Su et al. 2021, arXiv:2104.09864), halves layout."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * place.cos + torch.cat((-second, first), dim=-1) * place.sin).to(x.dtype)
+    positions: Tensor  # [1, T] or, with a cache, [B, T]
+    views: dict[str, View]  # by kind of layer
+    cache: KVCache | None
+    first: bool  # nothing was read before
 
 
 class Trunk(nn.Module):
@@ -156,8 +227,10 @@ class Trunk(nn.Module):
         self.run_block = run_block  # or that, compiled
         self.gradient_checkpointing = False  # True: keep only each block's input, compute the rest again in backward
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = norm(config)
         self.apply(self._init_weights)
         for block in self.layers:  # the residual stream sums 2 * layers outputs: keep its variance at 1 layer's
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
@@ -167,6 +240,8 @@ class Trunk(nn.Module):
     def _init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """-> hidden [B, T, D] in model order.
@@ -178,6 +253,10 @@ class Trunk(nn.Module):
         """
         place = self._place(input_ids, attention_mask, cache)
         x = self.embed_tokens(input_ids)
+        if self.config.embedding_scale:  # in the weights' own type, as it was trained
+            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+        if self.config.positions == "learned":
+            x = x + self.embed_positions(place.positions)
         for layer, block in enumerate(self.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.run_block, block, x, place, use_reentrant=False)
@@ -199,18 +278,30 @@ class Trunk(nn.Module):
             )
         if attention_mask is not None:
             check_right_padding(attention_mask, input_ids)
-        cos, sin = rope_tables(self.config, input_ids.device)
         steps = torch.arange(T, device=input_ids.device)
         if cache is None:
-            return Place(steps[None], cos, sin, None, None)
+            return Place(steps[None], self._views(steps[None], T, plain=True), None, True)
         if needed > cache.keys_LBSKE.shape[2]:
             raise ValueError(f"KVCache: holds {cache.keys_LBSKE.shape[2]} tokens a row, got {needed}; make it larger")
         first, cache.width = cache.width == 0, needed
-        if first:  # nothing to look back on: causal attention needs no [T, S] mask
-            return Place(steps.expand(len(input_ids), T), cos, sin, None, cache)
-        positions = cache.lengths[:, None] + steps
-        visible = torch.arange(needed, device=input_ids.device) <= positions[:, None, :, None]
-        return Place(positions, cos, sin, visible, cache)
+        positions = steps.expand(len(input_ids), T) if first else cache.lengths[:, None] + steps
+        return Place(positions, self._views(positions, needed, plain=first), cache, first)
+
+    def _views(self, positions: Tensor, S: int, plain: bool) -> dict[str, View]:
+        """What each kind of layer sees of S columns. plain: nothing to look back on, so causal attention needs no mask
+        [T, S] but where a window is shorter than the text."""
+        config, views = self.config, {}
+        for kind in {*config.layer_types} or {FULL}:
+            tables = rope_tables(config, kind, table_length(config, S), positions.device)
+            window = config.sliding_window if kind == SLIDING and config.sliding_window < S else None
+            visible = None
+            if not plain or window is not None:
+                back = positions[:, None, :, None] - torch.arange(
+                    S, device=positions.device
+                )  # how far back a column is
+                visible = back >= 0 if window is None else (back >= 0) & (back < window)
+            views[kind] = View(*(table[positions].unsqueeze(2) for table in tables), visible)
+        return views
 
 
 class Transformer(nn.Module):
@@ -231,20 +322,11 @@ class Transformer(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """-> logits [B, T, V] in model order: position t scores token t + 1. See `Trunk.forward`."""
-        return F.linear(self.model(input_ids, attention_mask, cache), self.head_weight)
+        return self.logits(self.model(input_ids, attention_mask, cache))
 
-
-@lru_cache(maxsize=8)
-def rope_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, [max_position_embeddings, E] each.
-
-    Made once for all models of a shape, and no part of them: `model.to(bfloat16)` must not round positions.
-    """
-    with torch.inference_mode(False):  # whoever asks first, training may use them too
-        exponents = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
-        angles = torch.arange(config.max_position_embeddings)[:, None] / config.rope_theta**exponents
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().float().to(device), angles.sin().float().to(device)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], capped where the family caps."""
+        return softcap(F.linear(hidden, self.head_weight), self.config.final_logit_softcapping)
 
 
 def check_right_padding(attention_mask: Tensor, input_ids: Tensor) -> None:

@@ -48,9 +48,12 @@ class Bigram:
             cache.lengths = cache.lengths + mask.sum(-1)
         return torch.nn.functional.one_hot(ids, len(self.head_weight)).float()
 
+    def logits(self, hidden):
+        return hidden @ self.head_weight.T
+
     def __call__(self, ids, cache):
         self.batches.append(len(ids))
-        return self.model(ids, None, cache) @ self.head_weight.T
+        return self.logits(self.model(ids, None, cache))
 
 
 def chain(*ids, size=300):

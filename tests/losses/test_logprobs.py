@@ -113,6 +113,23 @@ def test_gradient_of_the_chunked_version(chunk_numbers, numbers, use_bias):
     assert torch.autograd.gradcheck(outputs, tuple(leaves if use_bias else leaves[:2]))
 
 
+def test_capped_logits(chunk_numbers):
+    # c tanh(z / c), as in Gemma 2; at c = 0.8 half of these logits lie in the bend
+    chunk_numbers(3 * V)
+    hidden, weight, bias, input_ids = head()
+    logits = 0.8 * torch.tanh((hidden @ weight.T + bias) / 0.8)
+    assert_close(
+        linear_logps_and_entropy(hidden, weight, input_ids, 0.7, bias, softcap=0.8),
+        (token_logps(logits, input_ids, 0.7), token_entropy(logits, 0.7)),
+    )
+    assert torch.equal(
+        linear_token_logps(hidden, weight, input_ids, 0.7, bias, 0.8),
+        linear_logps_and_entropy(hidden, weight, input_ids, 0.7, bias, 0.8)[0],
+    )
+    capped = lambda *leaves: linear_logps_and_entropy(*leaves[:2], input_ids, 0.7, leaves[2], softcap=0.8)  # noqa: E731
+    assert torch.autograd.gradcheck(capped, (hidden, weight, bias))
+
+
 @pytest.mark.parametrize("numbers", CHUNKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("use_bias", [True, False])

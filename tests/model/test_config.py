@@ -60,10 +60,11 @@ def test_config_json_gives_back_every_field(tmp_path):
     assert read_config(tmp_path) == (config, Transformer)
 
 
+SHAPE = {"vocab_size": 9, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 def test_impossible_shapes_in_config_json_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architectures": ["LlamaForCausalLM"], "vocab_size": 9, "head_dim": 7})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPE, "architectures": ["LlamaForCausalLM"], "head_dim": 7}))
     with pytest.raises(InputError, match="head_dim must be even for rotary positions, got 7"):
         read_config(tmp_path)
 

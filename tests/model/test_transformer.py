@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 from minirlhf.errors import InputError
 from minirlhf.model import KVCache, ModelConfig, Transformer
-from minirlhf.model.transformer import Place, check_right_padding, rope_tables, rotate
+from minirlhf.model.config import FULL
+from minirlhf.model.rope import rope_tables, rotate
+from minirlhf.model.transformer import check_right_padding
 
 
 def plain_forward(model, tokens):
@@ -59,9 +61,9 @@ def test_forward_equals_a_plain_rewriting(make, ids, changes):
 
 def test_rotary_turns_by_position_in_halves():
     # E = 4, theta = 10,000: pairs (0, 2) and (1, 3) turn by p and p / 100
-    cos, sin = rope_tables(ModelConfig(head_dim=4, max_position_embeddings=8), torch.device("cpu"))
-    place = Place(torch.tensor([[0, 3]]), cos, sin, None, None)
-    turned = rotate(torch.tensor([1.0, 1, 0, 0]).expand(1, 2, 1, 4), place)[0, :, 0]
+    config = ModelConfig(head_dim=4, max_position_embeddings=8)
+    cos, sin = (table[[0, 3], None] for table in rope_tables(config, FULL, None, torch.device("cpu")))
+    turned = rotate(torch.tensor([1.0, 1, 0, 0]).expand(1, 2, 1, 4), cos, sin)[0, :, 0]
     c3, s3, c03, s03 = math.cos(3), math.sin(3), math.cos(0.03), math.sin(0.03)
     assert_close(turned, torch.tensor([[1.0, 1, 0, 0], [c3, c03, s3, s03]]))
 

@@ -197,7 +197,8 @@ def test_a_checkpoint_holds_the_weights_the_state_and_the_tokenizer(tmp_path):
         run.record(trainer.step(batch))
     for folder in (tmp_path / "checkpoints" / "step-6" / "policy", tmp_path / "model"):
         files = {path.name for path in folder.iterdir()} - {"manifest.json"}
-        assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+        ours = {"config.json", "generation_config.json", "model.safetensors"}
+        assert files == ours | {"tokenizer.json", "tokenizer_config.json"}
 
 
 # Resume
