@@ -20,6 +20,6 @@ setup(
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "test": TEST,
-        "parity": [*TEST, "transformers>=5,<6", "trl>=1.16,<1.17"],
+        "parity": [*TEST, "transformers>=5,<6", "trl>=1.16,<1.17", "peft>=0.21,<0.22"],
     },
 )

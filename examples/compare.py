@@ -4,7 +4,8 @@ python examples/compare.py                              # all, 5 seeds: what doc
 python examples/compare.py --only grpo,dapo,dpo_sigmoid --seeds 2
 python examples/compare.py --list true                  # the names
 
-Each result is a file of its own in the output folder: stop whenever you like, and run the same command to go on.
+Each result is a file of its own in the output folder: stop whenever you like, and run the same command to go on. A
+result of other settings than these is computed again.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ BEST_OF = 4  # completions of a prompt, the best and the worst of which are a pa
 BETA = {"simpo": 2.0, "alphapo": 2.0, "discopop": 1.0}  # 0.1 for the other offline ones
 ONLINE_BETA = 0.3  # its pairs are what the policy writes now: less holds it than pairs that stay
 NLL_COEF = 1.0  # of the chosen answer: without it nothing holds the probability of what neither answer says
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by number of seeds
+COMMON = {"steps": STEPS, "completions": COMPLETIONS, "updates": UPDATES, "max_tokens": MAX_TOKENS, "kl_coef": KL_COEF}
+COMMON |= {"best_of": BEST_OF, "beta": BETA, "online_beta": ONLINE_BETA, "nll_coef": NLL_COEF, **OPTIMIZER}
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
         own = {"loss": loss, "beta": BETA.get(loss, 0.1), "nll_coef": NLL_COEF}
         config = DPOConfig(**own, **OPTIMIZER, steps=steps, batch_size=size)
         trainer = DPOTrainer(policy, ref_policy, start.tokenizer, config, steps)
-    return trainer, batches_of(rows, size, steps, start, name)
+    return trainer, batches_of(rows, size, steps, start, "offline")
 
 
 def batches_of(rows: list, size: int, steps: int, start: Start, stream: str) -> Batches:
@@ -166,7 +170,7 @@ def prepare(folder: Path, seed: int) -> Start:
 
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=MAX_TOKENS)
     pairs = own_pairs(policy, tokenizer, reward, rows, seed)
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=EVALUATED)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=EVALUATED)
     evaluate = job.evaluator(common, task, tokenizer, held_out[:EVALUATED], sampling, policy, reward)
     return Start(seed, tokenizer, policy, reward, rows, evaluate, evaluate(policy), pairs)
 
@@ -177,7 +181,7 @@ def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, 
     draws = [draw for batch in batches for draw in batch]
     samples = [draw for draw in draws for _ in range(BEST_OF)]
     keys = [(draw.epoch, draw.index, i) for draw in draws for i in range(BEST_OF)]
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     prompts, sources = [draw.row.prompt for draw in samples], [draw.row.source for draw in samples]
     ids = [c.ids for c in generate(policy.transformer, prompts, sampling, seed=seed, stream="pairs", keys=keys)]
     scores = reward([source["prompt"] for source in sources], tokenizer.decode_completions(ids), sources)
@@ -207,32 +211,49 @@ def measure(start: Start, name: str) -> dict[str, float]:
 
 
 def write_table(folder: Path, names: list[str]) -> str:
-    """results.md from all results there are: mean and 95% interval (t distribution) over the seeds."""
+    """results.md from all results there are: means and 95% intervals (t distribution) over the seeds."""
     lines = [
-        "| algorithm | gold reward (95%) | gain | win rate | KL | grammatical | seconds | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| algorithm | gold reward (95%) | gain | at least | win rate | KL | grammatical | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = []
     for name in names:
-        found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"results/{name}-seed-*.json"))]
+        paths = sorted(folder.glob(f"results/{name}-seed-*.json"))
+        found = [result for result in map(read_result, paths) if result]
         if not found:
             continue
         mean = {key: statistics.mean(result[key] for result in found) for key in found[0]}
-        spread = statistics.stdev(result["gold_reward"] for result in found) if len(found) > 1 else math.nan
-        t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(found), 2.0)
-        interval = f"{mean['gold_reward']:.2f} ± {t95 * spread / len(found) ** 0.5:.2f}"
+        gains = [result["gold_reward"] - result["before"] for result in found]
         cells = [
-            interval,
-            f"{mean['gold_reward'] - mean['before']:+.2f}",
+            f"{mean['gold_reward']:.2f} ± {margin([result['gold_reward'] for result in found]):.2f}",
+            f"{statistics.mean(gains):+.2f}",
+            f"{statistics.mean(gains) - margin(gains):+.2f}",
             f"{mean['win_rate']:.2f}",
             f"{mean['kl']:.1f}",
+            f"{mean['grammatical']:.2f}",
+            f"{mean['seconds']:.0f}",
+            str(len(found)),
         ]
-        cells += [f"{mean['grammatical']:.2f}", f"{mean['seconds']:.0f}", str(len(found))]
         rows.append((mean["gold_reward"], f"| {name} | " + " | ".join(cells) + " |"))
     lines += [line for _, line in sorted(rows, reverse=True)]
     text = "\n".join(lines) + "\n"
     write_whole(folder / "results.md", text)
     return text
+
+
+def margin(values: list[float]) -> float:
+    """Half the 95% interval of their mean."""
+    if len(values) < 2:
+        return math.nan
+    return T95.get(len(values), T95[10]) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def read_result(path: Path) -> dict[str, float] | None:
+    """The measures in a result's file, or None if there is none that was made with these settings."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return found["measures"] if found.get("common") == COMMON else None
 
 
 @exits_cleanly
@@ -247,15 +268,14 @@ def main() -> None:
     torch.set_num_threads(1)
     (folder / "results").mkdir(parents=True, exist_ok=True)
     todo = [(seed, name) for seed in range(config.seeds) for name in names]
-    todo = [(seed, name) for seed, name in todo if not (folder / f"results/{name}-seed-{seed}.json").exists()]
+    todo = [(seed, name) for seed, name in todo if not read_result(folder / f"results/{name}-seed-{seed}.json")]
     bar, start = tqdm(todo, unit="run"), None
     for seed, name in bar:
         bar.set_description(f"{name}, seed {seed}")
-        if (folder / f"results/{name}-seed-{seed}.json").exists():
-            continue  # by another process on the same folder
         if start is None or start.seed != seed:
             start = prepare(folder / f"seed-{seed}", seed)
-        write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(measure(start, name)))
+        result = {"common": COMMON, "measures": measure(start, name)}
+        write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(result))
     print(write_table(folder, list(TRAINERS)))
 
 

@@ -66,7 +66,7 @@ def train_distillation(
     rows, held_out = job.encode(common, tokenizer, task, "sft", ("response",), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     student = first_student(settings, teacher, tokenizer, rows, device)
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, copy_of(teacher))
     before = evaluate(student)
     if finished := job.finished_stage(settings, folder, "distillation"):

@@ -40,7 +40,7 @@ def train_dpo(
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     ref_policy, sft_policy = copy_of(policy), copy_of(policy)
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, sft_policy)
     before = evaluate(sft_policy)
     if finished := job.finished_stage(settings, folder, "dpo"):

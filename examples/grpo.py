@@ -59,7 +59,11 @@ class FirstSteps(SFTConfig):
 
 @dataclass(frozen=True)
 class Sums(GRPOConfig):
-    """GRPO for answers of a few digits: many prompts with few completions each, none of them wasted."""
+    """GRPO for answers of a few digits: many prompts with few completions each, none of them wasted.
+
+    Of another algorithm's row these settings keep all but `resample`; sentences want `--grpo.temperature 1`, more
+    completions of fewer prompts, and a cost of leaving the reference, `--grpo.kl_coef`.
+    """
 
     steps: int = 500  # [steps] one batch of prompts each
     batch_size: int = 256  # [prompts] sampled per step, over all processes
@@ -67,7 +71,6 @@ class Sums(GRPOConfig):
     group_size: int = 4  # [completions] per prompt
     resample: int | None = 1  # [times] sample other prompts in place of groups of equal reward (dynamic sampling)
     lr: float = 1e-3  # [per update] peak learning rate
-    max_tokens: int = 6  # [tokens] longest completion, its EOS included
     temperature: float = 1.2  # [-] of sampling, and so of policy, reference and KL
 
 
@@ -90,7 +93,7 @@ def train_grpo(
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
     ref_policy = copy_of(policy)
-    sampling = config.sampling(tokenizer.eos_id)
+    sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
     greedy = job.evaluator(common, task, tokenizer, held_out, replace(sampling, temperature=0.0), ref_policy)
     before, greedy_before = evaluate(ref_policy), greedy(ref_policy)

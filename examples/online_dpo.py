@@ -47,7 +47,7 @@ def train_online(
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
     ref_policy = copy_of(policy)
-    sampling = config.sampling(tokenizer.eos_id)
+    sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
     before = evaluate(ref_policy)
     if finished := job.finished_stage(settings, folder, "online_dpo"):

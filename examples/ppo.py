@@ -50,7 +50,7 @@ def train_ppo(
     )
     ref_policy = copy_of(policy)
 
-    sampling = config.sampling(tokenizer.eos_id)
+    sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
     job.say(f"evaluating on {len(held_out[: job.EVALUATION_PROMPTS]):,} held-out prompts")
     before = evaluate(ref_policy)

@@ -56,11 +56,17 @@ def as_outcome(row: dict) -> dict:
 
 
 def read_labelled(path: Path) -> list[dict]:
-    """Raises: InputError, naming the line, for anything but {prompt, steps, labels}."""
+    """Raises: InputError, naming the line, for anything but {prompt, steps, labels}, or if there is no such file."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: needed a JSONL file ({error}); check the path") from None
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
+            if not all(label in (True, False) for label in row["labels"]):
+                raise ValueError("a label is neither true nor false")
             rows.append({"prompt": str(row["prompt"]), "steps": list(row["steps"]), "labels": list(row["labels"])})
         except (ValueError, KeyError, TypeError) as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'

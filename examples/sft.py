@@ -79,7 +79,7 @@ def solved(policy: Policy, tokenizer: Tokenizer, task: Task, prompts: int = 512)
     """The share of training prompts whose greedy answer has the whole reward."""
     context = policy.transformer.config.max_position_embeddings
     rows = encode_rows(tokenizer, task.prompts[:prompts], (), context=context).rows
-    greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=(tokenizer.eos_id,))
+    greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=tokenizer.eos_ids)
     report = evaluate_policy(policy, tokenizer, rows, greedy, reward=task.reward)
     return report.measures["model_reward"]
 

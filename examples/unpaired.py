@@ -41,7 +41,7 @@ def train_unpaired(
     rows, held_out = (single_rows(part, shape.max_position_embeddings) for part in pairs)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     ref_policy = copy_of(policy)
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=(tokenizer.eos_id,), batch_size=512)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, ref_policy)
     before = evaluate(ref_policy)
     if finished := job.finished_stage(settings, folder, "unpaired"):

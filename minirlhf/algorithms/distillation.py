@@ -156,7 +156,7 @@ class DistillationTrainer:
         sampling = SamplingConfig(
             max_tokens=config.max_tokens,
             temperature=config.temperature,
-            stop_ids=(self.tokenizer.eos_id,),
+            stop_ids=self.tokenizer.eos_ids,
             microbatch_tokens=config.microbatch_tokens,
         )
         keys = [(draw.epoch, draw.index, 0) for draw in batch]

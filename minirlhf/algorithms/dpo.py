@@ -16,7 +16,7 @@ from minirlhf import losses as L
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.policy import Policy, move_towards
+from minirlhf.model.policy import Policy, check_reference, move_towards
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
@@ -39,7 +39,7 @@ LOSSES: dict[str, PreferenceLoss] = {
     "robust": PreferenceLoss(L.robust_dpo_loss, options=("label_smoothing",)),
     "ipo": PreferenceLoss(L.ipo_loss),
     "hinge": PreferenceLoss(L.hinge_dpo_loss),
-    "exo": PreferenceLoss(L.exo_loss),
+    "exo": PreferenceLoss(L.exo_loss, options=("label_smoothing",)),
     "nca": PreferenceLoss(L.nca_loss),
     "bco_pair": PreferenceLoss(L.bco_pair_loss, options=("shift",)),
     "sppo_hard": PreferenceLoss(L.sppo_hard_loss),
@@ -72,9 +72,9 @@ class DPOConfig(OptimizerConfig):
     batch_size: int = 64  # [pairs] per step, over all processes
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 1e-3  # [per update] peak learning rate
-    label_smoothing: float = 0.0  # [share] of labels taken to be flipped: cDPO with sigmoid, unbiased with robust
-    gamma: float = 0.5  # [-] SimPO's and AlphaPO's margin
-    alpha: float = 0.25  # [-] AlphaPO's curvature
+    label_smoothing: float | None = None  # [share] of labels taken to be flipped; none: as the loss's paper has it
+    gamma: float | None = None  # [-] SimPO's and AlphaPO's margin; none: 0.5
+    alpha: float | None = None  # [-] AlphaPO's curvature; none: 0.25
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"  # [-] from the reference
     reference_free: bool = False  # [-] take log-probs for log-ratios, as if the reference were uniform
     length_alpha: float = 1.0  # [-] weight of tokens beyond the shorter answer's length (LD-DPO); 1 is DPO
@@ -95,6 +95,9 @@ class DPOConfig(OptimizerConfig):
         if self.alpha == 0:
             raise InputError("DPOConfig: alpha must not be 0, got 0; take the loss simpo")
         row = LOSSES[self.loss]
+        for name in ("label_smoothing", "gamma", "alpha"):
+            if getattr(self, name) is not None and name not in row.options:
+                raise InputError(f"DPOConfig: {name} has no part in the loss {self.loss}; leave it out")
         if self.weighting and self.loss in SORTED:
             raise InputError(f"DPOConfig: weighting needs a loss for each pair, got {self.loss}, which sorts them")
         if not self.uses_reference and (self.divergence != "reverse_kl" or self.ref_update_every):
@@ -126,10 +129,8 @@ class DPOTrainer:
             raise InputError("DPOTrainer: needed a policy without value head, which no loss here would train")
         if config.uses_reference and ref_policy is None:
             raise InputError(f"DPOTrainer: the loss {config.loss} needs a reference, got none; pass copy_of(policy)")
-        if ref_policy and ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError(
-                "DPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
-            )
+        if ref_policy:
+            check_reference("DPOTrainer", policy, ref_policy)
         if config.loss in SORTED and world_size() > 1:
             raise InputError(f"DPOTrainer: {config.loss} sorts the whole batch, which one process must hold; use one")
         self.config, self.tokenizer, self.row = config, tokenizer, LOSSES[config.loss]
@@ -180,6 +181,7 @@ class DPOTrainer:
             ref_chosen, ref_rejected = torch.zeros_like(chosen), torch.zeros_like(rejected)
             ratios = chosen, rejected
         options = {name: self.shift.mean if name == "shift" else getattr(config, name) for name in row.options}
+        options = {name: value for name, value in options.items() if value is not None}
         if config.loss == "aot":
             four = {"chosen_logps": chosen, "rejected_logps": rejected}
             four |= {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}

@@ -50,11 +50,11 @@ from minirlhf.losses import (
     weighted_scores,
     whiten_judged,
 )
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import Policy, check_reference
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.rollout import Rollout, collect, describe, moments_of_all
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather, gradient_sync, share, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gather, gradient_sync, share, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 
@@ -141,6 +141,13 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     ),
     "vespo": lambda now, old, A, mask, r: vespo_policy_loss(now, old_logps=old, advantages=A, mask=mask),
 }
+BOUNDS = {  # which of the settings each of them reads
+    "clip": ("clip_eps", "clip_eps_high", "dual_clip"),
+    "cispo": ("clip_eps", "clip_eps_high"),
+    "gspo": ("clip_eps", "clip_eps_high"),
+    "gspo_token": ("clip_eps", "clip_eps_high"),
+    "gmpo": ("clip_eps",),
+}
 OF_ONE_TOKEN = ("reinforce", "clip", "cispo", "sapo")  # what `fused_linear_loss` can take
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
@@ -150,7 +157,7 @@ class GRPOConfig(OnPolicyConfig):
     algorithm: str = "grpo"  # [-] a row of ALGORITHMS in algorithms/grpo.py; the settings that are none below follow it
     steps: int = 300  # [steps] one batch of prompts each
     batch_size: int = 64  # [prompts] sampled per step, over all processes
-    minibatch_size: int = 32  # [prompts] per update, with all of their completions
+    minibatch_size: int = 64  # [prompts] per update, with all of their completions
     group_size: int = 16  # [completions] per prompt
     epochs: int = 1  # [epochs] how often a step goes over its batch
     lr_final: float = 0.05  # [share of lr] where the cosine ends
@@ -205,6 +212,11 @@ class GRPOConfig(OnPolicyConfig):
                 f"GRPOConfig: group_size must be at least 2 for {self.algorithm}, got 1: one completion has nothing to "
                 "be compared with; choose reinforce, reinforce++ or remax"
             )
+        if self.group_size == 1 and recipe.resample:
+            raise InputError(
+                "GRPOConfig: resample needs groups of at least 2 completions, got group_size 1; set resample to 0"
+            )
+        self._refuse_what_has_no_effect()
         if recipe.kl_in == "loss" and recipe.estimator == "k1" and self.kl_coef:
             raise InputError(
                 "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1, whose expected gradient is 0 there; or "
@@ -225,6 +237,16 @@ class GRPOConfig(OnPolicyConfig):
                 f"GRPOConfig: fused takes the surrogates {', '.join(OF_ONE_TOKEN)} without entropy terms, got "
                 f"{recipe.surrogate}; leave it out"
             )
+
+    def _refuse_what_has_no_effect(self) -> None:
+        recipe = self.recipe
+        for name in ("clip_eps", "clip_eps_high", "dual_clip"):
+            if getattr(self, name) is not None and name not in BOUNDS.get(recipe.surrogate, ()):
+                raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
+        if self.scale_rewards and recipe.advantage != "group":
+            raise InputError(f"GRPOConfig: scale_rewards has no part in {recipe.advantage} advantages; leave it out")
+        if self.gamma != 1 and recipe.advantage not in PER_TOKEN:
+            raise InputError(f"GRPOConfig: gamma has no part in {recipe.advantage} advantages; leave it out")
 
     @property
     def recipe(self) -> Recipe:
@@ -267,10 +289,8 @@ class GRPOTrainer:
             raise InputError("GRPOTrainer: needed a policy without value head, which no loss here would train")
         if config.kl_coef and ref_policy is None:
             raise InputError("GRPOTrainer: kl_coef > 0 needs a reference, got none; pass copy_of(policy)")
-        if ref_policy and ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError(
-                "GRPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
-            )
+        if ref_policy:
+            check_reference("GRPOTrainer", policy, ref_policy)
         if config.recipe.resample and spare is None:
             raise InputError("GRPOTrainer: resample needs spare prompts, got none; pass spare=Batches(...)")
         check_stop_token("GRPOTrainer", config, policy.transformer.config.vocab_size)
@@ -339,7 +359,7 @@ class GRPOTrainer:
             self.rewards,
             self.tokenizer,
             batch,
-            self.config.sampling(self.tokenizer.eos_id),
+            self.config.sampling(self.tokenizer.eos_ids),
             seed=self.seed,
             stream=stream,
             group_size=self.config.group_size,
@@ -394,9 +414,13 @@ class GRPOTrainer:
             with gradient_sync(self.policy, group is groups[-1]):
                 loss, terms = (self.fused_loss if config.fused else self.open_loss)(old, A, W, counts, entropy_coef)
                 backward(loss)
-            sums["loss"] = sums.get("loss", 0) + loss.detach()
+            policy_loss = masked_sum(terms.pop("policy_loss").detach(), old.completion_mask)
+            for name, part in {"loss": loss.detach(), "policy_loss": policy_loss}.items():
+                sums[name] = sums.get(name, 0) + part
             add_means(sums, terms, old.completion_mask, seen)
-        metrics = self.optimizer.step(sums)
+        metrics = self.optimizer.step({**sums, "seen": seen / world_size()})
+        if not metrics.pop("seen"):  # an average over nothing is no observation
+            metrics = {name: metrics[name] for name in ("loss", "policy_loss", "grad_norm", "lr")}
         if self.entropy:
             self.entropy.update(metrics["entropy"])
             metrics["entropy_coef"] = self.entropy.coef
@@ -426,13 +450,13 @@ class GRPOTrainer:
         logps = torch.where(mask, now.logps, 0)  # a prompt's log-probs say nothing about choices
         old_logps = torch.where(mask, old.logps, 0)
         policy_losses = losses = weights * self.surrogate(logps, old_logps, A, mask, recipe)
-        terms = {"entropy": now.entropy, **ratio_diagnostics(logps, old_logps=old_logps, advantages=A, **recipe.bounds)}
+        terms = {"entropy": now.entropy, **self.diagnostics(logps, old_logps, A)}
         if config.kl_coef and recipe.kl_in == "loss":
             losses = losses + config.kl_coef * ESTIMATORS[recipe.estimator](logps, ref_logps=old.ref_logps)
         if entropy_coef:
             losses = losses - entropy_coef * now.entropy
-        loss = masked_sum(losses * self.token_weights(mask, counts), mask)
-        return loss, {"policy_loss": policy_losses, **terms}
+        share = self.token_weights(mask, counts)
+        return masked_sum(losses * share, mask), {"policy_loss": policy_losses * share, **terms}
 
     def fused_loss(
         self, old: Rollout, A: Tensor, weights: Tensor, counts: Tensor, entropy_coef: float
@@ -458,9 +482,15 @@ class GRPOTrainer:
             temperature=config.temperature,
         )
         loss, logps, entropy = self.policy(old.input_ids, old.attention_mask, head=head)
-        policy_losses = weights * self.surrogate(logps, old_logps, A, mask, recipe)
-        terms = ratio_diagnostics(logps, old_logps=old_logps, advantages=A, **recipe.bounds)
-        return loss, {"policy_loss": policy_losses, "entropy": entropy, **terms}
+        policy_losses = weights * self.surrogate(logps, old_logps, A, mask, recipe) * self.token_weights(mask, counts)
+        return loss, {"policy_loss": policy_losses, "entropy": entropy, **self.diagnostics(logps, old_logps, A)}
+
+    def diagnostics(self, logps: Tensor, old_logps: Tensor, A: Tensor) -> dict[str, Tensor]:
+        """Ratio and KL of each token; what was clipped only where the surrogate clips tokens."""
+        terms = ratio_diagnostics(logps, old_logps=old_logps, advantages=A, **self.recipe.bounds)
+        if self.recipe.surrogate != "clip":
+            del terms["clip_fraction"]
+        return terms
 
     def token_weights(self, mask: Tensor, counts: Tensor) -> Tensor:
         """What each token's loss counts in the update, [B, T]: with this the reduction is a plain sum."""
@@ -487,7 +517,7 @@ class GRPOTrainer:
     @torch.no_grad()
     def greedy_scores(self) -> Tensor:
         """[B]: what the greedy completion of each prompt scores, once for each of the prompt's samples."""
-        greedy = replace(self.config.sampling(self.tokenizer.eos_id), temperature=0.0)
+        greedy = replace(self.config.sampling(self.tokenizer.eos_ids), temperature=0.0)
         prompts, rows = [draw.row.prompt for draw in self.drawn], [draw.row.source for draw in self.drawn]
         completions = generate(self.models["policy"].transformer, prompts, greedy, tokenizer=self.tokenizer)
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])

@@ -39,7 +39,7 @@ class OnPolicyConfig(OptimizerConfig):
         check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
         check_range(self, "temperature", "target_kl", above=0)
         check_range(self, "missing_eos_penalty", least=0)
-        self.sampling(eos_id=0)  # refuses what sampling cannot do, now and not after the other stages
+        self.sampling(eos_ids=(0,))  # refuses what sampling cannot do, now and not after the other stages
         who = type(self).__name__
         if self.batch_size % self.minibatch_size:
             fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
@@ -62,14 +62,14 @@ class OnPolicyConfig(OptimizerConfig):
         """Optimizer steps of the whole run, if target_kl never stops one early."""
         return self.steps * self.epochs * self.minibatches
 
-    def sampling(self, eos_id: int) -> SamplingConfig:
-        stop = eos_id if self.stop_token == "eos" else self.stop_token
+    def sampling(self, eos_ids: tuple[int, ...]) -> SamplingConfig:
+        """As these settings sample, with a tokenizer that ends texts with one of `eos_ids`."""
         return SamplingConfig(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            stop_ids=(stop,),
+            stop_ids=eos_ids if self.stop_token == "eos" else (self.stop_token,),
             stop_strings=self.stop_strings,
             batch_size=max(256, self.batch_size),
             microbatch_tokens=self.microbatch_tokens,
@@ -96,9 +96,11 @@ def over_minibatches(
         history.append(update(range(start, start + size)))
         if not math.isfinite(history[-1]["loss"] + history[-1]["grad_norm"]):
             break  # nothing was changed, and nothing more shall be: `Run.record` stops the run
-        if config.target_kl and history[-1]["approx_kl"] > config.target_kl:
+        if config.target_kl and history[-1].get("approx_kl", 0.0) > config.target_kl:
             break
-    means = {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
+    names = {name: None for metrics in history for name in metrics}  # an update may have nothing to say of some
+    said = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
+    means = {name: sum(values) / len(values) for name, values in said.items()}
     return {**means, "lr": history[-1]["lr"], "updates": len(history)}
 
 

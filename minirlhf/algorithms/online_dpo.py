@@ -18,7 +18,7 @@ from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
 from minirlhf.model.mixture import GeometricMixture
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import Policy, check_reference
 from minirlhf.rewards.judges import Judge, judge_pairs
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
@@ -73,10 +73,7 @@ class OnlineDPOTrainer:
         *,
         seed: int = 0,
     ) -> None:
-        if ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError(
-                "OnlineDPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
-            )
+        check_reference("OnlineDPOTrainer", policy, ref_policy)
         if policy.value_head is not None:
             raise InputError("OnlineDPOTrainer: needed a policy without value head, which no loss here would train")
         check_stop_token("OnlineDPOTrainer", config, policy.transformer.config.vocab_size)
@@ -165,7 +162,7 @@ class OnlineDPOTrainer:
 
     def _write(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> list[Completion]:
         keys = [(draw.epoch, draw.index, sample) for draw in batch]
-        prompts, sampling = [draw.row.prompt for draw in batch], self.config.sampling(self.tokenizer.eos_id)
+        prompts, sampling = [draw.row.prompt for draw in batch], self.config.sampling(self.tokenizer.eos_ids)
         options = {"seed": self.seed, "stream": "rollout", "keys": keys, "tokenizer": self.tokenizer}
         return generate(transformer, prompts, sampling, **options)
 

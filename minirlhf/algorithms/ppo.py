@@ -25,7 +25,7 @@ from minirlhf.losses import (
     ppo_value_loss,
     ratio_diagnostics,
 )
-from minirlhf.model.policy import Policy, ValueModel
+from minirlhf.model.policy import Policy, ValueModel, check_reference
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout import Rollout, collect, describe, explained_variance, moments_of_all
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
@@ -83,10 +83,7 @@ class PPOTrainer:
         value_model: ValueModel | None = None,
         seed: int = 0,
     ) -> None:
-        if ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError(
-                "PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
-            )
+        check_reference("PPOTrainer", policy, ref_policy)
         if value_model is None and policy.value_head is None:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
         if value_model is not None and policy.value_head is not None:
@@ -143,7 +140,7 @@ class PPOTrainer:
             self.reward,
             self.tokenizer,
             batch,
-            self.config.sampling(self.tokenizer.eos_id),
+            self.config.sampling(self.tokenizer.eos_ids),
             seed=self.seed,
         )
         shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)

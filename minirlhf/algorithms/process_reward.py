@@ -41,8 +41,8 @@ def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> li
     """Rows {prompt, steps: [text], labels: [bool]} in ids; an outcome is one step. Each label sits on its step's last
     token: source["places"] counts from the start of the response.
 
-    Raises: InputError, naming the row, if steps and labels do not pair up, a step is empty, or the row exceeds the
-        context (tokens).
+    Raises: InputError, naming the row, if steps and labels do not pair up, a step is empty, a label is neither true
+        nor false, or the row exceeds the context (tokens).
     """
     prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
     encoded = []
@@ -52,6 +52,8 @@ def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> li
                 f"row {i}: needed steps and as many labels, got {len(row['steps'])} and {len(row['labels'])}, or an "
                 "empty step"
             )
+        if wrong := [label for label in row["labels"] if label not in (True, False)]:
+            raise InputError(f"row {i}: needed labels of true or false, got {wrong[0]!r}; convert them first")
         steps = [ids[:-1] for ids in tokenizer.encode_responses(list(row["steps"]))]  # without EOS
         ends = torch.tensor([len(step) for step in steps]).cumsum(0) - 1
         response = [token for step in steps for token in step]
@@ -104,7 +106,7 @@ class ProcessRewardTrainer:
         for i, row in enumerate(rows):
             columns = [len(row.prompt) + place for place in row.source["places"]]
             mask[i, columns] = True
-            labels[i, columns] = torch.tensor(row.source["labels"], device=self.device)
+            labels[i, columns] = torch.tensor(row.source["labels"], dtype=torch.bool, device=self.device)
         right = ((scores > 0) == labels).to(scores.dtype)
         return correctness_loss(scores, labels=labels), right, mask
 

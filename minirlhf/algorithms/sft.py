@@ -99,7 +99,7 @@ class SFTTrainer:
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
         shown = rows[:4]
         longest = SamplingConfig(
-            max_tokens=max(len(row.responses[0]) for row in shown), stop_ids=(self.tokenizer.eos_id,)
+            max_tokens=max(len(row.responses[0]) for row in shown), stop_ids=self.tokenizer.eos_ids
         )
         completions = generate(self.models["policy"].transformer, [row.prompt for row in shown], longest)
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])

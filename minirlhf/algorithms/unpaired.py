@@ -23,7 +23,7 @@ from minirlhf.losses import (
     kto_loss,
     sum_logps,
 )
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import Policy, check_reference
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
@@ -52,7 +52,7 @@ class UnpairedConfig(OptimizerConfig):
 
 
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
-    """Each pair as two rows: source["desirable"] says which, and the second response is another row's, for KTO's KL.
+    """Each pair as two rows: source["desirable"] says which, and the second response is another prompt's, for KTO's KL.
 
     The partner is a function of the data alone, so that neither batch nor process changes it; it is cut where the
     context (tokens) ends.
@@ -62,8 +62,14 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
         for row in pairs
         for side in (0, 1)
     ]
-    partners = (rows[i - 2].responses[0][: context - len(row.prompt)] for i, row in enumerate(rows))
-    return [replace(row, responses=(*row.responses, other)) for row, other in zip(rows, partners, strict=True)]
+    strangers = (_stranger(rows, i).responses[0][: context - len(row.prompt)] for i, row in enumerate(rows))
+    return [replace(row, responses=(*row.responses, other)) for row, other in zip(rows, strangers, strict=True)]
+
+
+def _stranger(rows: list[EncodedRow], i: int) -> EncodedRow:
+    """The nearest row before row i, of its own side, that has another prompt; its neighbour if all have the same."""
+    others = (rows[i - back] for back in range(2, len(rows) + 1, 2))
+    return next((row for row in others if row.prompt != rows[i].prompt), rows[i - 2])
 
 
 class UnpairedTrainer:
@@ -83,10 +89,7 @@ class UnpairedTrainer:
         rows: list[EncodedRow] = (),
     ) -> None:
         """`rows`: all rows, which `prompt_weighting` learns from."""
-        if ref_policy.transformer.head_weight is policy.transformer.head_weight:
-            raise InputError(
-                "UnpairedTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
-            )
+        check_reference("UnpairedTrainer", policy, ref_policy)
         if policy.value_head is not None:
             raise InputError("UnpairedTrainer: needed a policy without value head, which no loss here would train")
         self.config, self.tokenizer = config, tokenizer

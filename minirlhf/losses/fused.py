@@ -122,7 +122,7 @@ def _over_chunks(
         entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)
         del logps_NV  # or it would still be there while the next chunk's is made
         inputs_N = {name: value[rows] for name, value in inputs.items()}
-        loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], wanted)
+        loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], wanted, rows.start == 0)
         loss += loss_N
         if wanted:
             slope_N = slope_N[:, None] / temperature
@@ -139,9 +139,12 @@ def _over_chunks(
 
 
 def _loss_and_slope(
-    token_loss: TokenLoss, logps: Tensor, inputs: dict[str, Tensor], scale: Tensor, wanted: bool
+    token_loss: TokenLoss, logps: Tensor, inputs: dict[str, Tensor], scale: Tensor, wanted: bool, first: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Of one chunk: the scaled sum of the losses, and its derivative by each log-prob [n]."""
+    """Of one chunk: the scaled sum of the losses, and its derivative by each log-prob [n].
+
+    first: is it the first chunk, where one look at what the loss depends on is enough?
+    """
     with torch.set_grad_enabled(wanted):
         logps = logps.clone().requires_grad_(wanted)
         losses = token_loss(logps, **inputs)
@@ -153,8 +156,24 @@ def _loss_and_slope(
         total = (losses * scale).sum()
     if not wanted:
         return total, None
-    _refuse_other_leaves(total, logps)
+    if first:
+        _refuse_other_leaves(total, logps)
+        _refuse_other_tokens(losses, logps)
     return total.detach(), torch.autograd.grad(total, logps)[0]
+
+
+def _refuse_other_tokens(losses: Tensor, logps: Tensor) -> None:
+    """Raise ValueError if the first token's loss depends on others: chunk by chunk the result would be another."""
+    if len(losses) < 2 or not losses.requires_grad:
+        return
+    first = torch.zeros_like(losses)
+    first[0] = 1
+    (slope,) = torch.autograd.grad(losses, logps, first, retain_graph=True)
+    if bool(slope[1:].any()):
+        raise ValueError(
+            "fused_linear_loss: token_loss must look at each token by itself, got a loss that depends on other tokens; "
+            "for losses of whole sequences use linear_token_logps"
+        )
 
 
 def _refuse_other_leaves(total: Tensor, logps: Tensor) -> None:

@@ -1,5 +1,18 @@
 """The transformer, and the policy, value model and reward model made of it."""
 
+from minirlhf.model.adapters import (
+    LoRAConfig,
+    adapter_names,
+    adapter_view,
+    apply_lora,
+    count_parameters,
+    disabled,
+    freeze,
+    load_adapter,
+    merge_lora,
+    reference_of,
+    save_adapter,
+)
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import (
@@ -12,11 +25,13 @@ from minirlhf.model.policy import (
     move_towards,
 )
 from minirlhf.model.pretrained import load_policy, load_pretrained, load_reward_model, save_pretrained
+from minirlhf.model.quantised import memory_report, quantise_linears
 from minirlhf.model.transformer import KVCache, Transformer
 
 __all__ = [
     "GeometricMixture",
     "KVCache",
+    "LoRAConfig",
     "ModelConfig",
     "Policy",
     "ProcessRewardModel",
@@ -24,10 +39,22 @@ __all__ = [
     "TokenOutputs",
     "Transformer",
     "ValueModel",
+    "adapter_names",
+    "adapter_view",
+    "apply_lora",
     "copy_of",
+    "count_parameters",
+    "disabled",
+    "freeze",
+    "load_adapter",
     "load_policy",
     "load_pretrained",
     "load_reward_model",
+    "memory_report",
+    "merge_lora",
     "move_towards",
+    "quantise_linears",
+    "reference_of",
+    "save_adapter",
     "save_pretrained",
 ]

@@ -42,5 +42,7 @@ class GeometricMixture(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., 2 D] -> [..., V], each part capped as its family caps."""
+        if self.config.final_logit_softcapping is None:
+            return nn.functional.linear(hidden, self.head_weight)
         first, second = hidden.chunk(2, dim=-1)
         return (1 - self.share) * self.parts[0].logits(first) + self.share * self.parts[1].logits(second)

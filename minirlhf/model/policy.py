@@ -70,6 +70,16 @@ def copy_of(policy: Policy) -> Policy:
     return reference.requires_grad_(False).eval()
 
 
+def check_reference(who: str, policy: Policy, reference: Policy) -> None:
+    """Raise InputError if a reference holds weights that the policy trains: the KL would be 0 for ever."""
+    trained = {id(p) for p in policy.transformer.parameters() if p.requires_grad}
+    if any(id(p) in trained for p in reference.transformer.parameters()):
+        raise InputError(
+            f"{who}: the reference must be a frozen copy, got the policy itself; use copy_of(policy), or "
+            "reference_of(policy) where adapters are trained"
+        )
+
+
 @torch.no_grad()
 def move_towards(reference: Policy, policy: Policy, share: float) -> None:
     """reference <- share * policy + (1 - share) * reference, weight by weight, in place.

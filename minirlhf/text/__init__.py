@@ -1,6 +1,8 @@
 """Tokenizer and chat layout."""
 
 from minirlhf.text.chat import render_chat
+from minirlhf.text.layouts import LAYOUTS
+from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer", "render_chat"]
+__all__ = ["LAYOUTS", "ChatTemplate", "Tokenizer", "render_chat"]

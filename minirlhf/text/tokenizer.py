@@ -1,26 +1,46 @@
-"""Byte-level BPE: text <-> ids. Any text can be written, so nothing is ever unknown.
+"""Text <-> ids: a byte-level BPE of our own, in which nothing is ever unknown, or the tokenizer of a checkpoint.
 
 Prompt and response are encoded apart and their ids joined, both when sampling and when training: the boundary cannot
-differ. Text is encoded as plain text: a "<|eos|>" inside the data is seven characters, never the special token.
+differ. Text is encoded as plain text: a "<|eos|>" inside the data is seven characters, never the special token. A text
+that a checkpoint's chat template wrote is the exception: there special tokens are meant, even inside a turn's content.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
 
 from minirlhf.errors import InputError
-from minirlhf.text.chat import render_chat
+from minirlhf.text.chat import answer_spans, render_chat
+from minirlhf.text.folder import (
+    CONFIG,
+    GENERATION,
+    MODEL,
+    NAMES,
+    TokenizerFolder,
+    choose_pad,
+    read_folder,
+    write_templates,
+)
+from minirlhf.text.layouts import LAYOUTS
+from minirlhf.text.template import ChatTemplate
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
-FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Tokenizer:
-    """A `tokenizers` BPE with the ids of padding, beginning and end. Raises: InputError if padding is the end token."""
+    """A `tokenizers` tokenizer with the ids of padding, beginning and end.
+
+    pad_id:  what fills the right of a row. Masks come from lengths, never from this id, so a checkpoint without a
+             padding token of its own gets an unused special token, else any ordinary one (`special["pad"]` is None).
+    bos_id:  None if the checkpoint has none (Qwen).
+    eos_id:  what ends a response; `eos_ids` are all that end one when sampling, `eos_id` first.
+    Raises: InputError if padding is the end token.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str = PAD, bos: str = BOS, eos: str = EOS) -> None:
         for role, token in (("pad", pad), ("bos", bos), ("eos", eos)):
@@ -31,13 +51,29 @@ class Tokenizer:
                 f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained so never learns to "
                 "stop; add a pad token"
             )
-        self.backend = backend
-        self.backend.encode_special_tokens = True  # special tokens inside text are text
-        self.special = {"pad": pad, "bos": bos, "eos": eos}
-        self.pad_id, self.bos_id, self.eos_id = (backend.token_to_id(token) for token in (pad, bos, eos))
         # other tools, which read tokenizer.json alone, then begin a text with BOS as `encode_prompts` does
-        bos_first = tokenizers.processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, self.bos_id)])
-        self.backend.post_processor = bos_first
+        bos_first = tokenizers.processors.TemplateProcessing(
+            f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+        backend.post_processor = bos_first
+        special = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
+        config = special | {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
+        self._take(TokenizerFolder(backend, config, special, pad, (backend.token_to_id(eos),)))
+
+    def _take(self, source: TokenizerFolder) -> None:
+        backend = source.backend
+        self.source, self.backend = source, backend
+        self.backend.encode_special_tokens = True  # special tokens inside text are text
+        self.special = {"pad": source.pad, "bos": source.special.get("bos_token"), "eos": source.special["eos_token"]}
+        self.eos_ids, self.eos_id = source.eos_ids, source.eos_ids[0]
+        self.bos_id = None if self.special["bos"] is None else backend.token_to_id(self.special["bos"])
+        fill = 0 if self.eos_id != 0 else 1
+        self.pad_id = fill if source.pad is None else backend.token_to_id(source.pad)
+        # what tokenizer.json puts before a text (other tools, given that file, do not look at the config for it)
+        some = backend.encode("a", add_special_tokens=True)
+        added = some.special_tokens_mask
+        self.prefix = some.ids[: added.index(0) if 0 in added else 0]
+        self.templates = {name: ChatTemplate(text, source.special) for name, text in source.templates.items()}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
@@ -70,30 +106,71 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read tokenizer.json and tokenizer_config.json. Raises: InputError if one is missing or broken."""
-        model, config = (Path(folder) / name for name in FILES)
-        for path in (model, config):
-            if not path.is_file():
-                raise InputError(
-                    f"{folder}: needed a tokenizer folder with {' and '.join(FILES)}, found no {path.name}"
-                )
+        """Read a tokenizer's folder, ours or a checkpoint's; see `read_folder`.
+
+        Its chat template is tried out in a child process first. Raises: InputError if anything is missing or broken.
+        """
+        source = read_folder(folder)
+        tokenizer = cls.__new__(cls)
         try:
-            names = json.loads(config.read_text(encoding="utf-8"))
-            backend = tokenizers.Tokenizer.from_file(str(model))
-            return cls(backend, **{role: names[f"{role}_token"] for role in ("pad", "bos", "eos")})
+            tokenizer._take(source)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-        except Exception as error:  # the tokenizers library raises plain Exception for a broken file
-            raise InputError(f"{folder}: needed a readable tokenizer ({error!r}); save it again") from None
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json into `folder`, as other tools read them."""
+        """Write into `folder` what was read or made, as other tools read it.
+
+        Several end tokens go into generation_config.json, whose other keys stay as they are.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / FILES[0]))
-        config = {f"{role}_token": token for role, token in self.special.items()}
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
-        (folder / FILES[1]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        self.backend.save(str(folder / MODEL))
+        files = {CONFIG: write_templates(folder, self.source.config, self.source.templates)}
+        if len(self.eos_ids) > 1:
+            path = folder / GENERATION
+            old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            files[GENERATION] = old | {"eos_token_id": list(self.eos_ids)}
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
+        for name, text in self.source.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def with_template(self, template: str) -> Tokenizer:
+        """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
+
+        A built-in whose turns end with a token of their own makes that the end token. Raises: InputError if the
+        vocabulary lacks a token that it needs, or the template does harm.
+        """
+        if template not in LAYOUTS and "{" not in template:
+            raise InputError(f"chat template: needed one of {', '.join(LAYOUTS)} or Jinja text, got {template!r}")
+        layout = LAYOUTS.get(template)
+        missing = [token for token in layout.needs if self.backend.token_to_id(token) is None] if layout else []
+        if missing:
+            raise InputError(
+                f"chat template {template!r} needs {', '.join(missing)}, which the vocabulary lacks; choose one of "
+                f"{', '.join(name for name, other in LAYOUTS.items() if not other.needs)}"
+            )
+        # other tools must now read special tokens inside text as such, or they would not see those of the template
+        config = {key: value for key, value in self.source.config.items() if key != "split_special_tokens"}
+        special, eos_ids, files = self.source.special, self.eos_ids, self.source.files
+        if layout and layout.turn_end:
+            special = special | {"eos_token": layout.turn_end}
+            eos_ids = tuple(dict.fromkeys([self.backend.token_to_id(layout.turn_end), *eos_ids]))
+            config, files = config | special, {}  # special_tokens_map.json would still tell the old one
+        changed = replace(
+            self.source,
+            config=config,
+            special=special,
+            pad=choose_pad(self.backend, special),
+            eos_ids=eos_ids,
+            templates={"default": layout.template if layout else template},
+            files=files,
+        )
+        tokenizer = type(self).__new__(type(self))
+        tokenizer._take(changed)
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -104,8 +181,9 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """BOS + text, each: even an empty prompt leaves one token to predict from."""
-        return [[self.bos_id, *encoding.ids] for encoding in self._encode_batch(texts)]
+        """Text, each, after BOS if the tokenizer puts one first. An empty prompt too leaves a token to predict from."""
+        alone = [self.eos_id if self.bos_id is None else self.bos_id]  # a text begins where another ended
+        return [[*self.prefix, *encoding.ids] or alone for encoding in self._encode_batch(texts)]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Text + EOS, each."""
@@ -117,17 +195,85 @@ class Tokenizer:
 
     def decode_completions(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """What a policy wrote: its last EOS is left out, any other special token shows, so that rewards can see it."""
-        rows = [ids[:-1] if ids and ids[-1] == self.eos_id else ids for ids in rows]
+        rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
         return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
 
     @property
-    def token_ids(self) -> dict[str, int]:
-        """pad, bos and eos as a model's config.json names them."""
-        return {"pad_token_id": self.pad_id, "bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
+    def token_ids(self) -> dict[str, int | None]:
+        """pad, bos and eos as a model's config.json names them; None where the tokenizer has no such token."""
+        pad_id = None if self.special["pad"] is None else self.pad_id
+        return {"pad_token_id": pad_id, "bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
 
-    def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
-        """Turns -> one text in the plain layout; see `render_chat`."""
-        return render_chat(messages, add_generation_prompt)
+    def apply_chat_template(
+        self,
+        messages: list[dict],
+        add_generation_prompt: bool = False,
+        tools: list[dict] | None = None,
+        variables: dict | None = None,
+    ) -> str:
+        """Turns -> one text, by the checkpoint's template, or in the plain layout if there is none.
+
+        Args: see `ChatTemplate.render` and `render_chat`, which reads neither tools nor variables.
+        """
+        return self._render(messages, add_generation_prompt, tools, variables)[0]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """A text from `apply_chat_template` -> the ids that a model reads: the template's special tokens are tokens."""
+        return self._encode_rendered(text)[0]
+
+    def encode_chat(
+        self,
+        messages: list[dict],
+        add_generation_prompt: bool = False,
+        tools: list[dict] | None = None,
+        variables: dict | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Turns -> ids, and which of them the assistant says, the end of its turn included.
+
+        The text is encoded as a whole, as other tools do it: where an answer's first characters merge with what stands
+        before them, that token counts as the assistant's. The mask follows the template's {% generation %} blocks; a
+        template without them is rendered up to each answer, see `answer_spans`.
+
+        Raises: InputError if the template refuses the turns, or rewrites earlier ones so that an answer is not found.
+        """
+        text, spans = self._render(messages, add_generation_prompt, tools, variables)
+        if spans is None:
+            ends = [self.backend.id_to_token(i) for i in self.eos_ids]
+            spans = answer_spans(
+                lambda turns, prompt: self._render(turns, prompt, tools, variables)[0], messages, text, ends
+            )
+        ids, offsets = self._encode_rendered(text)
+        # a token without width, such as the "_" that some tokenizers put first, stands at its place
+        mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
+        return ids, mask
+
+    def _render(
+        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict | None
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """The text, and the answers' places where the template marks them."""
+        if not self.templates:
+            if tools or variables:
+                raise InputError("chat: the plain layout has no place for tools or variables; choose another template")
+            return render_chat(messages, add_generation_prompt), None
+        template = self.templates.get("tool_use") if tools is not None else None
+        template = template or self.templates.get("default")
+        if template is None:
+            raise InputError(
+                f"chat template: needed one named default, got {', '.join(sorted(self.templates))}; choose one with "
+                "with_template(tokenizer.templates[name].source)"
+            )
+        text, spans = template.render(messages, add_generation_prompt, tools, variables)
+        return text, spans if template.marks_answers else None
+
+    def _encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and their places in the text. Without a template the text is plain text, and begins as prompts do."""
+        prefix = [] if self.templates else self.prefix
+        self.backend.encode_special_tokens = not self.templates or bool(self.source.config.get("split_special_tokens"))
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+        return [*prefix, *encoding.ids], [(-1, -1)] * len(prefix) + encoding.offsets
 
     def _encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         return self.backend.encode_batch(list(texts), add_special_tokens=False)

@@ -42,7 +42,7 @@ def answers(policy, batch, side):
 # c and r: beta times the log-ratio of the chosen and the rejected answer, or of their log-probs; b: beta
 FORMULAS = {
     "sigmoid": lambda c, r, b: -logsigmoid(c - r),
-    "robust": lambda c, r, b: -logsigmoid(c - r),  # no label is taken to be flipped
+    "robust": lambda c, r, b: (-0.9 * logsigmoid(c - r) + 0.1 * logsigmoid(r - c)) / 0.8,  # the loss's own 10%
     "ipo": lambda c, r, b: ((c - r) / b - 1 / (2 * b)) ** 2,
     "hinge": lambda c, r, b: relu(1 - (c - r)),
     "exo": lambda c, r, b: (c - r).sigmoid() * (logsigmoid(c - r) - math.log(0.999))
@@ -289,6 +289,8 @@ def test_state_and_weights_continue_identically():
         ({"loss": "dpo"}, "loss must be one of sigmoid, robust, ipo, .*, alphapo, got 'dpo'"),
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
         ({"beta": -0.1}, "beta must be above 0, got -0.1"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing has no part in the loss ipo; leave it out"),
+        ({"gamma": 1.0}, "gamma has no part in the loss sigmoid"),
         ({"label_smoothing": 0.5}, "label_smoothing must be at least 0 and at most 0.499, got 0.5"),
         ({"length_alpha": 1.5}, "length_alpha must be at least 0 and at most 1, got 1.5"),
         ({"ref_update_mix": 2.0}, "ref_update_mix must be at least 0 and at most 1, got 2.0"),

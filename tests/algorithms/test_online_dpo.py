@@ -55,7 +55,7 @@ def test_gradient_is_that_of_the_papers_formula(batch, kind, loss):
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, batch)
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-6, atol=1e-7)
-    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert max(g.abs().max() for g in expected) > 1e-2
 
 
@@ -65,7 +65,7 @@ def test_the_opponent_is_the_policy_the_reference_or_a_mixture(batch, kind):
     match = trainer.play(batch)
     policy, reference = trainer.models["policy"].transformer, trainer.ref_policy.transformer
     opponent = {"online_dpo": policy, "xpo": reference, "nash_md": GeometricMixture(policy, reference, 0.3)}[kind]
-    sampling = trainer.config.sampling(trainer.tokenizer.eos_id)
+    sampling = trainer.config.sampling(trainer.tokenizer.eos_ids)
     for side, model, sample in ((match.mine, policy, 0), (match.other, opponent, 1)):
         keys = [(draw.epoch, draw.index, sample) for draw in batch]
         expected = generate(model, match.prompts, sampling, stream="rollout", keys=keys)

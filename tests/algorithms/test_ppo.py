@@ -304,7 +304,7 @@ def test_a_reference_that_is_the_policy_or_shares_its_weights_is_refused():
     policy = Policy(tiny.transformer(), value_head=True)
     for reference in (policy, Policy(policy.transformer)):
         text = refusal(lambda r=reference: PPOTrainer(policy, r, tiny.likes_e, tiny.tokenizer(), PPOConfig()))
-        assert text == "PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of(policy)"
+        assert text.startswith("PPOTrainer: the reference must be a frozen copy, got the policy itself; use copy_of")
 
 
 def test_a_policy_without_any_value_function_is_refused():

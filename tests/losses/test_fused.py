@@ -381,6 +381,11 @@ def test_losses_of_whole_sequences_are_refused():
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean(), mask=MASK, count=1)
     with pytest.raises(ValueError, match=r"one number per token, \(7,\), got \(7, 1\)"):
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps[:, None], mask=MASK, count=1)
+    # nor one of the right shape whose tokens share something: chunk by chunk it would be another loss
+    with pytest.raises(
+        ValueError, match="^fused_linear_loss: token_loss must look at each token by itself, got a loss"
+    ):
+        fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean().exp().expand_as(logps), mask=MASK, count=1)
     # one with a mask cannot be called a chunk at a time without it, nor with one of [B, T]
     inputs = inputs_of(ppo_policy_loss)
     with pytest.raises(TypeError, match="mask"):

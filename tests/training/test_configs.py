@@ -17,7 +17,7 @@ from minirlhf.algorithms import (
 )
 from minirlhf.generation import SamplingConfig
 from minirlhf.job import JobConfig
-from minirlhf.model import ModelConfig
+from minirlhf.model import LoRAConfig, ModelConfig
 from minirlhf.training import OptimizerConfig, RunConfig, RunSettings, parse_settings
 from minirlhf.training.settings import field_help, help_text, settings_to_toml
 
@@ -35,6 +35,7 @@ CONFIGS = [
     RunSettings,
     RunConfig,
     ModelConfig,
+    LoRAConfig,
     SamplingConfig,
     JobConfig,
 ]

@@ -1,0 +1,521 @@
+"""LoRA: a frozen base and a few small matrices beside it, many sets of them on one base, in PEFT's file layout.
+
+    W x + scale B A x      Hu et al. 2021, arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353
+
+Names of modules are those inside the transformer ("model.layers.0.self_attn.q_proj"), whether a policy or a reward
+model is around it. A pattern is a name, its last parts ("q_proj") or either with wildcards ("layers.1.*").
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minirlhf.errors import InputError, check_range
+from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel
+
+ALL = "all-linear"
+HEADS = ("lm_head", "score", "value_head")  # read by their weight, not called: an adapter there would do nothing
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."  # of every name in PEFT's files
+PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+TASKS = {RewardModel: "SEQ_CLS", ProcessRewardModel: "TOKEN_CLS"}
+# Keys of adapter_config.json that do not change what the files compute; any other one that is set does
+HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
+HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
+HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
+HARMLESS |= {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    r: int = 16  # [numbers] rank: the width between A and B
+    alpha: float = 32.0  # [-] the update is scaled by alpha / r
+    dropout: float = 0.0  # [probability] of an input of A to be 0 in training
+    target_modules: tuple[str, ...] = (ALL,)  # [patterns] which Linears; all-linear is every one except the heads
+    use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
+    use_dora: bool = False  # [-] learn the length of each row of the weight apart from its direction
+
+    def __post_init__(self) -> None:
+        check_range(self, "r", least=1)
+        check_range(self, "alpha", above=0)
+        check_range(self, "dropout", least=0, most=0.999)
+        if not self.target_modules or isinstance(self.target_modules, str):
+            raise InputError(
+                f"LoRAConfig: target_modules must be a list of patterns, got {self.target_modules!r}; see {ALL}"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+class Adapter(nn.Module):
+    """One update of one Linear. In fp32 under a base in half precision: small steps must not be rounded away."""
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+        super().__init__()
+        weight = base.weight.detach()
+        like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        self.config = config
+        self.A = nn.Parameter(torch.empty(config.r, base.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(base.out_features, config.r, **like))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.magnitude = nn.Parameter(weight.to(like["dtype"]).norm(dim=1)) if config.use_dora else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, base: nn.Linear) -> Tensor:
+        out, kept = base(x), self.dropout(x)
+        update = self.config.scale * F.linear(F.linear(kept.to(self.A.dtype), self.A), self.B)
+        if self.magnitude is not None:
+            plain = base(kept) if self.training and self.dropout.p else out
+            plain = plain if base.bias is None else plain - base.bias
+            gain = self.gain(base)
+            update = (gain - 1) * plain + gain * update
+        return (out + update).to(out.dtype)
+
+    def gain(self, base: nn.Linear) -> Tensor:
+        """[out] learned length of each row / its length, a constant to the gradient (DoRA, section 4.3)."""
+        with torch.no_grad():
+            length = (base.weight + self.config.scale * self.B @ self.A).norm(dim=1)
+        return self.magnitude / length.clamp(min=1e-12)
+
+    def delta(self, base: nn.Linear) -> Tensor:
+        """What the adapter adds to the weight, [out, in]."""
+        update = self.config.scale * self.B @ self.A
+        return update if self.magnitude is None else self.gain(base)[:, None] * (base.weight + update) - base.weight
+
+
+class LoRALinear(nn.Module):
+    """A Linear with named adapters of which one, or none, is active. The base is never written to."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.adapters = base, nn.ModuleDict()
+        self.active: str | None = None
+        self.register_buffer("merged", None, persistent=False)  # the sum, beside the base: dropped, the base is back
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.active is None:
+            return self.base(x)
+        if self.merged is not None:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.adapters.parameters()):
+                raise ValueError("LoRALinear: a merged adapter learns nothing; unmerge before training, or use no_grad")
+            return F.linear(x, self.merged.to(x.dtype), self.base.bias)
+        return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
+
+    @torch.no_grad()
+    def merged_weight(self, weights: dict[str, float]) -> Tensor:
+        """W + sum of weights[name] * delta of each adapter, added up in fp32, in W's type."""
+        weight = self.base.weight
+        present = [(share, self.adapters[name]) for name, share in weights.items() if name in self.adapters]
+        return (weight + sum(share * one.delta(self.base) for share, one in present)).to(weight.dtype)
+
+
+def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
+    """Name -> Linear that one of the patterns fits, with or without adapters on it.
+
+    Raises: InputError if a pattern fits none, or a head is asked for.
+    """
+    linears = {name: _base(layer) for name, layer in _linears(model).items()}
+    heads = {name for name, one in linears.items() if name.split(".")[-1] in HEADS or one.out_features == 1}
+    names = {pattern: [n for n in linears if _fits(n, pattern)] for pattern in patterns if pattern != ALL}
+    names |= {ALL: [name for name in linears if name not in heads]} if ALL in patterns else {}
+    for pattern, found in names.items():
+        if not found:
+            leaves = sorted({name.split(".")[-1] for name in linears.keys() - heads})
+            raise InputError(f"pattern {pattern!r} fits no Linear of the model; there are {', '.join(leaves)}")
+        if asked := heads.intersection(found):
+            raise InputError(f"pattern {pattern!r} fits the head {min(asked)}, which must stay as it is; leave it out")
+    chosen = {name for found in names.values() for name in found}
+    return {name: one for name, one in linears.items() if name in chosen}
+
+
+def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> nn.Module:
+    """Put a fresh adapter on the model, in place, and make it the active one. It changes no output yet: B is 0.
+
+    All else is frozen but heads of one number and adapters that were there. Raises: InputError if no Linear fits or the
+    name is taken.
+    """
+    if name in adapter_names(model):
+        raise InputError(f"apply_lora: the model has an adapter {name!r} already; choose another name")
+    _attach(model, list(select_linears(model, config.target_modules)), config, name)
+    return model
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The adapters there are, in the order they came."""
+    return list(dict.fromkeys(name for layer in _lora_layers(model) for name in layer.adapters))
+
+
+def use_adapter(model: nn.Module, name: str | None) -> None:
+    """Make one adapter the active one, or none. Raises: InputError if there is none of that name."""
+    _check_names(model, [name] if name is not None else [])
+    for layer in _lora_layers(model):
+        if layer.merged is not None and name not in (None, layer.active):
+            raise InputError(f"use_adapter: adapters are merged; unmerge before switching to {name!r}")
+        layer.active = name
+
+
+@contextmanager
+def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within, this adapter is the active one (None: the base alone).
+
+    For forwards without gradient: gradient checkpointing runs blocks again in the backward pass, after the end of this.
+    `adapter_view` has no such trap.
+    """
+    before = [(layer, layer.active) for layer in _lora_layers(model)]
+    use_adapter(model, name)
+    try:
+        yield
+    finally:
+        for layer, active in before:
+            layer.active = active
+
+
+def disabled(model: nn.Module) -> AbstractContextManager[None]:
+    """Within, the base alone: its outputs bit for bit."""
+    return adapter(model, None)
+
+
+def adapter_view(model: nn.Module, name: str | None) -> nn.Module:
+    """A second tree of modules over the same parameters, in which only the adapter `name` exists, or none.
+
+    So policy, value and reward models, and the reference, are views of one base: each lists, trains and freezes its
+    own adapter only, and nobody has to switch. Adapters that come later are not seen.
+    """
+    _check_names(model, [name] if name is not None else [])
+    return _twin(model, name)
+
+
+def reference_of(policy: Policy) -> Policy:
+    """The policy with its adapter off: a reference that costs no memory. Raises: InputError if the base is trained."""
+    reference = adapter_view(policy, None).eval()
+    reference.value_head = None
+    if trained := [name for name, p in reference.named_parameters() if p.requires_grad]:
+        raise InputError(
+            f"reference_of: needed a policy with a frozen base, but {len(trained)} of its weights are trained, such as "
+            f"{trained[0]}; apply LoRA first, or use copy_of"
+        )
+    return reference
+
+
+def train_adapters(model: nn.Module, names: Sequence[str]) -> None:
+    """Of the adapters, train these and freeze the others."""
+    _check_names(model, names)
+    for layer in _lora_layers(model):
+        for name, one in layer.adapters.items():
+            one.requires_grad_(name in names)
+
+
+def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
+    """Compute with one weight a layer, W + sum of weights[name] * delta: faster, and untrainable until `unmerge`.
+
+    `weights` None takes the active adapter. Costs a copy of each weight; the base keeps its own.
+    """
+    weights = _shares(model, weights)
+    for layer in _lora_layers(model):
+        layer.merged = layer.merged_weight(weights)
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge`, exactly: the base was never touched."""
+    for layer in _lora_layers(model):
+        layer.merged = None
+
+
+def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.Module:
+    """Make every layer a plain Linear again, in place, with the adapters in its weight: a model like any other."""
+    weights = _shares(model, weights)
+    for name, layer in _linears(model).items():
+        if isinstance(layer, LoRALinear):
+            plain = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(layer.merged_weight(weights), requires_grad=False)
+            plain.bias = layer.base.bias
+            _inner(model).set_submodule(name, plain)
+    return model
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Stop training the parameters that, or whose modules, fit a pattern -> how many numbers that are.
+
+    Raises: InputError if a pattern fits nothing.
+    """
+    parameters = dict(model.named_parameters())
+    frozen = {}
+    for pattern in patterns:
+        found = {n: p for n, p in parameters.items() if _fits(n, pattern) or _fits(n, f"{pattern}.*")}
+        if not found:
+            raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
+        frozen |= found
+    for p in frozen.values():
+        p.requires_grad_(False)
+    return sum(p.numel() for p in frozen.values())
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """-> (trained, all) numbers. A quantised weight is no parameter: `memory_report` knows of it."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+# Files
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    *,
+    base: str | None = None,
+    file_name: Callable[[str], str] = str,
+) -> None:
+    """Write one adapter, and the model's head of one number if it has one, in PEFT's layout.
+
+    Args:
+        base:      folder or hub name of the base, for those who read the file.
+        file_name: our name of a weight -> the name it has in the family's checkpoints.
+    """
+    _check_names(model, [name])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapted = {_there(n, file_name): one for n, one in _adapters(model, name).items()}
+    config = next(iter(adapted.values())).config
+    described = {
+        "peft_type": "LORA",
+        "task_type": next((task for kind, task in TASKS.items() if isinstance(model, kind)), "CAUSAL_LM"),
+        "base_model_name_or_path": base,
+        "r": config.r,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "target_modules": _shortest(list(adapted), [_there(n, file_name) for n in _linears(model)]),
+        "modules_to_save": ["score"] if hasattr(model, "score") else None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {PREFIX + n: p.detach().to("cpu").contiguous() for n, p in _saved(model, name, file_name).items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, name: str = "default", *, file_name: Callable[[str], str] = str
+) -> LoRAConfig:
+    """Put the adapter in a folder on the model and make it the active one; if there is one of that name, fill it.
+
+    A head saved with it is filled too. Raises: InputError, with the model as it was, if a file is missing, broken or a
+    pickle, the adapter is of another type, or it does not fit the model.
+    """
+    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
+    heads, linears = _heads(model), _linears(model)
+    ours = {_there(n, file_name): n for n in linears}
+    weights = {n: w for n, w in weights.items() if n in heads or not n.startswith("value_head.")}  # not all want values
+    adapted = {n.split(".lora_")[0] for n in weights if ".lora_" in n}
+    if not adapted or (unknown := sorted(adapted - ours.keys())):
+        found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
+        raise InputError(
+            f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
+            f"base? {CONFIG} names it"
+        )
+    places = {ours[n]: n for n in ours if n in adapted}
+    _check_shapes(folder, config, weights, {n: _base(linears[name]) for name, n in places.items()}, heads)
+    if name not in adapter_names(model):
+        _attach(model, list(places), config, name)
+    present = _adapters(model, name)
+    kinds = {(one.config.r, one.config.scale, one.config.use_dora) for one in present.values()}
+    if present.keys() != places.keys() or kinds != {(config.r, config.scale, config.use_dora)}:
+        raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
+    with torch.no_grad():
+        for n, p in _saved(model, name, file_name).items():
+            if n in weights:  # all but a value head that was not saved
+                p.copy_(weights[n])
+    use_adapter(model, name)
+    return config
+
+
+def read_adapter_config(folder: str | Path) -> LoRAConfig:
+    """adapter_config.json -> LoRAConfig. Raises: InputError for what would compute something else here."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        kind, targets = raw["peft_type"], raw.get("target_modules") or ALL
+        config = LoRAConfig(
+            r=int(raw["r"]),
+            alpha=float(raw["lora_alpha"]),
+            dropout=float(raw.get("lora_dropout", 0)),
+            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
+            use_rslora=bool(raw.get("use_rslora")),
+            use_dora=bool(raw.get("use_dora")),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: needed JSON with peft_type, r and lora_alpha ({error!r})") from None
+    if kind != "LORA":
+        raise InputError(f"{path}: peft_type must be LORA, the only one there is here, got {kind!r}")
+    neutral = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
+    for key, value in raw.items():
+        if value and key not in HARMLESS and value not in neutral.get(key, ()):
+            raise InputError(f"{path}: {key} is not known here and must be unset, got {value!r}; merge it with PEFT")
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file, without PEFT's prefix."""
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).exists():
+            raise InputError(
+                f"{folder / PICKLE}: a pickle can run code and is not read; convert it where you trust it: "
+                f"safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{WEIGHTS}')"
+            )
+        raise InputError(f"{folder / WEIGHTS}: needed this file, found none; is the download complete?")
+    try:
+        return {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    except (SafetensorError, OSError) as error:
+        message = f"{folder / WEIGHTS}: needed a complete safetensors file ({error}); copy or save it again"
+        raise InputError(message) from None
+
+
+def _check_shapes(
+    folder: str | Path,
+    config: LoRAConfig,
+    weights: dict[str, Tensor],
+    bases: dict[str, nn.Linear],
+    heads: dict[str, nn.Parameter],
+) -> None:
+    """Raise InputError unless the file holds what adapters of this config on these Linears do, and the score head."""
+    needed = {n: tuple(p.shape) for n, p in heads.items() if n in weights or n.startswith("score.")}
+    for n, base in bases.items():
+        needed[f"{n}.{PARTS['A']}"] = (config.r, base.in_features)
+        needed[f"{n}.{PARTS['B']}"] = (base.out_features, config.r)
+        if config.use_dora:
+            needed[f"{n}.{PARTS['magnitude']}"] = (base.out_features,)
+    if missing := sorted(needed.keys() - weights.keys()):
+        raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
+    if surplus := sorted(weights.keys() - needed.keys()):
+        raise InputError(
+            f"{folder}: {len(surplus)} weights have no place in the model: {', '.join(surplus[:3])}; is it an adapter "
+            "of another kind of model?"
+        )
+    for name in sorted(needed):
+        if weights[name].shape != needed[name]:
+            raise InputError(
+                f"{folder}: {name} must be {needed[name]} by the model and {CONFIG}, got {tuple(weights[name].shape)}; "
+                "is the adapter for another base?"
+            )
+
+
+def _saved(model: nn.Module, name: str, file_name: Callable[[str], str]) -> dict[str, nn.Parameter]:
+    """The parameters that belong in an adapter's files, by their names there."""
+    parts = [(_there(n, file_name), one) for n, one in _adapters(model, name).items()]
+    return {f"{n}.{PARTS[part]}": p for n, one in parts for part, p in one.named_parameters()} | _heads(model)
+
+
+def _there(module: str, file_name: Callable[[str], str]) -> str:
+    return file_name(f"{module}.weight").removesuffix(".weight")
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Parameter]:
+    heads = {name: getattr(model, name, None) for name in ("score", "value_head")}
+    return {f"{name}.{n}": p for name, head in heads.items() if head is not None for n, p in head.named_parameters()}
+
+
+def _shortest(adapted: list[str], linears: list[str]) -> list[str]:
+    """Last parts of names if all modules that end so are adapted, else full names."""
+    leaves = {name.split(".")[-1] for name in adapted}
+    return sorted(leaves if {n for n in linears if n.split(".")[-1] in leaves} == set(adapted) else adapted)
+
+
+# Finding and placing
+
+
+def _attach(model: nn.Module, names: Sequence[str], config: LoRAConfig, adapter_name: str) -> None:
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+        raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
+    for name, p in model.named_parameters():
+        if ".adapters." not in name and not set(name.split(".")) & {"score", "value_head"}:
+            p.requires_grad_(False)
+    linears = _linears(model)
+    for name in names:
+        layer = linears[name]
+        if not isinstance(layer, LoRALinear):
+            layer = LoRALinear(layer).train(layer.training)
+            _inner(model).set_submodule(name, layer)
+        layer.adapters[adapter_name] = Adapter(layer.base, config).train(layer.training)
+    use_adapter(model, adapter_name)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The part whose module names are those of a checkpoint."""
+    return model.transformer if isinstance(model, Policy) else model
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear | LoRALinear]:
+    """Every Linear by name; one with adapters once, as what it is now."""
+    modules = _inner(model).named_modules()
+    found = {name: module for name, module in modules if isinstance(module, nn.Linear | LoRALinear)}
+    inside = {f"{name}.base" for name, module in found.items() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in found.items() if name not in inside}
+
+
+def _lora_layers(model: nn.Module) -> list[LoRALinear]:
+    return [layer for layer in _linears(model).values() if isinstance(layer, LoRALinear)]
+
+
+def _adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
+    """The parts of one adapter, by the name of the Linear they are on."""
+    layers = {n: layer for n, layer in _linears(model).items() if isinstance(layer, LoRALinear)}
+    return {n: layer.adapters[name] for n, layer in layers.items() if name in layer.adapters}
+
+
+def _base(layer: nn.Linear | LoRALinear) -> nn.Linear:
+    return layer.base if isinstance(layer, LoRALinear) else layer
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    there = adapter_names(model)
+    for name in names:
+        if name not in there:
+            raise InputError(f"adapter {name!r} is not on the model; there are: {', '.join(there) or 'none'}")
+
+
+def _shares(model: nn.Module, weights: dict[str, float] | None) -> dict[str, float]:
+    if weights is None:
+        active = next((layer.active for layer in _lora_layers(model) if layer.active), None)
+        if active is None:
+            raise InputError("merge: needed an active adapter or weights by name, got neither; see use_adapter")
+        weights = {active: 1.0}
+    _check_names(model, list(weights))
+    return weights
+
+
+def _twin(module: nn.Module, name: str | None) -> nn.Module:
+    """`module` again, its parameters and buffers shared, its children twins."""
+    if isinstance(module, LoRALinear) and name not in module.adapters:
+        return _twin(module.base, name)
+    twin = copy.copy(module)
+    twin._modules = {key: child if child is None else _twin(child, name) for key, child in module._modules.items()}
+    if isinstance(twin, LoRALinear):
+        twin.adapters, twin.active = nn.ModuleDict({name: twin.adapters[name]}), name
+        twin._buffers = {"merged": None}  # merged here is not merged there
+    return twin

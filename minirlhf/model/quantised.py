@@ -1,0 +1,123 @@
+"""Frozen weights in 4 bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+
+A number is one of 16 levels times the largest of its block of 64, and that is one of 256 levels between the least and
+the largest of 256 blocks. Bytes a number: 1/2 + 1/64 + 8 / (64 * 256) = 0.516, 0.129 of fp32 (sizes that fill blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minirlhf.model.adapters import ALL, select_linears
+
+BLOCK, GROUP = 64, 256  # numbers that share a scale; scales that share a range
+# 16 quantiles of the normal distribution, 0 among them, scaled to [-1, 1] (appendix E)
+NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
+NF4 += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634)
+NF4 += (0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-> codes [blocks * 32] uint8, two a byte; scales [blocks] uint8; ranges [groups, 2]: least scale and step.
+
+    The ranges are fp32 that travel as int32: `model.to(bfloat16)` must not round them. The paper keeps the scales in an
+    8-bit float around their mean; levels between least and largest take as much room and are nearer.
+    """
+    table = torch.tensor(NF4, device=weight.device)
+    flat = weight.detach().float().flatten()
+    blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    largest = blocks.abs().amax(dim=1)
+    # the last group is filled up with a scale of its own, which widens no range
+    groups = torch.cat((largest, largest[-1:].expand(-len(largest) % GROUP))).view(-1, GROUP)
+    least = groups.amin(dim=1)
+    ranges = torch.stack((least, (groups.amax(dim=1) - least) / 255), dim=1)
+    levels = (groups - ranges[:, :1]) / ranges[:, 1:].clamp(min=torch.finfo(torch.float32).tiny)
+    scales = levels.round().flatten()[: len(blocks)].to(torch.uint8)
+    ranges = ranges.contiguous().view(torch.int32)
+    # divided by the scale as it will be read back, so that its rounding is made up for where it can be
+    scaled = blocks / _read_scales(scales, ranges).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    codes = torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True).view(-1, 2)
+    return (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), scales, ranges
+
+
+def dequantise(codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The weight, fp32, of what `quantise` gave."""
+    blocks = F.embedding(codes.int(), _pairs(codes.device)).view(-1, BLOCK) * _read_scales(scales, ranges)[:, None]
+    return blocks.flatten()[: shape[0] * shape[1]].view(shape)
+
+
+@lru_cache(maxsize=8)
+def _pairs(device: torch.device) -> Tensor:
+    """[256, 2]: both numbers of a byte, so that one look-up reads two."""
+    with torch.inference_mode(False):  # whoever asks first, training may use it too
+        table = torch.tensor(NF4, device=device)
+        return torch.cartesian_prod(table, table)
+
+
+def _read_scales(scales: Tensor, ranges: Tensor) -> Tensor:
+    ranges = ranges.view(torch.float32).repeat_interleave(GROUP, dim=0)[: len(scales)]
+    return ranges[:, 0] + ranges[:, 1] * scales
+
+
+class QuantisedProduct(torch.autograd.Function):
+    """x W^T with gradient to x alone. Saved for the backward pass are the codes, not the weight made of them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(codes, scales, ranges)
+        ctx.shape = shape
+        return F.linear(x, dequantise(codes, scales, ranges, shape).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return grad @ dequantise(*ctx.saved_tensors, ctx.shape).to(grad.dtype), None, None, None, None
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen Linear whose weight exists in 4 bits and, while it multiplies, in full. It may stand under LoRA."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        for name, tensor in zip(("codes", "scales", "ranges"), quantise(linear.weight), strict=True):
+            self.register_buffer(name, tensor)
+        self.register_parameter("bias", linear.bias if linear.bias is None else linear.bias.requires_grad_(False))
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], fp32, made anew each time; no parameter."""
+        return dequantise(self.codes, self.scales, self.ranges, (self.out_features, self.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (self.out_features, self.in_features)
+        product = QuantisedProduct.apply(x, self.codes, self.scales, self.ranges, shape)
+        return product if self.bias is None else product + self.bias
+
+
+def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.Module:
+    """Replace the Linears that fit a pattern, in place, with or without adapters on them; see `select_linears`."""
+    chosen = {id(linear) for linear in select_linears(model, patterns).values()}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in chosen and not isinstance(child, QuantisedLinear):
+                setattr(parent, name, QuantisedLinear(child))
+    return model
+
+
+def memory_report(model: nn.Module) -> dict[str, int | float]:
+    """Bytes of the weights by kind, each tensor counted once, and what share of its fp32 size the quantised part is."""
+    layers = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
+    quantised = sum(t.nbytes for layer in layers for t in (layer.codes, layer.scales, layer.ranges))
+    as_fp32 = sum(4 * layer.in_features * layer.out_features for layer in layers)
+    parameters = list(model.parameters())
+    return {
+        "quantised_bytes": quantised,
+        "trained_bytes": sum(p.nbytes for p in parameters if p.requires_grad),
+        "frozen_bytes": sum(p.nbytes for p in parameters if not p.requires_grad),
+        "quantised_share_of_fp32": quantised / as_fp32 if as_fp32 else 0.0,
+    }

@@ -1,0 +1,603 @@
+"""LoRA: fresh it changes nothing, off it is gone bit for bit, merged it is the same, saved it comes back."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+
+from minirlhf.errors import InputError
+from minirlhf.generation import SamplingConfig, generate
+from minirlhf.model import Policy, RewardModel, Transformer, ValueModel, load_pretrained, save_pretrained
+from minirlhf.model.adapters import (
+    LoRAConfig,
+    LoRALinear,
+    adapter,
+    adapter_names,
+    adapter_view,
+    apply_lora,
+    count_parameters,
+    disabled,
+    freeze,
+    load_adapter,
+    merge,
+    merge_lora,
+    read_adapter_config,
+    reference_of,
+    save_adapter,
+    select_linears,
+    train_adapters,
+    unmerge,
+    use_adapter,
+)
+
+KINDS = {
+    "LoRA": LoRAConfig(r=3, alpha=6.0),
+    "rsLoRA": LoRAConfig(r=3, alpha=6.0, use_rslora=True),
+    "DoRA": LoRAConfig(r=3, alpha=6.0, use_dora=True),
+}
+each_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def refuses(text):
+    return pytest.raises(InputError, match=re.escape(text))
+
+
+def stir(model, seed=0):
+    """Move every trained parameter: adapters that do something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return model
+
+
+@pytest.fixture
+def adapted(make):
+    """adapted(config): a transformer with an adapter that does something."""
+    return lambda config=KINDS["LoRA"], **changes: stir(apply_lora(make(**changes), config)).eval()
+
+
+def same(first, second):
+    assert_close(first, second, atol=1e-5 * second.abs().max().item(), rtol=1e-5)
+
+
+def trained(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+# What an adapter computes
+
+
+def single(config, weight, bias=None):
+    linear = nn.Linear(2, 2, bias=bias is not None).double()
+    linear.weight.data = torch.tensor(weight, dtype=torch.float64)
+    if bias is not None:
+        linear.bias.data = torch.tensor(bias, dtype=torch.float64)
+    model = apply_lora(nn.Sequential(linear), config)
+    one = model[0].adapters["default"]
+    one.A.data, one.B.data = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([[1.0], [0.0]]).double()
+    return model, one
+
+
+def test_lora_by_hand():
+    # W = 3 I, x = (1, 2): A x = 3, B A x = (3, 0), scale 4 / 1; W x + b = (3 + 10, 6): together (25, 6)
+    model, _ = single(LoRAConfig(r=1, alpha=4.0), [[3.0, 0.0], [0.0, 3.0]], [10.0, 0.0])
+    assert_close(model(torch.tensor([[1.0, 2.0]]).double()), torch.tensor([[25.0, 6.0]]).double())
+
+
+def test_rslora_divides_by_the_root_of_the_rank():
+    assert LoRAConfig(r=16, alpha=8.0).scale == 0.5 and LoRAConfig(r=16, alpha=8.0, use_rslora=True).scale == 2.0
+
+
+def test_dora_by_hand():
+    # W + 1 B A = [[3 + 1, 0 + 1], [0, 3]] with W = [[3, 0], [0, 3]] - but A = (1, 1): first row (4, 1), length root 17.
+    # magnitude starts at the rows' lengths 3 and 3: first row 3 / root 17 * (4 + 2) with x = (1, 2), second 6
+    model, one = single(LoRAConfig(r=1, alpha=1.0, use_dora=True), [[3.0, 0.0], [0.0, 3.0]], [10.0, 0.0])
+    assert_close(one.magnitude.data, torch.tensor([3.0, 3.0]).double())
+    x = torch.tensor([[1.0, 2.0]]).double()
+    assert_close(model(x), torch.tensor([[10 + 18 / 17**0.5, 6.0]]).double())
+    # the length is a constant to the gradient: d out_0 / d B_0 = 3 / root 17 * A x
+    model(x)[0, 0].backward()
+    assert one.B.grad[0, 0].item() == pytest.approx(9 / 17**0.5)
+    assert one.magnitude.grad[0].item() == pytest.approx(6 / 17**0.5)
+
+
+def test_dora_scales_what_dropout_left():
+    # B = 0, magnitude doubled: W x + (2 - 1) W dropout(x). Dropout leaves nothing: W x = 3; in evaluation 2 * 3
+    model = apply_lora(nn.Sequential(nn.Linear(1, 2, bias=False)), LoRAConfig(r=1, dropout=0.999, use_dora=True))
+    model[0].base.weight.data = torch.tensor([[3.0], [0.0]])
+    model[0].adapters["default"].magnitude.data = torch.tensor([6.0, 0.0])
+    torch.manual_seed(0)
+    assert_close(model(torch.ones(1, 1)), torch.tensor([[3.0, 0.0]]))
+    assert_close(model.eval()(torch.ones(1, 1)), torch.tensor([[6.0, 0.0]]))  # and a row of zeros is not nan
+
+
+@each_kind
+@pytest.mark.parametrize("bias", [None, [0.3, -2.0]])
+def test_gradients_numerically(config, bias):
+    torch.manual_seed(0)
+    model, one = single(replace(config, r=1), [[0.3, -1.0], [0.7, 2.0]], bias)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    parts = [one.A, one.B] if one.magnitude is None else [one.magnitude]  # DoRA holds a length constant: A, B differ
+
+    def out(x, *parts):
+        return model(x)
+
+    assert torch.autograd.gradcheck(out, (x, *parts))
+
+
+@each_kind
+def test_a_fresh_adapter_changes_no_logit(make, ids, config):
+    model = make()
+    before = model(ids)
+    assert torch.equal(apply_lora(model, config)(ids), before)
+
+
+def test_a_starts_as_peft_starts_it_and_b_at_0(make):
+    # kaiming-uniform with a = root 5: uniform on +- 1 / root(in); standard deviation 1 / root(3 in)
+    torch.manual_seed(0)
+    model = apply_lora(nn.Sequential(nn.Linear(64, 8)), LoRAConfig(r=64))
+    one = model[0].adapters["default"]
+    assert one.A.abs().max().item() == pytest.approx(1 / 8, rel=0.01) and not one.B.any()
+    assert one.A.std().item() == pytest.approx(1 / 192**0.5, rel=0.05)
+
+
+def test_dropout_acts_in_training_alone_and_on_the_adapter_alone(make, ids):
+    for config in (LoRAConfig(r=3, dropout=0.5), LoRAConfig(r=3, dropout=0.5, use_dora=True)):
+        model = stir(apply_lora(make(), config))
+        assert not torch.equal(model.train()(ids), model(ids))
+        assert torch.equal(model.eval()(ids), model(ids))
+        model = stir(apply_lora(make().eval(), config))  # a new adapter is in the mode the model is in
+        assert torch.equal(model(ids), model(ids))
+    model = apply_lora(make(), LoRAConfig(r=3, dropout=0.5)).train()
+    assert torch.equal(model(ids), make()(ids))
+
+
+def test_a_base_in_bfloat16_has_adapters_in_fp32_and_outputs_in_bfloat16(make, ids):
+    for config in KINDS.values():
+        model = apply_lora(make().bfloat16(), config)
+        before = model(ids)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        assert before.dtype == torch.bfloat16 and not torch.equal(stir(model)(ids), before)
+        assert_close(merge_lora(model)(ids), model(ids))
+
+
+# Where they go
+
+
+def test_all_linear_takes_seven_a_block_and_no_head(make):
+    model = apply_lora(RewardModel(make(tie_word_embeddings=False)), LoRAConfig(r=2))
+    found = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
+    assert sorted(n.split(".")[-1] for n in found) == sorted(2 * SEVEN)
+    assert all(".adapters.default." in n for n in trained(model) - {"score.weight"}) and "score.weight" in trained(
+        model
+    )
+
+
+def test_all_linear_leaves_out_whatever_gives_one_number():
+    assert list(select_linears(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), ("all-linear",))) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "patterns, count",
+    [(("q_proj",), 2), (("q_proj", "mlp.up_proj"), 4), (("layers.1.*",), 7), (("model.layers.0.self_attn.?_proj",), 4)],
+)
+def test_patterns_choose(make, patterns, count):
+    for model in (make(), Policy(make())):  # names are those inside the transformer
+        assert len(select_linears(model, patterns)) == count
+        assert len(select_linears(apply_lora(model, LoRAConfig(target_modules=patterns)), patterns)) == count
+
+
+def test_a_pattern_that_fits_nothing_or_a_head_is_refused(make):
+    with refuses("pattern 'c_attn' fits no Linear of the model; there are down_proj, gate_proj, k_proj"):
+        apply_lora(make(), LoRAConfig(target_modules=("q_proj", "c_attn")))
+    for pattern in ("lm_head", "*"):
+        with refuses(f"pattern '{pattern}' fits the head lm_head, which must stay as it is"):
+            apply_lora(make(tie_word_embeddings=False), LoRAConfig(target_modules=(pattern,)))
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"r": 0}, "LoRAConfig: r must be at least 1, got 0"),
+        ({"alpha": 0.0}, "LoRAConfig: alpha must be above 0, got 0"),
+        ({"dropout": 1.0}, "LoRAConfig: dropout must be at least 0 and at most 0.999, got 1.0"),
+        ({"target_modules": ()}, "LoRAConfig: target_modules must be a list of patterns, got ()"),
+        ({"target_modules": "q_proj"}, "LoRAConfig: target_modules must be a list of patterns, got 'q_proj'"),
+    ],
+)
+def test_bad_settings_are_refused(changes, text):
+    with refuses(text):
+        LoRAConfig(**changes)
+
+
+def test_names_must_be_new_plain_and_known(make):
+    model = apply_lora(make(), LoRAConfig(r=1), "policy")
+    with refuses("the model has an adapter 'policy' already"):
+        apply_lora(model, LoRAConfig(r=1), "policy")
+    for name in ("", "a.b", "keys"):
+        with refuses(f"an adapter cannot be named {name!r}"):
+            apply_lora(model, LoRAConfig(r=1), name)
+    with refuses("adapter 'valeu' is not on the model; there are: policy"):
+        use_adapter(model, "valeu")
+    with refuses("adapter 'x' is not on the model; there are: none"):
+        adapter_view(make(), "x")
+
+
+# On, off, several
+
+
+@each_kind
+def test_with_the_adapter_off_logits_are_the_bases_bit_for_bit(make, adapted, ids, mask, config):
+    model, base = adapted(config), make()
+    assert not torch.equal(model(ids, mask), base(ids, mask))
+    with disabled(model):
+        assert torch.equal(model(ids, mask), base(ids, mask))
+    assert torch.equal(adapter_view(model, None)(ids, mask), base(ids, mask))
+    assert not torch.equal(model(ids, mask), base(ids, mask))
+
+
+def test_the_adapter_comes_back_after_an_exception(adapted, ids):
+    model = adapted()
+    before = model(ids)
+    with pytest.raises(KeyError), disabled(model):
+        raise KeyError
+    assert torch.equal(model(ids), before)
+
+
+def test_named_adapters_do_not_disturb_one_another(make, ids):
+    outputs = {}
+    for name, config in KINDS.items():  # alone
+        model = make()
+        torch.manual_seed(1)
+        outputs[name] = stir(apply_lora(model, config), seed=len(name))(ids)
+    model = make()
+    for name, config in KINDS.items():  # together
+        torch.manual_seed(1)
+        apply_lora(model, config, name)
+        train_adapters(model, [name])
+        stir(model, seed=len(name))
+    assert adapter_names(model) == list(KINDS)
+    for name in KINDS:
+        with adapter(model, name):
+            assert torch.equal(model(ids), outputs[name])
+        assert torch.equal(adapter_view(model, name)(ids), outputs[name])
+
+
+def test_an_adapter_on_some_layers_leaves_the_others_the_base(make, ids):
+    model = apply_lora(make(), LoRAConfig(r=2), "wide")
+    apply_lora(model, LoRAConfig(r=2, target_modules=("layers.1.*",)), "narrow")
+    stir(model)
+    narrow = adapter_view(model, "narrow")
+    assert len([m for m in narrow.modules() if isinstance(m, LoRALinear)]) == 7
+    with adapter(model, "narrow"):
+        assert torch.equal(model(ids), narrow(ids))
+    same(merge_lora(narrow)(ids), adapter_view(model, "narrow")(ids))
+
+
+def test_policy_value_and_reward_are_views_of_one_base_and_train_apart(make, ids, mask):
+    base = make()
+    for name in ("policy", "value", "reward"):
+        apply_lora(base, KINDS["LoRA"], name)
+    stir(base)
+    policy, value = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
+    reward = RewardModel(adapter_view(base, "reward")).requires_grad_(False)
+    assert trained(policy) and all(".adapters.policy." in name for name in trained(policy))
+    assert trained(value) - {"value_head.weight", "value_head.bias"}
+    assert {p.data_ptr() for p in policy.parameters()} & {p.data_ptr() for p in reward.parameters()}  # one base
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in (*policy.parameters(), *value.parameters()) if p.requires_grad], lr=1.0)
+    nn.init.ones_(value.value_head.weight)
+    (policy(ids, mask).logps.sum() + value(ids, mask).sum()).backward()
+    optimizer.step()
+    moved = {name for name, p in base.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.split(".adapters.")[1].split(".")[0] for name in moved} == {"policy", "value"}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, mask, checkpointing):
+    # blocks run again in the backward pass, after other views have run
+    base = make()
+    for name in ("policy", "value"):
+        apply_lora(base, KINDS["LoRA"], name)
+    stir(base)
+    base.model.gradient_checkpointing = checkpointing
+    policy, other = Policy(adapter_view(base, "policy")), adapter_view(base, "value")
+    logps = policy(ids, mask).logps
+    other(ids, mask)
+    grads = torch.autograd.grad(logps.sum(), [p for p in policy.parameters() if p.requires_grad])
+    base.model.gradient_checkpointing = False
+    use_adapter(base, "policy")
+    train_adapters(base, ["policy"])
+    wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), [p for p in base.parameters() if p.requires_grad])
+    for got, want in zip(grads, wanted, strict=True):
+        assert_close(got, want)
+
+
+def test_the_reference_is_the_policy_with_the_adapter_off(make, ids, mask):
+    plain = Policy(make())(ids, mask)
+    policy = apply_lora(Policy(make(), value_head=True), KINDS["DoRA"])
+    reference = reference_of(policy)
+    stir(policy)
+    reference.requires_grad_(False)  # as the trainers do
+    assert trained(policy) and not trained(reference) and reference.value_head is None and not reference.training
+    assert reference.transformer.head_weight is policy.transformer.head_weight
+    assert torch.equal(reference(ids, mask).logps, plain.logps)
+    assert not torch.equal(policy(ids, mask).logps, plain.logps)
+    assert not {id(p) for p in policy.parameters() if p.requires_grad} & {id(p) for p in reference.parameters()}
+
+
+def test_a_reference_of_a_policy_whose_base_is_trained_is_refused(make):
+    with refuses("reference_of: needed a policy with a frozen base, but"):
+        reference_of(Policy(make()))
+
+
+def test_generation_runs_with_adapters_merged_or_not(adapted):
+    model = adapted(KINDS["DoRA"])
+    prompts, config = [[1, 2, 3], [4]], SamplingConfig(max_tokens=8)
+    plain = generate(model, prompts, config)
+    merge(model)
+    assert [c.ids for c in generate(model, prompts, config)] == [c.ids for c in plain]
+    assert [c.ids for c in generate(adapter_view(model, None), prompts, config)] != [c.ids for c in plain]
+
+
+# Merging
+
+
+@each_kind
+def test_merged_is_the_same_and_unmerged_is_what_was_bit_for_bit(adapted, make, ids, config):
+    model = adapted(config)
+    with torch.no_grad():
+        before, weights = model(ids), {n: p.clone() for n, p in model.state_dict().items()}
+        merge(model)
+        same(model(ids), before)
+        assert not torch.equal(model(ids), before)
+        with disabled(model):
+            assert torch.equal(model(ids), make()(ids))
+        unmerge(model)
+        assert torch.equal(model(ids), before)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(p, weights[n]) for n, p in model.state_dict().items())
+
+
+def test_several_merge_with_weights():
+    # W = 0; deltas of scale 2: first B A = [[1, 1], [0, 0]] * 2; second [[0, 0], [3, 0]] * 2: 0.5 and -1 of them
+    linear = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(linear.weight)
+    model = nn.Sequential(linear)
+    for name, A, B in (("one", [[1.0, 1.0]], [[1.0], [0.0]]), ("two", [[1.0, 0.0]], [[0.0], [3.0]])):
+        apply_lora(model, LoRAConfig(r=1, alpha=2.0), name)
+        model[0].adapters[name].A.data, model[0].adapters[name].B.data = torch.tensor(A), torch.tensor(B)
+    merged = merge_lora(model, {"one": 0.5, "two": -1.0})
+    assert type(merged[0]) is nn.Linear
+    assert_close(merged[0].weight.data, torch.tensor([[1.0, 1.0], [-6.0, 0.0]]))
+
+
+@each_kind
+def test_a_merged_model_saves_as_any_other(tmp_path, adapted, ids, config):
+    model = adapted(config, tie_word_embeddings=False)
+    before = model(ids)
+    save_pretrained(merge_lora(model), tmp_path)
+    same(load_pretrained(tmp_path)(ids), before)
+
+
+def test_training_while_merged_is_refused_and_so_is_switching(make, ids):
+    model = apply_lora(apply_lora(make(), LoRAConfig(r=2), "one"), LoRAConfig(r=2), "two")
+    merge(model)
+    with pytest.raises(ValueError, match="a merged adapter learns nothing; unmerge before training"):
+        model(ids)
+    with refuses("adapters are merged; unmerge before switching to 'one'"):
+        use_adapter(model, "one")
+    other = adapter_view(model, "one")
+    other(ids).sum().backward()  # a view is merged on its own
+
+
+def test_merging_without_an_active_adapter_is_refused(adapted):
+    model = adapted()
+    use_adapter(model, None)
+    with refuses("merge: needed an active adapter or weights by name, got neither"):
+        merge_lora(model)
+    with refuses("adapter 'x' is not on the model; there are: default"):
+        merge(model, {"x": 1.0})
+
+
+# Freezing
+
+
+def test_freezing_by_pattern(make):
+    policy = Policy(make(), value_head=True)
+    before, total = count_parameters(policy)
+    assert before == total
+    # embed_tokens 37 * 24; an MLP 3 * 24 * 40
+    assert freeze(policy, ["embed_tokens", "layers.0.mlp"]) == 37 * 24 + 3 * 24 * 40
+    assert count_parameters(policy) == (total - 37 * 24 - 3 * 24 * 40, total)
+    frozen = {name for name, _ in policy.named_parameters()} - trained(policy)
+    assert frozen == {
+        "transformer.model.embed_tokens.weight",
+        *(f"transformer.model.layers.0.mlp.{name}.weight" for name in SEVEN[4:]),
+    }
+    with refuses("freeze: pattern 'wte' fits no parameter"):
+        freeze(policy, ["wte"])
+
+
+def test_lora_trains_adapters_and_heads_only(make):
+    policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2, target_modules=("q_proj",)))
+    # two layers, A [2, 24] and B [24, 2] each; the head 24 + 1
+    assert count_parameters(policy)[0] == 2 * (2 * 24 + 24 * 2) + 25
+
+
+# Files
+
+
+@each_kind
+@pytest.mark.parametrize("kind", [Transformer, Policy, RewardModel, ValueModel])
+def test_a_saved_adapter_comes_back(tmp_path, make, ids, mask, kind, config):
+    def build():
+        torch.manual_seed(7)
+        return kind(make(), value_head=True) if kind is Policy else make() if kind is Transformer else kind(make())
+
+    model = stir(apply_lora(build(), replace(config, target_modules=("q_proj", "layers.1.*"))))
+    save_adapter(model, tmp_path / "a" / "b", base="some/base")
+    loaded = build()
+    assert load_adapter(loaded, tmp_path / "a" / "b", "other").r == 3
+    for first, second in zip([*loaded(ids, mask)], [*model(ids, mask)], strict=True):
+        assert torch.equal(first, second)
+    assert trained(loaded) == {name.replace(".default.", ".other.") for name in trained(model)}
+    described = json.loads((tmp_path / "a" / "b" / "adapter_config.json").read_text())
+    assert described["task_type"] == ("SEQ_CLS" if kind is RewardModel else "CAUSAL_LM")
+    assert described["base_model_name_or_path"] == "some/base" and len(described["target_modules"]) == 8
+
+
+def test_names_in_the_files_are_pefts(tmp_path, adapted):
+    save_adapter(adapted(KINDS["DoRA"]), tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    first = "base_model.model.model.layers.0.mlp.down_proj."
+    shapes = {name.removeprefix(first): tuple(w.shape) for name, w in weights.items() if name.startswith(first)}
+    assert shapes == {"lora_A.weight": (3, 40), "lora_B.weight": (24, 3), "lora_magnitude_vector": (24,)}
+    assert len(weights) == 2 * 7 * 3
+    described = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert described["peft_type"] == "LORA" and described["target_modules"] == sorted(SEVEN)
+    assert described["lora_alpha"] == 6 and described["use_dora"] is True and described["modules_to_save"] is None
+
+
+def test_a_family_with_other_names_in_its_files(tmp_path, make, adapted, ids):
+    def file_name(name):
+        return name.replace("model.layers.", "transformer.h.").replace(".q_proj.", ".c_attn.")
+
+    model = adapted()
+    save_adapter(model, tmp_path, file_name=file_name)
+    assert "c_attn" in json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.transformer.h.1.self_attn.c_attn.lora_A.weight" in weights
+    loaded = make()
+    load_adapter(loaded, tmp_path, file_name=file_name)
+    assert torch.equal(loaded(ids), model(ids))
+    with refuses("found 14 not in the model, such as transformer.h.0.mlp.down_proj; is the adapter for another base?"):
+        load_adapter(make(), tmp_path)
+
+
+def test_loading_fills_an_adapter_that_is_there_in_place(tmp_path, make, adapted, ids):
+    model = adapted()
+    save_adapter(model, tmp_path)
+    fresh = apply_lora(make(), KINDS["LoRA"])
+    before = list(fresh.parameters())
+    load_adapter(fresh, tmp_path)
+    assert torch.equal(fresh(ids), model(ids))
+    assert all(one is two for one, two in zip(fresh.parameters(), before, strict=True))  # an optimizer holds them
+    for config in (replace(KINDS["LoRA"], alpha=7.0), KINDS["DoRA"], LoRAConfig(r=3, target_modules=("q_proj",))):
+        with refuses("differs from the adapter 'default' on the model; load it under another name"):
+            load_adapter(apply_lora(make(), config), tmp_path)
+
+
+def test_a_value_head_is_left_alone_by_those_who_want_no_values_and_kept_where_none_was_saved(tmp_path, make, loud):
+    policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2))
+    save_adapter(stir(policy), tmp_path / "with")
+    load_adapter(Policy(make()), tmp_path / "with")
+    save_adapter(policy.transformer, tmp_path / "without")
+    other = loud(Policy(make(), value_head=True))
+    before = other.value_head.weight.clone()
+    load_adapter(other, tmp_path / "without")
+    assert torch.equal(other.value_head.weight, before)
+    load_adapter(other, tmp_path / "with")
+    assert torch.equal(other.value_head.weight, policy.value_head.weight)
+
+
+# Bad input
+
+
+@pytest.fixture
+def folder(tmp_path, adapted):
+    save_adapter(adapted(), tmp_path)
+    return tmp_path
+
+
+def rewrite(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"peft_type": "IA3"}, "peft_type must be LORA, the only one there is here, got 'IA3'"),
+        ({"r": 0}, "LoRAConfig: r must be at least 1, got 0"),
+        ({"r": "many"}, "needed JSON with peft_type, r and lora_alpha"),
+        ({"lora_alpha": None}, "needed JSON with peft_type, r and lora_alpha"),
+        ({"bias": "all"}, "bias is not known here and must be unset, got 'all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is not known here and must be unset, got 'pissa'"),
+        ({"rank_pattern": {"q_proj": 9}}, "rank_pattern is not known here and must be unset"),
+        ({"something_new": 1}, "something_new is not known here and must be unset, got 1"),
+    ],
+)
+def test_a_config_that_means_something_else_is_refused(folder, make, changes, text):
+    rewrite(folder, **changes)
+    with refuses(text):
+        load_adapter(make(), folder)
+
+
+def test_a_folder_without_config_or_with_a_broken_one_is_refused(folder, make):
+    for text in ("{", "[]", "{}"):
+        (folder / "adapter_config.json").write_text(text)
+        with refuses("needed JSON with peft_type, r and lora_alpha"):
+            read_adapter_config(folder)
+    with refuses("needed an adapter folder with adapter_config.json, found none; check the path"):
+        load_adapter(make(), folder / "nowhere")
+
+
+def test_a_pickle_is_refused_and_the_error_converts_it(folder, make, adapted, ids, monkeypatch):
+    path = folder / "adapter_model.safetensors"
+    torch.save(load_file(path), folder / "adapter_model.bin")
+    path.unlink()
+    with refuses("adapter_model.bin: a pickle can run code and is not read") as caught:
+        load_adapter(make(), folder)
+    monkeypatch.chdir(folder)
+    exec("import torch, safetensors.torch\n" + str(caught.value).split("trust it: ")[1])
+    model = make()
+    load_adapter(model, folder)
+    assert torch.equal(model(ids), adapted()(ids))
+
+
+def test_broken_or_missing_weights_are_refused(folder, make):
+    path = folder / "adapter_model.safetensors"
+    whole, weights = path.read_bytes(), load_file(path)
+    path.write_bytes(whole[:-100])
+    with refuses("needed a complete safetensors file"):
+        load_adapter(make(), folder)
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, path)
+    with refuses("1 weights are missing: model.layers.0.mlp.up_proj.lora_B.weight; save it again"):
+        load_adapter(make(), folder)
+    save_file({**weights, "base_model.model.score.weight": torch.zeros(1, 24)}, path)
+    with refuses("1 weights have no place in the model: score.weight; is it an adapter of another kind of model?"):
+        load_adapter(make(), folder)
+    save_file({}, path)
+    with refuses("needed lora_A and lora_B for modules of the model, found none"):
+        load_adapter(make(), folder)
+    path.unlink()
+    with refuses("needed this file, found none"):
+        load_adapter(make(), folder)
+
+
+def test_a_reward_models_adapter_needs_its_head(folder, make):
+    with refuses("1 weights are missing: score.weight"):
+        load_adapter(RewardModel(make()), folder)
+
+
+def test_an_adapter_for_another_base_is_refused_and_changes_nothing(folder, make, ids):
+    for model in (make(num_hidden_layers=1), make(hidden_size=32)):
+        before, names = model(ids), trained(model)
+        with refuses("is the adapter for another base?"):
+            load_adapter(model, folder)
+        assert torch.equal(model(ids), before) and trained(model) == names
+    rewrite(folder, r=4)
+    with refuses(
+        "model.layers.0.mlp.down_proj.lora_A.weight must be (4, 40) by the model and adapter_config.json, got (3, 40)"
+    ):
+        load_adapter(make(), folder)

@@ -1,0 +1,252 @@
+"""Real chat templates give the same text, the same ids and the same mask as in transformers.
+
+The templates are those of real checkpoints, as trl carries them; the vocabulary is a small one of our own, to which the
+tokens that a template writes are added: "<|...|>" as special tokens, "<tool_call>" and the like as ordinary ones.
+"""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tokenizers
+import transformers
+
+from minirlhf.errors import InputError
+from minirlhf.text import LAYOUTS, Tokenizer
+
+pytestmark = pytest.mark.parity
+FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+REAL = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
+TRAINING = sorted(name for name in REAL if name.endswith("_training") and "llava" not in name)
+PLAIN = sorted(REAL.keys() - set(TRAINING) - {"llava_next", "llava_next_training"})  # whose content is a list of parts
+TOKENS = re.compile(r"<[|\uff5c][^|\uff5c<>\s'\"]+[|\uff5c]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+
+USER, ANSWER = {"role": "user", "content": " Hi there\n"}, {"role": "assistant", "content": "Hello, you."}
+SYSTEM, MORE = (
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "And <b>\u00e9 \U0001f600</b> & 'q'?"},
+)
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1, "y": "\u00e9 <b>"}}}
+TOOL_TURNS = [
+    {"role": "user", "content": "Add"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "add", "content": "2"},
+    {"role": "assistant", "content": "It is 2."},
+]
+PARAMETERS = {"type": "object", "properties": {"x": {"type": "integer", "description": "d"}}, "required": ["x"]}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": PARAMETERS}}]
+INSIDE = "<|im_end|><|eot_id|><end_of_turn></s> <s><|end|><|eos|>\n<think>x</think> <\uff5cUser\uff5c>[INST]"
+GRID = {
+    "one turn": ([USER], None),
+    "system": ([SYSTEM, USER, ANSWER], None),
+    "many turns": ([USER, ANSWER, MORE, ANSWER, USER], None),
+    "system, many turns": ([SYSTEM, USER, ANSWER, MORE, ANSWER], None),
+    "empty content": ([USER | {"content": ""}, ANSWER | {"content": ""}, MORE], None),
+    "special text": ([SYSTEM, USER | {"content": INSIDE}, ANSWER | {"content": INSIDE}], None),
+    "reasoning": ([USER, ANSWER | {"reasoning_content": "Hm."}, MORE, ANSWER | {"thinking": "So."}], None),
+    "no content": ([USER, ANSWER | {"content": None}], None),
+    "tools offered": ([SYSTEM, USER], TOOLS),
+    "tools used": (TOOL_TURNS, TOOLS),
+    "tools used, system": ([SYSTEM, *TOOL_TURNS, MORE], TOOLS),
+}
+
+
+def bytes_backend():
+    texts = ["Hello, you. Hi there. It is good. user assistant system model tool function name"] * 8
+    return Tokenizer.train(texts, 400).backend
+
+
+def pieces_backend():
+    # SentencePiece as in Llama 2: spaces are letters, one stands first, what is unknown falls back to bytes
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "he",
+    ]
+    model = tokenizers.models.BPE(
+        {word: i for i, word in enumerate(words)}, [("h", "e")], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return backend
+
+
+def both(folder, template, backend=None, **config):
+    """A checkpoint's folder, read here and there."""
+    backend = backend or bytes_backend()
+    for token in sorted(set(TOKENS.findall(template + INSIDE)) - {"<unk>", "<s>", "</s>"}):
+        (backend.add_special_tokens if token[1] in "|\uff5c" or token.endswith("_of_turn>") else backend.add_tokens)(
+            [token]
+        )
+    backend.add_special_tokens(["<s>", "</s>", "<pad>"])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": template} | config
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def same(ours, theirs, messages, tools, prompt):
+    """Compare text and ids; returns whether the template took the conversation, which both must agree on."""
+    try:
+        text = theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+    except Exception:
+        with pytest.raises(InputError, match="^chat template: it refuses this conversation: .*; change"):
+            ours.apply_chat_template(messages, prompt, tools)
+        return False
+    assert ours.apply_chat_template(messages, prompt, tools) == text
+    ids = theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt)["input_ids"]
+    assert ours.encode_rendered(text) == ids
+    return True
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_text_and_ids(tmp_path, name):
+    ours, theirs = both(tmp_path, REAL[name])
+    taken = [same(ours, theirs, turns, tools, prompt) for turns, tools in GRID.values() for prompt in (False, True)]
+    assert sum(taken) >= 6  # gemma refuses system turns, and with them half of the grid
+
+
+def test_there_are_at_least_eight_real_templates():
+    assert len(PLAIN) >= 8 and len(TRAINING) >= 8
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_generation_blocks_give_the_same_mask(tmp_path, name):
+    ours, theirs = both(tmp_path, REAL[name])
+    compared = 0
+    for turns, tools in GRID.values():
+        if same(ours, theirs, turns, tools, False):
+            other = theirs.apply_chat_template(turns, tools=tools, return_assistant_tokens_mask=True)
+            ids, mask = ours.encode_chat(turns, tools=tools)
+            assert ids == other["input_ids"] and mask == [bool(x) for x in other["assistant_masks"]]
+            compared += any(mask)
+    assert compared >= 3
+
+
+@pytest.mark.parametrize("name", ["cohere", "gemma", "llama3", "phi3", "qwen2_5"])
+def test_incremental_rendering_finds_what_the_generation_blocks_mark(tmp_path, name):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    plain, marked = both(tmp_path / "a", REAL[name])[0], both(tmp_path / "b", REAL[f"{name}_training"])[0]
+    turns = [USER, ANSWER, MORE, ANSWER]
+    assert plain.apply_chat_template(turns) == marked.apply_chat_template(turns)
+    end = {"cohere": "<|END_OF_TURN_TOKEN|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>", "phi3": "<|end|>"}
+    end = end.get(name, "<|im_end|>")
+    masks = []
+    for folder, tokenizer in (("a", plain), ("b", marked)):
+        stop = {"eos_token_id": [tokenizer.eos_id, tokenizer.backend.token_to_id(end)]}
+        (tmp_path / folder / "generation_config.json").write_text(json.dumps(stop))
+        tokenizer = Tokenizer.load(tmp_path / folder)
+        ids, mask = tokenizer.encode_chat(turns)
+        masks.append(
+            tokenizer.backend.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
+        )
+    # trl's blocks hold the line break after the end token too, which no model says
+    assert "".join(masks[0].split()) == "".join(masks[1].split()) and end in masks[0]
+
+
+def test_qwen3_which_rewrites_earlier_answers_gives_a_mask_too(tmp_path):
+    ours, _ = both(tmp_path, REAL["qwen3"], eos_token="<|im_end|>")
+    ids, mask = ours.encode_chat([USER, ANSWER, MORE, ANSWER])
+    said = ours.backend.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
+    assert said == "Hello, you.<|im_end|><think>\n\n</think>\n\nHello, you.<|im_end|>"
+
+
+@pytest.mark.parametrize("layout", ["mistral", "zephyr", "llama3", "gemma", "chatml", "alpaca", "plain"])
+@pytest.mark.parametrize("backend", [bytes_backend, pieces_backend])
+def test_built_in_layouts_saved_here_are_read_there(tmp_path, layout, backend):
+    (tmp_path / "other").mkdir()
+    ours, _ = both(tmp_path, LAYOUTS[layout].template, backend())
+    ours.with_template(layout).save(tmp_path / "other")
+    ours, theirs = Tokenizer.load(tmp_path / "other"), transformers.AutoTokenizer.from_pretrained(tmp_path / "other")
+    assert theirs.eos_token_id == ours.eos_id
+    for name in ("one turn", "system", "many turns", "empty content", "special text"):
+        turns, _ = GRID[name]
+        assert same(ours, theirs, turns, None, True)
+        other = theirs.apply_chat_template(turns, return_assistant_tokens_mask=True)
+        assert ours.encode_chat(turns)[1] == [bool(x) for x in other["assistant_masks"]]
+
+
+def test_our_own_tokenizer_with_a_layout_is_read_there(tmp_path):
+    Tokenizer.train(["Hello, you."] * 4, 300).with_template("zephyr").save(tmp_path)
+    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert same(ours, theirs, [SYSTEM, USER | {"content": "<|eos|> <|pad|>"}, ANSWER], None, True)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "deepseekv3", "gemma"])
+def test_with_a_tokenizer_of_pieces(tmp_path, name):
+    ours, theirs = both(tmp_path, REAL[name], pieces_backend())
+    assert sum(same(ours, theirs, turns, tools, True) for turns, tools in GRID.values()) >= 3
+
+
+@pytest.mark.parametrize("where", ["list", "file", "files"])
+def test_wherever_templates_stand_they_are_found_and_written_back(tmp_path, where):
+    named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[0].function.name }}"}
+    ours, _ = both(tmp_path, "{{ 'old' }}")
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if where == "list":
+        config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        path.write_text(json.dumps(config))
+    else:
+        (tmp_path / "chat_template.jinja").write_text(named["default"])
+    if where == "files":
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(named["tool_use"])
+    for _ in range(2):
+        ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+        for tools in (None, TOOLS):
+            assert same(ours, theirs, [USER], tools, False)
+        assert ours.apply_chat_template([USER]) == USER["content"]
+        ours.save(tmp_path)
+
+
+# (tokenizer_config.json, does tokenizer.json itself put BOS first) of Llama 2, Llama 3, GPT-2 and Qwen
+FOLDERS = [
+    ({"add_bos_token": True}, True),
+    ({"add_bos_token": False}, False),
+    ({"add_bos_token": True}, False),
+    ({}, True),
+    ({}, False),
+    ({"bos_token": None}, False),
+    (
+        {
+            "bos_token": {"__type": "AddedToken", "content": "<s>"},
+            "eos_token": {"__type": "AddedToken", "content": "</s>"},
+        },
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "in_file"), FOLDERS)
+def test_a_prompt_begins_with_bos_exactly_where_it_does_there(tmp_path, config, in_file):
+    backend = bytes_backend()
+    backend.add_special_tokens(["<s>"])
+    bos = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
+    bytes_level = tokenizers.processors.ByteLevel(trim_offsets=False)
+    backend.post_processor = tokenizers.processors.Sequence([bytes_level, bos] if in_file else [bytes_level])
+    ours, theirs = both(tmp_path, "{{ bos_token }}{{ messages[0].content }}", backend, **config)
+    assert ours.encode_prompts(["Hi there"]) == [theirs("Hi there")["input_ids"]]
+    assert len(ours.encode_prompts([""])[0]) == 1
+    same(ours, theirs, [USER], None, True)
+
+
+def test_a_saved_folder_reads_there_as_the_original(tmp_path):
+    changes = {"model_max_length": 77, "additional_special_tokens": ["<|end|>"], "clean_up_tokenization_spaces": False}
+    ours, first = both(tmp_path, REAL["qwen3"], **changes)
+    ours.save(tmp_path / "again")
+    second = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert second.special_tokens_map == first.special_tokens_map and second.get_vocab() == first.get_vocab()
+    assert second.all_special_tokens == first.all_special_tokens and second.model_max_length == 77
+    assert second.chat_template == first.chat_template
+    assert second(INSIDE)["input_ids"] == first(INSIDE)["input_ids"]

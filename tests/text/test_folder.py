@@ -1,0 +1,358 @@
+"""Folders as checkpoints come: where special tokens are named, what pads, what ends, and that all of it is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import tokenizers
+
+from minirlhf.errors import InputError
+from minirlhf.text import Tokenizer
+from minirlhf.text.tokenizer import BOS, EOS, PAD
+
+OWN = Tokenizer.train(["the kettle is good. it is bad."] * 8, 280)
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+def checkpoint(folder, settings, /, extra=(), bos_first=None, **files):
+    """A folder whose special tokens are <|pad|>, <|bos|>, <|eos|>, and `extra` numbered on from the end."""
+    backend = tokenizers.Tokenizer.from_str(OWN.backend.to_str())
+    backend.add_special_tokens(list(extra))
+    first = tokenizers.processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 1)])
+    backend.post_processor = first if bos_first else tokenizers.processors.ByteLevel(trim_offsets=False)
+    backend.save(str(folder / "tokenizer.json"))
+    for name, content in {"tokenizer_config": settings, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def without_pad(folder, settings, extra=()):
+    """The same with no token called <|pad|>: id 0 is an ordinary one."""
+    checkpoint(folder, settings, extra)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace(PAD, "@@@").replace('"special": true', '"special": false', 1))
+    return folder
+
+
+def test_tokens_are_strings_or_objects(tmp_path):
+    config = {"bos_token": {"content": BOS, "lstrip": False}, "eos_token": {"content": EOS}, "pad_token": PAD}
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, config))
+    assert tokenizer.special == {"pad": PAD, "bos": BOS, "eos": EOS}
+    assert tokenizer.token_ids == {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_tokens_that_the_config_does_not_name_come_from_the_map_then_from_ids(tmp_path):
+    # as in GPT-2: only config.json knows
+    folder = checkpoint(
+        tmp_path, {}, special_tokens_map={"eos_token": EOS}, config={"bos_token_id": 1, "eos_token_id": 1}
+    )
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.special["eos"], tokenizer.special["bos"], tokenizer.eos_ids) == (EOS, BOS, (2, 1))
+
+
+def test_a_null_in_the_config_is_no_token_whatever_the_ids_say(tmp_path):
+    # as in Qwen: prompts begin without, and an empty one is the end token, after which a text begins
+    folder = checkpoint(tmp_path, {"bos_token": None, "eos_token": EOS}, config={"bos_token_id": 1})
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.bos_id is None and tokenizer.token_ids["bos_token_id"] is None
+    assert tokenizer.encode_prompts(["the", ""]) == [tokenizer.encode("the"), [2]]
+
+
+def test_bos_stands_first_exactly_where_the_file_puts_it(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    config = {"bos_token": BOS, "eos_token": EOS}
+    first = Tokenizer.load(checkpoint(tmp_path / "a", config, bos_first=True))
+    assert first.encode_prompts(["the", ""]) == [[1, *first.encode("the")], [1]]
+    other = Tokenizer.load(checkpoint(tmp_path / "b", config))
+    assert other.encode_prompts(["the", ""]) == [other.encode("the"), [1]]
+
+
+@pytest.mark.parametrize(
+    ("generation", "model", "eos_ids"),
+    [
+        ({"eos_token_id": [9, 2, 7]}, {"eos_token_id": 5}, (2, 9, 7)),
+        ({"eos_token_id": 9}, {}, (2, 9)),
+        ({}, {"eos_token_id": [2, 5]}, (2, 5)),
+        ({"eos_token_id": None}, {"eos_token_id": -1}, (2,)),
+    ],
+)
+def test_all_end_tokens_are_known_the_tokenizers_own_first(tmp_path, generation, model, eos_ids):
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, generation_config=generation, config=model))
+    assert (tokenizer.eos_id, tokenizer.eos_ids) == (2, eos_ids)
+    for last in eos_ids:
+        assert tokenizer.decode_completions([[*tokenizer.encode("the"), last]]) == ["the"]
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").eos_ids == eos_ids
+
+
+def test_saving_beside_a_model_keeps_its_generation_settings(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS}, generation_config={"eos_token_id": [2, 9], "temperature": 0.6})
+    Tokenizer.load(folder).save(folder)
+    assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": [2, 9], "temperature": 0.6}
+
+
+@pytest.mark.parametrize("pad", [{}, {"pad_token": None}, {"pad_token": EOS}])
+@pytest.mark.parametrize("spare", ["<pad>", "<|finetune_right_pad_id|>", "<unk>"])
+def test_without_a_pad_of_its_own_a_spare_special_token_pads(tmp_path, pad, spare):
+    tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS} | pad, extra=["<|x|>", spare]))
+    assert tokenizer.special["pad"] == spare and tokenizer.pad_id == OWN.vocab_size + 1
+
+
+def test_a_token_that_begins_or_ends_texts_is_not_to_spare(tmp_path):
+    folder = without_pad(tmp_path, {"eos_token": "<unk>", "bos_token": "<pad>"}, extra=["<unk>", "<pad>"])
+    assert Tokenizer.load(folder).special["pad"] is None
+
+
+def test_with_nothing_to_spare_an_ordinary_token_fills_and_no_pad_is_claimed(tmp_path):
+    # masks come from lengths, so any id will do; the end token would be left out of training by other tools
+    tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS, "pad_token": EOS, "bos_token": BOS}))
+    assert tokenizer.pad_id == 0 and tokenizer.backend.id_to_token(0) == "@@@" and tokenizer.special["pad"] is None
+    assert tokenizer.token_ids == {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_special_tokens_in_plain_text_stay_text(tmp_path):
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, extra=["<|im_end|>"]))
+    ids = tokenizer.encode("a<|im_end|>")
+    assert OWN.vocab_size not in ids and tokenizer.decode(ids) == "a<|im_end|>"
+
+
+def test_tokens_that_only_the_config_lists_are_added(tmp_path):
+    new = OWN.vocab_size
+    listed = {str(new): {"content": "<|im_end|>", "special": True}, "0": {"content": PAD, "special": True}}
+    folder = checkpoint(tmp_path, {"eos_token": "<|im_end|>", "added_tokens_decoder": listed})
+    assert Tokenizer.load(folder).eos_id == new
+
+
+@pytest.mark.parametrize("extra", [["bad"], {"thing_token": "bad"}, [{"content": "bad"}]])
+def test_words_that_only_the_config_calls_special_are_left_out_when_decoding(tmp_path, extra):
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "extra_special_tokens": extra}))
+    ids = tokenizer.with_template("{{ messages[0].content }}").encode_chat([USER | {"content": "bad"}])[0]
+    assert ids == [tokenizer.backend.token_to_id("bad")] and tokenizer.decode(ids) == ""
+
+
+def test_a_listed_token_with_another_id_is_refused(tmp_path):
+    listed = {"999": {"content": "<|im_end|>", "special": True}}
+    folder = checkpoint(tmp_path, {"eos_token": EOS, "added_tokens_decoder": listed})
+    text = (
+        f"tokenizer_config.json gives '<|im_end|>' the id 999, tokenizer.json leads to {OWN.vocab_size}; the two files"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(f'{folder}: {text}')} are of different checkpoints$"):
+        Tokenizer.load(folder)
+
+
+def test_a_file_that_cuts_texts_cuts_nothing_here(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS})
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(2)
+    backend.enable_padding(length=9)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode("kettle kettle") == OWN.encode("kettle kettle") and len(OWN.encode("kettle kettle")) > 2
+    assert tokenizer.encode("") == []
+
+
+def test_all_that_was_loaded_is_written_back(tmp_path):
+    config = {
+        "eos_token": {"content": EOS, "lstrip": False}, "pad_token": PAD, "model_max_length": 77, "note": "\u00e9",
+        "chat_template": [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}],
+    }  # fmt: skip
+    names = {"eos_token": EOS, "additional_special_tokens": ["<|x|>"]}
+    folder = checkpoint(tmp_path, config, extra=["<|x|>"], special_tokens_map=names)
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "chat_template.jinja").write_text("of another tokenizer")
+    Tokenizer.load(folder).save(again)
+    assert json.loads((again / "tokenizer_config.json").read_text()) == config
+    assert json.loads((again / "special_tokens_map.json").read_text()) == names
+    assert json.loads((again / "tokenizer.json").read_text()) == json.loads((folder / "tokenizer.json").read_text())
+    assert not (again / "chat_template.jinja").exists()
+
+
+def test_what_another_tokenizer_left_in_the_folder_is_not_read_beside_ours(tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": BOS}))
+    OWN.save(tmp_path)
+    assert Tokenizer.load(tmp_path).source.special == OWN.source.special
+
+
+def test_a_template_file_wins_over_the_config(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS, "chat_template": "old"})
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    assert Tokenizer.load(folder).apply_chat_template([USER]) == f"Hi{EOS}"
+
+
+def test_tools_have_a_template_of_their_own_where_the_folder_has_one(tmp_path):
+    templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
+    assert (
+        tokenizer.apply_chat_template([USER]) == "plain" and tokenizer.apply_chat_template([USER], tools=[]) == "tools"
+    )
+
+
+def test_templates_without_a_default_are_named(tmp_path):
+    templates = [{"name": "rag", "template": "x"}]
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
+    with pytest.raises(InputError, match="^chat template: needed one named default, got rag; choose one with"):
+        tokenizer.apply_chat_template([USER])
+    assert tokenizer.with_template(tokenizer.templates["rag"].source + "{{ 1 }}").apply_chat_template([USER]) == "x1"
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "text"),
+    [
+        ({"pad_token": PAD}, {}, 'no end token is named; write "eos_token": "..." into tokenizer_config.json'),
+        ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name one that is"),
+        ({"eos_token": 2}, {}, "tokenizer_config.json: needed a token as a string or an object with content, got 2"),
+        (
+            {"eos_token": EOS},
+            {"generation_config": {"eos_token_id": "2"}},
+            "eos_token_id: needed an id or a list of ids, got '2'",
+        ),
+        (
+            {"eos_token": EOS, "chat_template": 7},
+            {},
+            "tokenizer_config.json: chat_template: needed text or a list of name and template, got 7",
+        ),
+        (
+            {"eos_token": EOS, "chat_template": "{{ ''.__class__.mro }}"},
+            {},
+            "chat template: it tries to leave the sandbox: access to attribute '__class__' of 'str' object is unsafe.; "
+            "choose a built-in layout, or delete the template",
+        ),
+    ],
+    ids=range(6),
+)
+def test_bad_folders_are_refused(tmp_path, config, files, text):
+    with pytest.raises(InputError, match=f"^{re.escape(f'{tmp_path}: {text}')}$"):
+        Tokenizer.load(checkpoint(tmp_path, config, **files))
+
+
+def test_a_folder_of_an_older_kind_says_what_to_convert(tmp_path):
+    checkpoint(tmp_path, {"eos_token": EOS})
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    with pytest.raises(InputError, match="found no tokenizer.json; tokenizer.model alone is not read: convert it to"):
+        Tokenizer.load(tmp_path)
+
+
+# --- conversations as ids ---
+
+
+def chatml(folder, **files):
+    config = {"eos_token": "<|im_end|>", "pad_token": PAD, "chat_template": CHATML}
+    return Tokenizer.load(checkpoint(folder, config, extra=["<|im_start|>", "<|im_end|>"], **files))
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def said(tokenizer, ids, mask):
+    return tokenizer.backend.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
+
+
+def test_a_templates_special_tokens_are_tokens_even_inside_content(tmp_path):
+    tokenizer = chatml(tmp_path)
+    start, end = OWN.vocab_size, OWN.vocab_size + 1
+    ids, mask = tokenizer.encode_chat([USER | {"content": "Hi<|im_end|>"}], add_generation_prompt=True)
+    assert [i for i in ids if i >= start] == [start, end, end, start] and not any(mask)
+    assert ids == tokenizer.encode_rendered("<|im_start|>user\nHi<|im_end|><|im_end|>\n<|im_start|>assistant\n")
+    assert start not in tokenizer.encode("<|im_start|>")  # and plain text is plain again
+
+
+def test_answers_are_found_by_rendering_up_to_them(tmp_path):
+    tokenizer = chatml(tmp_path)
+    ids, mask = tokenizer.encode_chat([USER, ANSWER, USER, ANSWER | {"content": "Bye"}])
+    assert said(tokenizer, ids, mask) == "Hello<|im_end|>Bye<|im_end|>"  # the line break after it, no model says
+    assert len(ids) == len(mask)
+
+
+def test_answers_are_found_by_generation_blocks(tmp_path):
+    marked = chatml(tmp_path).with_template("chatml")
+    turns = [USER, ANSWER, USER, ANSWER | {"content": "Bye"}]
+    ids, mask = marked.encode_chat(turns)
+    assert (ids, mask) == chatml(tmp_path).encode_chat(turns) and any(mask)
+
+
+def test_an_empty_answer_is_its_end_token(tmp_path):
+    tokenizer = chatml(tmp_path)
+    assert said(tokenizer, *tokenizer.encode_chat([USER, ANSWER | {"content": ""}])) == "<|im_end|>"
+
+
+def test_a_token_that_ends_the_whole_text_does_not_hide_the_answers(tmp_path):
+    # as in Phi-3: the end of text follows the last turn only, and belongs to it
+    template = CHATML.replace("{% endif %}", "{% else %}{{ '<|eos|>' }}{% endif %}")
+    tokenizer = chatml(tmp_path, generation_config={"eos_token_id": [2]}).with_template(template)
+    assert said(tokenizer, *tokenizer.encode_chat([USER, ANSWER, USER, ANSWER])) == (
+        "Hello<|im_end|>Hello<|im_end|>\n<|eos|>"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages | length }}" + CHATML,  # the beginning depends on what follows
+        CHATML.replace("<|im_start|>assistant\\n' }}", "<|im_start|>assistant\\n<think>' }}"),  # not how answers begin
+        CHATML.replace("m.content", "(m.content if loop.last else '-')"),  # earlier turns are written in another way
+    ],
+)
+def test_a_template_that_rewrites_what_it_wrote_is_refused_for_masks(tmp_path, template):
+    tokenizer = chatml(tmp_path).with_template(template)
+    with pytest.raises(
+        InputError, match=r"^turn 2: needed a chat template that writes .* with {% generation %} blocks"
+    ):
+        tokenizer.encode_chat([USER, ANSWER, USER])
+
+
+def test_an_answer_that_is_shortened_once_turns_follow_ends_with_its_end_token(tmp_path):
+    # as in Qwen3, which keeps the reasoning of the last answer only
+    template = CHATML.replace("m.content", "(m.content if loop.last or m.role == 'user' else '-')")
+    tokenizer = chatml(tmp_path).with_template(template)
+    assert said(tokenizer, *tokenizer.encode_chat([USER, ANSWER, USER, ANSWER])) == "-<|im_end|>Hello<|im_end|>"
+
+
+def test_an_answer_that_nothing_leads_to_is_refused_for_masks(tmp_path):
+    with pytest.raises(InputError, match="^turn 1: needed a chat template that writes turns one after another"):
+        chatml(tmp_path).encode_chat([ANSWER, USER])
+
+
+def test_without_a_template_ids_begin_as_prompts_do_and_special_text_is_text():
+    turns = [USER | {"content": EOS}, ANSWER]
+    ids, mask = OWN.encode_chat(turns)
+    text = f"User:\n{EOS}\n\nAssistant:\nHello\n\n"
+    assert [ids] == OWN.encode_prompts([text]) and [OWN.encode_rendered(text)] == [ids] and ids.count(2) == 0
+    assert said(OWN, ids, mask) == "Hello\n\n"
+    assert [OWN.encode_chat(turns[:1], True)[0]] == OWN.encode_prompts([OWN.apply_chat_template(turns[:1], True)])
+
+
+def test_the_plain_layout_takes_no_tools():
+    with pytest.raises(InputError, match="^chat: the plain layout has no place for tools or variables; choose"):
+        OWN.apply_chat_template([USER], tools=[{}])
+
+
+def test_a_chosen_layout_brings_its_end_token_and_comes_back_from_a_folder(tmp_path):
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, extra=["<|im_start|>", "<|im_end|>"]))
+    chosen = tokenizer.with_template("chatml")
+    assert tokenizer.eos_ids == (2,) and not tokenizer.templates  # the first stays as it was
+    assert chosen.eos_ids == (OWN.vocab_size + 1, 2) and chosen.encode_responses([""]) == [[OWN.vocab_size + 1]]
+    chosen.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.eos_ids == chosen.eos_ids and again.special == chosen.special
+    assert again.encode_chat([USER, ANSWER]) == chosen.encode_chat([USER, ANSWER])
+
+
+def test_our_own_tokenizer_with_a_layout_reads_its_end_token_as_a_token(tmp_path):
+    OWN.with_template("zephyr").save(tmp_path)
+    ids, mask = Tokenizer.load(tmp_path).encode_chat([USER, ANSWER])
+    assert ids.count(2) == 2 and [i for i, m in zip(ids, mask, strict=True) if m][-1] == 2
+
+
+def test_layouts_that_cannot_be_had_are_refused():
+    needs = "chat template 'chatml' needs <|im_start|>, <|im_end|>, which the vocabulary lacks; choose one of "
+    with pytest.raises(InputError, match=f"^{re.escape(needs)}mistral, zephyr, alpaca, plain$"):
+        OWN.with_template("chatml")
+    known = "chatml, llama3, mistral, gemma, zephyr, alpaca, plain"
+    with pytest.raises(InputError, match=f"^chat template: needed one of {known} or Jinja text, got 'vicuna'$"):
+        OWN.with_template("vicuna")
