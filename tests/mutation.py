@@ -36,10 +36,14 @@ SECONDS = 120  # of processor time for one mutant; a change may make a loop endl
 
 TESTS = {  # where they are not simply test_<file>
     "advantages.py": ["test_advantages.py", "test_group_advantages.py"],
+    "dpo.py": ["test_dpo.py", "test_preference_edges.py"],
     "logprobs.py": ["test_logprobs.py", "test_fused.py"],
+    "online.py": ["test_online.py", "test_preference_edges.py"],
     "policy.py": ["test_policy.py", "test_policy_family.py"],
+    "reference_free.py": ["test_reference_free.py", "test_preference_edges.py"],
     "reward.py": ["test_reward.py", "test_unpaired.py"],
-    "supervised.py": ["test_supervised.py", "test_distillation.py"],
+    "supervised.py": ["test_supervised.py", "test_distillation.py", "test_preference_edges.py"],
+    "unpaired.py": ["test_unpaired.py", "test_preference_edges.py"],
 }
 
 SWAPS = {  # operators and names; the other direction is added below

@@ -147,6 +147,7 @@ BOUNDS = {  # which of the settings each of them reads
     "gspo": ("clip_eps", "clip_eps_high"),
     "gspo_token": ("clip_eps", "clip_eps_high"),
     "gmpo": ("clip_eps",),
+    **dict.fromkeys(("reinforce", "sapo", "vespo"), ()),
 }
 OF_ONE_TOKEN = ("reinforce", "clip", "cispo", "sapo")  # what `fused_linear_loss` can take
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -241,7 +242,7 @@ class GRPOConfig(OnPolicyConfig):
     def _refuse_what_has_no_effect(self) -> None:
         recipe = self.recipe
         for name in ("clip_eps", "clip_eps_high", "dual_clip"):
-            if getattr(self, name) is not None and name not in BOUNDS.get(recipe.surrogate, ()):
+            if getattr(self, name) is not None and name not in BOUNDS.get(recipe.surrogate, name):  # all of a new one
                 raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
         if self.scale_rewards and recipe.advantage != "group":
             raise InputError(f"GRPOConfig: scale_rewards has no part in {recipe.advantage} advantages; leave it out")

@@ -46,16 +46,15 @@ def save_pretrained(
     generation_config.json, where other tools look for them.
     Raises: InputError if the model's config is a mixture that no family's config.json can say.
     """
-    folder = Path(folder)
+    folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
+    config = {**_config_json(transformer), **(token_ids or {})}  # refuses before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
             _save(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD)
         else:
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # of a policy that was saved here before
-        model = model.transformer
-    config = {**_config_json(model), **(token_ids or {})}
-    _save(_on_cpu(_named_as_there(model)), folder / WEIGHTS)
+    _save(_on_cpu(_named_as_there(transformer)), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if token_ids:
         (folder / GENERATION).write_text(json.dumps(token_ids, indent=2) + "\n")

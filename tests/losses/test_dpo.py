@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import minirlhf.losses as L
 from minirlhf.losses import (
     alpha_link,
     aot_paired_loss,
@@ -635,3 +636,12 @@ def test_wpo_inputs_must_be_of_one_shape(wrong):
     if "mask" in wrong:
         with pytest.raises(ValueError, match="mask must be bool"):
             wpo_weights(**parts | {wrong: parts[wrong].long()})
+
+
+def test_what_two_of_them_cannot_take_is_refused():
+    matrix, row = torch.zeros(2, 2), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"^aot_unpaired_loss: needed log-ratios \[B\], got \(2, 2\)$"):
+        L.aot_unpaired_loss(matrix, matrix)
+    for temperature in (0.0, -1.0):
+        with pytest.raises(ValueError, match="^discopop_loss: temperature must be > 0, got"):
+            L.discopop_loss(row, row, temperature=temperature)

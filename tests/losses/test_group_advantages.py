@@ -381,3 +381,9 @@ def test_weights_must_fit_the_reward_functions():
             weighted_scores(scores, weights)
     with pytest.raises(ValueError, match="^weighted_scores: needed scores"):
         gdpo_advantages(torch.zeros(4, 2), torch.zeros(1), 2)
+
+
+def test_the_overlong_buffer_is_at_least_one_token():
+    with pytest.raises(ValueError, match=r"^overlong_penalty: buffer must be in 1..max_tokens 8, got 0$"):
+        overlong_penalty(torch.tensor([8]), max_tokens=8, buffer=0)
+    assert overlong_penalty(torch.tensor([8]), max_tokens=8, buffer=1).tolist() == [-1.0]

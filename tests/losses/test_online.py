@@ -184,3 +184,9 @@ def test_bad_input_is_refused():
         nash_md_loss(logps, **parts | {"ref_logps": logps[:, :1]})
     with pytest.raises(ValueError, match=r"^nash_md_loss: .*'win_prob': \(2, 1\), 'rows': \(2,\)"):
         nash_md_loss(logps, **parts | {"win_prob": win_prob[:, None]})
+
+
+def test_nash_md_refuses_a_negative_beta():
+    x, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="^nash_md_loss: beta must be at least 0, got -0.1$"):
+        nash_md_loss(x, ref_logps=x, mask=mask, win_prob=torch.ones(1), beta=-0.1)
