@@ -57,6 +57,7 @@ STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TO
 UPDATES = 4  # of each batch: 96 in all
 MAX_TOKENS, EVALUATED, KL_COEF = 48, 512, 0.02
 OPTIMIZER = {"lr": 1e-3, "lr_final": 0.1}
+UNPAIRED_LR = 6e-4  # answers one by one are noisier than pairs: at 1e-3 KTO lost its grammar on one seed
 BEST_OF = 4  # completions of a prompt, the best and the worst of which are a pair for the offline algorithms
 BETA = {"simpo": 2.0, "alphapo": 2.0, "discopop": 1.0}  # 0.1 for the other offline ones
 ONLINE_BETA = 0.3  # its pairs are what the policy writes now: less holds it than pairs that stay
@@ -64,6 +65,7 @@ NLL_COEF = 1.0  # of the chosen answer: without it nothing holds the probability
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by number of seeds
 COMMON = {"steps": STEPS, "completions": COMPLETIONS, "updates": UPDATES, "max_tokens": MAX_TOKENS, "kl_coef": KL_COEF}
 COMMON |= {"best_of": BEST_OF, "beta": BETA, "online_beta": ONLINE_BETA, "nll_coef": NLL_COEF, **OPTIMIZER}
+COMMON["unpaired_lr"] = UNPAIRED_LR
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
     size = COMPLETIONS // BEST_OF
     if family == "unpaired":
         rows, size = single_rows(rows, policy.transformer.config.max_position_embeddings), 2 * size
-        config = UnpairedConfig(loss=loss, **OPTIMIZER, steps=steps, batch_size=size)
+        optimizer = OPTIMIZER | {"lr": UNPAIRED_LR}
+        config = UnpairedConfig(loss=loss, **optimizer, steps=steps, batch_size=size)
         trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
     else:
         own = {"loss": loss, "beta": BETA.get(loss, 0.1), "nll_coef": NLL_COEF}
