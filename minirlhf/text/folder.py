@@ -56,7 +56,11 @@ def read_folder(folder: str | Path) -> TokenizerFolder:
 
 
 def _read(folder: Path) -> TokenizerFolder:
-    config, map_, generation, model = (_object(folder / n) for n in (CONFIG, NAMES, GENERATION, "config.json"))
+    config, map_, generation = (_object(folder / name) for name in (CONFIG, NAMES, GENERATION))
+    try:
+        model = _object(folder / "config.json")
+    except ValueError:
+        model = {}  # whoever reads the model says what is wrong with it
     backend = tokenizers.Tokenizer.from_file(str(folder / MODEL))
     backend.no_truncation()  # some folders carry the settings of a last call, which would cut texts in silence
     backend.no_padding()
@@ -77,6 +81,11 @@ def _read(folder: Path) -> TokenizerFolder:
             raise InputError(
                 f"{key.removesuffix('_token')} token {special[key]!r} is not in the vocabulary; name one that is"
             )
+    if special.get("pad_token") == special["eos_token"]:
+        raise InputError(
+            f"Tokenizer: pad and EOS must be two tokens, got {special['eos_token']!r} for both: a model trained so "
+            "never learns to stop; add a pad token"
+        )
     extra = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = config.get(key) or []

@@ -93,7 +93,7 @@ def test_saving_beside_a_model_keeps_its_generation_settings(tmp_path):
     assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": [2, 9], "temperature": 0.6}
 
 
-@pytest.mark.parametrize("pad", [{}, {"pad_token": None}, {"pad_token": EOS}])
+@pytest.mark.parametrize("pad", [{}, {"pad_token": None}])
 @pytest.mark.parametrize("spare", ["<pad>", "<|finetune_right_pad_id|>", "<unk>"])
 def test_without_a_pad_of_its_own_a_spare_special_token_pads(tmp_path, pad, spare):
     tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS} | pad, extra=["<|x|>", spare]))
@@ -107,7 +107,7 @@ def test_a_token_that_begins_or_ends_texts_is_not_to_spare(tmp_path):
 
 def test_with_nothing_to_spare_an_ordinary_token_fills_and_no_pad_is_claimed(tmp_path):
     # masks come from lengths, so any id will do; the end token would be left out of training by other tools
-    tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS, "pad_token": EOS, "bos_token": BOS}))
+    tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS, "bos_token": BOS}))
     assert tokenizer.pad_id == 0 and tokenizer.backend.id_to_token(0) == "@@@" and tokenizer.special["pad"] is None
     assert tokenizer.token_ids == {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -201,6 +201,12 @@ def test_templates_without_a_default_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("config", "files", "text"),
     [
+        (
+            {"eos_token": EOS, "pad_token": EOS},
+            {},
+            "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns to stop; "
+            "add a pad token",
+        ),
         ({"pad_token": PAD}, {}, 'no end token is named; write "eos_token": "..." into tokenizer_config.json'),
         ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name one that is"),
         ({"eos_token": 2}, {}, "tokenizer_config.json: needed a token as a string or an object with content, got 2"),
@@ -221,7 +227,7 @@ def test_templates_without_a_default_are_named(tmp_path):
             "choose a built-in layout, or delete the template",
         ),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_bad_folders_are_refused(tmp_path, config, files, text):
     with pytest.raises(InputError, match=f"^{re.escape(f'{tmp_path}: {text}')}$"):
