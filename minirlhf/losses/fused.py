@@ -143,7 +143,7 @@ def _loss_and_slope(
 ) -> tuple[Tensor, Tensor | None]:
     """Of one chunk: the scaled sum of the losses, and its derivative by each log-prob [n].
 
-    first: is it the first chunk, where one look at what the loss depends on is enough?
+    first: is it the first chunk, where one look at whether tokens depend on one another is enough?
     """
     with torch.set_grad_enabled(wanted):
         logps = logps.clone().requires_grad_(wanted)
@@ -156,8 +156,8 @@ def _loss_and_slope(
         total = (losses * scale).sum()
     if not wanted:
         return total, None
+    _refuse_other_leaves(total, logps)
     if first:
-        _refuse_other_leaves(total, logps)
         _refuse_other_tokens(losses, logps)
     return total.detach(), torch.autograd.grad(total, logps)[0]
 

@@ -40,5 +40,5 @@ def nash_md_loss(logps: Tensor, *, ref_logps: Tensor, mask: Tensor, win_prob: Te
         raise ValueError(f"nash_md_loss: beta must be at least 0, got {beta}")
     logps = torch.where(mask, logps, 0)
     gap = torch.where(mask, (logps - ref_logps).detach(), 0)
-    score = (win_prob - 0.5) * logps.sum(-1)
+    score = (win_prob.to(logps.dtype) - 0.5) * logps.sum(-1)
     return -(score - beta * (gap * logps).sum(-1))

@@ -69,7 +69,7 @@ class ModelConfig:
                 f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}; or set head_dim"
             )
-        if self.head_width < 2 or self.head_width % 2:
+        if self.positions == "rope" and (self.head_width < 2 or self.head_width % 2):
             raise InputError(f"ModelConfig: head_dim must be even for rotary positions, got {self.head_width}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(

@@ -197,6 +197,7 @@ FAMILIES: dict[str, Family] = {
         transposed=(".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"),
     ),
 }
+DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_layers"}  # if null, from other fields
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # What the transformer does and config.json may say otherwise: anything else there would mean other logits
@@ -249,9 +250,10 @@ def config_from(raw: dict[str, Any]) -> ModelConfig:
     for name, needed in FIXED.items():
         if raw.get(name) not in (needed, None):
             raise InputError(f"{name} must be {needed}, the only one there is here, got {raw[name]!r}")
-    known = {ours: raw[key] for ours, key in family.keys.items() if raw.get(key) is not None}
-    if "sliding_window" in family.keys.keys() & raw.keys():  # null there means: no window, whatever the default
-        known["sliding_window"] = raw["sliding_window"]
+    known = {ours: raw[key] for ours, key in family.keys.items() if key in raw}
+    for name in DERIVED & known.keys():
+        if known[name] is None:
+            del known[name]  # as if it were not there; any other null means: none, whatever the default
     if "hidden_act" in known:
         if known["hidden_act"] not in ACTIVATIONS:
             raise InputError(
@@ -396,9 +398,9 @@ def _plain_head_dim(config: ModelConfig) -> int | None:
 def _check_types(values: dict[str, Any]) -> None:
     """Raise InputError for a value of another type than the field's: "64" for 64."""
     for item in fields(ModelConfig):
-        if item.name not in values or values[item.name] is None:
+        kind, _, optional = item.type.partition(" | ")
+        if item.name not in values or (optional and values[item.name] is None):
             continue
-        kind = item.type.split(" |")[0]
         wanted = {"int": int, "float": (int, float), "bool": bool}.get(kind)
         value = values[item.name]
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool")):

@@ -291,7 +291,9 @@ def test_saving_without_value_head_removes_an_old_one(tmp_path, make, loud):
     assert not load_policy(tmp_path, value_head=True).value_head.weight.any()
 
 
-@pytest.mark.parametrize("setting", [{"hidden_size": "24"}, {"hidden_size": 24.0}, {"rms_norm_eps": "1"}])
+@pytest.mark.parametrize(
+    "setting", [{"hidden_size": "24"}, {"hidden_size": 24.0}, {"rms_norm_eps": None}, {"rms_norm_eps": "1"}]
+)
 def test_ill_typed_settings_in_config_json_are_refused(folder, setting):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | setting))
