@@ -1,5 +1,6 @@
 """The transformer, and the policy, value model and reward model made of it."""
 
+from minirlhf.model.adapter_files import load_adapter, save_adapter
 from minirlhf.model.adapters import (
     LoRAConfig,
     adapter_names,
@@ -8,10 +9,8 @@ from minirlhf.model.adapters import (
     count_parameters,
     disabled,
     freeze,
-    load_adapter,
     merge_lora,
     reference_of,
-    save_adapter,
 )
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.mixture import GeometricMixture

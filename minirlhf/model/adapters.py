@@ -1,4 +1,4 @@
-"""LoRA: a frozen base and a few small matrices beside it, many sets of them on one base, in PEFT's file layout.
+"""LoRA: a frozen base and a few small matrices beside it, many sets of them on one base.
 
     W x + scale B A x      Hu et al. 2021, arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353
 
@@ -10,33 +10,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel
+from minirlhf.model.policy import Policy
 
 ALL = "all-linear"
 HEADS = ("lm_head", "score", "value_head")  # read by their weight, not called: an adapter there would do nothing
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."  # of every name in PEFT's files
-PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-TASKS = {RewardModel: "SEQ_CLS", ProcessRewardModel: "TOKEN_CLS"}
-# Keys of adapter_config.json that do not change what the files compute; any other one that is set does
-HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
-HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
-HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
-HARMLESS |= {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +116,7 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
 
     Raises: InputError if a pattern fits none, or a head is asked for.
     """
-    linears = {name: _base(layer) for name, layer in _linears(model).items()}
+    linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
     heads = {name for name, one in linears.items() if name.split(".")[-1] in HEADS or one.out_features == 1}
     names = {pattern: [n for n in linears if _fits(n, pattern)] for pattern in patterns if pattern != ALL}
     names |= {ALL: [name for name in linears if name not in heads]} if ALL in patterns else {}
@@ -151,19 +138,19 @@ def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> n
     """
     if name in adapter_names(model):
         raise InputError(f"apply_lora: the model has an adapter {name!r} already; choose another name")
-    _attach(model, list(select_linears(model, config.target_modules)), config, name)
+    attach(model, list(select_linears(model, config.target_modules)), config, name)
     return model
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """The adapters there are, in the order they came."""
-    return list(dict.fromkeys(name for layer in _lora_layers(model) for name in layer.adapters))
+    return list(dict.fromkeys(name for layer in lora_layers(model) for name in layer.adapters))
 
 
 def use_adapter(model: nn.Module, name: str | None) -> None:
     """Make one adapter the active one, or none. Raises: InputError if there is none of that name."""
-    _check_names(model, [name] if name is not None else [])
-    for layer in _lora_layers(model):
+    check_names(model, [name] if name is not None else [])
+    for layer in lora_layers(model):
         if layer.merged is not None and name not in (None, layer.active):
             raise InputError(f"use_adapter: adapters are merged; unmerge before switching to {name!r}")
         layer.active = name
@@ -176,7 +163,7 @@ def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     For forwards without gradient: gradient checkpointing runs blocks again in the backward pass, after the end of this.
     `adapter_view` has no such trap.
     """
-    before = [(layer, layer.active) for layer in _lora_layers(model)]
+    before = [(layer, layer.active) for layer in lora_layers(model)]
     use_adapter(model, name)
     try:
         yield
@@ -196,7 +183,7 @@ def adapter_view(model: nn.Module, name: str | None) -> nn.Module:
     So policy, value and reward models, and the reference, are views of one base: each lists, trains and freezes its
     own adapter only, and nobody has to switch. Adapters that come later are not seen.
     """
-    _check_names(model, [name] if name is not None else [])
+    check_names(model, [name] if name is not None else [])
     return _twin(model, name)
 
 
@@ -214,8 +201,8 @@ def reference_of(policy: Policy) -> Policy:
 
 def train_adapters(model: nn.Module, names: Sequence[str]) -> None:
     """Of the adapters, train these and freeze the others."""
-    _check_names(model, names)
-    for layer in _lora_layers(model):
+    check_names(model, names)
+    for layer in lora_layers(model):
         for name, one in layer.adapters.items():
             one.requires_grad_(name in names)
 
@@ -226,25 +213,25 @@ def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
     `weights` None takes the active adapter. Costs a copy of each weight; the base keeps its own.
     """
     weights = _shares(model, weights)
-    for layer in _lora_layers(model):
+    for layer in lora_layers(model):
         layer.merged = layer.merged_weight(weights)
 
 
 def unmerge(model: nn.Module) -> None:
     """Undo `merge`, exactly: the base was never touched."""
-    for layer in _lora_layers(model):
+    for layer in lora_layers(model):
         layer.merged = None
 
 
 def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.Module:
     """Make every layer a plain Linear again, in place, with the adapters in its weight: a model like any other."""
     weights = _shares(model, weights)
-    for name, layer in _linears(model).items():
+    for name, layer in linears_of(model).items():
         if isinstance(layer, LoRALinear):
             plain = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
             plain.weight = nn.Parameter(layer.merged_weight(weights), requires_grad=False)
             plain.bias = layer.base.bias
-            _inner(model).set_submodule(name, plain)
+            core_of(model).set_submodule(name, plain)
     return model
 
 
@@ -271,220 +258,49 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
-# Files
-
-
-def save_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    name: str = "default",
-    *,
-    base: str | None = None,
-    file_name: Callable[[str], str] = str,
-) -> None:
-    """Write one adapter, and the model's head of one number if it has one, in PEFT's layout.
-
-    Args:
-        base:      folder or hub name of the base, for those who read the file.
-        file_name: our name of a weight -> the name it has in the family's checkpoints.
-    """
-    _check_names(model, [name])
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    adapted = {_there(n, file_name): one for n, one in _adapters(model, name).items()}
-    config = next(iter(adapted.values())).config
-    described = {
-        "peft_type": "LORA",
-        "task_type": next((task for kind, task in TASKS.items() if isinstance(model, kind)), "CAUSAL_LM"),
-        "base_model_name_or_path": base,
-        "r": config.r,
-        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.use_rslora,
-        "use_dora": config.use_dora,
-        "target_modules": _shortest(list(adapted), [_there(n, file_name) for n in _linears(model)]),
-        "modules_to_save": ["score"] if hasattr(model, "score") else None,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    tensors = {PREFIX + n: p.detach().to("cpu").contiguous() for n, p in _saved(model, name, file_name).items()}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-
-
-def load_adapter(
-    model: nn.Module, folder: str | Path, name: str = "default", *, file_name: Callable[[str], str] = str
-) -> LoRAConfig:
-    """Put the adapter in a folder on the model and make it the active one; if there is one of that name, fill it.
-
-    A head saved with it is filled too. Raises: InputError, with the model as it was, if a file is missing, broken or a
-    pickle, the adapter is of another type, or it does not fit the model.
-    """
-    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
-    heads, linears = _heads(model), _linears(model)
-    ours = {_there(n, file_name): n for n in linears}
-    weights = {n: w for n, w in weights.items() if n in heads or not n.startswith("value_head.")}  # not all want values
-    adapted = {n.split(".lora_")[0] for n in weights if ".lora_" in n}
-    if not adapted or (unknown := sorted(adapted - ours.keys())):
-        found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
-        raise InputError(
-            f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
-            f"base? {CONFIG} names it"
-        )
-    places = {ours[n]: n for n in ours if n in adapted}
-    _check_shapes(folder, config, weights, {n: _base(linears[name]) for name, n in places.items()}, heads)
-    if name not in adapter_names(model):
-        _attach(model, list(places), config, name)
-    present = _adapters(model, name)
-    kinds = {(one.config.r, one.config.scale, one.config.use_dora) for one in present.values()}
-    if present.keys() != places.keys() or kinds != {(config.r, config.scale, config.use_dora)}:
-        raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
-    with torch.no_grad():
-        for n, p in _saved(model, name, file_name).items():
-            if n in weights:  # all but a value head that was not saved
-                p.copy_(weights[n])
-    use_adapter(model, name)
-    return config
-
-
-def read_adapter_config(folder: str | Path) -> LoRAConfig:
-    """adapter_config.json -> LoRAConfig. Raises: InputError for what would compute something else here."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        kind, targets = raw["peft_type"], raw.get("target_modules") or ALL
-        config = LoRAConfig(
-            r=int(raw["r"]),
-            alpha=float(raw["lora_alpha"]),
-            dropout=float(raw.get("lora_dropout", 0)),
-            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
-            use_rslora=bool(raw.get("use_rslora")),
-            use_dora=bool(raw.get("use_dora")),
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: needed JSON with peft_type, r and lora_alpha ({error!r})") from None
-    if kind != "LORA":
-        raise InputError(f"{path}: peft_type must be LORA, the only one there is here, got {kind!r}")
-    neutral = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
-    for key, value in raw.items():
-        if value and key not in HARMLESS and value not in neutral.get(key, ()):
-            raise InputError(f"{path}: {key} is not known here and must be unset, got {value!r}; merge it with PEFT")
-    return config
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter's file, without PEFT's prefix."""
-    if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLE).exists():
-            raise InputError(
-                f"{folder / PICKLE}: a pickle can run code and is not read; convert it where you trust it: "
-                f"safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{WEIGHTS}')"
-            )
-        raise InputError(f"{folder / WEIGHTS}: needed this file, found none; is the download complete?")
-    try:
-        return {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-    except (SafetensorError, OSError) as error:
-        message = f"{folder / WEIGHTS}: needed a complete safetensors file ({error}); copy or save it again"
-        raise InputError(message) from None
-
-
-def _check_shapes(
-    folder: str | Path,
-    config: LoRAConfig,
-    weights: dict[str, Tensor],
-    bases: dict[str, nn.Linear],
-    heads: dict[str, nn.Parameter],
-) -> None:
-    """Raise InputError unless the file holds what adapters of this config on these Linears do, and the score head."""
-    needed = {n: tuple(p.shape) for n, p in heads.items() if n in weights or n.startswith("score.")}
-    for n, base in bases.items():
-        needed[f"{n}.{PARTS['A']}"] = (config.r, base.in_features)
-        needed[f"{n}.{PARTS['B']}"] = (base.out_features, config.r)
-        if config.use_dora:
-            needed[f"{n}.{PARTS['magnitude']}"] = (base.out_features,)
-    if missing := sorted(needed.keys() - weights.keys()):
-        raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
-    if surplus := sorted(weights.keys() - needed.keys()):
-        raise InputError(
-            f"{folder}: {len(surplus)} weights have no place in the model: {', '.join(surplus[:3])}; is it an adapter "
-            "of another kind of model?"
-        )
-    for name in sorted(needed):
-        if weights[name].shape != needed[name]:
-            raise InputError(
-                f"{folder}: {name} must be {needed[name]} by the model and {CONFIG}, got {tuple(weights[name].shape)}; "
-                "is the adapter for another base?"
-            )
-
-
-def _saved(model: nn.Module, name: str, file_name: Callable[[str], str]) -> dict[str, nn.Parameter]:
-    """The parameters that belong in an adapter's files, by their names there."""
-    parts = [(_there(n, file_name), one) for n, one in _adapters(model, name).items()]
-    return {f"{n}.{PARTS[part]}": p for n, one in parts for part, p in one.named_parameters()} | _heads(model)
-
-
-def _there(module: str, file_name: Callable[[str], str]) -> str:
-    return file_name(f"{module}.weight").removesuffix(".weight")
-
-
-def _heads(model: nn.Module) -> dict[str, nn.Parameter]:
-    heads = {name: getattr(model, name, None) for name in ("score", "value_head")}
-    return {f"{name}.{n}": p for name, head in heads.items() if head is not None for n, p in head.named_parameters()}
-
-
-def _shortest(adapted: list[str], linears: list[str]) -> list[str]:
-    """Last parts of names if all modules that end so are adapted, else full names."""
-    leaves = {name.split(".")[-1] for name in adapted}
-    return sorted(leaves if {n for n in linears if n.split(".")[-1] in leaves} == set(adapted) else adapted)
-
-
 # Finding and placing
 
 
-def _attach(model: nn.Module, names: Sequence[str], config: LoRAConfig, adapter_name: str) -> None:
+def attach(model: nn.Module, names: Sequence[str], config: LoRAConfig, adapter_name: str) -> None:
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
         raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
     for name, p in model.named_parameters():
         if ".adapters." not in name and not set(name.split(".")) & {"score", "value_head"}:
             p.requires_grad_(False)
-    linears = _linears(model)
+    linears = linears_of(model)
     for name in names:
         layer = linears[name]
         if not isinstance(layer, LoRALinear):
             layer = LoRALinear(layer).train(layer.training)
-            _inner(model).set_submodule(name, layer)
+            core_of(model).set_submodule(name, layer)
         layer.adapters[adapter_name] = Adapter(layer.base, config).train(layer.training)
     use_adapter(model, adapter_name)
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def core_of(model: nn.Module) -> nn.Module:
     """The part whose module names are those of a checkpoint."""
     return model.transformer if isinstance(model, Policy) else model
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Linear | LoRALinear]:
+def linears_of(model: nn.Module) -> dict[str, nn.Linear | LoRALinear]:
     """Every Linear by name; one with adapters once, as what it is now."""
-    modules = _inner(model).named_modules()
+    modules = core_of(model).named_modules()
     found = {name: module for name, module in modules if isinstance(module, nn.Linear | LoRALinear)}
     inside = {f"{name}.base" for name, module in found.items() if isinstance(module, LoRALinear)}
     return {name: module for name, module in found.items() if name not in inside}
 
 
-def _lora_layers(model: nn.Module) -> list[LoRALinear]:
-    return [layer for layer in _linears(model).values() if isinstance(layer, LoRALinear)]
+def lora_layers(model: nn.Module) -> list[LoRALinear]:
+    return [layer for layer in linears_of(model).values() if isinstance(layer, LoRALinear)]
 
 
-def _adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
+def adapters_of(model: nn.Module, name: str) -> dict[str, Adapter]:
     """The parts of one adapter, by the name of the Linear they are on."""
-    layers = {n: layer for n, layer in _linears(model).items() if isinstance(layer, LoRALinear)}
+    layers = {n: layer for n, layer in linears_of(model).items() if isinstance(layer, LoRALinear)}
     return {n: layer.adapters[name] for n, layer in layers.items() if name in layer.adapters}
 
 
-def _base(layer: nn.Linear | LoRALinear) -> nn.Linear:
+def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
     return layer.base if isinstance(layer, LoRALinear) else layer
 
 
@@ -492,7 +308,7 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+def check_names(model: nn.Module, names: Sequence[str]) -> None:
     there = adapter_names(model)
     for name in names:
         if name not in there:
@@ -501,11 +317,11 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 def _shares(model: nn.Module, weights: dict[str, float] | None) -> dict[str, float]:
     if weights is None:
-        active = next((layer.active for layer in _lora_layers(model) if layer.active), None)
+        active = next((layer.active for layer in lora_layers(model) if layer.active), None)
         if active is None:
             raise InputError("merge: needed an active adapter or weights by name, got neither; see use_adapter")
         weights = {active: 1.0}
-    _check_names(model, list(weights))
+    check_names(model, list(weights))
     return weights
 
 

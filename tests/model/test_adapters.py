@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel, load_pretrained, save_pretrained
+from minirlhf.model.adapter_files import load_adapter, read_adapter_config, save_adapter
 from minirlhf.model.adapters import (
     LoRAConfig,
     LoRALinear,
@@ -23,17 +24,15 @@ from minirlhf.model.adapters import (
     count_parameters,
     disabled,
     freeze,
-    load_adapter,
     merge,
     merge_lora,
-    read_adapter_config,
     reference_of,
-    save_adapter,
     select_linears,
     train_adapters,
     unmerge,
     use_adapter,
 )
+from minirlhf.model.families import config_from
 
 KINDS = {
     "LoRA": LoRAConfig(r=3, alpha=6.0),
@@ -467,20 +466,29 @@ def test_names_in_the_files_are_pefts(tmp_path, adapted):
     assert described["lora_alpha"] == 6 and described["use_dora"] is True and described["modules_to_save"] is None
 
 
-def test_a_family_with_other_names_in_its_files(tmp_path, make, adapted, ids):
-    def file_name(name):
-        return name.replace("model.layers.", "transformer.h.").replace(".q_proj.", ".c_attn.")
+def test_modules_have_the_names_of_the_familys_own_files(tmp_path, ids):
+    def make():
+        torch.manual_seed(0)
+        raw = {"model_type": "gpt2", "vocab_size": 37, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16}
+        return Transformer(config_from(raw)).eval()
 
-    model = adapted()
-    save_adapter(model, tmp_path, file_name=file_name)
-    assert "c_attn" in json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
-    weights = load_file(tmp_path / "adapter_model.safetensors")
-    assert "base_model.model.transformer.h.1.self_attn.c_attn.lora_A.weight" in weights
+    model = stir(apply_lora(make(), KINDS["LoRA"])).eval()
+    save_adapter(model, tmp_path)
+    described = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert described["target_modules"] == ["c_attn", "c_fc", "c_proj"] and described["fan_in_fan_out"]
+    assert "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight" in load_file(
+        tmp_path / "adapter_model.safetensors"
+    )
     loaded = make()
-    load_adapter(loaded, tmp_path, file_name=file_name)
+    load_adapter(loaded, tmp_path)
     assert torch.equal(loaded(ids), model(ids))
-    with refuses("found 14 not in the model, such as transformer.h.0.mlp.down_proj; is the adapter for another base?"):
-        load_adapter(make(), tmp_path)
+
+
+def test_an_adapter_of_another_family_is_refused(tmp_path, make, adapted):
+    save_adapter(adapted(), tmp_path)
+    raw = {"model_type": "gpt2", "vocab_size": 37, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    with refuses("found 14 not in the model, such as model.layers.0.mlp.down_proj; is the adapter for another base?"):
+        load_adapter(Transformer(config_from(raw)), tmp_path)
 
 
 def test_loading_fills_an_adapter_that_is_there_in_place(tmp_path, make, adapted, ids):

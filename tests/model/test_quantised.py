@@ -11,14 +11,13 @@ from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, Policy, Transformer
+from minirlhf.model.adapter_files import load_adapter, save_adapter
 from minirlhf.model.adapters import (
     LoRAConfig,
     apply_lora,
     disabled,
-    load_adapter,
     merge_lora,
     reference_of,
-    save_adapter,
 )
 from minirlhf.model.quantised import NF4, QuantisedLinear, dequantise, memory_report, quantise, quantise_linears
 

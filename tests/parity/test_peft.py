@@ -6,7 +6,8 @@ import transformers
 from torch.testing import assert_close
 
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
-from minirlhf.model.adapters import LoRAConfig, apply_lora, load_adapter, merge_lora, save_adapter
+from minirlhf.model.adapter_files import load_adapter, save_adapter
+from minirlhf.model.adapters import LoRAConfig, apply_lora, merge_lora
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.parity
@@ -186,15 +187,6 @@ def test_a_reward_models_adapter_goes_both_ways(tmp_path, base, ids):
         same(model(ids, mask), other(ids, attention_mask=mask.long()).logits.squeeze(-1))
 
 
-def gpt2_name(name):
-    """Our name of a weight -> GPT-2's."""
-    parts = {"model.layers.": "transformer.h.", ".self_attn.qkv_proj.": ".attn.c_attn.", ".mlp.up_proj.": ".mlp.c_fc."}
-    parts |= {".self_attn.o_proj.": ".attn.c_proj.", ".mlp.down_proj.": ".mlp.c_proj."}
-    for here, there in parts.items():
-        name = name.replace(here, there)
-    return name
-
-
 @each_kind
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"], ["attn.c_proj"]])
 def test_gpt2_whose_weights_are_stored_transposed_and_named_otherwise(tmp_path, ids, kind, targets):
@@ -206,9 +198,9 @@ def test_gpt2_whose_weights_are_stored_transposed_and_named_otherwise(tmp_path, 
     other = theirs(tmp_path / "base", targets, fan_in_fan_out=True, **kind)
     other.save_pretrained(tmp_path / "theirs")
     model = load_pretrained(tmp_path / "base")
-    load_adapter(model, tmp_path / "theirs", file_name=gpt2_name)
+    load_adapter(model, tmp_path / "theirs")
     with torch.no_grad():
         same(model.eval()(ids), other(ids).logits)
         loud(model, seed=7, only="adapters")
-        save_adapter(model, tmp_path / "ours", base=str(tmp_path / "base"), file_name=gpt2_name)
+        save_adapter(model, tmp_path / "ours", base=str(tmp_path / "base"))
         same(model(ids), peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours")(ids).logits)

@@ -1,0 +1,203 @@
+"""Adapters as folders in PEFT's layout: adapter_config.json and adapter_model.safetensors, both ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minirlhf.errors import InputError
+from minirlhf.model.adapters import (
+    ALL,
+    LoRAConfig,
+    adapter_names,
+    adapters_of,
+    attach,
+    base_of,
+    check_names,
+    core_of,
+    linears_of,
+    use_adapter,
+)
+from minirlhf.model.families import is_transposed, name_there
+from minirlhf.model.policy import ProcessRewardModel, RewardModel
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."  # of every name in PEFT's files
+PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+TASKS = {RewardModel: "SEQ_CLS", ProcessRewardModel: "TOKEN_CLS"}
+# Keys of adapter_config.json that do not change what the files compute; any other one that is set does
+HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
+HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
+HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
+HARMLESS |= {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    *,
+    base: str | None = None,
+) -> None:
+    """Write one adapter, and the model's head of one number if it has one, in PEFT's layout.
+
+    Modules have the names of the family's own checkpoints there. `base`: folder or hub name of the base, for those who
+    read the file.
+    """
+    check_names(model, [name])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapted = {_there(model, n): one for n, one in adapters_of(model, name).items()}
+    config = next(iter(adapted.values())).config
+    described = {
+        "peft_type": "LORA",
+        "task_type": next((task for kind, task in TASKS.items() if isinstance(model, kind)), "CAUSAL_LM"),
+        "base_model_name_or_path": base,
+        "r": config.r,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "target_modules": _shortest(list(adapted), [_there(model, n) for n in linears_of(model)]),
+        "modules_to_save": ["score"] if hasattr(model, "score") else None,
+        "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in adapted),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {PREFIX + n: p.detach().to("cpu").contiguous() for n, p in _saved(model, name).items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> LoRAConfig:
+    """Put the adapter in a folder on the model and make it the active one; if there is one of that name, fill it.
+
+    A head saved with it is filled too. Raises: InputError, with the model as it was, if a file is missing, broken or a
+    pickle, the adapter is of another type, or it does not fit the model.
+    """
+    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
+    heads, linears = _heads(model), linears_of(model)
+    ours = {_there(model, n): n for n in linears}
+    weights = {n: w for n, w in weights.items() if n in heads or not n.startswith("value_head.")}  # not all want values
+    adapted = {n.split(".lora_")[0] for n in weights if ".lora_" in n}
+    if not adapted or (unknown := sorted(adapted - ours.keys())):
+        found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
+        raise InputError(
+            f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
+            f"base? {CONFIG} names it"
+        )
+    places = {ours[n]: n for n in ours if n in adapted}
+    _check_shapes(folder, config, weights, {n: base_of(linears[name]) for name, n in places.items()}, heads)
+    if name not in adapter_names(model):
+        attach(model, list(places), config, name)
+    present = adapters_of(model, name)
+    kinds = {(one.config.r, one.config.scale, one.config.use_dora) for one in present.values()}
+    if present.keys() != places.keys() or kinds != {(config.r, config.scale, config.use_dora)}:
+        raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
+    with torch.no_grad():
+        for n, p in _saved(model, name).items():
+            if n in weights:  # all but a value head that was not saved
+                p.copy_(weights[n])
+    use_adapter(model, name)
+    return config
+
+
+def read_adapter_config(folder: str | Path) -> LoRAConfig:
+    """adapter_config.json -> LoRAConfig. Raises: InputError for what would compute something else here."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        kind, targets = raw["peft_type"], raw.get("target_modules") or ALL
+        config = LoRAConfig(
+            r=int(raw["r"]),
+            alpha=float(raw["lora_alpha"]),
+            dropout=float(raw.get("lora_dropout", 0)),
+            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
+            use_rslora=bool(raw.get("use_rslora")),
+            use_dora=bool(raw.get("use_dora")),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: needed JSON with peft_type, r and lora_alpha ({error!r})") from None
+    if kind != "LORA":
+        raise InputError(f"{path}: peft_type must be LORA, the only one there is here, got {kind!r}")
+    neutral = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
+    for key, value in raw.items():
+        if value and key not in HARMLESS and value not in neutral.get(key, ()):
+            raise InputError(f"{path}: {key} is not known here and must be unset, got {value!r}; merge it with PEFT")
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file, without PEFT's prefix."""
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).exists():
+            raise InputError(
+                f"{folder / PICKLE}: a pickle can run code and is not read; convert it where you trust it: "
+                f"safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{WEIGHTS}')"
+            )
+        raise InputError(f"{folder / WEIGHTS}: needed this file, found none; is the download complete?")
+    try:
+        return {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    except (SafetensorError, OSError) as error:
+        message = f"{folder / WEIGHTS}: needed a complete safetensors file ({error}); copy or save it again"
+        raise InputError(message) from None
+
+
+def _check_shapes(
+    folder: str | Path,
+    config: LoRAConfig,
+    weights: dict[str, Tensor],
+    bases: dict[str, nn.Linear],
+    heads: dict[str, nn.Parameter],
+) -> None:
+    """Raise InputError unless the file holds what adapters of this config on these Linears do, and the score head."""
+    needed = {n: tuple(p.shape) for n, p in heads.items() if n in weights or n.startswith("score.")}
+    for n, base in bases.items():
+        needed[f"{n}.{PARTS['A']}"] = (config.r, base.in_features)
+        needed[f"{n}.{PARTS['B']}"] = (base.out_features, config.r)
+        if config.use_dora:
+            needed[f"{n}.{PARTS['magnitude']}"] = (base.out_features,)
+    if missing := sorted(needed.keys() - weights.keys()):
+        raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
+    if surplus := sorted(weights.keys() - needed.keys()):
+        raise InputError(
+            f"{folder}: {len(surplus)} weights have no place in the model: {', '.join(surplus[:3])}; is it an adapter "
+            "of another kind of model?"
+        )
+    for name in sorted(needed):
+        if weights[name].shape != needed[name]:
+            raise InputError(
+                f"{folder}: {name} must be {needed[name]} by the model and {CONFIG}, got {tuple(weights[name].shape)}; "
+                "is the adapter for another base?"
+            )
+
+
+def _saved(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The parameters that belong in an adapter's files, by their names there."""
+    parts = [(_there(model, n), one) for n, one in adapters_of(model, name).items()]
+    return {f"{n}.{PARTS[part]}": p for n, one in parts for part, p in one.named_parameters()} | _heads(model)
+
+
+def _there(model: nn.Module, module: str) -> str:
+    """The module's name in the files of its family."""
+    return name_there(core_of(model).config.model_type, f"{module}.weight").removesuffix(".weight")
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Parameter]:
+    heads = {name: getattr(model, name, None) for name in ("score", "value_head")}
+    return {f"{name}.{n}": p for name, head in heads.items() if head is not None for n, p in head.named_parameters()}
+
+
+def _shortest(adapted: list[str], linears: list[str]) -> list[str]:
+    """Last parts of names if all modules that end so are adapted, else full names."""
+    leaves = {name.split(".")[-1] for name in adapted}
+    return sorted(leaves if {n for n in linears if n.split(".")[-1] in leaves} == set(adapted) else adapted)
