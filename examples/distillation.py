@@ -19,7 +19,7 @@ from minirlhf import job
 from minirlhf.algorithms.distillation import DistillationConfig, DistillationTrainer
 from minirlhf.algorithms.sft import SFTConfig, SFTTrainer
 from minirlhf.data import Batches
-from minirlhf.errors import exits_cleanly
+from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import Report, win_rate
 from minirlhf.generation import SamplingConfig
 from minirlhf.model import ModelConfig, Policy, Transformer, copy_of, load_policy
@@ -93,6 +93,10 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
+    if common.train != "all":
+        raise InputError(
+            f"--train {common.train}: a student starts from random weights, which is no base; leave it out"
+        )
     with job.session_of(common) as device:
         folder = job.open_output(common, "distillation")
         task = job.load_task(common)

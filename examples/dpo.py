@@ -20,13 +20,20 @@ from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import Report, win_rate
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import ModelConfig, Policy, copy_of, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "dpo": DPOConfig, "run": RunSettings}
+SETTINGS = {
+    "": job.JobConfig,
+    "model": ModelConfig,
+    "lora": LoRAConfig,
+    "sft": SFTConfig,
+    "dpo": DPOConfig,
+    "run": RunSettings,
+}
 MAX_TOKENS = 48  # of the answers it is judged by
 
 
@@ -39,7 +46,9 @@ def train_dpo(
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
-    ref_policy, sft_policy = copy_of(policy), copy_of(policy)
+    policy = job.adapt(policy, settings)
+    sft_policy = job.reference_for(policy)
+    ref_policy = job.reference_for(policy, moves=config.ref_update_every > 0)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, sft_policy)
     before = evaluate(sft_policy)

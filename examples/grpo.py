@@ -22,7 +22,7 @@ from minirlhf.algorithms.sft import SFTConfig
 from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import Report
-from minirlhf.model import ModelConfig, Policy, copy_of, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.rewards import Reward
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -77,6 +77,7 @@ class Sums(GRPOConfig):
 SETTINGS = {
     "": Job,
     "model": SumsModel,
+    "lora": LoRAConfig,
     "sft": FirstSteps,
     "reward_model": RewardConfig,
     "grpo": Sums,
@@ -92,7 +93,8 @@ def train_grpo(
     common, config, shape = settings[""], settings["grpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
-    ref_policy = copy_of(policy)
+    policy = job.adapt(policy, settings)
+    ref_policy = job.reference_for(policy)
     sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
     greedy = job.evaluator(common, task, tokenizer, held_out, replace(sampling, temperature=0.0), ref_policy)

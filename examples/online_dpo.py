@@ -21,7 +21,7 @@ from minirlhf.algorithms.sft import SFTConfig
 from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import Report, win_rate
-from minirlhf.model import ModelConfig, Policy, copy_of, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.rewards import Reward, judge_by
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -31,6 +31,7 @@ from minirlhf.training.metrics import metrics_help
 SETTINGS = {
     "": job.RLJobConfig,
     "model": ModelConfig,
+    "lora": LoRAConfig,
     "sft": SFTConfig,
     "reward_model": RewardConfig,
     "online_dpo": OnlineDPOConfig,
@@ -46,7 +47,8 @@ def train_online(
     common, config, shape = settings[""], settings["online_dpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
-    ref_policy = copy_of(policy)
+    policy = job.adapt(policy, settings)
+    ref_policy = job.reference_for(policy)
     sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
     before = evaluate(ref_policy)

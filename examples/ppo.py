@@ -21,7 +21,7 @@ from minirlhf.algorithms.sft import SFTConfig
 from minirlhf.data import Batches
 from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import Report
-from minirlhf.model import ModelConfig, Policy, ValueModel, copy_of, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, ValueModel, copy_of, load_policy
 from minirlhf.rewards import Reward
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -31,6 +31,7 @@ from minirlhf.training.metrics import metrics_help
 SETTINGS = {
     "": job.PipelineConfig,
     "model": ModelConfig,
+    "lora": LoRAConfig,
     "sft": SFTConfig,
     "reward_model": RewardConfig,
     "ppo": PPOConfig,
@@ -48,7 +49,9 @@ def train_ppo(
     rows, held_out = job.encode(
         common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=config.max_tokens
     )
-    ref_policy = copy_of(policy)
+    critic = ValueModel(copy_of(policy).transformer) if config.separate_value_model else None
+    policy = job.adapt(job.place(Policy(policy.transformer, value_head=critic is None), common, device), settings)
+    ref_policy = job.reference_for(policy)
 
     sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)
@@ -57,11 +60,8 @@ def train_ppo(
     if finished := job.finished_stage(settings, folder, "ppo"):
         return before, evaluate(job.place(load_policy(finished), common, device))
 
-    value_model = ValueModel(copy_of(policy).transformer) if config.separate_value_model else None
-    if value_model:
-        value_model = job.place(value_model.requires_grad_(True), common, device)
-    policy = job.place(Policy(policy.transformer, value_head=value_model is None), common, device)
-    trainer = PPOTrainer(policy, ref_policy, reward, tokenizer, config, value_model=value_model, seed=common.seed)
+    critic = critic and job.adapt(job.place(critic.requires_grad_(True), common, device), settings)
+    trainer = PPOTrainer(policy, ref_policy, reward, tokenizer, config, value_model=critic, seed=common.seed)
     batches = Batches(rows, batch_size=config.batch_size, steps=config.steps, seed=common.seed, stream="ppo")
     run = Run(
         job.stage_run(settings, folder, "ppo"),

@@ -17,7 +17,7 @@ from minirlhf import job
 from minirlhf.algorithms.process_reward import ProcessRewardConfig, ProcessRewardTrainer, encode_steps
 from minirlhf.data import Batches
 from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.model import ModelConfig, ProcessRewardModel
+from minirlhf.model import LoRAConfig, ModelConfig, ProcessRewardModel
 from minirlhf.tasks import Task, reviews
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help, table
@@ -32,6 +32,7 @@ class Job(job.JobConfig):
 SETTINGS = {
     "": Job,
     "model": ModelConfig,
+    "lora": LoRAConfig,
     "process_reward": ProcessRewardConfig,
     "run": RunSettings,
 }
@@ -86,6 +87,7 @@ def main() -> None:
         tokenizer = job.load_tokenizer(common, Task("steps", texts, [], [], [], [], []), folder)
         base = job.first_policy(common, settings["model"], tokenizer).transformer
         model = job.place(ProcessRewardModel(base), common, device)
+        model = job.adapt(model, settings) if common.policy else model
         job.choose_threads(model, common, device)
         context = base.config.max_position_embeddings
         encoded, held_out_rows = (encode_steps(tokenizer, part, context) for part in (rows, held_out))

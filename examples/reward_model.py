@@ -14,7 +14,7 @@ from minirlhf import job
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
 from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
-from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, copy_of, load_reward_model
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, RewardModel, Transformer, copy_of, load_reward_model, plain
 from minirlhf.rewards import Reward, RewardModelScorer
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
@@ -22,7 +22,13 @@ from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "reward_model": RewardConfig, "run": RunSettings}
+SETTINGS = {
+    "": job.JobConfig,
+    "model": ModelConfig,
+    "lora": LoRAConfig,
+    "reward_model": RewardConfig,
+    "run": RunSettings,
+}
 
 
 def train_reward_model(
@@ -37,6 +43,7 @@ def train_reward_model(
     finished = job.finished_stage(settings, folder, "reward")
     seed_everything(common.seed)  # the score head is new
     model = job.place(load_reward_model(finished) if finished else RewardModel(base), common, device)
+    model = model if finished else job.adapt(model, settings)
     job.choose_threads(model, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), base.config)
 
@@ -54,7 +61,7 @@ def train_reward_model(
         )
         for batch in run:
             run.record(trainer.step(batch))
-    return model, trainer.evaluate(held_out)["accuracy"] if held_out else None
+    return plain(model), trainer.evaluate(held_out)["accuracy"] if held_out else None
 
 
 def reward_for(

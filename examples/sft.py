@@ -18,13 +18,13 @@ from minirlhf.data.encoding import encode_rows
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import evaluate_policy
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import ModelConfig, Policy, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy, plain
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "run": RunSettings}
+SETTINGS = {"": job.JobConfig, "model": ModelConfig, "lora": LoRAConfig, "sft": SFTConfig, "run": RunSettings}
 
 
 def train_sft(
@@ -44,6 +44,7 @@ def train_sft(
     if finished := job.finished_stage(settings, folder, "sft"):
         return job.place(load_policy(finished), common, device)
     policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
+    policy = job.adapt(policy, settings) if common.policy else policy  # random weights are no base
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "sft", ("response",), policy.transformer.config)
     job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters")
@@ -72,7 +73,7 @@ def train_sft(
     )
     for batch in run:
         run.record(trainer.step(batch))
-    return policy
+    return plain(policy)
 
 
 def solved(policy: Policy, tokenizer: Tokenizer, task: Task, prompts: int = 512) -> float:

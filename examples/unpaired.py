@@ -21,13 +21,20 @@ from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import Report, win_rate
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import ModelConfig, Policy, copy_of, load_policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "sft": SFTConfig, "unpaired": UnpairedConfig, "run": RunSettings}
+SETTINGS = {
+    "": job.JobConfig,
+    "model": ModelConfig,
+    "lora": LoRAConfig,
+    "sft": SFTConfig,
+    "unpaired": UnpairedConfig,
+    "run": RunSettings,
+}
 
 
 def train_unpaired(
@@ -40,7 +47,8 @@ def train_unpaired(
     pairs = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     rows, held_out = (single_rows(part, shape.max_position_embeddings) for part in pairs)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
-    ref_policy = copy_of(policy)
+    policy = job.adapt(policy, settings)
+    ref_policy = job.reference_for(policy)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, ref_policy)
     before = evaluate(ref_policy)

@@ -18,7 +18,19 @@ from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
 from minirlhf.evaluation import Report, comparison, evaluate_policy
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
+from minirlhf.model import (
+    ModelConfig,
+    Policy,
+    Transformer,
+    adapter_names,
+    apply_lora,
+    copy_of,
+    count_parameters,
+    load_policy,
+    memory_report,
+    quantise_linears,
+    reference_of,
+)
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.rewards import Reward
 from minirlhf.runtime.compile import maybe_compile
@@ -46,6 +58,8 @@ class JobConfig:
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the run stops
     vocab_size: int = 2048  # [tokens] at most, when a tokenizer is trained
     policy: str | None = None  # [folder] start from this model (with its tokenizer) instead of training one
+    train: Literal["all", "lora", "qlora"] = "all"  # [-] of a model that is there already: all weights, or adapters
+    #                             beside frozen ones ([lora] says which), or these beside frozen ones of 4 bits
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; none: one for models of under a million
     #                             parameters, where a second only waits and suffers from every neighbour, else all
@@ -178,6 +192,27 @@ def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
+def adapt(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """Leave of a model, in place, only that to be trained which `--train` says. Heads of one number are always."""
+    job = settings[""]
+    if job.train == "all":
+        return model
+    seed_everything(job.seed)  # the same adapter whatever ran before
+    if job.train == "qlora":
+        quantise_linears(model)
+        say(
+            "in 4 bits: {quantised_bytes:,} bytes, {quantised_share_of_fp32:.3f} of fp32".format(**memory_report(model))
+        )
+    apply_lora(model, settings["lora"])
+    say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
+    return model
+
+
+def reference_for(policy: Policy, moves: bool = False) -> Policy:
+    """Where the policy starts from: the base itself, which costs nothing, if adapters are trained, else a copy."""
+    return copy_of(policy) if moves or not adapter_names(policy) else reference_of(policy)
+
+
 def compiles(job: JobConfig, device: torch.device) -> bool:
     return device.type == "cuda" if job.compile is None else job.compile
 
@@ -193,7 +228,8 @@ def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     common = settings[""]
     if section in ("sft", "reward_model"):  # --reward and --stop-after are no business of the stages before
         common = JobConfig(**{field.name: getattr(common, field.name) for field in fields(JobConfig)})
-    return {"": common, **{name: settings[name] for name in ("model", section, "run")}}
+    names = [name for name in ("model", "lora", section, "run") if name in settings]
+    return {"": common, **{name: settings[name] for name in names}}
 
 
 def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
@@ -210,7 +246,10 @@ def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path |
 
 def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
     """The run of one stage: its own folder, resumed if the job is."""
-    return RunConfig(**vars(settings["run"]), output=str(folder / stage), resume=resumes(settings[""]))
+    job = settings[""]
+    base = resolve_model(job.policy or folder / "sft")
+    where = {"output": str(folder / stage), "resume": resumes(job), "base": str(base.absolute())}
+    return RunConfig(**vars(settings["run"]), **where)
 
 
 def steps_for(steps: int, max_epochs: float, rows: int, batch_size: int) -> int:

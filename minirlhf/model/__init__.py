@@ -24,7 +24,7 @@ from minirlhf.model.policy import (
     move_towards,
 )
 from minirlhf.model.pretrained import load_policy, load_pretrained, load_reward_model, save_pretrained
-from minirlhf.model.quantised import memory_report, quantise_linears
+from minirlhf.model.quantised import memory_report, plain, quantise_linears
 from minirlhf.model.transformer import KVCache, Transformer
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "memory_report",
     "merge_lora",
     "move_towards",
+    "plain",
     "quantise_linears",
     "reference_of",
     "save_adapter",

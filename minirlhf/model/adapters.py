@@ -147,6 +147,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for layer in lora_layers(model) for name in layer.adapters))
 
 
+def active_adapter(model: nn.Module) -> str | None:
+    """The adapter that the model computes with, if any."""
+    return next((layer.active for layer in lora_layers(model) if layer.active), None)
+
+
 def use_adapter(model: nn.Module, name: str | None) -> None:
     """Make one adapter the active one, or none. Raises: InputError if there is none of that name."""
     check_names(model, [name] if name is not None else [])
@@ -228,10 +233,7 @@ def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.
     weights = _shares(model, weights)
     for name, layer in linears_of(model).items():
         if isinstance(layer, LoRALinear):
-            plain = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(layer.merged_weight(weights), requires_grad=False)
-            plain.bias = layer.base.bias
-            core_of(model).set_submodule(name, plain)
+            core_of(model).set_submodule(name, linear_of(layer.merged_weight(weights), layer.base.bias))
     return model
 
 
@@ -304,6 +306,13 @@ def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
     return layer.base if isinstance(layer, LoRALinear) else layer
 
 
+def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """A frozen Linear of tensors that are there already."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), bias
+    return linear
+
+
 def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
@@ -317,7 +326,7 @@ def check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 def _shares(model: nn.Module, weights: dict[str, float] | None) -> dict[str, float]:
     if weights is None:
-        active = next((layer.active for layer in lora_layers(model) if layer.active), None)
+        active = active_adapter(model)
         if active is None:
             raise InputError("merge: needed an active adapter or weights by name, got neither; see use_adapter")
         weights = {active: 1.0}

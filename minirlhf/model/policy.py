@@ -5,6 +5,7 @@ B sequences, T tokens. Per-token outputs obey the index rule: column t speaks ab
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,11 +64,10 @@ class Policy(nn.Module):
 
 
 def copy_of(policy: Policy) -> Policy:
-    """The same weights in new storage, frozen, without value head: a reference policy."""
-    weight = policy.transformer.head_weight
-    reference = Policy(Transformer(policy.transformer.config)).to(device=weight.device, dtype=weight.dtype)
-    reference.transformer.load_state_dict(policy.transformer.state_dict())
-    return reference.requires_grad_(False).eval()
+    """The same weights, adapters included, in new storage, frozen, without value head: a reference policy."""
+    reference = Policy(copy.deepcopy(policy.transformer)).requires_grad_(False).eval()
+    reference.zero_grad(set_to_none=True)
+    return reference
 
 
 def check_reference(who: str, policy: Policy, reference: Policy) -> None:
@@ -85,9 +85,13 @@ def move_towards(reference: Policy, policy: Policy, share: float) -> None:
     """reference <- share * policy + (1 - share) * reference, weight by weight, in place.
 
     Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO); share 1 copies.
+    Raises: InputError if the reference has other weights, as the base without the policy's adapter has.
     """
-    for theirs, ours in zip(reference.transformer.parameters(), policy.transformer.parameters(), strict=True):
-        theirs.lerp_(ours.to(theirs.dtype), share)
+    theirs, ours = (dict(model.transformer.named_parameters()) for model in (reference, policy))
+    if theirs.keys() != ours.keys():
+        raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")
+    for name, weight in theirs.items():
+        weight.lerp_(ours[name].to(weight.dtype), share)
 
 
 class ValueHead(nn.Linear):

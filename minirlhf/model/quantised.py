@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minirlhf.model.adapters import ALL, select_linears
+from minirlhf.model.adapters import ALL, active_adapter, adapter_view, linear_of, merge_lora, select_linears
 
 BLOCK, GROUP = 64, 256  # numbers that share a scale; scales that share a range
 # 16 quantiles of the normal distribution, 0 among them, scaled to [-1, 1] (appendix E)
@@ -106,6 +106,22 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
         for name, child in list(parent.named_children()):
             if id(child) in chosen and not isinstance(child, QuantisedLinear):
                 setattr(parent, name, QuantisedLinear(child))
+    return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model in ordinary Linears that computes the same: its adapter merged, weights of 4 bits written out.
+
+    The model itself is left as it is, and shares what did not change: a copy of the adapted weights is what it costs.
+    """
+    active = active_adapter(model)
+    model = adapter_view(model, active)
+    if active:
+        merge_lora(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantisedLinear):
+                setattr(parent, name, linear_of(child.weight, child.bias))
     return model
 
 

@@ -1,7 +1,16 @@
 """What every algorithm shares: the run, the optimizer, checkpoints, metrics, settings."""
 
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
-from minirlhf.training.run import Run, RunConfig, RunSettings, finished_model
+from minirlhf.training.run import ADAPTER, Run, RunConfig, RunSettings, finished_model
 from minirlhf.training.settings import parse_settings
 
-__all__ = ["Optimizer", "OptimizerConfig", "Run", "RunConfig", "RunSettings", "finished_model", "parse_settings"]
+__all__ = [
+    "ADAPTER",
+    "Optimizer",
+    "OptimizerConfig",
+    "Run",
+    "RunConfig",
+    "RunSettings",
+    "finished_model",
+    "parse_settings",
+]

@@ -21,7 +21,10 @@ from torch import nn
 from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
+from minirlhf.model.adapter_files import load_adapter, save_adapter
+from minirlhf.model.adapters import active_adapter
 from minirlhf.model.pretrained import load_into, save_pretrained
+from minirlhf.model.quantised import plain
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
@@ -37,7 +40,8 @@ from minirlhf.training.checkpoint import (
 from minirlhf.training.metrics import Journal
 from minirlhf.training.settings import settings_to_toml
 
-FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face layout
+FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face layout; adapters are merged into them
+ADAPTER = "adapter"  # beside it, if adapters were trained: they alone, in PEFT's layout
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class RunConfig(RunSettings):
 
     output: str = "runs/run"  # [folder] where everything is written
     resume: bool = False  # [-] continue the run that stands in `output`
+    base: str | None = None  # [folder] of the model that adapters were put on, to be named in their files
 
 
 class Trainer(Protocol):
@@ -224,13 +229,23 @@ class Run:
             return
         state = load_state(found[-1])
         for name, model in self.trainer.models.items():
-            load_into(model, found[-1] / name)
+            if adapter := active_adapter(model):
+                load_adapter(model, found[-1] / name, adapter)
+            else:
+                load_into(model, found[-1] / name)
         self.step, self._done, self._best = state["step"], state["done"], state["best"]
         self._saved = self.step
         self.trainer.load_state_dict(state["trainer"])
 
     def _save_model(self, model: nn.Module, folder: Path) -> None:
-        save_pretrained(model, folder, self.tokenizer and self.tokenizer.token_ids)
+        """What of a model is trained: its adapter alone if it has one, which is all that a checkpoint needs."""
+        if adapter := active_adapter(model):
+            save_adapter(model, folder, adapter, base=self.config.base)
+        else:
+            self._save_whole(model, folder)
+
+    def _save_whole(self, model: nn.Module, folder: Path) -> None:
+        save_pretrained(plain(model), folder, self.tokenizer and self.tokenizer.token_ids)
         if self.tokenizer:
             self.tokenizer.save(folder)
 
@@ -238,8 +253,12 @@ class Run:
         if self._saved != self.step:
             self.save()
         if is_main() and not is_complete(self.folder / FINAL):
+            model = next(iter(self.trainer.models.values()))
+            if active_adapter(model):
+                with written_whole(self.folder / ADAPTER) as folder:
+                    self._save_model(model, folder)
             with written_whole(self.folder / FINAL) as folder:
-                self._save_model(next(iter(self.trainer.models.values())), folder)
+                self._save_whole(model, folder)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:

@@ -55,6 +55,7 @@ SECTIONS = {
     "ppo": ["model", "sft", "reward_model", "ppo", "run"],
     "sft": ["model", "sft", "run"],
     "reward_model": ["model", "reward_model", "run"],
+    "multi_adapter": ["model", "sft", "reward_model", "ppo", "run"],
     "grpo": ["model", "sft", "reward_model", "grpo", "run"],
     "dpo": ["model", "sft", "dpo", "run"],
     "unpaired": ["model", "sft", "unpaired", "run"],

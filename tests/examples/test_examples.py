@@ -167,7 +167,19 @@ def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, gr
 
 
 @pytest.mark.parametrize(
-    "program", ["sft", "reward_model", "ppo", "grpo", "dpo", "unpaired", "online_dpo", "distillation", "process_reward"]
+    "program",
+    [
+        "sft",
+        "reward_model",
+        "ppo",
+        "multi_adapter",
+        "grpo",
+        "dpo",
+        "unpaired",
+        "online_dpo",
+        "distillation",
+        "process_reward",
+    ],
 )
 def test_help_shows_the_settings_and_the_metrics(call, tmp_path, capsys, program):
     with pytest.raises(SystemExit) as caught:

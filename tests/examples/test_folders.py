@@ -1,11 +1,13 @@
 """`--policy DIR` with small random folders of several families: the programs run from end to end and write one back."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from minirlhf.model import Transformer, load_pretrained, save_pretrained
+from minirlhf.model import Transformer, load_adapter, load_pretrained, save_pretrained
 from minirlhf.model.families import config_from
 from minirlhf.text import Tokenizer
 
@@ -45,3 +47,65 @@ def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of,
     assert after.config == before.config and after.config.model_type == family
     assert not torch.equal(after.head_weight, before.head_weight)
     assert json.loads((tmp_path / "job" / program / "model" / "config.json").read_text())["model_type"] == family
+
+
+def flags(folder, inputs, tmp_path, *more):
+    return "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job", *more
+
+
+FAMILY_AND_PROGRAM = [("gpt2", "ppo"), ("gemma2", "grpo"), ("qwen3", "dpo"), ("mistral", "sft"), ("qwen3", "ppo")]
+
+
+@pytest.mark.parametrize("train", ["lora", "qlora"])
+@pytest.mark.parametrize(("family", "program"), [*FAMILY_AND_PROGRAM, ("gpt2", "unpaired"), ("qwen3", "online_dpo")])
+def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, family, program, train):
+    folder = folder_of(family)
+    call(program, tmp_path, *flags(folder, inputs, tmp_path, "--train", train, "--lora.r", 4))
+    run = tmp_path / "job" / program
+    base, adapted, merged = load_pretrained(folder), load_pretrained(folder), load_pretrained(run / "model")
+    assert load_adapter(adapted, run / "adapter").r == 4
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    assert (checkpoint / "policy" / "adapter_model.safetensors").is_file()  # and no copy of the base
+    assert not list(checkpoint.rglob("model.safetensors"))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        if train == "lora":  # the adapter on its base is the merged model, and more than the base
+            assert_close(merged(ids), adapted(ids), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(merged(ids), base(ids), rtol=1e-4, atol=1e-5)
+    assert torch.equal(merged.model.embed_tokens.weight, base.model.embed_tokens.weight)
+    said = capsys.readouterr().out
+    assert f"{train}: " in said and ("in 4 bits: " in said) == (train == "qlora")
+
+
+def test_a_run_of_adapters_goes_on_where_it_stopped(call, folder_of, inputs, tmp_path):
+    """Two steps in one go, or one, a stop and another one: the same weights to the bit."""
+    folder = folder_of("qwen3")
+    train = ["--train", "lora", "--ppo.separate_value_model", "true", "--run.save_every", "1"]
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+        call("ppo", tmp_path, *flags(folder, inputs, tmp_path / name, *train))
+    run = tmp_path / "halves" / "job" / "ppo"
+    for gone in ("model", "adapter", "checkpoints/step-2"):
+        shutil.rmtree(run / gone)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])
+    call("ppo", tmp_path, *flags(folder, inputs, tmp_path / "halves", *train, "--resume"))
+    one, two = (load_pretrained(tmp_path / name / "job" / "ppo" / "model") for name in ("whole", "halves"))
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+    assert (run / "checkpoints" / "step-2" / "value" / "adapter_model.safetensors").is_file()
+
+
+def test_stages_build_on_one_another(call, inputs, tmp_path):
+    """Without a folder SFT trains all weights, for there is no base; the stages after it adapt what it made."""
+    call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job", "--train", "lora")
+    assert not (tmp_path / "job" / "sft" / "adapter").exists()
+    for stage in ("reward", "ppo"):
+        config = json.loads((tmp_path / "job" / stage / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(tmp_path / "job" / "sft" / "model")
+
+
+def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("distillation", tmp_path, "--data", inputs / "pairs.jsonl", "--train", "lora")
+    assert stop.value.code == 2 and "a student starts from random weights" in capsys.readouterr().err

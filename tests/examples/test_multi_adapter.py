@@ -1,0 +1,74 @@
+"""Policy, value and reward as adapters of one base: they share it, learn apart, and are folders for others."""
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from minirlhf.model import ModelConfig, Transformer, load_adapter, load_pretrained
+from minirlhf.model.adapters import LoRAConfig
+
+from .conftest import EXAMPLES
+
+SHAPE = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE |= {"num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 32}
+ADAPTERS = {
+    "policy": "ppo/adapter",
+    "reward": "reward/adapter",
+    "value": "ppo/checkpoints/step-2/value",
+}
+
+
+@pytest.fixture
+def program(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("multi_adapter")
+
+
+@pytest.mark.parametrize("train", ["lora", "qlora"])
+def test_four_models_hold_one_base_and_train_what_is_their_own(program, train):
+    torch.manual_seed(0)
+    base = Transformer(ModelConfig(**SHAPE))
+    models = program.models_on(base, {"": program.Job(train=train), "lora": LoRAConfig(r=2)})
+    of = {name: getattr(models, name) for name in ("policy", "value", "reward", "reference")}
+    pointers = {
+        name: {t.data_ptr() for t in (*model.parameters(), *model.buffers()) if not t.requires_grad}
+        for name, model in of.items()
+    }
+    shared = set.intersection(*pointers.values())
+    assert shared == pointers["reference"]  # every frozen tensor of the reference is in all four
+    trained = {name: {n for n, p in model.named_parameters() if p.requires_grad} for name, model in of.items()}
+    assert trained["reference"] == set()
+    for name in ("policy", "value", "reward"):
+        own = {n for n in trained[name] if f".adapters.{name}." in n}
+        assert own and trained[name] - own <= {"value_head.weight", "value_head.bias", "score.weight"}
+
+
+def test_the_program_trains_three_adapters_and_leaves_the_base(call, inputs, tmp_path):
+    job = tmp_path / "job"
+    call("multi_adapter", tmp_path, "--data", inputs / "pairs.jsonl", "--output", job, "--lora.r", "2")
+    base = load_pretrained(job / "sft" / "model")
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    for folder in ADAPTERS.values():
+        config = json.loads((job / folder / "adapter_config.json").read_text())
+        assert config["r"] == 2 and config["base_model_name_or_path"] == str(job / "sft" / "model")
+    load_adapter(base, job / ADAPTERS["policy"])
+    merged = load_pretrained(job / "ppo" / "model")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids), base(ids), rtol=1e-4, atol=1e-5)
+    moved = [name for name, p in merged.named_parameters() if not torch.equal(p, before[name])]
+    assert moved and all("proj" in name for name in moved)  # the embedding and the norms are the base's, to the bit
+
+    summary = (job / "summary.json").read_text()
+    call("multi_adapter", tmp_path, "--data", inputs / "pairs.jsonl", "--output", job, "--lora.r", "2", "--resume")
+    old, new = json.loads(summary), json.loads((job / "summary.json").read_text())
+    assert old.pop("seconds") >= 0 and new.pop("seconds") >= 0
+    assert old == new  # finished stages are read again, not trained again
+
+
+def test_training_all_weights_is_no_choice_here(call, inputs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("multi_adapter", tmp_path, "--data", inputs / "pairs.jsonl", "--train", "all")
+    assert stop.value.code == 2 and "lora" in capsys.readouterr().err
