@@ -172,7 +172,6 @@ def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, gr
         "sft",
         "reward_model",
         "ppo",
-        "multi_adapter",
         "grpo",
         "dpo",
         "unpaired",
