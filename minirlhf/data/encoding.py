@@ -41,22 +41,24 @@ def encode_rows(
     max_refused: float = 0.01,
     source: str = "",
 ) -> Encoded:
-    """Tokenise prompts and the named responses.
+    """Tokenise prompts and the named responses: turns by the tokenizer's chat template if it has one, else plain text.
 
     Args:
         responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
         context:     tokens the model can hold.   reserve: tokens that must be left after the prompt.
-        max_refused: share of rows that may be refused because their prompt leaves no room.
+        max_refused: share of rows that may be refused because their prompt leaves no room, or by the template.
         source:      the file the rows come from, for messages.
     Raises: InputError if more are refused.
     """
     kept, truncated, refused = [], 0, []
-    prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
-    answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
-    for row, prompt, *texts in zip(rows, prompts, *answers, strict=True):
-        room = context - len(prompt)
+    for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses), strict=True):
         where = f"line {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
         where = f"{source}: {where}" if source else where
+        if isinstance(encoded, InputError):
+            refused.append(f"{where}: {encoded}")
+            continue
+        prompt, texts = encoded
+        room = context - len(prompt)
         if room < reserve:
             refused.append(
                 f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context's "
@@ -73,8 +75,28 @@ def encode_rows(
         kept.append(EncodedRow(row, prompt, cut))
     if len(refused) > max_refused * len(rows):
         raise InputError(
-            f"{len(refused)} of {len(rows)} rows do not fit, at most {max_refused:.1%} may be refused: "
+            f"{len(refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} may be refused: "
             f"{'; '.join(refused[:3])}; "
             "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
         )
     return Encoded(kept, truncated, refused)
+
+
+def encode_texts(
+    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...]
+) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
+    """(prompt, answers) of each row in ids, or why the chat template refuses its turns."""
+    if tokenizer.templates and all("turns" in row for row in rows):
+        return [_encode_turns(tokenizer, row["turns"], [row[key] for key in responses]) for row in rows]
+    prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
+    answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
+    return [(prompt, texts) for prompt, *texts in zip(prompts, *answers, strict=True)]
+
+
+def _encode_turns(
+    tokenizer: Tokenizer, turns: list[dict], answers: list[str]
+) -> tuple[list[int], list[list[int]]] | InputError:
+    try:
+        return tokenizer.encode_turns(turns, answers)
+    except InputError as error:
+        return error

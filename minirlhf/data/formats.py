@@ -7,7 +7,8 @@ A file is JSONL or one JSON array, gzipped or not; its content decides, not its 
     kind "prompt"       {"prompt": str, "line": int, ...}
 
 where "line" is the source line (in an array: the row number) from 1, and ... are all other keys of the source row, as
-they came. A prompt may be empty, an answer may not. Prompts made from turns end with the chat layout's `Assistant:`.
+they came. A prompt may be empty, an answer may not. Prompts made from turns end with the plain chat layout's
+`Assistant:`, and the row keeps the turns before the answer as "turns", for tokenizers with a chat template.
 """
 
 from __future__ import annotations
@@ -170,6 +171,8 @@ def _convert(source: object) -> tuple[str, str, dict]:
     kind, convert = LAYOUTS[keys]
     texts = convert(source, keys)
     for key, text in texts.items():
+        if key == "turns":
+            continue
         if key != "prompt" and not text.strip():
             raise InputError(f"{key}: empty response")
         if SURROGATE.search(text):
@@ -184,24 +187,28 @@ def _convert(source: object) -> tuple[str, str, dict]:
     return kind, "HH-RLHF dialogues" if is_hh else _braces(keys), rest | texts
 
 
-def _answers_apart(row: dict, keys: tuple[str, ...]) -> dict[str, str]:
+def _prompt(turns: list[dict]) -> dict:
+    return {"prompt": render_chat(turns, add_generation_prompt=True), "turns": turns}
+
+
+def _answers_apart(row: dict, keys: tuple[str, ...]) -> dict:
     """The prompt, as text or turns, stands under the first key; each further key holds an answer."""
     dialogue, *answers = keys
     is_text = dialogue == "prompt" and isinstance(row["prompt"], str)
-    prompt = row["prompt"] if is_text else render_chat(_turns(row[dialogue], dialogue), add_generation_prompt=True)
-    return {"prompt": prompt} | {key: _answer(row[key], key) for key in answers}
+    prompt = {"prompt": row["prompt"]} if is_text else _prompt(_turns(row[dialogue], dialogue))
+    return prompt | {key: _answer(row[key], key) for key in answers}
 
 
-def _answer_last(row: dict, keys: tuple[str, ...]) -> dict[str, str]:
+def _answer_last(row: dict, keys: tuple[str, ...]) -> dict:
     """One dialogue: the last assistant turn answers all that stands before it. Turns after it are not used."""
     turns = _turns(row[keys[0]], keys[0])
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
     if last is None:
         raise InputError(f"{keys[0]}: needed an assistant turn, got {len(turns)} turns without one")
-    return {"prompt": render_chat(turns[:last], add_generation_prompt=True), "response": turns[last]["content"]}
+    return {**_prompt(turns[:last]), "response": turns[last]["content"]}
 
 
-def _answers_inside(row: dict, keys: tuple[str, ...]) -> dict[str, str]:
+def _answers_inside(row: dict, keys: tuple[str, ...]) -> dict:
     """Two whole dialogues, as text or turns, alike up to their answers.
 
     The prompt is the longest common run of turns that leaves each side at least one; the assistant turns that remain,
@@ -217,11 +224,11 @@ def _answers_inside(row: dict, keys: tuple[str, ...]) -> dict[str, str]:
     common = next((place for place in range(longest) if chosen[place] != rejected[place]), longest)
     if any(turn["role"] != "assistant" for turn in chosen[common:] + rejected[common:]):
         raise InputError(f"prompts differ at turn {common + 1}")
-    prompt = render_chat(chosen[:common], add_generation_prompt=True)
-    return {"prompt": prompt} | {key: _answer(turns[common:], key) for key, turns in zip(keys, sides, strict=True)}
+    answers = {key: _answer(turns[common:], key) for key, turns in zip(keys, sides, strict=True)}
+    return _prompt(chosen[:common]) | answers
 
 
-LAYOUTS: dict[tuple[str, ...], tuple[str, Callable[[dict, tuple[str, ...]], dict[str, str]]]] = {
+LAYOUTS: dict[tuple[str, ...], tuple[str, Callable[[dict, tuple[str, ...]], dict]]] = {
     ("prompt", "response"): ("sft", _answers_apart),
     ("prompt", "chosen", "rejected"): ("preference", _answers_apart),
     ("prompt",): ("prompt", _answers_apart),

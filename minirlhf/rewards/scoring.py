@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError
 from minirlhf.model.policy import RewardModel
 from minirlhf.text.tokenizer import Tokenizer
@@ -56,7 +57,9 @@ def as_number(score: Any) -> float:
 
 
 class RewardModelScorer:
-    """A reward model, called like any reward function. The text is read as prompt + response + EOS, as in training."""
+    """A reward model, called like any reward function. The text is read as in training: prompt + response + EOS, or, of
+    a row of turns, as the model's own chat template writes it.
+    """
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384) -> None:
         self.model, self.tokenizer, self.microbatch_tokens = model, tokenizer, microbatch_tokens
@@ -66,8 +69,11 @@ class RewardModelScorer:
         """Scores, in order. A text beyond the context loses the beginning of its prompt, with a warning."""
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
-        texts = zip(self.tokenizer.encode_prompts(prompts), self.tokenizer.encode_responses(completions), strict=True)
-        ids = [[*prompt, *response] for prompt, response in texts]
+        texts = [{**row, "prompt": p, "completion": c} for row, p, c in zip(rows, prompts, completions, strict=True)]
+        encoded = encode_texts(self.tokenizer, texts, ("completion",))
+        if refusal := next((one for one in encoded if isinstance(one, InputError)), None):
+            raise refusal
+        ids = [[*prompt, *response] for prompt, (response,) in encoded]
         if (longest := max(map(len, ids), default=0)) > limit:
             warnings.warn(f"reward model: a text of {longest} tokens was cut to its last {limit}", stacklevel=2)
             ids = [row[-limit:] for row in ids]

@@ -247,6 +247,24 @@ class Tokenizer:
         mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
         return ids, mask
 
+    def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
+        """Turns that the assistant is to answer -> (ids up to where it speaks, ids of each answer, its end included).
+
+        By the chat template, prompt and answers apart: an answer is what the template writes after the prompt, up to
+        the end token. Where it writes the prompt in another way once an answer follows, the answer is text and EOS.
+        Raises: InputError if the template refuses the turns.
+        """
+        prompt = self.apply_chat_template(turns, add_generation_prompt=True)
+        return self.encode_rendered(prompt), [self._encode_answer(turns, prompt, answer) for answer in answers]
+
+    def _encode_answer(self, turns: list[dict], prompt: str, answer: str) -> list[int]:
+        whole = self.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
+        if not whole.startswith(prompt):
+            return self.encode_responses([answer])[0]
+        ids = self.encode_rendered(whole[len(prompt) :])
+        ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
+        return ids[: ends[-1] + 1] if ends else [*ids, self.eos_id]
+
     def _render(
         self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict | None
     ) -> tuple[str, list[tuple[int, int]] | None]:

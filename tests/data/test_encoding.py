@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import tokenizers
 
 from minirlhf.data import encode_rows
 from minirlhf.errors import InputError
@@ -72,7 +73,7 @@ def test_reserve_is_left_after_the_prompt():
 def test_more_refusals_than_allowed_stop_the_run():
     rows = [sft("abcd", line=i) for i in range(1, 5)] + [sft("a", line=i) for i in range(5, 9)]
     text = (
-        "4 of 8 rows do not fit, at most 25.0% may be refused: "
+        "4 of 8 rows cannot be used, at most 25.0% may be refused: "
         "line 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
         "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
         "line 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
@@ -86,7 +87,7 @@ def test_more_refusals_than_allowed_stop_the_run():
 def test_one_percent_is_allowed_by_default():
     rows = [sft("a")] * 99 + [sft("abcd")]
     assert len(encode_rows(TOKENIZER, rows, (), context=5).refused) == 1
-    with pytest.raises(InputError, match=r"^1 of 99 rows do not fit, at most 1\.0% may be refused"):
+    with pytest.raises(InputError, match=r"^1 of 99 rows cannot be used, at most 1\.0% may be refused"):
         encode_rows(TOKENIZER, rows[1:], (), context=5)
 
 
@@ -97,3 +98,58 @@ def test_summary_counts_and_names():
         "SFT: 2 kept, 1 truncated, 1 refused",
         "line 7: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
     ]
+
+
+# Turns, by a chat template: <|im_start|>role\ncontent<|im_end|>\n
+
+TURNS = [{"role": "system", "content": "be"}, {"role": "user", "content": "ab"}]
+CHAT = {"prompt": "in the plain layout", "turns": TURNS, "chosen": "cd", "rejected": "d"}
+
+
+@pytest.fixture(scope="module")
+def chatml():
+    """One token per byte, and the two of ChatML."""
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return Tokenizer(backend).with_template("chatml")
+
+
+def test_turns_are_written_by_the_chat_template_and_answers_end_with_its_end_token(chatml):
+    row = encode_rows(chatml, [CHAT], ("chosen", "rejected"), context=99).rows[0]
+    start, end = (chatml.backend.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+    text = [chatml.encode(part) for part in ("system\nbe", "\n", "user\nab", "assistant\n", "cd", "d")]
+    system, newline, user, assistant, cd, d = text
+    assert row.prompt == [start, *system, end, *newline, start, *user, end, *newline, start, *assistant]
+    assert row.responses == ([*cd, end], [*d, end]) and end == chatml.eos_id
+    whole = [*TURNS, {"role": "assistant", "content": "cd"}]
+    assert [*row.prompt, *row.responses[0], *newline] == chatml.encode_chat(whole)[0]
+    assert row.source["prompt"] == "in the plain layout"  # what is shown to people and to reward functions
+
+
+def test_text_is_text_even_with_a_chat_template(chatml):
+    row = encode_rows(chatml, [{"prompt": "ab", "chosen": "cd"}], ("chosen",), context=99).rows[0]
+    assert row.prompt == chatml.encode_prompts(["ab"])[0] and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]
+
+
+def test_without_a_template_turns_are_in_the_plain_layout():
+    row = encode_rows(TOKENIZER, [CHAT], (), context=99).rows[0]
+    assert row.prompt == TOKENIZER.encode_prompts([CHAT["prompt"]])[0]
+
+
+def test_turns_that_the_template_refuses_are_counted_and_named(chatml):
+    strict = chatml.with_template(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    users = {**CHAT, "turns": TURNS[1:]}
+    encoded = encode_rows(strict, [users, CHAT | {"line": 7}], ("chosen",), context=99, max_refused=0.5, source="f")
+    assert len(encoded.rows) == 1 and len(encoded.refused) == 1
+    assert encoded.refused[0].startswith("f: line 7: ") and "no system turn" in encoded.refused[0]
+    # no end token is written by this template, so EOS ends the answer
+    assert encoded.rows[0].responses[0] == [*strict.encode("cd"), strict.eos_id]
+
+
+def test_a_template_that_writes_the_past_in_another_way_gets_text_and_eos(chatml):
+    forgetful = chatml.with_template("{% for m in messages[-1:] %}{{ m.role }}:{{ m.content }}{% endfor %}")
+    row = encode_rows(forgetful, [CHAT], ("chosen",), context=99).rows[0]
+    assert row.prompt == forgetful.encode("user:ab") and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]

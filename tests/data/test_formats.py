@@ -11,6 +11,7 @@ import pytest
 from minirlhf.data import formats
 from minirlhf.data.formats import Refusal, read_rows
 from minirlhf.errors import InputError
+from minirlhf.text import render_chat
 
 SFT = {"prompt": "p", "response": "r"}
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -124,6 +125,9 @@ LAYOUT_CASES = {
 @pytest.mark.parametrize(("source", "kind", "row"), LAYOUT_CASES.values(), ids=LAYOUT_CASES.keys())
 def test_layout_is_recognised_by_its_keys(read, source, kind, row):
     dataset = read([source])
+    turns = dataset.rows[0].pop("turns", None)  # kept where the prompt was made of turns, for a tokenizer's own layout
+    assert (turns is None) == (not row["prompt"].endswith("Assistant:\n"))
+    assert turns is None or render_chat(turns, add_generation_prompt=True) == row["prompt"]
     assert (dataset.kind, dataset.rows, dataset.refused) == (kind, [row | {"line": 1}], [])
 
 

@@ -101,7 +101,7 @@ def test_a_prompt_longer_than_the_context(refusal, data, pairs, program):
     text = "".join(random.Random(0).choices(LETTERS, k=300))
     path = data([pairs(1)[0] | {"prompt": text}, *pairs(20)])
     found = refusal(program, "--data", path)
-    assert f" rows do not fit, at most 1.0% may be refused: {path}: line 1: the prompt has " in found
+    assert f" rows cannot be used, at most 1.0% may be refused: {path}: line 1: the prompt has " in found
     assert "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused" in found
 
 

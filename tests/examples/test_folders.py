@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.model import Transformer, load_adapter, load_pretrained, save_pretrained
+from minirlhf.data import Batches, encode_rows, read_rows
+from minirlhf.model import Transformer, load_adapter, load_policy, load_pretrained, save_pretrained
 from minirlhf.model.families import config_from
+from minirlhf.tasks.task import task_from_rows
 from minirlhf.text import Tokenizer
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -109,3 +111,32 @@ def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         call("distillation", tmp_path, "--data", inputs / "pairs.jsonl", "--train", "lora")
     assert stop.value.code == 2 and "a student starts from random weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("program", "train"), [("sft", "all"), ("sft", "lora"), ("ppo", "qlora"), ("grpo", "all")])
+def test_turns_are_written_by_the_folders_chat_template(call, folder_of, tmp_path, inputs, program, train):
+    folder = folder_of("qwen3")
+    Tokenizer.load(folder).with_template("zephyr").save(folder)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}], "chosen": f"{n} good", "rejected": f"{n} bad"}
+        for n in range(40)
+    ]
+    data = tmp_path / "turns.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "job"
+    call(program, tmp_path, "--policy", folder, "--data", data, "--output", output, "--train", train)
+    written = Tokenizer.load(output / program / "model")
+    assert written.apply_chat_template(rows[0]["messages"], True) == "<|user|>\n0?<|eos|>\n<|assistant|>\n"
+    if program == "sft":  # teacher-forced loss on the answers in the template's ids, the first step's, worked out here
+        lines = [json.loads(line) for line in (output / "sft" / "metrics.jsonl").read_text().splitlines()]
+        model, tokenizer = load_policy(folder, dtype=torch.float32), Tokenizer.load(folder)
+        task = task_from_rows(read_rows(data))
+        encoded = encode_rows(tokenizer, task.sft, ("response",), context=96).rows
+        batch = Batches(encoded, batch_size=8, steps=4, seed=0, stream="sft")[0]
+        total, count = 0.0, 0
+        for draw in batch:
+            prompt, (answer,) = tokenizer.encode_turns(draw.row.source["turns"], [draw.row.source["response"]])
+            ids = torch.tensor([[*prompt, *answer]])
+            total -= model(ids, torch.ones_like(ids, dtype=torch.bool)).logps[0, len(prompt) :].sum().item()
+            count += len(answer)
+        assert lines[0]["loss"] == pytest.approx(total / count, rel=1e-4)

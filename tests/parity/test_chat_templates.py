@@ -161,6 +161,19 @@ def test_qwen3_which_rewrites_earlier_answers_gives_a_mask_too(tmp_path):
     assert said == "Hello, you.<|im_end|><think>\n\n</think>\n\nHello, you.<|im_end|>"
 
 
+@pytest.mark.parametrize("name", ["cohere", "gemma", "llama3", "phi3", "qwen2_5", "qwen3", "phi3_5", "gptoss"])
+def test_prompt_and_answer_encoded_apart_are_the_whole_dialogue_up_to_its_end_token(tmp_path, name):
+    end = {"qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
+    end |= {"phi3": "<|end|>", "phi3_5": "<|end|>", "cohere": "<|END_OF_TURN_TOKEN|>", "gptoss": "<|return|>"}
+    ours, theirs = both(tmp_path, REAL[name], eos_token=end.get(name, "</s>"))
+    for turns in ([USER], [USER, ANSWER, MORE]):
+        prompt, (answer,) = ours.encode_turns(turns, [ANSWER["content"]])
+        whole = theirs.apply_chat_template([*turns, ANSWER])["input_ids"]
+        joined = [*prompt, *answer]
+        assert joined[-1] == ours.eos_id
+        assert whole[: len(joined)] == joined and not theirs.decode(whole[len(joined) :]).strip()
+
+
 @pytest.mark.parametrize("layout", ["mistral", "zephyr", "llama3", "gemma", "chatml", "alpaca", "plain"])
 @pytest.mark.parametrize("backend", [bytes_backend, pieces_backend])
 def test_built_in_layouts_saved_here_are_read_there(tmp_path, layout, backend):
