@@ -59,7 +59,7 @@ class Experts(nn.Module):
         # an expert that nobody chose still has a gradient, 0: processes wait for one another's gradient of every weight
         outs = [expert(rows) for expert, rows in parts if len(rows) or torch.is_grad_enabled()]
         out_NkD = torch.cat(outs)[order.argsort()].unflatten(0, (-1, self.k))
-        return (out_NkD * shares_Nk[..., None].to(out_NkD.dtype)).sum(1).view_as(x)
+        return (shares_Nk[:, None].to(out_NkD.dtype) @ out_NkD).view_as(x)
 
     def route(self, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
         """-> shares and numbers of the k experts of each token [N, k]."""
