@@ -73,6 +73,7 @@ from minirlhf.losses.policy import (
 )
 from minirlhf.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, simpo_loss
 from minirlhf.losses.reward import bradley_terry_loss, correctness_loss, reward_centering_loss
+from minirlhf.losses.router import load_balancing_loss
 from minirlhf.losses.supervised import (
     cross_entropy,
     dft_loss,
@@ -142,6 +143,7 @@ __all__ = [
     "linear_log_collision",
     "linear_logps_and_entropy",
     "linear_token_logps",
+    "load_balancing_loss",
     "masked_mean",
     "masked_moments",
     "masked_sum",

@@ -13,6 +13,7 @@ from minirlhf.model.adapters import (
     reference_of,
 )
 from minirlhf.model.config import ModelConfig
+from minirlhf.model.experts import recorded_routing
 from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import (
     Policy,
@@ -54,6 +55,7 @@ __all__ = [
     "move_towards",
     "plain",
     "quantise_linears",
+    "recorded_routing",
     "reference_of",
     "save_adapter",
     "save_pretrained",

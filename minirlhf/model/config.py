@@ -35,6 +35,12 @@ class ModelConfig:
     attention_bias: bool = False  # [-] biases of query, key and value
     output_bias: bool = False  # [-] bias of attention's output
     mlp_bias: bool = False  # [-] biases of the MLP
+    num_experts: int = 0  # [experts] MLPs that a router chooses from; 0: one MLP, and no router
+    num_experts_per_tok: int = 2  # [experts] that each token goes to
+    moe_intermediate_size: int = 64  # [numbers] width inside an expert
+    norm_topk_prob: bool = True  # [-] the chosen experts' shares add up to 1
+    mlp_only_layers: tuple[int, ...] = ()  # [-] layers with one MLP all the same, counted from 0
+    router_aux_loss_coef: float = 0.001  # [-] weight of the router loss in SFT
     embedding_scale: bool = False  # [-] embeddings times the root of hidden_size
     final_logit_softcapping: float | None = None  # [logits] c tanh(z / c) on the head's output
     attn_logit_softcapping: float | None = None  # [logits] the same on attention scores
@@ -60,7 +66,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)
         check_range(self, "num_key_value_heads", "intermediate_size", "max_position_embeddings", least=1)
-        check_range(self, "rope_factor", least=1)
+        check_range(self, "num_experts", "router_aux_loss_coef", least=0)
+        check_range(self, "num_experts_per_tok", "moe_intermediate_size", "rope_factor", least=1)
         check_range(self, "sliding_window", "rope_original_context", least=1)
         check_range(self, "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", above=0)
         check_range(self, "rope_theta", "rope_local_theta", above=0)
@@ -76,6 +83,11 @@ class ModelConfig:
                 f"ModelConfig: num_attention_heads must be a multiple of num_key_value_heads, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}"
             )
+        if 0 < self.num_experts < self.num_experts_per_tok:
+            raise InputError(
+                f"ModelConfig: num_experts_per_tok must be at most num_experts, got {self.num_experts_per_tok} and "
+                f"{self.num_experts}"
+            )
         if self.layer_types and (
             len(self.layer_types) != self.num_hidden_layers or {*self.layer_types} - {FULL, SLIDING}
         ):
@@ -90,6 +102,9 @@ class ModelConfig:
     def head_width(self) -> int:
         """`head_dim`, given or derived."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    def has_experts(self, layer: int) -> bool:
+        return self.num_experts > 0 and layer not in self.mlp_only_layers
 
     def layer_type(self, layer: int) -> str:
         return self.layer_types[layer] if self.layer_types else FULL

@@ -48,6 +48,16 @@ GEMMA_SIZES = SIZES | {
     "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
 }
+EXPERT_SIZES = SIZES | {
+    "num_experts": "num_experts",
+    "num_experts_per_tok": "num_experts_per_tok",
+    "moe_intermediate_size": "moe_intermediate_size",
+    "norm_topk_prob": "norm_topk_prob",
+    "mlp_only_layers": "mlp_only_layers",
+    "router_aux_loss_coef": "router_aux_loss_coef",
+    "sliding_window": "sliding_window",
+}
+EXPERT_DEFAULTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
 GEMMA = {"norm": "rms_plus_one", "norm_after": True, "embedding_scale": True}
 GEMMA_DEFAULTS = {"tie_word_embeddings": True, "hidden_act": "gelu_tanh", "query_pre_attn_scalar": 256, "head_dim": 256}
 # parts of our weights' names -> theirs
@@ -82,6 +92,11 @@ def upper_layers(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
         return ()
     first = raw.get("max_window_layers", 28)
     return tuple(SLIDING if layer >= first else FULL for layer in range(layers))
+
+
+def every_layer_if_asked(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
+    """Qwen3-MoE: as Mistral, if use_sliding_window says so."""
+    return every_layer(raw, layers) if raw.get("use_sliding_window") else ()
 
 
 def all_but_each(period: int) -> Callable[[dict[str, Any], int], tuple[str, ...]]:
@@ -134,6 +149,15 @@ FAMILIES: dict[str, Family] = {
         defaults={"head_dim": 128},
         biases=BOTH,
         layer_types=upper_layers,
+    ),
+    # the same paper: mixtures of experts
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        settings={"qk_norm": "head"},
+        keys=EXPERT_SIZES,
+        defaults=EXPERT_DEFAULTS | {"sliding_window": 4096},
+        biases=BOTH,
+        layer_types=every_layer_if_asked,
     ),
     # Gemma team 2024, arXiv:2408.00118
     "gemma2": Family(
@@ -197,7 +221,9 @@ FAMILIES: dict[str, Family] = {
         transposed=(".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"),
     ),
 }
-DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_layers"}  # if null, from other fields
+# if null, from other fields
+DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_layers", "mlp_only_layers"}
+ALIASES = {"num_local_experts": "num_experts"}  # a newer writer's key -> the one that is read
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # What the transformer does and config.json may say otherwise: anything else there would mean other logits
@@ -244,6 +270,7 @@ def family_of(model_type: object) -> Family:
 def config_from(raw: dict[str, Any]) -> ModelConfig:
     """config.json -> ModelConfig. Raises: InputError for what is missing, of the wrong type, or not computed here."""
     family = family_of(raw.get("model_type", "llama"))
+    raw = {ALIASES.get(key, key): value for key, value in raw.items()}
     for name in NEEDED:
         if raw.get(family.keys[name]) is None:
             raise InputError(f"{family.keys[name]} is missing, without which there is no model")
@@ -275,6 +302,7 @@ def config_from(raw: dict[str, Any]) -> ModelConfig:
     if SLIDING not in values["layer_types"]:  # a window that no layer looks through
         values |= {"sliding_window": None, "layer_types": ()}
     values["no_rope_layers"] = _no_rope(raw, values) if "no_rope_layers" in family.keys else ()
+    values["mlp_only_layers"] = _mlp_only(raw, values) if "mlp_only_layers" in family.keys else ()
     values |= _rope_from(raw, values)
     _check_types(values)
     config = ModelConfig(**values)
@@ -296,7 +324,7 @@ def config_to(config: ModelConfig) -> dict[str, Any]:
     raw = {key: list(value) if isinstance(value, tuple) else value for key, value in raw.items()}
     if raw.get("layer_types") == []:
         raw["layer_types"] = [FULL] * config.num_hidden_layers
-    if "layer_types" in raw and family.layer_types is upper_layers:
+    if family.layer_types in (upper_layers, every_layer_if_asked):
         raw["use_sliding_window"] = config.sliding_window is not None
     if family.biases:
         raw["attention_bias"] = config.attention_bias
@@ -342,6 +370,14 @@ def _no_rope(raw: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
     if len(flags) != len(layers):
         raise InputError(f"no_rope_layers must have {len(layers)} entries, one a layer, got {len(flags)}")
     return tuple(layer for layer in layers if not flags[layer])
+
+
+def _mlp_only(raw: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
+    """Qwen3-MoE: the layers that config.json lists, and all but every decoder_sparse_step-th."""
+    listed, step = values.get("mlp_only_layers", []), raw.get("decoder_sparse_step", 1)
+    if not isinstance(listed, list) or not isinstance(step, int) or step < 1:
+        raise InputError(f"needed a list of mlp_only_layers and decoder_sparse_step >= 1, got {listed!r} and {step!r}")
+    return tuple(n for n in range(values["num_hidden_layers"]) if n in listed or (n + 1) % step)
 
 
 def _rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

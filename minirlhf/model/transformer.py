@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minirlhf.errors import InputError
 from minirlhf.model.config import FULL, SLIDING, ModelConfig
+from minirlhf.model.experts import Experts
 from minirlhf.model.rope import rope_tables, rotate, table_length
 
 
@@ -160,10 +161,10 @@ def softcap(x: Tensor, cap: float | None) -> Tensor:
 class MLP(nn.Module):
     """x [B, T, D] -> [B, T, D], with a gate (Shazeer 2020, arXiv:2002.05202) or, as in GPT-2, without."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, inner: int) -> None:
         super().__init__()
         self.gated, self.fused, self.act = config.gated_mlp, config.fused_projections, ACTIVATIONS[config.hidden_act]
-        inner, bias = config.intermediate_size, config.mlp_bias
+        bias = config.mlp_bias
         if self.gated and self.fused:
             self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner, bias=bias)
         else:
@@ -179,8 +180,14 @@ class MLP(nn.Module):
         return self.down_proj(self.act(gate) * up)
 
 
+def feed_forward(config: ModelConfig, layer: int) -> MLP | Experts:
+    if not config.has_experts(layer):
+        return MLP(config, config.intermediate_size)
+    return Experts(config, [MLP(config, config.moe_intermediate_size) for _ in range(config.num_experts)])
+
+
 class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream: x [B, T, D] -> [B, T, D]."""
+    """Attention and MLP, or experts, each added to the residual stream: x [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -188,7 +195,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.attention_output_norm = norm(config, there=config.norm_after)
         self.post_attention_layernorm = norm(config, there=config.norm_before)  # Llama's name for what enters the MLP
-        self.mlp = MLP(config)
+        self.mlp = feed_forward(config, layer)
         self.mlp_output_norm = norm(config, there=config.norm_after)
 
     def forward(self, x: Tensor, place: Place, layer: int) -> Tensor:
@@ -233,7 +240,8 @@ class Trunk(nn.Module):
         self.norm = norm(config)
         self.apply(self._init_weights)
         for block in self.layers:  # the residual stream sums 2 * layers outputs: keep its variance at 1 layer's
-            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
+            downs = [module.down_proj for module in block.modules() if isinstance(module, MLP)]
+            for projection in (block.self_attn.o_proj, *downs):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
 
     @staticmethod

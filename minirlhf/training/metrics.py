@@ -51,6 +51,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "reward_mean": ("score", "mean implicit reward of single answers, liked and not"),
     "win_prob": ("share", "the judge's chance that the policy's answer beats its opponent's"),
     "on_policy": ("-", "1 if this step's answers were the student's own, 0 if the data's"),
+    "router_loss": ("-", "how unevenly experts are used: num_experts_per_tok if evenly, up to num_experts if not"),
     "grad_norm": ("norm", "length of the gradient before clipping"),
     "lr": ("per update", "learning rate"),
 }

@@ -50,6 +50,7 @@ from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
+EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
 
 def tokenizer() -> Tokenizer:
@@ -62,11 +63,14 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def transformer(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 1, scale: float = 6.0) -> Transformer:
-    """Width 16. Weights are `scale` times the usual, so that its distributions are far from uniform."""
+def transformer(
+    seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 1, scale: float = 6.0, **changes
+) -> Transformer:
+    """Width 16, and `changes` of its shape. Weights are `scale` times the usual: distributions far from uniform."""
     torch.manual_seed(seed)
     shape = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = Transformer(ModelConfig(vocab_size=30, intermediate_size=32, max_position_embeddings=64, **shape))
+    shape |= {"vocab_size": 30, "intermediate_size": 32, "max_position_embeddings": 64}
+    model = Transformer(ModelConfig(**shape | changes))
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
@@ -102,9 +106,10 @@ def likes_e(prompts: list[str], completions: list[str], rows: list[dict]) -> lis
     return [0.15 * text.count("e") - 0.05 * len(text) for text in completions]
 
 
-def sft(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) -> SFTTrainer:
+def sft(dtype: torch.dtype = torch.float64, updates: int = STEPS, shape: dict | None = None, **settings) -> SFTTrainer:
     settings = {"batch_size": 8, "microbatch_tokens": 40, "lr": 3e-2} | settings
-    return SFTTrainer(Policy(transformer(dtype=dtype)), tokenizer(), SFTConfig(**settings), updates)
+    policy = Policy(transformer(dtype=dtype, **(shape or {})))
+    return SFTTrainer(policy, tokenizer(), SFTConfig(**settings), updates)
 
 
 def reward(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) -> RewardTrainer:
@@ -196,6 +201,8 @@ CASES: dict[str, Callable] = {
     # the first KL is 0.1756, 4% under this target: the controller is not at its bound, so KL itself must agree
     "ppo_adaptive": lambda: ppo(kl_controller="adaptive", kl_target=0.183, kl_horizon=20, kl_coef=0.3, temperature=0.6),
     "sft_fused": lambda: sft(fused=True, train_on="all", loss="dft"),
+    # a row is a micro-batch, and has its own router loss; with few tokens some experts get none
+    "sft_experts": lambda: sft(shape=EXPERTS, router_loss_coef=0.3, microbatch_tokens=1),
     "grpo": grpo,
     "grpo_fused": lambda: grpo(fused=True, epochs=2, temperature=0.7),
     "grpo_batch": lambda: grpo(scale_rewards="batch", overlong_filter=True, entropy_coef=0.02, entropy_target=2.0),

@@ -20,6 +20,7 @@ FOLDERS = {
     "gemma2": {**SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12},
     "qwen3": {**SIZE, "head_dim": 8},
     "mistral": {**SIZE, "sliding_window": 12},
+    "qwen3_moe": {**SIZE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
 }
 
 
@@ -40,7 +41,8 @@ def folder_of(tmp_path_factory, inputs):
 
 @pytest.mark.parametrize(
     ("family", "program"),
-    [("gpt2", "ppo"), ("gpt2", "sft"), ("gemma2", "ppo"), ("gemma2", "dpo"), ("qwen3", "grpo"), ("mistral", "sft")],
+    [("gpt2", "ppo"), ("gpt2", "sft"), ("gemma2", "ppo"), ("gemma2", "dpo"), ("qwen3", "grpo"), ("mistral", "sft")]
+    + [("qwen3_moe", "ppo"), ("qwen3_moe", "sft")],
 )
 def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of, inputs, tmp_path, family, program):
     folder = folder_of(family)
@@ -59,7 +61,9 @@ FAMILY_AND_PROGRAM = [("gpt2", "ppo"), ("gemma2", "grpo"), ("qwen3", "dpo"), ("m
 
 
 @pytest.mark.parametrize("train", ["lora", "qlora"])
-@pytest.mark.parametrize(("family", "program"), [*FAMILY_AND_PROGRAM, ("gpt2", "unpaired"), ("qwen3", "online_dpo")])
+@pytest.mark.parametrize(
+    ("family", "program"), [*FAMILY_AND_PROGRAM, ("gpt2", "unpaired"), ("qwen3", "online_dpo"), ("qwen3_moe", "sft")]
+)
 def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, family, program, train):
     folder = folder_of(family)
     call(program, tmp_path, *flags(folder, inputs, tmp_path, "--train", train, "--lora.r", 4))

@@ -1,0 +1,84 @@
+"""SFT of a mixture of experts: what its router loss adds, to the gradient and to the report."""
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+
+from minirlhf.errors import InputError
+from minirlhf.losses import token_logps
+
+LAYERS = {**tiny.EXPERTS, "num_hidden_layers": 2, "num_experts_per_tok": 2}
+
+
+@pytest.fixture
+def batch():
+    return tiny.batches(8)[0]
+
+
+def formula(trainer, batch, groups):
+    """(mean nll, router loss) from unpadded rows; each group of rows has a router loss of its own, by its tokens."""
+    transformer, nll, routed = trainer.models["policy"].transformer, [], []
+    seen = []
+    hooks = [block.mlp.gate.register_forward_hook(lambda *x: seen.append(x[2])) for block in transformer.model.layers]
+    for draw in batch:
+        ids = torch.tensor([draw.row.prompt + draw.row.responses[0]])
+        nll.append(-token_logps(transformer(ids), ids)[0, len(draw.row.prompt) :])
+        routed.append(torch.cat(seen))  # of both layers, [2 T, E]
+        seen.clear()
+    for hook in hooks:
+        hook.remove()
+    balance, tokens = 0, sum(map(len, routed))
+    for group in groups:
+        probs = torch.cat([routed[i] for i in group]).softmax(-1)
+        used = torch.nn.functional.one_hot(probs.topk(2).indices, 4).sum(1).double()
+        balance += len(probs) / tokens * 4 * (used.mean(0) * probs.mean(0)).sum()
+    return torch.cat(nll).mean(), balance
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("microbatch_tokens", "groups"), [(10_000, [range(8)]), (1, [[i] for i in range(8)])], ids=["one", "eight"]
+)
+def test_the_gradient_is_that_of_the_formula(batch, microbatch_tokens, groups, fused):
+    trainer = tiny.sft(shape=LAYERS, router_loss_coef=0.7, microbatch_tokens=microbatch_tokens, fused=fused)
+    nll, balance = formula(trainer, batch, groups)
+    expected = torch.autograd.grad(nll + 0.7 * balance, list(trainer.optimizer.parameters.values()))
+    found, metrics = tiny.gradients(trainer, batch)
+    assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-7, atol=1e-9)
+    assert metrics["router_loss"] == pytest.approx(balance.item())
+    assert metrics["loss"] == pytest.approx((nll + 0.7 * balance).item())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_a_setting_the_checkpoint_says_how_much(batch, checkpointing):
+    own, set_so, none = (
+        tiny.sft(shape=LAYERS | {"router_aux_loss_coef": there}, router_loss_coef=here)
+        for there, here in ((0.3, None), (0.0, 0.3), (0.3, 0.0))
+    )
+    own.models["policy"].transformer.model.gradient_checkpointing = checkpointing
+    (first, log), (second, other), (third, plain) = (tiny.gradients(trainer, batch) for trainer in (own, set_so, none))
+    assert_close(first, second, rtol=1e-9, atol=1e-12)
+    assert log == pytest.approx(other)
+    assert log["loss"] == pytest.approx(plain["loss"] + 0.3 * log["router_loss"])
+    gate = "policy.transformer.model.layers.0.mlp.gate.weight"
+    assert not torch.allclose(first[gate], third[gate])
+
+
+def test_the_router_loss_falls_where_it_counts():
+    falls = []
+    for coef in (0.0, 1.0):
+        trainer = tiny.sft(torch.float32, 20, shape=LAYERS, router_loss_coef=coef, microbatch_tokens=10_000)
+        log = tiny.train(trainer, tiny.batches(8, 20, n=8))
+        falls.append(log[0]["router_loss"] - log[-1]["router_loss"])
+        assert log[-1]["loss"] < log[0]["loss"]
+    assert falls[1] > falls[0] + 0.02 and falls[1] > 0.02
+
+
+def test_a_dense_policy_has_no_router_loss_and_asking_for_one_is_refused(batch):
+    assert "router_loss" not in tiny.sft(router_loss_coef=0.0).step(batch)
+    text = "^SFTTrainer: router_loss_coef needs a mixture of experts, got 0.1 and a policy without; leave it out$"
+    with pytest.raises(InputError, match=text):
+        tiny.sft(router_loss_coef=0.1)
+    with pytest.raises(InputError, match="^SFTConfig: router_loss_coef must be at least 0, got -0.1$"):
+        tiny.sft(router_loss_coef=-0.1)
