@@ -5,7 +5,7 @@ B rows, V vocabulary. Rows are sorted by prompt length and finished rows leave t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,7 @@ def generate(
     stream: str = "generate",
     keys: Sequence[tuple[int, int, int]] | None = None,
     tokenizer: Tokenizer | None = None,
+    on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Sample one completion for each prompt, in the order given.
 
@@ -74,6 +75,8 @@ def generate(
         keys:      for each prompt (draw, prompt index, sample index): how often the prompt was sampled before, which
                    prompt, which of its samples. With `seed` and `stream` they alone decide the noise; None counts rows.
         tokenizer: needed for stop strings.
+        on_token:  called with (index of the prompt, id) for each token as it is drawn, the last one included. What it
+                   raises ends the sampling.
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
@@ -101,8 +104,9 @@ def generate(
     for start in range(0, len(order), config.batch_size):
         rows = order[start : start + config.batch_size]
         batch = [prompts[i] for i in rows], [keys[i] for i in rows]
+        tell = on_token and (lambda row, token, rows=rows: on_token(rows[row], token))
         for i, completion in zip(
-            rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer), strict=True
+            rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer, tell), strict=True
         ):
             completions[i] = completion
     return completions
@@ -117,6 +121,7 @@ def _generate_batch(
     seed: int,
     stream: str,
     tokenizer: Tokenizer | None,
+    on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
     device = transformer.head_weight.device
     key_columns = torch.tensor(keys, device=device).unbind(-1)
@@ -128,7 +133,8 @@ def _generate_batch(
 
     cache, logits = _read_prompts(transformer, prompts, config, device)
     rows = torch.arange(len(prompts), device=device)  # which completion each row of the running batch is
-    look_every = 1 if device.type == "cpu" else 16  # asking a GPU whether rows have finished makes it wait
+    # asking a GPU whether rows have finished makes it wait, and so does reading its tokens
+    look_every = 1 if device.type == "cpu" or on_token else 16
     for position in range(config.max_tokens):
         uniforms = keyed_uniforms(seed, stream, *(column[rows] for column in key_columns), position, device=device)
         tokens, token_logps, token_kept = sample(
@@ -139,6 +145,10 @@ def _generate_batch(
             token_logps.float(),
             token_kept.float(),
         )
+        if on_token:
+            running = ~stopped[rows]
+            for row, token in zip(rows[running].tolist(), tokens[running].tolist(), strict=True):
+                on_token(row, token)
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
             # every token has a byte, so the one that completes a stop string is close to the one that began it

@@ -62,6 +62,7 @@ SECTIONS = {
     "online_dpo": ["model", "sft", "reward_model", "online_dpo", "run"],
     "distillation": ["model", "sft", "distillation", "run"],
     "process_reward": ["model", "process_reward", "run"],
+    "chat": [],
 }
 TOP = {"distillation": {"student_width": 8, "student_steps": 2}}  # settings that stand in no table
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
@@ -195,8 +196,10 @@ class Workshop:
         flags = {word for word in words if word.startswith("--")}
         if "--help" not in flags:
             stage = next(Path(word).stem for word in words if word.startswith("examples/"))
-            top = {"vocab_size": 400, "device": "cpu", **TOP.get(stage, {})}
-            if not flags & {"--data", "--task"}:
+            top = {"device": "cpu", **TOP.get(stage, {})}
+            if stage != "chat":
+                top["vocab_size"] = 400
+            if stage != "chat" and not flags & {"--data", "--task"}:
                 top["data"] = ROWS.get(stage, "pairs.jsonl")
             if "--config" in flags:
                 config = words[words.index("--config") + 1]
@@ -208,7 +211,13 @@ class Workshop:
         program = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}[words[0]]
         env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [*program, *words[1:]], cwd=self.folder, env=env, capture_output=True, text=True, timeout=120
+            [*program, *words[1:]],
+            cwd=self.folder,
+            env=env,
+            input="hello\n",  # only examples/chat.py reads it
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
 
@@ -226,7 +235,7 @@ def workshop(tmp_path_factory):
 def test_commands_work(command, workshop):
     result = workshop.run(command)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr and "error: " not in result.stderr
 
 
 def test_a_pipeline_looks_as_runs_md_says(workshop):

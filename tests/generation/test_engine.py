@@ -270,6 +270,37 @@ def test_the_earlier_of_stop_token_and_stop_string_counts(tokenizer):
         assert len(generate(chain(1, *words), [[1]], config, tokenizer=tokenizer)[0].ids) == length
 
 
+# ---- tokens as they come
+
+
+def test_on_token_is_told_what_each_completion_holds_and_changes_nothing(transformer, prompts):
+    config = SamplingConfig(max_tokens=20, stop_ids=(EOS,), batch_size=7)
+    told = [[] for _ in prompts]
+    completions = generate(transformer, prompts, config, on_token=lambda prompt, token: told[prompt].append(token))
+    assert {c.finish for c in completions} == {"stop", "length"}
+    assert told == [c.ids for c in completions]
+    assert completions == generate(transformer, prompts, config)
+
+
+def test_on_token_hears_of_a_token_before_the_next_is_drawn():
+    model = chain(3, 4, 5, EOS)
+    seen = []
+    config = SamplingConfig(max_tokens=9, stop_ids=(EOS,))
+    generate(model, [[3]], config, on_token=lambda _, token: seen.append((token, len(model.batches))))
+    assert seen == [(4, 0), (5, 1), (EOS, 2)]  # (token, forwards since the prompt was read)
+
+
+def test_what_on_token_raises_ends_the_sampling():
+    def stop_at_5(_, token):
+        if token == 5:
+            raise KeyboardInterrupt
+
+    model = chain(3, 4, 5, 6, 7)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, [[3]], SamplingConfig(max_tokens=9), on_token=stop_at_5)
+    assert len(model.batches) == 1
+
+
 # ---- nothing is left behind
 
 

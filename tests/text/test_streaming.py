@@ -1,0 +1,95 @@
+"""A text arrives in pieces that add up to it, and no piece is taken back."""
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minirlhf.text import TextStream, Tokenizer
+from minirlhf.text.streaming import settled
+
+TOKENIZER = Tokenizer.train(["the kettle is good. it is bad."] * 8, 300)
+
+
+def pieces(tokenizer, ids, stop_strings=()):
+    stream = TextStream(tokenizer, stop_strings)
+    return [*(stream.push(token) for token in ids), stream.end()]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """Decodes as Llama 2's tokenizer: "_" is a space, the first one is dropped, unknown characters are byte tokens."""
+    vocab = {f"<0x{i:02X}>": i for i in range(256)} | {"<eos>": 256, "\u2581the": 257, "\u2581kettle": 258}
+    model = tokenizers.models.BPE(vocab, [], byte_fallback=True)
+    backend = tokenizers.Tokenizer(model)
+    parts = [
+        tokenizers.decoders.Replace("\u2581", " "),
+        tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+        tokenizers.decoders.Strip(" ", 1, 0),
+    ]
+    backend.decoder = tokenizers.decoders.Sequence(parts)
+    backend.add_special_tokens(["<eos>", "<pad>"])
+    return Tokenizer(backend, pad="<pad>", bos="<eos>", eos="<eos>")
+
+
+def test_an_emoji_of_four_tokens_comes_whole_with_the_last():
+    ids = TOKENIZER.encode("a\U0001f600b")
+    assert len(ids) == 6
+    assert pieces(TOKENIZER, ids) == ["a", "", "", "", "\U0001f600", "b", ""]
+
+
+def test_spaces_stand_where_they_stand_in_the_whole():
+    ids = TOKENIZER.encode(" is kettle is")
+    assert pieces(TOKENIZER, ids) == [" is", " kettle", " is", ""]
+
+
+def test_a_decoder_that_drops_the_first_space_drops_no_other(sentencepiece):
+    assert pieces(sentencepiece, [257, 258, 257]) == ["the", " kettle", " the", ""]
+
+
+def test_a_decoder_that_gives_up_a_run_of_bytes_takes_nothing_back(sentencepiece):
+    # two characters of two and three bytes: after the third byte this decoder sees no character at all, not even the
+    # first, which was handed out
+    ids = [257, *"\u00e9\u6f22".encode(), 258]
+    assert sentencepiece.decode(ids[:4]) == "the\ufffd\ufffd\ufffd"
+    assert pieces(sentencepiece, ids) == ["the", "", "\u00e9", "", "", "\u6f22", " kettle", ""]
+
+
+def test_special_tokens_are_not_shown():
+    (word,) = TOKENIZER.encode(" is")
+    ids = [TOKENIZER.bos_id, word, TOKENIZER.pad_id, word, TOKENIZER.eos_id]
+    assert pieces(TOKENIZER, ids) == ["", " is", "", " is", "", ""]
+
+
+def test_bytes_that_never_become_a_character_come_once_that_is_sure():
+    first, *_ = TOKENIZER.encode("\u00e9")
+    assert pieces(TOKENIZER, [first, *TOKENIZER.encode("b")]) == ["", "\ufffdb", ""]
+    assert pieces(TOKENIZER, [first]) == ["", "\ufffd"]
+
+
+def test_what_may_be_a_stop_string_is_held_back_and_the_stop_string_not_shown():
+    ids = TOKENIZER.encode("a\nxyz")
+    assert len(ids) == 5
+    assert pieces(TOKENIZER, ids, ["\nxy"]) == ["a", "", "", "", "", ""]
+    assert pieces(TOKENIZER, ids, ["\nxx"]) == ["a", "", "", "\nxy", "z", ""]
+    assert pieces(TOKENIZER, ids[:3], ["\nxy"]) == ["a", "", "", "\nx"]
+
+
+def test_the_earliest_of_several_stop_strings_cuts():
+    stream = TextStream(TOKENIZER, ["d", "b"])
+    for token in TOKENIZER.encode("abcd"):
+        stream.push(token)
+    assert stream.text == "a"
+
+
+def test_settled_holds_back_the_longest_beginning_of_a_stop_string():
+    assert settled("fine.\nUs", ["\nUser:", "s?"]) == "fine."
+    assert settled("fine.\nUs\ufffd", ["\nUser:"]) == "fine."
+    assert settled("fine.\nUse", ["\nUx"]) == "fine.\nUse"
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=12))
+def test_the_pieces_of_any_tokens_add_up_to_their_text(ids):
+    assert "".join(pieces(TOKENIZER, ids)) == TOKENIZER.decode(ids)
