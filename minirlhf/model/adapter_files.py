@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -105,6 +106,41 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
                 p.copy_(weights[n])
     use_adapter(model, name)
     return config
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter's folder says of itself."""
+
+    config: LoRAConfig
+    task: str  # PEFT's word: CAUSAL_LM, SEQ_CLS (a reward model), TOKEN_CLS (a process reward model)
+    base: str | None  # folder or hub name of the model it is for
+    numbers: int  # that it holds
+
+    @property
+    def kind(self) -> str:
+        return ("rs" if self.config.use_rslora else "") + ("DoRA" if self.config.use_dora else "LoRA")
+
+
+def read_adapter(folder: str | Path) -> AdapterFile:
+    """An adapter's folder without its base. Raises: InputError as `load_adapter`."""
+    config = read_adapter_config(folder)
+    raw = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    numbers = sum(weight.numel() for weight in _read_weights(Path(folder)).values())
+    return AdapterFile(config, raw.get("task_type") or "CAUSAL_LM", raw.get("base_model_name_or_path"), numbers)
+
+
+def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]:
+    """Module -> shape [out, in] and Frobenius norm of scale B A, which is never built: |B A|^2 = tr(B^T B A A^T)."""
+    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
+    found = {}
+    for name in sorted(weights):
+        module = name.removesuffix(f".{PARTS['A']}")
+        if module != name and f"{module}.{PARTS['B']}" in weights:
+            A, B = weights[name].double(), weights[f"{module}.{PARTS['B']}"].double()
+            norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
+            found[module] = (len(B), A.shape[1]), norm
+    return found
 
 
 def read_adapter_config(folder: str | Path) -> LoRAConfig:

@@ -117,7 +117,10 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     """config.json -> (ModelConfig, which class its weights are for). Raises: InputError."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; check the path")
+        advice = "check the path"
+        if (Path(folder) / "adapter_config.json").is_file():
+            advice = f"it is an adapter: minirlhf adapter merge {folder} --output DIR makes a model of it"
+        raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; {advice}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         architectures = list(raw["architectures"])

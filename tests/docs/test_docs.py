@@ -20,7 +20,7 @@ from minirlhf.training.metrics import METRICS
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^(?:pip|pytest|python|torchrun)\b.*$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:minirlhf|pip|pytest|python|torchrun)\b.*$", re.MULTILINE)
 
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 PROSE = {page: FENCE.sub("", text) for page, text in TEXT.items()}
@@ -194,7 +194,7 @@ class Workshop:
         """The command with tiny settings, in its own --config or one more flag, and few rows if it names none."""
         words = shlex.split(command)
         flags = {word for word in words if word.startswith("--")}
-        if "--help" not in flags:
+        if "--help" not in flags and words[0] != "minirlhf":
             stage = next(Path(word).stem for word in words if word.startswith("examples/"))
             top = {"device": "cpu", **TOP.get(stage, {})}
             if stage != "chat":
@@ -208,7 +208,9 @@ class Workshop:
                 words += ["--config", config]
             tables = {"": top} | {name: TINY[name] for name in SECTIONS[stage]}
             (self.folder / config).write_text("\n".join(toml(name, table) for name, table in tables.items()))
-        program = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}[words[0]]
+        python = [sys.executable]
+        programs = {"python": python, "torchrun": [*python, "-m", "torch.distributed.run"]}
+        program = (programs | {"minirlhf": [*python, "-m", "minirlhf.cli"]})[words[0]]
         env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
         return subprocess.run(
             [*program, *words[1:]],

@@ -1,0 +1,140 @@
+"""The command `minirlhf`: look at adapters, and merge them into their base.
+
+minirlhf adapter list runs                     # every adapter below a folder
+minirlhf adapter show DIR                      # one of them, matrix by matrix
+minirlhf adapter merge DIR --output OUT        # a model that any tool loads; --base if the adapter names none
+minirlhf adapter merge A B --weights 0.7 0.3 --output OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.model.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
+from minirlhf.model.adapters import merge_lora
+from minirlhf.model.policy import ProcessRewardModel, RewardModel
+from minirlhf.model.pretrained import load_pretrained, save_pretrained
+from minirlhf.model.transformer import Transformer
+from minirlhf.text.folder import MODEL
+from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.checkpoint import holds_anything, written_whole
+from minirlhf.training.metrics import table
+
+MODELS = {"SEQ_CLS": RewardModel, "TOKEN_CLS": ProcessRewardModel}  # what an adapter's task makes of a base
+
+
+def list_adapters(folder: Path) -> str:
+    """A row for each adapter below a folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: needed a folder to look in, found none; check the path")
+    found = sorted(path.parent for path in folder.rglob(CONFIG))
+    if not found:
+        raise InputError(f"{folder}: needed a folder with adapters in it ({CONFIG}), found none below it")
+    rows = []
+    for path in found:
+        try:
+            file = read_adapter(path)
+            rows.append([str(path), file.kind, file.config.r, f"{file.numbers:,}", file.task, file.base or "-"])
+        except InputError as error:  # one that is broken must not hide the others
+            rows.append([str(path), "cannot be read", "-", "-", "-", str(error).removeprefix(f"{path}/")])
+    return table(["adapter", "kind", "r", "numbers", "task", "base"], rows)
+
+
+def show_adapter(folder: Path) -> str:
+    """What one adapter is for, and how large each of its updates is."""
+    file = read_adapter(folder)
+    facts = {
+        "kind": file.kind,
+        "r": file.config.r,
+        "alpha": f"{file.config.alpha:g}",
+        "scale": f"{file.config.scale:.4g}",
+        "dropout": f"{file.config.dropout:g}",
+        "targets": ", ".join(file.config.target_modules),
+        "task": file.task,
+        "base": file.base or "not named",
+        "numbers": f"{file.numbers:,}",
+    }
+    described = table(["", str(folder)], [[name, value] for name, value in facts.items()])
+    sizes = [[name, *shape, f"{norm:.4g}"] for name, (shape, norm) in update_sizes(folder).items()]
+    return f"{described}\n\n{table(['module', 'out', 'in', '|scale B A|'], sizes)}"
+
+
+def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path | None, output: Path) -> str:
+    """Write base + sum of weight * adapter as a model of its own, with the base's tokenizer."""
+    files = [read_adapter(folder) for folder in folders]
+    if len(weights) != len(folders):
+        raise InputError(f"--weights: needed one for each of the {len(folders)} adapters, got {len(weights)}")
+    if holds_anything(output):
+        raise InputError(f"{output}: holds files already; choose another --output")
+    if len(files) > 1 and any(file.task != "CAUSAL_LM" for file in files):
+        raise InputError("merge: adapters of reward models bring a head each, which do not add up; merge one at a time")
+    base = base or base_of_all(folders, files)
+    model = as_task(load_pretrained(base), files[0].task)
+    names = [f"adapter{number}" for number in range(len(folders))]
+    for folder, name in zip(folders, names, strict=True):
+        load_adapter(model, folder, name)
+    merge_lora(model, dict(zip(names, weights, strict=True)))
+    tokenizer = Tokenizer.load(base) if (base / MODEL).is_file() else None
+    with written_whole(output) as aside:
+        save_pretrained(model, aside, tokenizer and tokenizer.token_ids)
+        if tokenizer:
+            tokenizer.save(aside)
+    parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
+    return f"{output}: {base} + {parts}"
+
+
+def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
+    """The one base that all adapters name. Raises: InputError if they name several, or none that is a folder here."""
+    named = sorted({file.base or "none" for file in files})
+    if len(named) > 1:
+        raise InputError(f"merge: the adapters must be for one base, they name {', '.join(named)}; see --base")
+    if not files[0].base or not Path(files[0].base).is_dir():
+        raise InputError(f"{folders[0]}: its base must be a folder, it names {named[0]}; give the folder with --base")
+    return Path(files[0].base)
+
+
+def as_task(model: nn.Module, task: str) -> nn.Module:
+    """A language model as the reward model that an adapter's head is for; any other model as it is."""
+    return MODELS[task](model) if task in MODELS and isinstance(model, Transformer) else model
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        "minirlhf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    rooms = whole.add_subparsers(dest="room", required=True, metavar="adapter")
+    commands = rooms.add_parser("adapter", help="look at LoRA adapters and merge them").add_subparsers(
+        dest="command", required=True, metavar="list | show | merge"
+    )
+    listing = commands.add_parser("list", help="every adapter below a folder")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("."))
+    showing = commands.add_parser("show", help="one adapter, matrix by matrix")
+    showing.add_argument("folder", type=Path)
+    merging = commands.add_parser("merge", help="base + adapters, written as a model of its own")
+    merging.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    merging.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
+    merging.add_argument("--base", type=Path, metavar="DIR", help="of the base, if not the one the adapters name")
+    merging.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter; none: 1 each")
+    return whole
+
+
+@exits_cleanly
+def main() -> None:
+    asked = parser().parse_args()
+    match asked.command:
+        case "list":
+            print(list_adapters(asked.folder))
+        case "show":
+            print(show_adapter(asked.folder))
+        case "merge":
+            weights = asked.weights or [1.0] * len(asked.folders)
+            print(merge_adapters(asked.folders, weights, asked.base, asked.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""`minirlhf adapter list | show | merge` on tiny adapters, through `main` as a user calls it."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from minirlhf import cli
+from minirlhf.model import (
+    LoRAConfig,
+    ModelConfig,
+    RewardModel,
+    Transformer,
+    apply_lora,
+    load_adapter,
+    load_pretrained,
+    load_reward_model,
+    save_adapter,
+    save_pretrained,
+)
+from minirlhf.text import Tokenizer
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+SHAPE |= {"intermediate_size": 24, "max_position_embeddings": 32}
+IDS = torch.arange(3, 20)[None]
+
+
+def stirred(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """base/ (a model with its tokenizer), one/ and two/ (adapters on it), score/ (a reward model's)."""
+    top = tmp_path_factory.mktemp("adapters")
+    tokenizer = Tokenizer.train(["some words"], 260)
+    torch.manual_seed(0)
+    base = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **SHAPE))
+    save_pretrained(base, top / "base", tokenizer.token_ids)
+    tokenizer.save(top / "base")
+    for seed, name in enumerate(("one", "two"), start=1):
+        config = LoRAConfig(r=seed, alpha=4.0, target_modules=("q_proj", "v_proj"))
+        model = stirred(apply_lora(load_pretrained(top / "base"), config), seed)
+        save_adapter(model, top / name, base=str(top / "base"))
+    reward = RewardModel(load_pretrained(top / "base"))
+    save_adapter(stirred(apply_lora(reward, LoRAConfig(r=2)), 3), top / "score", base=str(top / "base"))
+    return top
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(words) -> (exit code, what it printed, what it complained of)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["minirlhf", "adapter", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_list_shows_every_adapter_below_a_folder(call, folders):
+    code, out, _ = call("list", folders)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert code == 0 and [row[0] for row in rows] == [str(folders / name) for name in ("one", "score", "two")]
+    # q and v of two layers: A [1, 16] and B [16, 1], A [1, 16] and B [8, 1]
+    assert rows[0][1:] == ["LoRA", "1", str(2 * (32 + 24)), "CAUSAL_LM", str(folders / "base")]
+    assert rows[1][4] == "SEQ_CLS"
+
+
+def test_one_that_is_broken_does_not_hide_the_others(call, folders, tmp_path):
+    for name in ("a", "b"):
+        save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1, use_dora=True)), tmp_path / name)
+    (tmp_path / "a" / "adapter_config.json").write_text("{")
+    code, out, _ = call("list", tmp_path)
+    broken, whole = out.splitlines()[2:]
+    assert code == 0 and "cannot be read" in broken and "needed JSON" in broken
+    assert "DoRA" in whole and whole.endswith("-")  # no base named
+
+
+def test_show_gives_settings_and_the_size_of_each_update(call, folders):
+    code, out, _ = call("show", folders / "two")
+    assert code == 0 and re.search(r"^scale +2$", out, re.MULTILINE) and str(folders / "base") in out
+    model = load_pretrained(folders / "base")
+    load_adapter(model, folders / "two")
+    layer = model.model.layers[1].self_attn.v_proj
+    norm = layer.adapters["default"].delta(layer.base).norm().item()
+    shown = next(line.split() for line in out.splitlines() if "layers.1.self_attn.v_proj" in line)
+    assert shown[1:3] == ["8", "16"] and float(shown[3]) == pytest.approx(norm, rel=1e-3)
+
+
+def test_a_merged_folder_is_a_model_with_its_tokenizer(call, folders, tmp_path):
+    code, out, _ = call("merge", folders / "one", "--output", tmp_path / "merged")
+    assert code == 0 and "1 * " in out
+    adapted = load_pretrained(folders / "base")
+    load_adapter(adapted, folders / "one")
+    merged = load_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(IDS), adapted(IDS), rtol=1e-5, atol=1e-5)
+    assert Tokenizer.load(tmp_path / "merged").encode("words") == Tokenizer.load(folders / "base").encode("words")
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_several_are_added_with_weights(call, folders, tmp_path):
+    code, _, _ = call(
+        "merge", folders / "one", folders / "two", "--weights", "0.25", "-2", "--output", tmp_path / "merged"
+    )
+    assert code == 0
+    parts = [load_pretrained(folders / "base") for _ in range(2)]
+    for model, name in zip(parts, ("one", "two"), strict=True):
+        load_adapter(model, folders / name)
+    layers = [model.model.layers[0].self_attn.q_proj for model in parts]
+    one, two = (layer.adapters["default"].delta(layer.base) for layer in layers)
+    merged = load_pretrained(tmp_path / "merged").model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(merged, layers[0].base.weight + 0.25 * one - 2 * two)
+
+
+def test_a_reward_models_adapter_makes_a_reward_model(call, folders, tmp_path):
+    code, _, _ = call("merge", folders / "score", "--output", tmp_path / "merged")
+    adapted = RewardModel(load_pretrained(folders / "base"))
+    load_adapter(adapted, folders / "score")
+    mask = torch.ones_like(IDS, dtype=torch.bool)
+    merged = load_reward_model(tmp_path / "merged")
+    torch.testing.assert_close(merged(IDS, mask), adapted(IDS, mask), rtol=1e-5, atol=1e-5)
+    assert code == 0 and merged(IDS, mask).abs() > 1e-3
+
+
+def test_refusals(call, folders, tmp_path):
+    one, two, score = (folders / name for name in ("one", "two", "score"))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious.txt").write_text("x")
+    away = tmp_path / "away"
+    save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), away, base="some/hub-name")
+    small = tmp_path / "small"
+    save_pretrained(Transformer(ModelConfig(vocab_size=40, **SHAPE | {"hidden_size": 8})), small)
+    out = tmp_path / "out"
+    cases = {
+        ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",
+        ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
+        ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
+        ("merge", one, "--output", full): "holds files already; choose another --output",
+        ("merge", one, "--weights", "1", "2", "--output", out): "needed one for each of the 1 adapters, got 2",
+        ("merge", one, score, "--output", out): "bring a head each, which do not add up; merge one at a time",
+        ("merge", one, away, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
+        ("merge", away, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",
+        ("merge", two, "--base", small, "--output", out): "is the adapter for another base?",
+        ("merge", two, "--base", one, "--output", out): "it is an adapter: minirlhf adapter merge",
+    }
+    for words, text in cases.items():
+        code, _, err = call(*words)
+        assert code == 2 and text in err and err.startswith("error: ") and err.count("\n") == 1, words
+        assert not out.exists()
+    assert [path.name for path in full.iterdir()] == ["precious.txt"]
+
+
+def test_help_and_unknown_commands(call):
+    assert call("--help")[0] == 0
+    code, _, err = call("grow")
+    assert code == 2 and "list" in err
