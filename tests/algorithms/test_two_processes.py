@@ -13,8 +13,10 @@ def test_two_processes_are_one_on_the_joined_batch(two_processes, case):
     alone = tiny.CASES[case]()
     log = tiny.train(alone, tiny.batches(8))
     assert any((w - v).abs().max() > 1e-3 for w, v in zip(_values(alone), _values(tiny.CASES[case]()), strict=True))
+    bound = 1e-6 if case == "ppo_4_bits" else 1e-9  # weights of 4 bits read as fp32, and so have their adapters
     for rank in range(2):
-        assert_close(load_file(two_processes / f"{case}-{rank}.safetensors"), tiny.weights(alone), rtol=1e-9, atol=1e-9)
+        found = load_file(two_processes / f"{case}-{rank}.safetensors")
+        assert_close(found, tiny.weights(alone), rtol=bound, atol=bound)
         for mine, theirs in zip(json.loads((two_processes / f"{case}-{rank}.json").read_text()), log, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-6)
 

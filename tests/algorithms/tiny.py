@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -43,7 +43,18 @@ from minirlhf.algorithms import (
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
-from minirlhf.model import ModelConfig, Policy, ProcessRewardModel, RewardModel, Transformer, ValueModel
+from minirlhf.model import (
+    LoRAConfig,
+    ModelConfig,
+    Policy,
+    ProcessRewardModel,
+    RewardModel,
+    Transformer,
+    ValueModel,
+    adapter_view,
+    apply_lora,
+    quantise_linears,
+)
 from minirlhf.rewards import judge_by
 from minirlhf.runtime.distributed import process_group, share
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -132,6 +143,32 @@ def ppo(
     return PPOTrainer(policy, near(policy), reward, tokenizer(), config, value_model=value_model, seed=seed)
 
 
+def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int = 0, **settings) -> PPOTrainer:
+    """Policy and value model as two adapters of one base, which is also the reference."""
+    defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
+    config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
+    base = adapted(transformer(), ("policy", "value"), four_bits)
+    policy, critic = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
+    with torch.no_grad():
+        critic.value_head.weight.normal_(std=0.3)
+    reference = Policy(adapter_view(base, None))
+    return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=critic, seed=seed)
+
+
+def adapted(model: Transformer | Policy, names: Sequence[str] = ("default",), four_bits: bool = False):
+    """The model with adapters that are not 0, or their trunk would have no gradient."""
+    if four_bits:
+        quantise_linears(model)
+    torch.manual_seed(5)
+    for name in names:
+        apply_lora(model, LoRAConfig(r=2, alpha=2.0), name)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".B"):
+                p.normal_(std=0.3)
+    return model
+
+
 def near(policy: Policy) -> Policy:
     """A reference that is not quite the policy, so that no KL is 0."""
     reference = Policy(copy.deepcopy(policy.transformer))
@@ -195,6 +232,8 @@ CASES: dict[str, Callable] = {
     "reward": reward,
     "ppo_head": ppo,
     "ppo_critic": lambda: ppo(critic=True),
+    "ppo_adapters": ppo_adapters,
+    "ppo_4_bits": lambda: ppo_adapters(four_bits=True, temperature=0.7),
     "ppo_options": lambda: ppo(
         whiten_rewards=True, value_warmup=1, entropy_coef=0.02, temperature=0.7, kl_coef=0.3, epochs=3, dual_clip=3.0
     ),
