@@ -26,6 +26,7 @@ from minirlhf.model import (
     apply_lora,
     copy_of,
     count_parameters,
+    freeze,
     load_policy,
     memory_report,
     quantise_linears,
@@ -60,6 +61,7 @@ class JobConfig:
     policy: str | None = None  # [folder] start from this model (with its tokenizer) instead of training one
     train: Literal["all", "lora", "qlora"] = "all"  # [-] of a model that is there already: all weights, or adapters
     #                             beside frozen ones ([lora] says which), or these beside frozen ones of 4 bits
+    freeze: tuple[str, ...] = ()  # [patterns] parameters of that model which stay as they are, such as model.layers.0
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; none: one for models of under a million
     #                             parameters, where a second only waits and suffers from every neighbour, else all
@@ -193,18 +195,18 @@ def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
 
 
 def adapt(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """Leave of a model, in place, only that to be trained which `--train` says. Heads of one number are always."""
+    """Leave of a model, in place, only that to be trained which `--train` and `--freeze` say."""
     job = settings[""]
-    if job.train == "all":
-        return model
-    seed_everything(job.seed)  # the same adapter whatever ran before
     if job.train == "qlora":
         quantise_linears(model)
-        say(
-            "in 4 bits: {quantised_bytes:,} bytes, {quantised_share_of_fp32:.3f} of fp32".format(**memory_report(model))
-        )
-    apply_lora(model, settings["lora"])
-    say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
+        report = memory_report(model)
+        say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
+    if job.train != "all":
+        seed_everything(job.seed)  # the same adapter whatever ran before
+        apply_lora(model, settings["lora"])  # freezes all else but a head of one number
+    freeze(model, job.freeze)
+    if job.train != "all" or job.freeze:
+        say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
     return model
 
 

@@ -144,3 +144,17 @@ def test_turns_are_written_by_the_folders_chat_template(call, folder_of, tmp_pat
             total -= model(ids, torch.ones_like(ids, dtype=torch.bool)).logps[0, len(prompt) :].sum().item()
             count += len(answer)
         assert lines[0]["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_patterns_freeze_what_they_name_and_a_pattern_that_names_nothing_is_refused(
+    call, folder_of, inputs, tmp_path, capsys
+):
+    folder = folder_of("qwen3")
+    call("dpo", tmp_path, *flags(folder, inputs, tmp_path, "--freeze", "model.embed_tokens,layers.0"))
+    before, after = load_pretrained(folder), load_pretrained(tmp_path / "job" / "dpo" / "model")
+    for (name, p), q in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(p, q) == (".layers.0." in name or "embed_tokens" in name), name
+    assert "numbers are trained" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        call("dpo", tmp_path, *flags(folder, inputs, tmp_path / "other", "--freeze", "layers.9"))
+    assert stop.value.code == 2 and "pattern 'layers.9' fits no parameter" in capsys.readouterr().err
