@@ -3,6 +3,9 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from minirlhf.errors import InputError
 from minirlhf.model import (
+    ModelConfig,
     Policy,
     RewardModel,
     Transformer,
@@ -304,3 +308,44 @@ def test_ill_typed_settings_in_config_json_are_refused(folder, setting):
 def test_token_ids_stand_in_config_json(tmp_path, make):
     save_pretrained(make(), tmp_path, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
     assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == 0
+
+
+FIRST_LOAD = """
+import sys, torch
+from pathlib import Path
+from minirlhf.model import load_pretrained
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+torch.ones(1, dtype=torch.bfloat16).float()
+before = resident("VmRSS")
+model = load_pretrained(sys.argv[1], torch.float32)
+print((resident("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
+assert "torch._dynamo" not in sys.modules  # a second, and 80 MB
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_a_first_load_holds_converted_weights_once_and_lets_go_of_the_file(tmp_path):
+    # 92 MB as float32, no weight above 2; one file mapped throughout would add half of it
+    model = Transformer(ModelConfig(vocab_size=1000, hidden_size=512, num_hidden_layers=10, intermediate_size=1000))
+    save_pretrained(model.bfloat16(), tmp_path)
+    command = [sys.executable, "-c", FIRST_LOAD, str(tmp_path)]
+    rise = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 1 <= rise < 1.2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_weights_that_are_stored_turned_come_back_as_linears_have_them(tmp_path, make, dtype):
+    gpt2 = {"norm": "layer", "gated_mlp": False, "fused_projections": True, "positions": "learned"}
+    gpt2 |= {"attention_bias": True, "output_bias": True, "mlp_bias": True, "hidden_act": "gelu_tanh"}
+    model = make(model_type="gpt2", num_key_value_heads=4, **gpt2)
+    save_pretrained(model, tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["transformer.h.0.attn.c_attn.weight"].shape == (24, 72)
+    loaded = load_pretrained(tmp_path, dtype)
+    assert all(p.is_contiguous() for p in loaded.parameters()) and same_weights(loaded, model.to(dtype))
+    other = make(seed=1, model_type="gpt2", num_key_value_heads=4, **gpt2)
+    load_into(other, tmp_path)
+    assert same_weights(other.to(dtype), model)
