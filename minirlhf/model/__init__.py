@@ -27,6 +27,7 @@ from minirlhf.model.policy import (
 from minirlhf.model.pretrained import load_policy, load_pretrained, load_reward_model, save_pretrained
 from minirlhf.model.quantised import memory_report, plain, quantise_linears
 from minirlhf.model.transformer import KVCache, Transformer
+from minirlhf.model.vocabulary import resize_embeddings
 
 __all__ = [
     "GeometricMixture",
@@ -57,6 +58,7 @@ __all__ = [
     "quantise_linears",
     "recorded_routing",
     "reference_of",
+    "resize_embeddings",
     "save_adapter",
     "save_pretrained",
 ]

@@ -76,6 +76,12 @@ class Tokenizer:
         self.templates = {name: ChatTemplate(text, source.special) for name, text in source.templates.items()}
 
     @classmethod
+    def _of(cls, source: TokenizerFolder) -> Tokenizer:
+        tokenizer = cls.__new__(cls)
+        tokenizer._take(source)
+        return tokenizer
+
+    @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
         """Learn merges from texts; the vocabulary ends up smaller if they hold fewer pairs. Special ids come first.
 
@@ -111,12 +117,10 @@ class Tokenizer:
         Its chat template is tried out in a child process first. Raises: InputError if anything is missing or broken.
         """
         source = read_folder(folder)
-        tokenizer = cls.__new__(cls)
         try:
-            tokenizer._take(source)
+            return cls._of(source)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Write into `folder` what was read or made, as other tools read it.
@@ -168,9 +172,19 @@ class Tokenizer:
             templates={"default": layout.template if layout else template},
             files=files,
         )
-        tokenizer = type(self).__new__(type(self))
-        tokenizer._take(changed)
-        return tokenizer
+        return self._of(changed)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with these special tokens too, one id each; one that is there keeps its id.
+
+        New ids come last and no other moves. A model needs a row for each: `resize_embeddings`. Inside plain text they
+        are text, like every special token; a chat template is what writes them. Raises: InputError if a token is empty.
+        """
+        if isinstance(tokens, str) or not all(isinstance(token, str) and token for token in tokens):
+            raise InputError(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens(list(tokens))
+        return self._of(replace(self.source, backend=backend, pad=choose_pad(backend, self.source.special)))
 
     @property
     def vocab_size(self) -> int:

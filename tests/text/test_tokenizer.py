@@ -174,3 +174,49 @@ def test_chat_template_is_the_plain_layout():
     turns = [{"role": "user", "content": "Hi"}]
     assert TOKENIZER.apply_chat_template(turns, add_generation_prompt=True) == "User:\nHi\n\nAssistant:\n"
     assert TOKENIZER.apply_chat_template(turns) == "User:\nHi\n\n"
+
+
+def test_new_special_tokens_come_last_and_the_old_tokenizer_does_not_change():
+    size, whole = TOKENIZER.vocab_size, TOKENIZER.backend.to_str()
+    grown = TOKENIZER.with_special_tokens(["<think>", EOS, "</think>"])  # EOS is there, and stays where it is
+    assert grown.vocab_size == size + 2 and (grown.pad_id, grown.bos_id, grown.eos_id) == (0, 1, 2)
+    assert [grown.backend.token_to_id(token) for token in ("<think>", EOS, "</think>")] == [size, 2, size + 1]
+    assert TOKENIZER.backend.to_str() == whole and TOKENIZER.vocab_size == size
+    assert grown.encode_prompts(TEXTS[:2]) == TOKENIZER.encode_prompts(TEXTS[:2])
+    assert grown.decode([size, *grown.encode("the lamp")]) == "the lamp"
+    assert grown.decode_completions([[size, 2]]) == ["<think>"]
+
+
+def test_a_new_special_token_in_plain_text_is_text_and_in_a_template_one_id():
+    size, grown = TOKENIZER.vocab_size, TOKENIZER.with_special_tokens(["<think>"])
+    assert size not in grown.encode("a<think>") and grown.decode(grown.encode("a<think>")) == "a<think>"
+    assert grown.with_template("{{ '<think>' }}").encode_chat([{"role": "user", "content": "Hi"}])[0] == [size]
+    chat = TOKENIZER.with_special_tokens(["<|im_start|>", "<|im_end|>"]).with_template("chatml")
+    assert chat.eos_id == size + 1
+
+
+def test_new_special_tokens_are_saved(tmp_path):
+    grown = TOKENIZER.with_special_tokens(["<think>"])
+    grown.save(tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    assert [(a["id"], a["special"]) for a in added if a["content"] == "<think>"] == [(TOKENIZER.vocab_size, True)]
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.backend.to_str() == grown.backend.to_str() and loaded.special == grown.special
+
+
+def test_a_tokenizer_without_padding_takes_a_new_pad_token(tmp_path):
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text().replace(PAD, "@@@"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "bos_token": BOS}))
+    without = Tokenizer.load(tmp_path)
+    assert without.special["pad"] is None
+    grown = without.with_special_tokens([PAD])
+    assert grown.special["pad"] == PAD and grown.pad_id == TOKENIZER.vocab_size
+    grown.save(tmp_path)
+    assert Tokenizer.load(tmp_path).pad_id == grown.pad_id
+
+
+@pytest.mark.parametrize("tokens", ["<think>", [""], [3]])
+def test_ill_formed_special_tokens_are_refused(tokens):
+    with refuses(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}"):
+        TOKENIZER.with_special_tokens(tokens)
