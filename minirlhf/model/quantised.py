@@ -51,12 +51,20 @@ def dequantise(codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, 
     return blocks.flatten()[: shape[0] * shape[1]].view(shape)
 
 
-@lru_cache(maxsize=8)
 def _pairs(device: torch.device) -> Tensor:
     """[256, 2]: both numbers of a byte, so that one look-up reads two."""
+    return _make_pairs(device) if torch.compiler.is_compiling() else _kept_pairs(device)
+
+
+def _make_pairs(device: torch.device) -> Tensor:
+    table = torch.tensor(NF4, device=device)
+    return torch.cartesian_prod(table, table)
+
+
+@lru_cache(maxsize=8)
+def _kept_pairs(device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # whoever asks first, training may use it too
-        table = torch.tensor(NF4, device=device)
-        return torch.cartesian_prod(table, table)
+        return _make_pairs(device)
 
 
 def _read_scales(scales: Tensor, ranges: Tensor) -> Tensor:

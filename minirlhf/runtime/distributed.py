@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # A thread of gloo's may still hold the last collective's tensors, and needs the interpreter's lock to drop
+        # them; whoever drops the group meanwhile holds that lock and waits for the thread, for ever.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

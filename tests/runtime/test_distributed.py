@@ -49,6 +49,46 @@ print(json.dumps(seen))
 """
 
 
+LEAVING = """
+import os, sys, torch
+from minirlhf.runtime import distributed as d
+torch.set_num_threads(1)
+def train():
+    with d.process_group(torch.device("cpu")):
+        models = [d.wrap(torch.nn.Linear(64, 64)) for _ in range(2)]  # which outlive the group
+        for _ in range(3):
+            d.backward(sum(model(torch.randn(8, 64)).sum() for model in models))
+            d.all_sum(torch.ones(10))
+        d.barrier()
+        d.all_sum(torch.ones(3))
+for port in sys.argv[1:]:
+    os.environ["MASTER_PORT"] = port
+    train()
+"""
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [str(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_leaving_right_after_a_collective_never_waits_for_ever():
+    ports = free_ports(20)
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-c", LEAVING, *ports]
+    processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def two():
     with socket.socket() as free:
