@@ -45,26 +45,29 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), scales, ranges
 
 
-def dequantise(codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The weight, fp32, of what `quantise` gave."""
-    blocks = F.embedding(codes.int(), _pairs(codes.device)).view(-1, BLOCK) * _read_scales(scales, ranges)[:, None]
+def dequantise(
+    codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int], pairs: Tensor | None = None
+) -> Tensor:
+    """The weight, fp32, of what `quantise` gave. `pairs`: the table of `levels`, for callers who have it."""
+    pairs = levels(codes.device) if pairs is None else pairs
+    blocks = F.embedding(codes.int(), pairs).view(-1, BLOCK) * _read_scales(scales, ranges)[:, None]
     return blocks.flatten()[: shape[0] * shape[1]].view(shape)
 
 
-def _pairs(device: torch.device) -> Tensor:
+def levels(device: torch.device) -> Tensor:
     """[256, 2]: both numbers of a byte, so that one look-up reads two."""
-    return _make_pairs(device) if torch.compiler.is_compiling() else _kept_pairs(device)
+    return _make_levels(device) if torch.compiler.is_compiling() else _kept_levels(device)
 
 
-def _make_pairs(device: torch.device) -> Tensor:
+def _make_levels(device: torch.device) -> Tensor:
     table = torch.tensor(NF4, device=device)
     return torch.cartesian_prod(table, table)
 
 
 @lru_cache(maxsize=8)
-def _kept_pairs(device: torch.device) -> Tensor:
+def _kept_levels(device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # whoever asks first, training may use it too
-        return _make_pairs(device)
+        return _make_levels(device)
 
 
 def _read_scales(scales: Tensor, ranges: Tensor) -> Tensor:
@@ -76,14 +79,17 @@ class QuantisedProduct(torch.autograd.Function):
     """x W^T with gradient to x alone. Saved for the backward pass are the codes, not the weight made of them."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(codes, scales, ranges)
+    def forward(
+        ctx, x: Tensor, codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int], pairs: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scales, ranges, pairs)
         ctx.shape = shape
-        return F.linear(x, dequantise(codes, scales, ranges, shape).to(x.dtype))
+        return F.linear(x, dequantise(codes, scales, ranges, shape, pairs).to(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return grad @ dequantise(*ctx.saved_tensors, ctx.shape).to(grad.dtype), None, None, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *quantised, pairs = ctx.saved_tensors
+        return grad @ dequantise(*quantised, ctx.shape, pairs).to(grad.dtype), *[None] * 5
 
 
 class QuantisedLinear(nn.Linear):
@@ -103,7 +109,8 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
-        product = QuantisedProduct.apply(x, self.codes, self.scales, self.ranges, shape)
+        table = levels(x.device)  # outside of the product: inside, torch.compile cannot make it
+        product = QuantisedProduct.apply(x, self.codes, self.scales, self.ranges, shape, table)
         return product if self.bias is None else product + self.bias
 
 
