@@ -32,7 +32,9 @@ KINDS = {
     Transformer: "ForCausalLM",
     RewardModel: "ForSequenceClassification",
     ProcessRewardModel: "ForTokenClassification",
+    ValueModel: "ForTokenClassification",  # whose number at a token is our value of the next one
 }
+IS_VALUE_MODEL = "value_model"  # a key of ours in config.json, which tells it from a process reward model
 OTHER_NAMES = {("gpt2", Transformer): "GPT2LMHeadModel"}
 OTHER_NAMES |= {("gemma3_text", RewardModel): "Gemma3TextForSequenceClassification"}
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers that older files hold
@@ -140,8 +142,9 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         config = config_from(raw)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    kinds = {architecture(config.model_type, kind): kind for kind in (*KINDS, ValueModel)}
+    kinds = {architecture(config.model_type, kind): kind for kind in KINDS if kind is not ValueModel}
     kind = next((kinds[name] for name in architectures if name in kinds), None)
+    kind = ValueModel if kind is ProcessRewardModel and raw.get(IS_VALUE_MODEL) else kind
     if kind is None:
         raise InputError(f"{path}: architecture must be one of {', '.join(kinds)}, got {architectures}")
     if kind is RewardModel and len(raw.get("id2label") or {0: ""}) != 1:
@@ -153,9 +156,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
 
 def architecture(model_type: str, kind: type[nn.Module]) -> str:
     """The class that other tools load such a folder with."""
-    if kind is ValueModel:
-        return "MinirlhfValueModel"
-    return OTHER_NAMES.get((model_type, kind), family_of(model_type).architecture + KINDS.get(kind, ""))
+    return OTHER_NAMES.get((model_type, kind), family_of(model_type).architecture + KINDS[kind])
 
 
 class Stored(NamedTuple):
@@ -174,6 +175,8 @@ def find_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
     """
     expected = model.state_dict()
     places = _places(_weight_files(folder), model.config.model_type)
+    if isinstance(model, ValueModel):
+        places = {name.replace("score.", "value_head."): place for name, place in places.items()}
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     where = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
     if missing := sorted(expected.keys() - places.keys()):
@@ -279,7 +282,7 @@ def _some(names: list[str]) -> str:
 def _named_as_there(model: nn.Module) -> dict[str, Tensor]:
     named = {}
     for name, tensor in model.state_dict().items():
-        there = name_there(model.config.model_type, name)
+        there = name_there(model.config.model_type, name.replace("value_head.", "score."))
         named[there] = tensor.T if is_transposed(model.config.model_type, there) else tensor
     return named
 
@@ -302,5 +305,6 @@ def _config_json(model: nn.Module) -> dict[str, Any]:
         "architectures": [architecture(model.config.model_type, type(model))],
         "torch_dtype": str(dtype).removeprefix("torch."),
         **config_to(model.config),
-        **(labels if isinstance(model, RewardModel | ProcessRewardModel) else {}),
+        **(labels if isinstance(model, RewardModel | ProcessRewardModel | ValueModel) else {}),
+        **({IS_VALUE_MODEL: True} if isinstance(model, ValueModel) else {}),
     }

@@ -119,7 +119,9 @@ def test_config_json_says_which_kind_of_model_it_is(tmp_path, make):
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["num_labels"] == 1 and config["id2label"] == {"0": "score"}
     save_pretrained(ValueModel(make()), tmp_path / "value")
-    assert json.loads((tmp_path / "value" / "config.json").read_text())["architectures"] == ["MinirlhfValueModel"]
+    config = json.loads((tmp_path / "value" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForTokenClassification"] and config["value_model"] is True
+    assert "score.weight" in load_file(tmp_path / "value" / "model.safetensors")  # the name it has there
 
 
 def test_weights_have_hugging_face_names(folder, tmp_path, make):
@@ -184,7 +186,7 @@ def test_unknown_architecture_is_refused_with_the_known_ones(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["GPT2LMHeadModel"]}))
     with refuses(
         f"{path}: architecture must be one of LlamaForCausalLM, LlamaForSequenceClassification, "
-        "LlamaForTokenClassification, MinirlhfValueModel, "
+        "LlamaForTokenClassification, "
         "got ['GPT2LMHeadModel']"
     ):
         load_pretrained(folder)

@@ -8,7 +8,15 @@ import transformers
 from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
-from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
+from minirlhf.model import (
+    ModelConfig,
+    RewardModel,
+    Transformer,
+    ValueModel,
+    load_pretrained,
+    load_reward_model,
+    save_pretrained,
+)
 from minirlhf.text import Tokenizer
 
 pytestmark = pytest.mark.parity
@@ -152,3 +160,16 @@ def test_our_config_names_no_setting_that_is_unknown_there(tmp_path):
         "rope_theta",
         "rope_scaling",
     }  # names of version 4, which version 5 reads
+
+
+@pytest.mark.parametrize("family", [{}, {"model_type": "qwen3", "qk_norm": "head"}], ids=["llama", "qwen3"])
+def test_a_value_models_folder_loads_there_its_number_at_a_token_is_the_value_of_the_next(tmp_path, ids, family):
+    model = loud(ValueModel(ours(**family)), seed=2)
+    save_pretrained(model, tmp_path)
+    other = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
+    back = load_pretrained(tmp_path)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        values = model(ids, mask)
+        assert_close(other(ids).logits[:, :-1, 0], values[:, 1:])
+        assert isinstance(back, ValueModel) and torch.equal(back(ids, mask), values)
