@@ -35,7 +35,7 @@ from minirlhf.model import (
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.rewards import Reward
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.device import session
+from minirlhf.runtime.device import resolve_device, resolve_precision, session
 from minirlhf.runtime.distributed import barrier, gather, is_main, restarted
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows
@@ -140,11 +140,19 @@ def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
 def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
     """That of `--policy`, whatever `config` says, or random weights, the same for the same seed whatever ran before."""
     if job.policy:
-        policy = load_policy(resolve_model(job.policy), dtype=torch.float32)  # in bf16 small updates would vanish
+        policy = load_policy(resolve_model(job.policy), dtype=weights_dtype(job))
         check_vocabulary(policy.transformer.config, tokenizer, job.policy)
         return policy
     seed_everything(job.seed)
     return Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
+
+
+def weights_dtype(job: JobConfig) -> torch.dtype | None:
+    """fp32 for weights that are trained, in bf16 small updates would vanish; frozen ones stay as their files have them,
+    if the job computes in bf16 anyway.
+    """
+    frozen = job.train != "all" and resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
+    return None if frozen else torch.float32
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import Policy, trainable
 
 ALL = "all-linear"
 HEADS = ("lm_head", "score", "value_head")  # read by their weight, not called: an adapter there would do nothing
@@ -50,12 +50,12 @@ class LoRAConfig:
 
 
 class Adapter(nn.Module):
-    """One update of one Linear. In fp32 under a base in half precision: small steps must not be rounded away."""
+    """One update of one Linear, in fp32 even under a base in half precision."""
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
         weight = base.weight.detach()
-        like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        like = {"device": weight.device, "dtype": trainable(weight.dtype)}
         self.config = config
         self.A = nn.Parameter(torch.empty(config.r, base.in_features, **like))
         self.B = nn.Parameter(torch.zeros(base.out_features, config.r, **like))

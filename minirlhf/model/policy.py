@@ -99,7 +99,7 @@ class ValueHead(nn.Linear):
 
     def __init__(self, transformer: Transformer) -> None:
         weight = transformer.head_weight
-        super().__init__(transformer.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+        super().__init__(transformer.config.hidden_size, 1, device=weight.device, dtype=trainable(weight.dtype))
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -129,7 +129,9 @@ class RewardModel(nn.Module):
         self.config = transformer.config
         self.model = transformer.model
         weight = transformer.head_weight
-        self.score = nn.Linear(self.config.hidden_size, 1, bias=False, device=weight.device, dtype=weight.dtype)
+        self.score = nn.Linear(
+            self.config.hidden_size, 1, bias=False, device=weight.device, dtype=trainable(weight.dtype)
+        )
         nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -147,13 +149,18 @@ class ProcessRewardModel(nn.Module):
         self.config = transformer.config
         self.model = transformer.model
         weight = transformer.head_weight
-        self.score = nn.Linear(self.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+        self.score = nn.Linear(self.config.hidden_size, 1, device=weight.device, dtype=trainable(weight.dtype))
         nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
         nn.init.zeros_(self.score.bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         scores = linear_at_full_precision(self.score, self.model(input_ids, attention_mask)).squeeze(-1)
         return torch.where(attention_mask, scores, 0)
+
+
+def trainable(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for a new head on a trunk in half precision: small steps must not be rounded away."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from minirlhf.data import Batches, encode_rows, read_rows
@@ -158,3 +159,19 @@ def test_patterns_freeze_what_they_name_and_a_pattern_that_names_nothing_is_refu
     with pytest.raises(SystemExit) as stop:
         call("dpo", tmp_path, *flags(folder, inputs, tmp_path / "other", "--freeze", "layers.9"))
     assert stop.value.code == 2 and "pattern 'layers.9' fits no parameter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("train", "stays"), [("lora", True), ("qlora", True), ("all", False)])
+def test_frozen_weights_of_half_precision_stay_so_where_the_job_computes_in_it(
+    call, folder_of, inputs, tmp_path, train, stays
+):
+    folder = folder_of("qwen3")
+    save_pretrained(load_pretrained(folder, torch.bfloat16), folder, Tokenizer.load(folder).token_ids)
+    call("ppo", tmp_path, *flags(folder, inputs, tmp_path, "--train", train, "--precision", "bf16"))
+    embedding = load_pretrained(tmp_path / "job" / "ppo" / "model").model.embed_tokens.weight
+    assert embedding.dtype == (torch.bfloat16 if stays else torch.float32)
+    files = sorted((tmp_path / "job" / "ppo" / "checkpoints").glob("*/policy/*.safetensors"))
+    if stays:  # what is trained, the value head too, is in fp32
+        tensors = load_file(files[-1])
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert any("value_head" in name for name in tensors)
