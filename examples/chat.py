@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -101,17 +102,23 @@ class Chat:
         if left_out:
             note(f"the oldest {left_out} turns are left out: the context holds {self.context} tokens, {room} to answer")
         stream, began = TextStream(self.tokenizer, self.sampling.stop_strings), time.perf_counter()
+
+        def write(_: int, token: int) -> None:
+            show(stream.push(token))
+            check()
+
         try:
-            (completion,) = generate(
-                self.transformer,
-                [ids],
-                self.sampling,
-                seed=self.seed,
-                stream="chat",
-                keys=[(tries, len(turns), 0)],
-                tokenizer=self.tokenizer,
-                on_token=lambda _, token: show(stream.push(token)),
-            )
+            with noted_interrupts() as check:
+                (completion,) = generate(
+                    self.transformer,
+                    [ids],
+                    self.sampling,
+                    seed=self.seed,
+                    stream="chat",
+                    keys=[(tries, len(turns), 0)],
+                    tokenizer=self.tokenizer,
+                    on_token=write,
+                )
             end = ", cut off" if completion.finish == "length" else ""
         except KeyboardInterrupt:
             end = ", stopped"
@@ -135,6 +142,26 @@ def fitting_prompt(tokenizer: Tokenizer, system: list[dict], turns: list[dict], 
     raise InputError(
         f"that is {len(ids)} tokens, template and system turn included; {limit} fit: say it in fewer words"
     )
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[Callable[[], None]]:
+    """Within, Ctrl-C is raised where what is yielded is called: raised anywhere, it may end a destructor alone."""
+    noted = False
+
+    def note_it(number: int, frame: Any) -> None:
+        nonlocal noted
+        noted = True
+
+    def check() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note_it)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
