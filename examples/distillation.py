@@ -93,16 +93,14 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    if common.train != "all":
-        raise InputError(
-            f"--train {common.train}: a student starts from random weights, which is no base; leave it out"
-        )
+    if common.train != "all" or common.freeze:
+        raise InputError("--train, --freeze: a student starts from random weights, which is no base; leave them out")
     with job.session_of(common) as device:
         folder = job.open_output(common, "distillation")
         task = job.load_task(common)
         task.need("sft")
         tokenizer = job.load_tokenizer(common, task, folder)
-        teacher = policy_for(settings, task, tokenizer, folder, device)
+        teacher = job.place(policy_for(settings, task, tokenizer, folder, device), common, device)
         before, after = train_distillation(settings, task, tokenizer, teacher, folder, device)
         seconds = time.perf_counter() - started
         job.report(folder, "distillation", before, after, seconds, win_rate=win_rate(before, after))

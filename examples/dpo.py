@@ -46,7 +46,7 @@ def train_dpo(
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
-    policy = job.adapt(policy, settings)
+    policy = job.adapt(policy, settings, device)
     sft_policy = job.reference_for(policy)
     ref_policy = job.reference_for(policy, moves=config.ref_update_every > 0)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)

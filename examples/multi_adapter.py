@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from sft import policy_for
 
 from minirlhf import job
@@ -68,20 +69,22 @@ class Models:
     reference: Policy
 
 
-def models_on(base: Transformer, settings: dict) -> Models:
+def models_on(base: Transformer, settings: dict, device: torch.device) -> Models:
     """Put three adapters on a base, and look at it four ways."""
-    seed_everything(settings[""].seed)
-    if settings[""].train == "qlora":
+    common = settings[""]
+    seed_everything(common.seed)
+    if common.train == "qlora":
         quantise_linears(base)
     for name in ("policy", "value", "reward"):
         apply_lora(base, settings["lora"], name)
+    job.place(base, common, device)
     models = Models(
         policy=Policy(adapter_view(base, "policy")),
         value=ValueModel(adapter_view(base, "value")),
         reward=RewardModel(adapter_view(base, "reward")),
         reference=Policy(adapter_view(base, None)).eval(),
     )
-    job.say(f"one base of {sum(p.numel() for p in models.reference.parameters()):,} numbers, and on it")
+    job.say(f"one base of {count_parameters(models.reference)[1]:,} numbers, and on it")
     for name in ("policy", "value", "reward"):
         job.say(f"  {name:<7} {count_parameters(getattr(models, name))[0]:>12,}")
     return models
@@ -154,7 +157,7 @@ def main() -> None:
         tokenizer = job.load_tokenizer(common, task, folder)
         base = policy_for(settings, task, tokenizer, folder, device).transformer
         job.choose_threads(base, common, device)
-        models = models_on(base, settings)
+        models = models_on(base, settings, device)
         accuracy = train_reward(settings, task, tokenizer, models.reward, folder)
         before, after = train_ppo(settings, task, tokenizer, models, folder)
         seconds = time.perf_counter() - started

@@ -47,7 +47,7 @@ def train_online(
     common, config, shape = settings[""], settings["online_dpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
-    policy = job.adapt(policy, settings)
+    policy = job.adapt(policy, settings, device)
     ref_policy = job.reference_for(policy)
     sampling = config.sampling(tokenizer.eos_ids)
     evaluate = job.evaluator(common, task, tokenizer, held_out, sampling, ref_policy, reward)

@@ -50,7 +50,7 @@ def train_ppo(
         common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=config.max_tokens
     )
     critic = ValueModel(copy_of(policy).transformer) if config.separate_value_model else None
-    policy = job.adapt(job.place(Policy(policy.transformer, value_head=critic is None), common, device), settings)
+    policy = job.adapt(Policy(policy.transformer, value_head=critic is None), settings, device)
     ref_policy = job.reference_for(policy)
 
     sampling = config.sampling(tokenizer.eos_ids)
@@ -60,7 +60,7 @@ def train_ppo(
     if finished := job.finished_stage(settings, folder, "ppo"):
         return before, evaluate(job.place(load_policy(finished), common, device))
 
-    critic = critic and job.adapt(job.place(critic.requires_grad_(True), common, device), settings)
+    critic = critic and job.adapt(critic.requires_grad_(True), settings, device)
     trainer = PPOTrainer(policy, ref_policy, reward, tokenizer, config, value_model=critic, seed=common.seed)
     batches = Batches(rows, batch_size=config.batch_size, steps=config.steps, seed=common.seed, stream="ppo")
     run = Run(

@@ -80,14 +80,14 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common, config = settings[""], settings["process_reward"]
+    job.check_base(common)
     with job.session_of(common) as device:
         folder = job.open_output(common, "process_reward")
         rows, held_out = load_rows(common)
         texts = [{"prompt": row["prompt"], "response": "".join(row["steps"])} for row in rows]
         tokenizer = job.load_tokenizer(common, Task("steps", texts, [], [], [], [], []), folder)
         base = job.first_policy(common, settings["model"], tokenizer).transformer
-        model = job.place(ProcessRewardModel(base), common, device)
-        model = job.adapt(model, settings) if common.policy else model
+        model = job.adapt(ProcessRewardModel(base), settings, device)
         job.choose_threads(model, common, device)
         context = base.config.max_position_embeddings
         encoded, held_out_rows = (encode_steps(tokenizer, part, context) for part in (rows, held_out))

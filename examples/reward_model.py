@@ -14,12 +14,21 @@ from minirlhf import job
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
 from minirlhf.data import Batches
 from minirlhf.errors import exits_cleanly
-from minirlhf.model import LoRAConfig, ModelConfig, Policy, RewardModel, Transformer, copy_of, load_reward_model, plain
+from minirlhf.model import (
+    LoRAConfig,
+    ModelConfig,
+    Policy,
+    RewardModel,
+    Transformer,
+    copy_of,
+    load_adapter,
+    load_reward_model,
+)
 from minirlhf.rewards import Reward, RewardModelScorer
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
-from minirlhf.training import Run, RunSettings, parse_settings
+from minirlhf.training import ADAPTER, Run, RunSettings, parse_settings
 from minirlhf.training.metrics import metrics_help
 
 SETTINGS = {
@@ -42,8 +51,12 @@ def train_reward_model(
     common, config = settings[""], settings["reward_model"]
     finished = job.finished_stage(settings, folder, "reward")
     seed_everything(common.seed)  # the score head is new
-    model = job.place(load_reward_model(finished) if finished else RewardModel(base), common, device)
-    model = model if finished else job.adapt(model, settings)
+    if finished and common.train == "all":
+        model = job.place(load_reward_model(finished), common, device)
+    else:
+        model = job.adapt(RewardModel(base), settings, device)
+        if finished:  # on the base that is there; merged it would be a model of its own
+            load_adapter(model, folder / "reward" / ADAPTER)
     job.choose_threads(model, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), base.config)
 
@@ -61,7 +74,7 @@ def train_reward_model(
         )
         for batch in run:
             run.record(trainer.step(batch))
-    return plain(model), trainer.evaluate(held_out)["accuracy"] if held_out else None
+    return model, trainer.evaluate(held_out)["accuracy"] if held_out else None
 
 
 def reward_for(
@@ -93,6 +106,7 @@ def reward_for(
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
+    job.check_base(common)
     with job.session_of(common) as device:
         folder = job.open_output(common, "reward")
         task = job.load_task(common)

@@ -18,7 +18,7 @@ from minirlhf.data.encoding import encode_rows
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import evaluate_policy
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy, plain
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
@@ -43,8 +43,9 @@ def train_sft(
     common, config = settings[""], settings["sft"]
     if finished := job.finished_stage(settings, folder, "sft"):
         return job.place(load_policy(finished), common, device)
-    policy = job.place(job.first_policy(common, settings["model"], tokenizer), common, device)
-    policy = job.adapt(policy, settings) if common.policy else policy  # random weights are no base
+    policy = job.first_policy(common, settings["model"], tokenizer)
+    # random weights are no base
+    policy = job.adapt(policy, settings, device) if common.policy else job.place(policy, common, device)
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "sft", ("response",), policy.transformer.config)
     job.say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters")
@@ -73,7 +74,7 @@ def train_sft(
     )
     for batch in run:
         run.record(trainer.step(batch))
-    return plain(policy)
+    return policy
 
 
 def solved(policy: Policy, tokenizer: Tokenizer, task: Task, prompts: int = 512) -> float:
@@ -95,7 +96,7 @@ def policy_for(
 ) -> Policy:
     """What the later stages start from: `--policy`, or a policy trained here."""
     if settings[""].policy:
-        return job.place(job.first_policy(settings[""], settings["model"], tokenizer), settings[""], device)
+        return job.first_policy(settings[""], settings["model"], tokenizer)  # each stage puts it where it trains
     return train_sft(settings, task, tokenizer, folder, device, stop_at)
 
 
@@ -103,6 +104,7 @@ def policy_for(
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
+    job.check_base(common)
     with job.session_of(common) as device:
         folder = job.open_output(common, "sft")
         task = job.load_task(common)

@@ -47,7 +47,7 @@ def train_unpaired(
     pairs = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     rows, held_out = (single_rows(part, shape.max_position_embeddings) for part in pairs)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
-    policy = job.adapt(policy, settings)
+    policy = job.adapt(policy, settings, device)
     ref_policy = job.reference_for(policy)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, ref_policy)

@@ -9,23 +9,20 @@ minirlhf adapter merge A B --weights 0.7 0.3 --output OUT
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.job import resolve_model
 from minirlhf.model.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
 from minirlhf.model.adapters import merge_lora
-from minirlhf.model.policy import ProcessRewardModel, RewardModel
 from minirlhf.model.pretrained import load_pretrained, save_pretrained
 from minirlhf.model.transformer import Transformer
 from minirlhf.text.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
 from minirlhf.training.metrics import table
-
-MODELS = {"SEQ_CLS": RewardModel, "TOKEN_CLS": ProcessRewardModel}  # what an adapter's task makes of a base
 
 
 def list_adapters(folder: Path) -> str:
@@ -39,10 +36,11 @@ def list_adapters(folder: Path) -> str:
     for path in found:
         try:
             file = read_adapter(path)
-            rows.append([str(path), file.kind, file.config.r, f"{file.numbers:,}", file.task, file.base or "-"])
+            what = [file.kind, file.config.r, f"{file.numbers:,}", file.model.__name__]
+            rows.append([str(path), *what, file.base or "-"])
         except InputError as error:  # one that is broken must not hide the others
             rows.append([str(path), "cannot be read", "-", "-", "-", str(error).removeprefix(f"{path}/")])
-    return table(["adapter", "kind", "r", "numbers", "task", "base"], rows)
+    return table(["adapter", "kind", "r", "numbers", "model", "base"], rows)
 
 
 def show_adapter(folder: Path) -> str:
@@ -55,7 +53,7 @@ def show_adapter(folder: Path) -> str:
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
         "targets": ", ".join(file.config.target_modules),
-        "task": file.task,
+        "model": file.model.__name__,
         "base": file.base or "not named",
         "numbers": f"{file.numbers:,}",
     }
@@ -71,19 +69,26 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
         raise InputError(f"--weights: needed one for each of the {len(folders)} adapters, got {len(weights)}")
     if holds_anything(output):
         raise InputError(f"{output}: holds files already; choose another --output")
-    if len(files) > 1 and any(file.task != "CAUSAL_LM" for file in files):
+    if not all(math.isfinite(weight) for weight in weights):
+        raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
+    if len(files) > 1 and any(file.model is not Transformer for file in files):
         raise InputError("merge: adapters of reward models bring a head each, which do not add up; merge one at a time")
-    base = base or base_of_all(folders, files)
-    model = as_task(load_pretrained(base), files[0].task)
+    base = resolve_model(base or base_of_all(folders, files))
+    model = load_pretrained(base)
+    if isinstance(model, Transformer) and files[0].model is not Transformer:
+        model = files[0].model(model)
     names = [f"adapter{number}" for number in range(len(folders))]
     for folder, name in zip(folders, names, strict=True):
         load_adapter(model, folder, name)
     merge_lora(model, dict(zip(names, weights, strict=True)))
     tokenizer = Tokenizer.load(base) if (base / MODEL).is_file() else None
-    with written_whole(output) as aside:
-        save_pretrained(model, aside, tokenizer and tokenizer.token_ids)
-        if tokenizer:
-            tokenizer.save(aside)
+    try:
+        with written_whole(output) as aside:
+            save_pretrained(model, aside, tokenizer and tokenizer.token_ids)
+            if tokenizer:
+                tokenizer.save(aside)
+    except OSError as error:
+        raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
     return f"{output}: {base} + {parts}"
 
@@ -96,11 +101,6 @@ def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
     if not files[0].base or not Path(files[0].base).is_dir():
         raise InputError(f"{folders[0]}: its base must be a folder, it names {named[0]}; give the folder with --base")
     return Path(files[0].base)
-
-
-def as_task(model: nn.Module, task: str) -> nn.Module:
-    """A language model as the reward model that an adapter's head is for; any other model as it is."""
-    return MODELS[task](model) if task in MODELS and isinstance(model, Transformer) else model
 
 
 def parser() -> argparse.ArgumentParser:

@@ -69,6 +69,10 @@ class JobConfig:
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; none: on a GPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
+    def __post_init__(self) -> None:
+        if self.freeze and self.train != "all":
+            raise InputError(f"--freeze: with --train {self.train} all but adapters is frozen; see lora.target_modules")
+
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
@@ -148,11 +152,14 @@ def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
 
 
 def weights_dtype(job: JobConfig) -> torch.dtype | None:
-    """fp32 for weights that are trained, in bf16 small updates would vanish; frozen ones stay as their files have them,
-    if the job computes in bf16 anyway.
+    """fp32 for weights that are trained, in bf16 small updates would vanish. Frozen ones stay as their files have them,
+    if the job computes in bf16 anyway or 4 bits are made of them.
     """
-    frozen = job.train != "all" and resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
-    return None if frozen else torch.float32
+    return None if job.train == "qlora" or (job.train == "lora" and computes_in_bf16(job)) else torch.float32
+
+
+def computes_in_bf16(job: JobConfig) -> bool:
+    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -202,20 +209,34 @@ def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def adapt(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """Leave of a model, in place, only that to be trained which `--train` and `--freeze` say."""
+def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
+    """Leave of a model, in place, only that to be trained which `--train` and `--freeze` say, and put it there."""
     job = settings[""]
-    if job.train == "qlora":
-        quantise_linears(model)
-        report = memory_report(model)
-        say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
-    if job.train != "all":
+    if job.train == "all":
+        # what has no such part, a reward model without lm_head, has nothing to freeze there
+        freeze(model, job.freeze, strict=isinstance(model, Policy))
+        if not any(p.requires_grad for p in model.parameters()):
+            raise InputError(f"--freeze {','.join(job.freeze)}: nothing is left to be trained; name fewer")
+        if job.freeze:
+            say("{:,} of {:,} numbers are trained".format(*count_parameters(model)))
+    else:
         seed_everything(job.seed)  # the same adapter whatever ran before
-        apply_lora(model, settings["lora"])  # freezes all else but a head of one number
-    freeze(model, job.freeze)
-    if job.train != "all" or job.freeze:
+        if job.train == "qlora":
+            quantise_linears(model)
+            if not computes_in_bf16(job):
+                model.float()  # the rest; 4 bits stay what they are
+            report = memory_report(model)
+            say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
+        apply_lora(model, settings["lora"])
         say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
-    return model
+    return place(model, job, device)
+
+
+def check_base(job: JobConfig) -> None:
+    """Raise InputError if a program whose first stage is its only one is to adapt random weights."""
+    asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
+    if asked and not job.policy:
+        raise InputError(f"{asked}: needs a model that is there already, random weights are no base; give --policy DIR")
 
 
 def reference_for(policy: Policy, moves: bool = False) -> Policy:

@@ -13,6 +13,7 @@ from minirlhf.model import (
     ModelConfig,
     RewardModel,
     Transformer,
+    ValueModel,
     apply_lora,
     load_adapter,
     load_pretrained,
@@ -75,8 +76,8 @@ def test_list_shows_every_adapter_below_a_folder(call, folders):
     rows = [line.split() for line in out.splitlines()[2:]]
     assert code == 0 and [row[0] for row in rows] == [str(folders / name) for name in ("one", "score", "two")]
     # q and v of two layers: A [1, 16] and B [16, 1], A [1, 16] and B [8, 1]
-    assert rows[0][1:] == ["LoRA", "1", str(2 * (32 + 24)), "CAUSAL_LM", str(folders / "base")]
-    assert rows[1][4] == "SEQ_CLS"
+    assert rows[0][1:] == ["LoRA", "1", str(2 * (32 + 24)), "Transformer", str(folders / "base")]
+    assert rows[1][4] == "RewardModel"
 
 
 def test_one_that_is_broken_does_not_hide_the_others(call, folders, tmp_path):
@@ -145,7 +146,17 @@ def test_refusals(call, folders, tmp_path):
     small = tmp_path / "small"
     save_pretrained(Transformer(ModelConfig(vocab_size=40, **SHAPE | {"hidden_size": 8})), small)
     out = tmp_path / "out"
+    strange = {"r": float("inf"), "base_model_name_or_path": 5, "lora_alpha": "x"}
+    for key, value in strange.items():
+        save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), tmp_path / key)
+        path = tmp_path / key / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     cases = {
+        ("show", tmp_path / "r"): "needed JSON with peft_type, r and lora_alpha",
+        ("show", tmp_path / "lora_alpha"): "needed JSON with peft_type, r and lora_alpha",
+        ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text or null, got 5",
+        ("merge", one, "--weights", "nan", "--output", out): "needed finite numbers, got nan",
+        ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be made for --output",
         ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",
         ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
@@ -168,3 +179,13 @@ def test_help_and_unknown_commands(call):
     assert call("--help")[0] == 0
     code, _, err = call("grow")
     assert code == 2 and "list" in err
+
+
+def test_a_value_models_adapter_makes_a_value_model(call, folders, tmp_path):
+    value = stirred(apply_lora(ValueModel(load_pretrained(folders / "base")), LoRAConfig(r=2)), 4)
+    save_adapter(value, tmp_path / "value", base=str(folders / "base"))
+    assert "ValueModel" in call("list", tmp_path)[1]
+    code, _, _ = call("merge", tmp_path / "value", "--output", tmp_path / "merged")
+    merged, mask = load_pretrained(tmp_path / "merged"), torch.ones_like(IDS, dtype=torch.bool)
+    assert code == 0 and isinstance(merged, ValueModel)
+    torch.testing.assert_close(merged(IDS, mask), value(IDS, mask), rtol=1e-5, atol=1e-5)

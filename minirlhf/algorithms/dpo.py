@@ -16,6 +16,7 @@ from minirlhf import losses as L
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
+from minirlhf.model.adapters import adapter_names, disable_dropout
 from minirlhf.model.policy import Policy, check_reference, move_towards
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
@@ -131,10 +132,16 @@ class DPOTrainer:
             raise InputError(f"DPOTrainer: the loss {config.loss} needs a reference, got none; pass copy_of(policy)")
         if ref_policy:
             check_reference("DPOTrainer", policy, ref_policy)
+        if config.ref_update_every and config.ref_update_mix < 1 and adapter_names(policy):
+            raise InputError(
+                f"DPOTrainer: ref_update_mix must be 1 where adapters are trained, got {config.ref_update_mix}: "
+                "mixing A and B apart does not mix their product"
+            )
         if config.loss in SORTED and world_size() > 1:
             raise InputError(f"DPOTrainer: {config.loss} sorts the whole batch, which one process must hold; use one")
         self.config, self.tokenizer, self.row = config, tokenizer, LOSSES[config.loss]
         self.ref_policy = ref_policy.requires_grad_(False).eval() if config.uses_reference else None
+        disable_dropout(policy)
         self.models = {"policy": policy}
         if config.ref_update_every:  # a reference that moves is part of what a resumed run needs
             self.models["reference"] = self.ref_policy

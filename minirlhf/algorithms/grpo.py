@@ -50,6 +50,7 @@ from minirlhf.losses import (
     weighted_scores,
     whiten_judged,
 )
+from minirlhf.model.adapters import disable_dropout
 from minirlhf.model.policy import Policy, check_reference
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.rollout import Rollout, collect, describe, moments_of_all
@@ -297,6 +298,7 @@ class GRPOTrainer:
         check_stop_token("GRPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.recipe, self.tokenizer, self.seed, self.spare = config, config.recipe, tokenizer, seed, spare
         self.ref_policy = ref_policy and ref_policy.requires_grad_(False).eval()
+        disable_dropout(policy)
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, config.updates)

@@ -17,6 +17,7 @@ from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
+from minirlhf.model.adapters import disable_dropout
 from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import Policy, check_reference
 from minirlhf.rewards.judges import Judge, judge_pairs
@@ -79,6 +80,7 @@ class OnlineDPOTrainer:
         check_stop_token("OnlineDPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.judge, self.seed = config, tokenizer, judge, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
+        disable_dropout(policy)
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, config.updates)

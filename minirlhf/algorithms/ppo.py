@@ -25,6 +25,7 @@ from minirlhf.losses import (
     ppo_value_loss,
     ratio_diagnostics,
 )
+from minirlhf.model.adapters import disable_dropout
 from minirlhf.model.policy import Policy, ValueModel, check_reference
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout import Rollout, collect, describe, explained_variance, moments_of_all
@@ -91,8 +92,11 @@ class PPOTrainer:
         check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
+        disable_dropout(policy)
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
         self.value_model = value_model
+        if value_model:
+            disable_dropout(value_model)
         self.policy, self.critic = wrap(policy), value_model and wrap(value_model)
         self.optimizer = Optimizer(self.models, config, config.updates)
         self.clip = {name: getattr(config, name) for name in ("clip_eps", "clip_eps_high", "dual_clip")}

@@ -23,6 +23,7 @@ from minirlhf.losses import (
     kto_loss,
     sum_logps,
 )
+from minirlhf.model.adapters import disable_dropout
 from minirlhf.model.policy import Policy, check_reference
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
@@ -94,6 +95,7 @@ class UnpairedTrainer:
             raise InputError("UnpairedTrainer: needed a policy without value head, which no loss here would train")
         self.config, self.tokenizer = config, tokenizer
         self.ref_policy = ref_policy.requires_grad_(False).eval()
+        disable_dropout(policy)
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minirlhf.data.formats import TURNS
 from minirlhf.errors import InputError
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -86,11 +87,17 @@ def encode_texts(
     tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...]
 ) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
     """(prompt, answers) of each row in ids, or why the chat template refuses its turns."""
-    if tokenizer.templates and all("turns" in row for row in rows):
-        return [_encode_turns(tokenizer, row["turns"], [row[key] for key in responses]) for row in rows]
-    prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
-    answers = [tokenizer.encode_responses([row[key] for row in rows]) for key in responses]
-    return [(prompt, texts) for prompt, *texts in zip(prompts, *answers, strict=True)]
+    in_turns = [bool(tokenizer.templates) and TURNS in row for row in rows]
+    plain = [row for row, turns in zip(rows, in_turns, strict=True) if not turns]
+    prompts = iter(tokenizer.encode_prompts([row["prompt"] for row in plain]))
+    answers = zip(*[tokenizer.encode_responses([row[key] for row in plain]) for key in responses], strict=True)
+    answers = answers if responses else iter([()] * len(plain))
+    return [
+        _encode_turns(tokenizer, row[TURNS], [row[key] for key in responses])
+        if turns
+        else (next(prompts), next(answers))
+        for row, turns in zip(rows, in_turns, strict=True)
+    ]
 
 
 def _encode_turns(

@@ -8,7 +8,7 @@ A file is JSONL or one JSON array, gzipped or not; its content decides, not its 
 
 where "line" is the source line (in an array: the row number) from 1, and ... are all other keys of the source row, as
 they came. A prompt may be empty, an answer may not. Prompts made from turns end with the plain chat layout's
-`Assistant:`, and the row keeps the turns before the answer as "turns", for tokenizers with a chat template.
+`Assistant:`, and the row keeps the turns before the answer as "prompt_turns", for tokenizers with a chat template.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from minirlhf.text.chat import canonical_role, render_chat
 
 MAX_BYTES = 1 << 28  # of one line or one array once unpacked: a small .gz can hold gigabytes
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a pair, UTF-8 and so the tokenizer cannot
+TURNS = "prompt_turns"  # a key of ours
 TEXT_KEYS = ("prompt", "messages", "conversations", "response", "chosen", "rejected")
 
 
@@ -171,7 +172,7 @@ def _convert(source: object) -> tuple[str, str, dict]:
     kind, convert = LAYOUTS[keys]
     texts = convert(source, keys)
     for key, text in texts.items():
-        if key == "turns":
+        if key == TURNS:
             continue
         if key != "prompt" and not text.strip():
             raise InputError(f"{key}: empty response")
@@ -183,12 +184,12 @@ def _convert(source: object) -> tuple[str, str, dict]:
         # Rows of unpaired preferences look like SFT rows; imitating their bad half would train the opposite.
         raise InputError("label is false: an answer marked as bad is nothing to imitate")
     is_hh = keys == ("chosen", "rejected") and isinstance(source["chosen"], str)
-    rest = {key: value for key, value in source.items() if key not in TEXT_KEYS}
+    rest = {key: value for key, value in source.items() if key not in (*TEXT_KEYS, TURNS)}
     return kind, "HH-RLHF dialogues" if is_hh else _braces(keys), rest | texts
 
 
 def _prompt(turns: list[dict]) -> dict:
-    return {"prompt": render_chat(turns, add_generation_prompt=True), "turns": turns}
+    return {"prompt": render_chat(turns, add_generation_prompt=True), TURNS: turns}
 
 
 def _answers_apart(row: dict, keys: tuple[str, ...]) -> dict:

@@ -25,17 +25,19 @@ from minirlhf.model.adapters import (
     use_adapter,
 )
 from minirlhf.model.families import is_transposed, name_there
-from minirlhf.model.policy import ProcessRewardModel, RewardModel
+from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
+from minirlhf.model.transformer import Transformer
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of every name in PEFT's files
 PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-TASKS = {RewardModel: "SEQ_CLS", ProcessRewardModel: "TOKEN_CLS"}
+TASKS = {RewardModel: "SEQ_CLS", ProcessRewardModel: "TOKEN_CLS", ValueModel: "TOKEN_CLS"}
+IS_VALUE_MODEL = "value_model"  # a key of ours in adapter_config.json, which tells it from a process reward model
 # Keys of adapter_config.json that do not change what the files compute; any other one that is set does
 HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
 HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
 HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
-HARMLESS |= {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
+HARMLESS |= {IS_VALUE_MODEL, "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
 
 
 def save_adapter(
@@ -65,7 +67,8 @@ def save_adapter(
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "target_modules": _shortest(list(adapted), [_there(model, n) for n in linears_of(model)]),
-        "modules_to_save": ["score"] if hasattr(model, "score") else None,
+        "modules_to_save": ["score"] if type(model) in TASKS else None,
+        **({IS_VALUE_MODEL: True} if isinstance(model, ValueModel) else {}),
         "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in adapted),
         "bias": "none",
         "inference_mode": True,
@@ -113,7 +116,7 @@ class AdapterFile:
     """What an adapter's folder says of itself."""
 
     config: LoRAConfig
-    task: str  # PEFT's word: CAUSAL_LM, SEQ_CLS (a reward model), TOKEN_CLS (a process reward model)
+    model: type[nn.Module]  # Transformer, RewardModel, ProcessRewardModel or ValueModel
     base: str | None  # folder or hub name of the model it is for
     numbers: int  # that it holds
 
@@ -124,10 +127,13 @@ class AdapterFile:
 
 def read_adapter(folder: str | Path) -> AdapterFile:
     """An adapter's folder without its base. Raises: InputError as `load_adapter`."""
-    config = read_adapter_config(folder)
-    raw = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    config, raw = read_adapter_config(folder), _read_json(folder)
+    base, task = raw.get("base_model_name_or_path"), raw.get("task_type")
+    if not isinstance(base, str | None):
+        raise InputError(f"{Path(folder) / CONFIG}: base_model_name_or_path must be text or null, got {base!r}")
     numbers = sum(weight.numel() for weight in _read_weights(Path(folder)).values())
-    return AdapterFile(config, raw.get("task_type") or "CAUSAL_LM", raw.get("base_model_name_or_path"), numbers)
+    model = next((kind for kind in TASKS if TASKS[kind] == task), Transformer)
+    return AdapterFile(config, ValueModel if raw.get(IS_VALUE_MODEL) else model, base, numbers)
 
 
 def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]:
@@ -145,14 +151,11 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
 
 def read_adapter_config(folder: str | Path) -> LoRAConfig:
     """adapter_config.json -> LoRAConfig. Raises: InputError for what would compute something else here."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
+    path, raw = Path(folder) / CONFIG, _read_json(folder)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         kind, targets = raw["peft_type"], raw.get("target_modules") or ALL
         config = LoRAConfig(
-            r=int(raw["r"]),
+            r=whole(raw["r"]),
             alpha=float(raw["lora_alpha"]),
             dropout=float(raw.get("lora_dropout", 0)),
             target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
@@ -161,7 +164,7 @@ def read_adapter_config(folder: str | Path) -> LoRAConfig:
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: needed JSON with peft_type, r and lora_alpha ({error!r})") from None
     if kind != "LORA":
         raise InputError(f"{path}: peft_type must be LORA, the only one there is here, got {kind!r}")
@@ -170,6 +173,24 @@ def read_adapter_config(folder: str | Path) -> LoRAConfig:
         if value and key not in HARMLESS and value not in neutral.get(key, ()):
             raise InputError(f"{path}: {key} is not known here and must be unset, got {value!r}; merge it with PEFT")
     return config
+
+
+def whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _read_json(folder: str | Path) -> dict:
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: needed JSON with peft_type, r and lora_alpha ({error!r})") from None
+    return raw
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -229,8 +250,10 @@ def _there(model: nn.Module, module: str) -> str:
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Parameter]:
-    heads = {name: getattr(model, name, None) for name in ("score", "value_head")}
-    return {f"{name}.{n}": p for name, head in heads.items() if head is not None for n, p in head.named_parameters()}
+    """The head of one number, by its parameters' names in the files."""
+    head = getattr(model, "score", None) or getattr(model, "value_head", None)
+    name = "value_head" if isinstance(model, Policy) else "score"  # of a policy's files nobody else reads it
+    return {f"{name}.{n}": p for n, p in head.named_parameters()} if head is not None else {}
 
 
 def _shortest(adapted: list[str], linears: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ HEADS = ("lm_head", "score", "value_head")  # read by their weight, not called: 
 class LoRAConfig:
     r: int = 16  # [numbers] rank: the width between A and B
     alpha: float = 32.0  # [-] the update is scaled by alpha / r
-    dropout: float = 0.0  # [probability] of an input of A to be 0 in training
+    dropout: float = 0.0  # [probability] of an input of A to be 0 in SFT and reward training; no other has any
     target_modules: tuple[str, ...] = (ALL,)  # [patterns] which Linears; all-linear is every one except the heads
     use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
     use_dora: bool = False  # [-] learn the length of each row of the weight apart from its direction
@@ -64,10 +64,11 @@ class Adapter(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, base: nn.Linear) -> Tensor:
-        out, kept = base(x), self.dropout(x)
+        # where no gradient is wanted, a policy samples, is scored or evaluated: the same function every time
+        out, kept = base(x), self.dropout(x) if torch.is_grad_enabled() else x
         update = self.config.scale * F.linear(F.linear(kept.to(self.A.dtype), self.A), self.B)
         if self.magnitude is not None:
-            plain = base(kept) if self.training and self.dropout.p else out
+            plain = out if kept is x else base(kept)
             plain = plain if base.bias is None else plain - base.bias
             gain = self.gain(base)
             update = (gain - 1) * plain + gain * update
@@ -75,14 +76,15 @@ class Adapter(nn.Module):
 
     def gain(self, base: nn.Linear) -> Tensor:
         """[out] learned length of each row / its length, a constant to the gradient (DoRA, section 4.3)."""
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.B):
             length = (base.weight + self.config.scale * self.B @ self.A).norm(dim=1)
         return self.magnitude / length.clamp(min=1e-12)
 
     def delta(self, base: nn.Linear) -> Tensor:
         """What the adapter adds to the weight, [out, in]."""
-        update = self.config.scale * self.B @ self.A
-        return update if self.magnitude is None else self.gain(base)[:, None] * (base.weight + update) - base.weight
+        with full_precision(self.B):
+            update = self.config.scale * self.B @ self.A
+            return update if self.magnitude is None else self.gain(base)[:, None] * (base.weight + update) - base.weight
 
 
 class LoRALinear(nn.Module):
@@ -93,6 +95,7 @@ class LoRALinear(nn.Module):
         self.base, self.adapters = base, nn.ModuleDict()
         self.active: str | None = None
         self.register_buffer("merged", None, persistent=False)  # the sum, beside the base: dropped, the base is back
+        self.merged_as: str | None = None  # the adapter that was active then
 
     def forward(self, x: Tensor) -> Tensor:
         if self.active is None:
@@ -156,7 +159,7 @@ def use_adapter(model: nn.Module, name: str | None) -> None:
     """Make one adapter the active one, or none. Raises: InputError if there is none of that name."""
     check_names(model, [name] if name is not None else [])
     for layer in lora_layers(model):
-        if layer.merged is not None and name not in (None, layer.active):
+        if layer.merged is not None and name not in (None, layer.merged_as):
             raise InputError(f"use_adapter: adapters are merged; unmerge before switching to {name!r}")
         layer.active = name
 
@@ -204,22 +207,16 @@ def reference_of(policy: Policy) -> Policy:
     return reference
 
 
-def train_adapters(model: nn.Module, names: Sequence[str]) -> None:
-    """Of the adapters, train these and freeze the others."""
-    check_names(model, names)
-    for layer in lora_layers(model):
-        for name, one in layer.adapters.items():
-            one.requires_grad_(name in names)
-
-
 def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
     """Compute with one weight a layer, W + sum of weights[name] * delta: faster, and untrainable until `unmerge`.
 
     `weights` None takes the active adapter. Costs a copy of each weight; the base keeps its own.
     """
     weights = _shares(model, weights)
+    if active_adapter(model) is None:  # of none, there would be nothing to see
+        use_adapter(model, next(iter(weights)))
     for layer in lora_layers(model):
-        layer.merged = layer.merged_weight(weights)
+        layer.merged, layer.merged_as = layer.merged_weight(weights), layer.active
 
 
 def unmerge(model: nn.Module) -> None:
@@ -237,16 +234,16 @@ def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.
     return model
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
+def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> int:
     """Stop training the parameters that, or whose modules, fit a pattern -> how many numbers that are.
 
-    Raises: InputError if a pattern fits nothing.
+    Raises: InputError if a pattern fits nothing and `strict` is set.
     """
     parameters = dict(model.named_parameters())
     frozen = {}
     for pattern in patterns:
         found = {n: p for n, p in parameters.items() if _fits(n, pattern) or _fits(n, f"{pattern}.*")}
-        if not found:
+        if strict and not found:
             raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
         frozen |= found
     for p in frozen.values():
@@ -255,9 +252,18 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """-> (trained, all) numbers. A quantised weight is no parameter: `memory_report` knows of it."""
+    """-> (trained, all) numbers; those of a quantised weight, which is no parameter, too."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    quantised = sum(one.in_features * one.out_features for one in linears if "weight" not in one._parameters)
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes) + quantised
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """For good, in the adapters: what compares log-probs of before and after would take its noise for change."""
+    for layer in lora_layers(model):
+        for one in layer.adapters.values():
+            one.dropout.p = 0.0
 
 
 # Finding and placing
@@ -304,6 +310,11 @@ def adapters_of(model: nn.Module, name: str) -> dict[str, Adapter]:
 
 def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
     return layer.base if isinstance(layer, LoRALinear) else layer
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Within, autocast is off."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:

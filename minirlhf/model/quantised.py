@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minirlhf.model.adapters import ALL, active_adapter, adapter_view, linear_of, merge_lora, select_linears
+from minirlhf.model.adapters import (
+    ALL,
+    LoRALinear,
+    active_adapter,
+    adapter_view,
+    base_of,
+    core_of,
+    linear_of,
+    linears_of,
+    select_linears,
+)
 
 BLOCK, GROUP = 64, 256  # numbers that share a scale; scales that share a range
 # 16 quantiles of the normal distribution, 0 among them, scaled to [-1, 1] (appendix E)
@@ -125,19 +135,17 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model in ordinary Linears that computes the same: its adapter merged, weights of 4 bits written out.
-
-    The model itself is left as it is, and shares what did not change: a copy of the adapted weights is what it costs.
+    """The model in ordinary Linears that computes the same, to be saved: its adapter merged, weights of 4 bits written
+    out, layer by layer onto the CPU. The model itself is left as it is, and shares what did not change.
     """
     active = active_adapter(model)
-    model = adapter_view(model, active)
-    if active:
-        merge_lora(model)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, QuantisedLinear):
-                setattr(parent, name, linear_of(child.weight, child.bias))
-    return model
+    twin = adapter_view(model, active)
+    for name, layer in linears_of(twin).items():
+        if isinstance(layer, LoRALinear | QuantisedLinear):
+            base = base_of(layer)
+            weight = layer.merged_weight({active: 1.0}) if isinstance(layer, LoRALinear) else layer.weight
+            core_of(twin).set_submodule(name, linear_of(weight.cpu(), base.bias))
+    return twin
 
 
 def memory_report(model: nn.Module) -> dict[str, int | float]:

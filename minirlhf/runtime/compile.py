@@ -22,6 +22,8 @@ def maybe_compile(function: Callable, enabled: bool, backend: str | None = None)
         return function
     if backend is None:
         backend = "cudagraphs" if torch.cuda.is_available() and not has_triton() else "inductor"
+    # one function serves all blocks of all models: policy, critic and reward model, with and without adapters
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     compiled = torch.compile(function, dynamic=True, backend=backend)
 
     @functools.wraps(function)

@@ -68,7 +68,8 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # buffers are constants here (weights of 4 bits): sending them again before each forward would cost as much as they
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:

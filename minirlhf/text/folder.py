@@ -98,7 +98,8 @@ def _read(folder: Path) -> TokenizerFolder:
     eos = backend.token_to_id(special["eos_token"])
     eos_ids = tuple(dict.fromkeys([eos, *(_ids(generation, "eos_token_id") or _ids(model, "eos_token_id"))]))
     templates, config = _templates(folder, config)
-    files = {NAMES: (folder / NAMES).read_text(encoding="utf-8")} if map_ else {}
+    found = {NAMES: map_, GENERATION: generation}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name, content in found.items() if content}
     return TokenizerFolder(backend, config, special, choose_pad(backend, special), eos_ids, templates, files)
 
 

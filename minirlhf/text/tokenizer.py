@@ -125,21 +125,23 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write into `folder` what was read or made, as other tools read it.
 
-        Several end tokens go into generation_config.json, whose other keys stay as they are.
+        generation_config.json keeps what it had, and what stands in `folder` already; several end tokens go there.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / MODEL))
         files = {CONFIG: write_templates(folder, self.source.config, self.source.templates)}
+        generation = json.loads(self.source.files.get(GENERATION, "{}"))
+        if (folder / GENERATION).is_file():
+            generation |= json.loads((folder / GENERATION).read_text(encoding="utf-8"))
         if len(self.eos_ids) > 1:
-            path = folder / GENERATION
-            old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            files[GENERATION] = old | {"eos_token_id": list(self.eos_ids)}
+            generation["eos_token_id"] = list(self.eos_ids)
+        files |= {GENERATION: generation} if generation else {}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
-        for name, text in self.source.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        if NAMES in self.source.files:
+            (folder / NAMES).write_text(self.source.files[NAMES], encoding="utf-8")
 
     def with_template(self, template: str) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
@@ -162,7 +164,8 @@ class Tokenizer:
         if layout and layout.turn_end:
             special = special | {"eos_token": layout.turn_end}
             eos_ids = tuple(dict.fromkeys([self.backend.token_to_id(layout.turn_end), *eos_ids]))
-            config, files = config | special, {}  # special_tokens_map.json would still tell the old one
+            config = config | special
+            files = {name: text for name, text in files.items() if name != NAMES}  # which would still tell the old one
         changed = replace(
             self.source,
             config=config,
@@ -277,7 +280,8 @@ class Tokenizer:
             return self.encode_responses([answer])[0]
         ids = self.encode_rendered(whole[len(prompt) :])
         ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
-        return ids[: ends[-1] + 1] if ends else [*ids, self.eos_id]
+        said = sum(token in self.eos_ids for token in self.encode_rendered(answer))  # ends that the answer itself holds
+        return ids[: ends[said] + 1] if said < len(ends) else [*ids, self.eos_id]
 
     def _render(
         self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict | None

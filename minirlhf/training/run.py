@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ from minirlhf.model.adapter_files import load_adapter, save_adapter
 from minirlhf.model.adapters import active_adapter
 from minirlhf.model.pretrained import load_into, save_pretrained
 from minirlhf.model.quantised import plain
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, restarted, share
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share, world_size
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -131,6 +132,7 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
+                torch.manual_seed(self.step * world_size() + rank())  # dropout: of this step, whenever it is taken
                 yield share(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")

@@ -103,7 +103,7 @@ def test_summary_counts_and_names():
 # Turns, by a chat template: <|im_start|>role\ncontent<|im_end|>\n
 
 TURNS = [{"role": "system", "content": "be"}, {"role": "user", "content": "ab"}]
-CHAT = {"prompt": "in the plain layout", "turns": TURNS, "chosen": "cd", "rejected": "d"}
+CHAT = {"prompt": "in the plain layout", "prompt_turns": TURNS, "chosen": "cd", "rejected": "d"}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,10 @@ def test_turns_are_written_by_the_chat_template_and_answers_end_with_its_end_tok
     assert row.source["prompt"] == "in the plain layout"  # what is shown to people and to reward functions
 
 
-def test_text_is_text_even_with_a_chat_template(chatml):
+def test_text_is_text_even_with_a_chat_template_whatever_stands_beside_it(chatml):
+    text, turns = {"prompt": "ab", "chosen": "cd"}, CHAT
+    alone = [encode_rows(chatml, [row], ("chosen",), context=99).rows[0] for row in (text, turns)]
+    assert encode_rows(chatml, [text, turns], ("chosen",), context=99).rows == alone
     row = encode_rows(chatml, [{"prompt": "ab", "chosen": "cd"}], ("chosen",), context=99).rows[0]
     assert row.prompt == chatml.encode_prompts(["ab"])[0] and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]
 
@@ -141,7 +144,7 @@ def test_turns_that_the_template_refuses_are_counted_and_named(chatml):
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    users = {**CHAT, "turns": TURNS[1:]}
+    users = {**CHAT, "prompt_turns": TURNS[1:]}
     encoded = encode_rows(strict, [users, CHAT | {"line": 7}], ("chosen",), context=99, max_refused=0.5, source="f")
     assert len(encoded.rows) == 1 and len(encoded.refused) == 1
     assert encoded.refused[0].startswith("f: line 7: ") and "no system turn" in encoded.refused[0]

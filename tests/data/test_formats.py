@@ -125,7 +125,9 @@ LAYOUT_CASES = {
 @pytest.mark.parametrize(("source", "kind", "row"), LAYOUT_CASES.values(), ids=LAYOUT_CASES.keys())
 def test_layout_is_recognised_by_its_keys(read, source, kind, row):
     dataset = read([source])
-    turns = dataset.rows[0].pop("turns", None)  # kept where the prompt was made of turns, for a tokenizer's own layout
+    turns = dataset.rows[0].pop(
+        "prompt_turns", None
+    )  # kept where the prompt was made of turns, for a tokenizer's own layout
     assert (turns is None) == (not row["prompt"].endswith("Assistant:\n"))
     assert turns is None or render_chat(turns, add_generation_prompt=True) == row["prompt"]
     assert (dataset.kind, dataset.rows, dataset.refused) == (kind, [row | {"line": 1}], [])
@@ -390,3 +392,10 @@ def test_gzip_bomb_is_not_unpacked(read, monkeypatch, content):
     with pytest.raises(InputError, match=r"needed lines or one array of at most 1,000 bytes, got more; write JSONL"):
         read(gzip.compress(content))
     assert len(read(gz([SFT] * 100)).rows) == 100  # lines are counted one by one
+
+
+def test_a_column_of_turns_of_the_users_own_is_no_prompt(read):
+    for own in ("turns", "prompt_turns"):
+        (row,) = read([SFT | {own: [{"role": "user", "content": "other"}]}]).rows
+        assert row["prompt"] == "p" and "prompt_turns" not in row
+    assert row == SFT | {"line": 1} and read([SFT | {"turns": 3}]).rows[0]["turns"] == 3

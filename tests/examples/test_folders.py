@@ -40,11 +40,14 @@ def folder_of(tmp_path_factory, inputs):
     return make
 
 
-@pytest.mark.parametrize(
-    ("family", "program"),
-    [("gpt2", "ppo"), ("gpt2", "sft"), ("gemma2", "ppo"), ("gemma2", "dpo"), ("qwen3", "grpo"), ("mistral", "sft")]
-    + [("qwen3_moe", "ppo"), ("qwen3_moe", "sft")],
-)
+def flags(folder, inputs, tmp_path, *more):
+    return "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job", *more
+
+
+FAMILIES_AND_PROGRAMS = [(family, program) for family in FOLDERS for program in ("ppo", "grpo", "dpo", "sft")]
+
+
+@pytest.mark.parametrize(("family", "program"), FAMILIES_AND_PROGRAMS)
 def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of, inputs, tmp_path, family, program):
     folder = folder_of(family)
     call(program, tmp_path, "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job")
@@ -54,17 +57,11 @@ def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of,
     assert json.loads((tmp_path / "job" / program / "model" / "config.json").read_text())["model_type"] == family
 
 
-def flags(folder, inputs, tmp_path, *more):
-    return "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job", *more
-
-
-FAMILY_AND_PROGRAM = [("gpt2", "ppo"), ("gemma2", "grpo"), ("qwen3", "dpo"), ("mistral", "sft"), ("qwen3", "ppo")]
+MORE = [("gpt2", "unpaired"), ("qwen3", "online_dpo")]
 
 
 @pytest.mark.parametrize("train", ["lora", "qlora"])
-@pytest.mark.parametrize(
-    ("family", "program"), [*FAMILY_AND_PROGRAM, ("gpt2", "unpaired"), ("qwen3", "online_dpo"), ("qwen3_moe", "sft")]
-)
+@pytest.mark.parametrize(("family", "program"), [*FAMILIES_AND_PROGRAMS, *MORE])
 def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, family, program, train):
     folder = folder_of(family)
     call(program, tmp_path, *flags(folder, inputs, tmp_path, "--train", train, "--lora.r", 4))
@@ -80,6 +77,8 @@ def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, f
         if train == "lora":  # the adapter on its base is the merged model, and more than the base
             assert_close(merged(ids), adapted(ids), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(merged(ids), base(ids), rtol=1e-4, atol=1e-5)
+    learned = [w for name, w in load_file(run / "adapter" / "adapter_model.safetensors").items() if "lora_B" in name]
+    assert any(w.abs().max() > 0 for w in learned)  # where nothing was learned B is 0
     assert torch.equal(merged.model.embed_tokens.weight, base.model.embed_tokens.weight)
     said = capsys.readouterr().out
     assert f"{train}: " in said and ("in 4 bits: " in said) == (train == "qlora")
@@ -88,7 +87,7 @@ def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, f
 def test_a_run_of_adapters_goes_on_where_it_stopped(call, folder_of, inputs, tmp_path):
     """Two steps in one go, or one, a stop and another one: the same weights to the bit."""
     folder = folder_of("qwen3")
-    train = ["--train", "lora", "--ppo.separate_value_model", "true", "--run.save_every", "1"]
+    train = ["--train", "lora", "--ppo.separate_value_model", "true", "--run.save_every", "1", "--lora.dropout", "0.1"]
     for name in ("whole", "halves"):
         (tmp_path / name).mkdir()
         call("ppo", tmp_path, *flags(folder, inputs, tmp_path / name, *train))
@@ -140,7 +139,7 @@ def test_turns_are_written_by_the_folders_chat_template(call, folder_of, tmp_pat
         batch = Batches(encoded, batch_size=8, steps=4, seed=0, stream="sft")[0]
         total, count = 0.0, 0
         for draw in batch:
-            prompt, (answer,) = tokenizer.encode_turns(draw.row.source["turns"], [draw.row.source["response"]])
+            prompt, (answer,) = tokenizer.encode_turns(draw.row.source["prompt_turns"], [draw.row.source["response"]])
             ids = torch.tensor([[*prompt, *answer]])
             total -= model(ids, torch.ones_like(ids, dtype=torch.bool)).logps[0, len(prompt) :].sum().item()
             count += len(answer)
@@ -175,3 +174,80 @@ def test_frozen_weights_of_half_precision_stay_so_where_the_job_computes_in_it(
         tensors = load_file(files[-1])
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
         assert any("value_head" in name for name in tensors)
+
+
+def test_dropout_of_a_step_is_the_same_whenever_the_step_is_taken(call, folder_of, inputs, tmp_path):
+    folder = folder_of("qwen3")
+    train = ["--train", "lora", "--lora.dropout", "0.5", "--run.save_every", "1", "--run.keep", "9"]
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+        call("sft", tmp_path, *flags(folder, inputs, tmp_path / name, *train))
+    run = tmp_path / "halves" / "job" / "sft"
+    for gone in ("model", "adapter", "checkpoints/step-3", "checkpoints/step-4"):
+        shutil.rmtree(run / gone)
+    call("sft", tmp_path, *flags(folder, inputs, tmp_path / "halves", *train, "--resume"))
+    one, two = (load_file(tmp_path / n / "job/sft/adapter/adapter_model.safetensors") for n in ("whole", "halves"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    call("sft", tmp_path, *flags(folder, inputs, plain, *train[:2]))
+    other = load_file(plain / "job/sft/adapter/adapter_model.safetensors")
+    assert not all(torch.equal(one[name], other[name]) for name in one)  # it does act
+
+
+def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs, tmp_path):
+    folder = folder_of("qwen3")
+    train = ["--train", "qlora", "--lora.r", "2"]
+    call("ppo", tmp_path, *flags(folder, inputs, tmp_path, *train))
+    first = json.loads((tmp_path / "job" / "summary.json").read_text())
+    shutil.rmtree(tmp_path / "job" / "ppo")
+    call("ppo", tmp_path, *flags(folder, inputs, tmp_path, *train, "--resume"))
+    again = json.loads((tmp_path / "job" / "summary.json").read_text())
+    assert first.pop("seconds") >= 0 and again.pop("seconds") >= 0 and first == again
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "text"),
+    [
+        ("sft", ["--train", "lora"], "--train lora: needs a model that is there already, random weights are no base"),
+        ("reward_model", ["--freeze", "layers.0"], "--freeze layers.0: needs a model that is there already"),
+        ("process_reward", ["--train", "qlora"], "--train qlora: needs a model that is there already"),
+        ("dpo", ["--policy", "DIR", "--freeze", "*"], "--freeze *: nothing is left to be trained; name fewer"),
+        (
+            "dpo",
+            ["--policy", "DIR", "--train", "lora", "--freeze", "x"],
+            "--freeze: with --train lora all but adapters",
+        ),
+        ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
+        ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
+    ],
+)
+def test_settings_that_could_not_act_are_refused(call, folder_of, inputs, tmp_path, capsys, program, words, text):
+    words = [folder_of("qwen3") if word == "DIR" else word for word in words]
+    with pytest.raises(SystemExit) as stop:
+        call(
+            program,
+            tmp_path,
+            *words,
+            "--output",
+            tmp_path / "job",
+            *([] if program == "process_reward" else ["--data", inputs / "pairs.jsonl"]),
+        )
+    assert stop.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_what_a_reward_model_has_not_is_not_frozen_there(call, folder_of, inputs, tmp_path):
+    folder = folder_of("qwen3")  # its head is its own, the reward model has none
+    call("ppo", tmp_path, *flags(folder, inputs, tmp_path, "--freeze", "lm_head"))
+    before, after = load_pretrained(folder), load_pretrained(tmp_path / "job" / "ppo" / "model")
+    assert torch.equal(before.head_weight, after.head_weight)
+    assert not torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+
+
+def test_sampling_defaults_of_the_checkpoint_are_kept(call, folder_of, inputs, tmp_path):
+    folder = folder_of("qwen3")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "eos_token_id": [2, 0]}))
+    call("sft", tmp_path, *flags(folder, inputs, tmp_path))
+    kept = json.loads((tmp_path / "job" / "sft" / "model" / "generation_config.json").read_text())
+    assert kept == json.loads(path.read_text())

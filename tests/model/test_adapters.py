@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel, load_pretrained, save_pretrained
-from minirlhf.model.adapter_files import load_adapter, read_adapter_config, save_adapter
+from minirlhf.model.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
 from minirlhf.model.adapters import (
     LoRAConfig,
     LoRALinear,
@@ -22,13 +22,13 @@ from minirlhf.model.adapters import (
     adapter_view,
     apply_lora,
     count_parameters,
+    disable_dropout,
     disabled,
     freeze,
     merge,
     merge_lora,
     reference_of,
     select_linears,
-    train_adapters,
     unmerge,
     use_adapter,
 )
@@ -261,8 +261,7 @@ def test_named_adapters_do_not_disturb_one_another(make, ids):
     for name, config in KINDS.items():  # together
         torch.manual_seed(1)
         apply_lora(model, config, name)
-        train_adapters(model, [name])
-        stir(model, seed=len(name))
+        stir(adapter_view(model, name), seed=len(name))
     assert adapter_names(model) == list(KINDS)
     for name in KINDS:
         with adapter(model, name):
@@ -314,8 +313,8 @@ def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, m
     grads = torch.autograd.grad(logps.sum(), [p for p in policy.parameters() if p.requires_grad])
     base.model.gradient_checkpointing = False
     use_adapter(base, "policy")
-    train_adapters(base, ["policy"])
-    wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), [p for p in base.parameters() if p.requires_grad])
+    own = [p for name, p in base.named_parameters() if ".adapters.policy." in name]
+    wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), own)
     for got, want in zip(grads, wanted, strict=True):
         assert_close(got, want)
 
@@ -450,7 +449,7 @@ def test_a_saved_adapter_comes_back(tmp_path, make, ids, mask, kind, config):
         assert torch.equal(first, second)
     assert trained(loaded) == {name.replace(".default.", ".other.") for name in trained(model)}
     described = json.loads((tmp_path / "a" / "b" / "adapter_config.json").read_text())
-    assert described["task_type"] == ("SEQ_CLS" if kind is RewardModel else "CAUSAL_LM")
+    assert described["task_type"] == {RewardModel: "SEQ_CLS", ValueModel: "TOKEN_CLS"}.get(kind, "CAUSAL_LM")
     assert described["base_model_name_or_path"] == "some/base" and len(described["target_modules"]) == 8
 
 
@@ -609,3 +608,48 @@ def test_an_adapter_for_another_base_is_refused_and_changes_nothing(folder, make
         "model.layers.0.mlp.down_proj.lora_A.weight must be (4, 40) by the model and adapter_config.json, got (3, 40)"
     ):
         load_adapter(make(), folder)
+
+
+# Dropout, autocast, and what is switched off
+
+
+def test_dropout_acts_only_where_a_gradient_is_wanted(make, ids):
+    model = stir(apply_lora(make(), LoRAConfig(r=3, dropout=0.5, use_dora=True))).train()
+    assert not torch.equal(model(ids), model(ids))
+    with torch.no_grad():  # sampling, scoring, evaluation: the same function every time, and that of eval mode
+        assert torch.equal(model(ids), model(ids)) and torch.equal(model(ids), model.eval()(ids))
+    model.train()
+    disable_dropout(model)
+    assert torch.equal(model(ids), model(ids))
+
+
+def test_merging_within_a_bf16_session_adds_up_in_full(make, adapted):
+    for config in KINDS.values():
+        layer = adapted(config).model.layers[0].self_attn.q_proj
+        plainly = layer.merged_weight({"default": 1.0})
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(layer.merged_weight({"default": 1.0}), plainly)
+
+
+def test_merging_while_the_adapter_is_off_turns_it_on_and_off_it_may_be_turned_again(make, adapted, ids):
+    model = adapted()
+    with torch.no_grad():
+        wanted, base = model(ids), adapter_view(model, None)(ids)
+        use_adapter(model, None)
+        merge(model, {"default": 1.0})
+        same(model(ids), wanted)
+        use_adapter(model, None)
+        assert torch.equal(model(ids), base)
+        use_adapter(model, "default")
+        same(model(ids), wanted)
+
+
+def test_a_value_models_adapter_is_known_as_one_and_fits_no_language_model(tmp_path, make, ids, mask):
+    value = stir(apply_lora(ValueModel(make()), LoRAConfig(r=2))).eval()
+    save_adapter(value, tmp_path)
+    assert read_adapter(tmp_path).model is ValueModel
+    back = ValueModel(make()).eval()
+    load_adapter(back, tmp_path)
+    assert torch.equal(back(ids, mask), value(ids, mask)) and value(ids, mask).abs().max() > 0
+    with refuses("2 weights have no place in the model: score.bias, score.weight; is it an adapter of another kind"):
+        load_adapter(make(), tmp_path)

@@ -121,10 +121,10 @@ def test_scoring_leaves_no_gradient(model):
 def test_turns_are_read_by_the_reward_models_own_template(model):
     turns = [{"role": "user", "content": "ab"}]
     reader = TOKENIZER.with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
-    scores = RewardModelScorer(model, reader)(["plain"], ["cd"], [{"turns": turns}])
+    scores = RewardModelScorer(model, reader)(["plain"], ["cd"], [{"prompt_turns": turns}])
     ids = [*TOKENIZER.encode("<ab>"), *TOKENIZER.encode("<cd>"), TOKENIZER.eos_id]
     batch = pad_sequences([ids], [[]], 0)
     assert close(scores, [model(batch.input_ids, batch.attention_mask).item()])
     strict = TOKENIZER.with_template("{{ raise_exception('no') if messages[0].content == 'ab' else 'x' }}")
     with pytest.raises(InputError, match="no"):
-        RewardModelScorer(model, strict)(["plain"], ["cd"], [{"turns": turns}])
+        RewardModelScorer(model, strict)(["plain"], ["cd"], [{"prompt_turns": turns}])
