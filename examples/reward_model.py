@@ -94,6 +94,7 @@ def reward_for(
         path = job.resolve_model(common.reward)
         model, reader = load_reward_model(path, torch.float32), Tokenizer.load(path)
         job.check_vocabulary(model.config, reader, path)
+        job.check_readable(reader, [*task.prompts, *task.held_out_prompts], path)
         return RewardModelScorer(job.place(model, common, device), reader, microbatch_tokens), None
     if task.reward:
         return task.reward, None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.job import resolve_model
+from minirlhf.job import check_vocabulary, resolve_model
 from minirlhf.model.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
 from minirlhf.model.adapters import merge_lora
 from minirlhf.model.pretrained import load_pretrained, save_pretrained
@@ -81,7 +81,11 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     for folder, name in zip(folders, names, strict=True):
         load_adapter(model, folder, name)
     merge_lora(model, dict(zip(names, weights, strict=True)))
-    tokenizer = Tokenizer.load(base) if (base / MODEL).is_file() else None
+    # an adapter's own tokenizer is the one that it was trained with
+    homes = [home for home in (folders[0], base) if (home / MODEL).is_file()]
+    tokenizer = Tokenizer.load(homes[0]) if homes else None
+    if tokenizer:
+        check_vocabulary(model.config, tokenizer, homes[0])
     try:
         with written_whole(output) as aside:
             save_pretrained(model, aside, tokenizer and tokenizer.token_ids)
@@ -90,7 +94,9 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     except OSError as error:
         raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
-    return f"{output}: {base} + {parts}"
+    others = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
+    note = f"\nnote: made for {', '.join(others)}" if others else ""
+    return f"{output}: {base} + {parts}{note}"
 
 
 def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:

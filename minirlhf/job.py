@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from minirlhf.data.encoding import EncodedRow, encode_rows
+from minirlhf.data.encoding import EncodedRow, encode_rows, encode_texts
 from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
 from minirlhf.evaluation import Report, comparison, evaluate_policy
@@ -32,6 +32,7 @@ from minirlhf.model import (
     quantise_linears,
     reference_of,
 )
+from minirlhf.model.pretrained import read_config
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.rewards import Reward
 from minirlhf.runtime.compile import maybe_compile
@@ -59,6 +60,7 @@ class JobConfig:
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the run stops
     vocab_size: int = 2048  # [tokens] at most, when a tokenizer is trained
     policy: str | None = None  # [folder] start from this model (with its tokenizer) instead of training one
+    template: str | None = None  # [-] a built-in chat template for rows of turns instead of that model's, as zephyr
     train: Literal["all", "lora", "qlora"] = "all"  # [-] of a model that is there already: all weights, or adapters
     #                             beside frozen ones ([lora] says which), or these beside frozen ones of 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of that model which stay as they are, such as model.layers.0
@@ -130,7 +132,9 @@ def load_task(job: JobConfig) -> Task:
 def load_tokenizer(job: JobConfig, task: Task, folder: Path) -> Tokenizer:
     """That of `--policy`, or the one already trained in this folder, or a new one trained on the task's texts."""
     if job.policy:
-        return Tokenizer.load(resolve_model(job.policy))
+        read_config(resolve_model(job.policy))  # if it is no model's folder at all, that is to be said first
+        tokenizer = Tokenizer.load(resolve_model(job.policy))
+        return tokenizer.with_template(job.template) if job.template else tokenizer
     if is_main() and not is_complete(folder / "tokenizer"):
         tokenizer = Tokenizer.train(task.texts(), job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:
@@ -168,6 +172,18 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Pa
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary holds "
             f"{config.vocab_size}; they are not of one model"
+        )
+
+
+def check_readable(reader: Tokenizer, prompts: list[dict], folder: Path) -> None:
+    """Raise InputError now, and not after hours, if a reward model's chat template refuses some prompts."""
+    encoded = encode_texts(reader, prompts, ())
+    refusals = [(row, one) for row, one in zip(prompts, encoded, strict=True) if isinstance(one, InputError)]
+    if refusals:
+        row, why = refusals[0]
+        raise InputError(
+            f"{folder}: this reward model's chat template refuses {len(refusals)} of {len(prompts)} prompts, such as "
+            f"line {row.get('line')} ({why}); leave these rows out"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -189,3 +190,12 @@ def test_a_value_models_adapter_makes_a_value_model(call, folders, tmp_path):
     merged, mask = load_pretrained(tmp_path / "merged"), torch.ones_like(IDS, dtype=torch.bool)
     assert code == 0 and isinstance(merged, ValueModel)
     torch.testing.assert_close(merged(IDS, mask), value(IDS, mask), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapters_own_tokenizer_goes_with_it_and_another_base_is_noted(call, folders, tmp_path):
+    shutil.copytree(folders / "one", tmp_path / "one")
+    Tokenizer.load(folders / "base").with_template("zephyr").save(tmp_path / "one")
+    shutil.copytree(folders / "base", tmp_path / "base")
+    code, out, _ = call("merge", tmp_path / "one", "--base", tmp_path / "base", "--output", tmp_path / "merged")
+    assert code == 0 and f"note: made for {folders / 'base'}" in out
+    assert Tokenizer.load(tmp_path / "merged").templates

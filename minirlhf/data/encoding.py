@@ -78,7 +78,7 @@ def encode_rows(
         raise InputError(
             f"{len(refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} may be refused: "
             f"{'; '.join(refused[:3])}; "
-            "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
+            "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
         )
     return Encoded(kept, truncated, refused)
 

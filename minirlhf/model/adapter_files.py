@@ -22,9 +22,10 @@ from minirlhf.model.adapters import (
     check_names,
     core_of,
     linears_of,
+    name_in_files,
     use_adapter,
 )
-from minirlhf.model.families import is_transposed, name_there
+from minirlhf.model.families import is_transposed
 from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
@@ -55,7 +56,7 @@ def save_adapter(
     check_names(model, [name])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    adapted = {_there(model, n): one for n, one in adapters_of(model, name).items()}
+    adapted = {name_in_files(model, n): one for n, one in adapters_of(model, name).items()}
     config = next(iter(adapted.values())).config
     described = {
         "peft_type": "LORA",
@@ -66,7 +67,7 @@ def save_adapter(
         "lora_dropout": config.dropout,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
-        "target_modules": _shortest(list(adapted), [_there(model, n) for n in linears_of(model)]),
+        "target_modules": _shortest(list(adapted), [name_in_files(model, n) for n in linears_of(model)]),
         "modules_to_save": ["score"] if type(model) in TASKS else None,
         **({IS_VALUE_MODEL: True} if isinstance(model, ValueModel) else {}),
         "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in adapted),
@@ -86,7 +87,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     """
     config, weights = read_adapter_config(folder), _read_weights(Path(folder))
     heads, linears = _heads(model), linears_of(model)
-    ours = {_there(model, n): n for n in linears}
+    ours = {name_in_files(model, n): n for n in linears}
     weights = {n: w for n, w in weights.items() if n in heads or not n.startswith("value_head.")}  # not all want values
     adapted = {n.split(".lora_")[0] for n in weights if ".lora_" in n}
     if not adapted or (unknown := sorted(adapted - ours.keys())):
@@ -228,7 +229,7 @@ def _check_shapes(
     if surplus := sorted(weights.keys() - needed.keys()):
         raise InputError(
             f"{folder}: {len(surplus)} weights have no place in the model: {', '.join(surplus[:3])}; is it an adapter "
-            "of another kind of model?"
+            "of another kind of model? What modules_to_save adds is not read, merge that with PEFT"
         )
     for name in sorted(needed):
         if weights[name].shape != needed[name]:
@@ -240,13 +241,8 @@ def _check_shapes(
 
 def _saved(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The parameters that belong in an adapter's files, by their names there."""
-    parts = [(_there(model, n), one) for n, one in adapters_of(model, name).items()]
+    parts = [(name_in_files(model, n), one) for n, one in adapters_of(model, name).items()]
     return {f"{n}.{PARTS[part]}": p for n, one in parts for part, p in one.named_parameters()} | _heads(model)
-
-
-def _there(model: nn.Module, module: str) -> str:
-    """The module's name in the files of its family."""
-    return name_there(core_of(model).config.model_type, f"{module}.weight").removesuffix(".weight")
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Parameter]:

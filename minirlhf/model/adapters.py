@@ -3,7 +3,8 @@
     W x + scale B A x      Hu et al. 2021, arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353
 
 Names of modules are those inside the transformer ("model.layers.0.self_attn.q_proj"), whether a policy or a reward
-model is around it. A pattern is a name, its last parts ("q_proj") or either with wildcards ("layers.1.*").
+model is around it; a Linear may also be called as its family's files do ("c_attn"). A pattern is a name, a part of one
+("q_proj", "layers.1", "self_attn") or either with wildcards ("*_proj").
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.errors import InputError, check_range
+from minirlhf.model.families import name_there
 from minirlhf.model.policy import Policy, trainable
 
 ALL = "all-linear"
@@ -121,14 +123,20 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
     """
     linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
     heads = {name for name, one in linears.items() if name.split(".")[-1] in HEADS or one.out_features == 1}
-    names = {pattern: [n for n in linears if _fits(n, pattern)] for pattern in patterns if pattern != ALL}
+    asked = [pattern for pattern in patterns if pattern != ALL]
+    names = {
+        pattern: [n for n in linears if _fits_within(n, pattern) or _fits_within(name_in_files(model, n), pattern)]
+        for pattern in asked
+    }
     names |= {ALL: [name for name in linears if name not in heads]} if ALL in patterns else {}
     for pattern, found in names.items():
         if not found:
             leaves = sorted({name.split(".")[-1] for name in linears.keys() - heads})
             raise InputError(f"pattern {pattern!r} fits no Linear of the model; there are {', '.join(leaves)}")
-        if asked := heads.intersection(found):
-            raise InputError(f"pattern {pattern!r} fits the head {min(asked)}, which must stay as it is; leave it out")
+        if found_heads := heads.intersection(found):
+            raise InputError(
+                f"pattern {pattern!r} fits the head {min(found_heads)}, which must stay as it is; leave it out"
+            )
     chosen = {name for found in names.values() for name in found}
     return {name: one for name, one in linears.items() if name in chosen}
 
@@ -242,7 +250,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
     parameters = dict(model.named_parameters())
     frozen = {}
     for pattern in patterns:
-        found = {n: p for n, p in parameters.items() if _fits(n, pattern) or _fits(n, f"{pattern}.*")}
+        found = {n: p for n, p in parameters.items() if _fits_within(n, pattern)}
         if strict and not found:
             raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
         frozen |= found
@@ -326,6 +334,16 @@ def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 
 def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _fits_within(name: str, pattern: str) -> bool:
+    """Does the pattern fit, or the module that this one is in?"""
+    return _fits(name, pattern) or _fits(name, f"{pattern}.*")
+
+
+def name_in_files(model: nn.Module, module: str) -> str:
+    """The module's name in the files of its family."""
+    return name_there(core_of(model).config.model_type, f"{module}.weight").removesuffix(".weight")
 
 
 def check_names(model: nn.Module, names: Sequence[str]) -> None:

@@ -129,7 +129,9 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     """config.json -> (ModelConfig, which class its weights are for). Raises: InputError."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        advice = "check the path"
+        advice = "check the path; a hub's model must be downloaded first"
+        if finished := sorted(Path(folder).glob("*/model/config.json")):
+            advice = f"did you mean {finished[-1].parents[1]}?"
         if (Path(folder) / "adapter_config.json").is_file():
             advice = f"it is an adapter: minirlhf adapter merge {folder} --output DIR makes a model of it"
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; {advice}")

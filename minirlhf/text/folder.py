@@ -84,7 +84,7 @@ def _read(folder: Path) -> TokenizerFolder:
     if special.get("pad_token") == special["eos_token"]:
         raise InputError(
             f"Tokenizer: pad and EOS must be two tokens, got {special['eos_token']!r} for both: a model trained so "
-            "never learns to stop; add a pad token"
+            f'never learns to stop; add a pad token, or name none: "pad_token": null in {CONFIG}'
         )
     extra = []
     for key in ("additional_special_tokens", "extra_special_tokens"):

@@ -267,18 +267,21 @@ class Tokenizer:
     def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
         """Turns that the assistant is to answer -> (ids up to where it speaks, ids of each answer, its end included).
 
-        By the chat template, prompt and answers apart: an answer is what the template writes after the prompt, up to
-        the end token. Where it writes the prompt in another way once an answer follows, the answer is text and EOS.
+        By the chat template: an answer is what it writes after the prompt, up to the end token, in the ids that the
+        whole has. Where the whole's ids do not begin with the prompt's, from which a policy samples, the two are
+        encoded apart; where its text does not (some templates write the past in another way), it is text and EOS.
         Raises: InputError if the template refuses the turns.
         """
         prompt = self.apply_chat_template(turns, add_generation_prompt=True)
-        return self.encode_rendered(prompt), [self._encode_answer(turns, prompt, answer) for answer in answers]
+        ids = self.encode_rendered(prompt)
+        return ids, [self._encode_answer(turns, prompt, ids, answer) for answer in answers]
 
-    def _encode_answer(self, turns: list[dict], prompt: str, answer: str) -> list[int]:
+    def _encode_answer(self, turns: list[dict], prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
         whole = self.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
         if not whole.startswith(prompt):
             return self.encode_responses([answer])[0]
-        ids = self.encode_rendered(whole[len(prompt) :])
+        ids, start = self.encode_rendered(whole), len(prompt_ids)
+        ids = ids[start:] if ids[:start] == prompt_ids else self.encode_rendered(whole[len(prompt) :])
         ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
         said = sum(token in self.eos_ids for token in self.encode_rendered(answer))  # ends that the answer itself holds
         return ids[: ends[said] + 1] if said < len(ends) else [*ids, self.eos_id]

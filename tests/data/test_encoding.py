@@ -77,7 +77,7 @@ def test_more_refusals_than_allowed_stop_the_run():
         "line 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
         "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
         "line 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
-        "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused"
+        "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=0.25)

@@ -102,7 +102,10 @@ def test_a_prompt_longer_than_the_context(refusal, data, pairs, program):
     path = data([pairs(1)[0] | {"prompt": text}, *pairs(20)])
     found = refusal(program, "--data", path)
     assert f" rows cannot be used, at most 1.0% may be refused: {path}: line 1: the prompt has " in found
-    assert "raise --model.max_position_embeddings, shorten the prompts or allow more with --max_refused" in found
+    assert (
+        "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
+        in found
+    )
 
 
 def test_rows_of_a_kind_that_does_not_serve(refusal, data):
@@ -141,7 +144,7 @@ def test_a_pad_id_that_is_the_eos_id(refusal, broken, inputs):
     text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--policy", folder)
     assert text == (
         f"{folder}: Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns "
-        "to stop; add a pad token"
+        'to stop; add a pad token, or name none: "pad_token": null in tokenizer_config.json'
     )
 
 

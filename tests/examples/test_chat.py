@@ -327,6 +327,8 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(folder_of, tmp_p
     process = subprocess.Popen(
         [sys.executable, EXAMPLES / "chat.py", folder, "--max_tokens", "10000", "--device", "cpu"],
         stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, start_new_session=True,
+        # a shell's background jobs ignore Ctrl-C, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(EXAMPLES.parent)},
     )  # fmt: skip
     os.close(theirs)
@@ -351,7 +353,9 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(folder_of, tmp_p
     process.send_signal(signal.SIGINT)
     assert " a second, stopped\x1b[0m" in read_until("\n> ")
     process.send_signal(signal.SIGINT)
-    while not wait(1):  # between the prompt and the waiting for a key readline does not hear of it
+    for _ in range(60):  # between the prompt and the waiting for a key readline does not hear of it
+        if wait(1):
+            break
         process.send_signal(signal.SIGINT)
     assert "/quit or Ctrl-D leaves" in read_until("\n> ")
     os.write(ours, b"/save said.jsonl\n")
@@ -389,7 +393,10 @@ def test_a_folder_must_be_named_first(refusal, kettle):
 
 
 def test_a_folder_without_a_model_is_refused(refusal, tmp_path):
-    assert refusal("nowhere") == "error: nowhere: needed a model folder with config.json, found none; check the path"
+    assert refusal("nowhere") == (
+        "error: nowhere: needed a model folder with config.json, found none; check the path; a hub's model must be "
+        "downloaded first"
+    )
 
 
 def test_a_reward_model_is_refused(refusal, tmp_path):

@@ -9,7 +9,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from minirlhf.data import Batches, encode_rows, read_rows
-from minirlhf.model import Transformer, load_adapter, load_policy, load_pretrained, save_pretrained
+from minirlhf.model import (
+    LoRAConfig,
+    Transformer,
+    apply_lora,
+    load_adapter,
+    load_policy,
+    load_pretrained,
+    save_adapter,
+    save_pretrained,
+)
 from minirlhf.model.families import config_from
 from minirlhf.tasks.task import task_from_rows
 from minirlhf.text import Tokenizer
@@ -251,3 +260,44 @@ def test_sampling_defaults_of_the_checkpoint_are_kept(call, folder_of, inputs, t
     call("sft", tmp_path, *flags(folder, inputs, tmp_path))
     kept = json.loads((tmp_path / "job" / "sft" / "model" / "generation_config.json").read_text())
     assert kept == json.loads(path.read_text())
+
+
+def test_a_folder_without_a_chat_template_is_given_one(call, folder_of, tmp_path):
+    folder, data = folder_of("qwen3"), tmp_path / "turns.jsonl"
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    call("sft", tmp_path, "--policy", folder, "--data", data, "--output", tmp_path / "job", "--template", "zephyr")
+    written = Tokenizer.load(tmp_path / "job" / "sft" / "model")
+    assert written.apply_chat_template(rows[0][:1], True) == "<|user|>\n0?<|eos|>\n<|assistant|>\n"
+
+
+def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_is_trained(
+    call, finished, folder_of, tmp_path, capsys
+):
+    reward, data = tmp_path / "reward", tmp_path / "turns.jsonl"
+    shutil.copytree(finished / "reward" / "model", reward)
+    picky = "{% for m in messages %}{% if m.content == '7?' %}{{ raise_exception('no') }}{% endif %}x{% endfor %}"
+    Tokenizer.load(reward).with_template(picky).save(reward)
+    turns = [[{"role": "user", "content": f"{n}?"}] for n in range(40)]
+    data.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in turns))
+    with pytest.raises(SystemExit) as stop:
+        call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
+    assert stop.value.code == 2
+    found = capsys.readouterr().err
+    assert f"{reward}: this reward model's chat template refuses 1 of 40 prompts, such as line 8 (" in found
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [("", "did you mean "), ("nowhere", "a hub's model must be downloaded first"), ("lora", "minirlhf adapter merge")],
+)
+def test_what_is_no_models_folder_is_told_with_what_was_meant(
+    call, finished, folder_of, inputs, tmp_path, capsys, place, text
+):
+    wrong = finished / place
+    if place == "lora":
+        wrong = tmp_path / "lora"
+        save_adapter(apply_lora(load_pretrained(folder_of("qwen3")), LoRAConfig(r=1)), wrong)
+    with pytest.raises(SystemExit) as stop:
+        call("sft", tmp_path, *flags(wrong, inputs, tmp_path))
+    assert stop.value.code == 2 and text in capsys.readouterr().err

@@ -653,3 +653,11 @@ def test_a_value_models_adapter_is_known_as_one_and_fits_no_language_model(tmp_p
     assert torch.equal(back(ids, mask), value(ids, mask)) and value(ids, mask).abs().max() > 0
     with refuses("2 weights have no place in the model: score.bias, score.weight; is it an adapter of another kind"):
         load_adapter(make(), tmp_path)
+
+
+def test_patterns_are_names_parts_of_names_or_the_names_of_the_familys_files(make):
+    raw = {"model_type": "gpt2", "vocab_size": 37, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    gpt2 = Transformer(config_from(raw))
+    assert list(select_linears(gpt2, ["c_attn"])) == list(select_linears(gpt2, ["qkv_proj"]))
+    assert len(select_linears(gpt2, ["transformer.h.1"])) == len(select_linears(gpt2, ["layers.1"])) == 4
+    assert {name.split(".")[-1] for name in select_linears(make(), ["self_attn"])} == {*SEVEN[:4]}

@@ -205,7 +205,7 @@ def test_templates_without_a_default_are_named(tmp_path):
             {"eos_token": EOS, "pad_token": EOS},
             {},
             "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns to "
-            "stop; add a pad token",
+            'stop; add a pad token, or name none: "pad_token": null in tokenizer_config.json',
         ),
         ({"pad_token": PAD}, {}, 'no end token is named; write "eos_token": "..." into tokenizer_config.json'),
         ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name one that is"),
