@@ -141,10 +141,11 @@ def test_weights_have_hugging_face_names(folder, tmp_path, make):
 
 def test_missing_folder_or_config_is_refused(tmp_path, folder):
     missing = tmp_path / "nowhere"
-    with refuses(f"{missing}: needed a model folder with config.json, found none; check the path"):
+    advice = "check the path; a hub's model must be downloaded first"
+    with refuses(f"{missing}: needed a model folder with config.json, found none; {advice}"):
         load_pretrained(missing)
     (folder / "config.json").unlink()
-    with refuses(f"{folder}: needed a model folder with config.json, found none; check the path"):
+    with refuses(f"{folder}: needed a model folder with config.json, found none; {advice}"):
         load_pretrained(folder)
 
 
