@@ -75,6 +75,8 @@ def models_on(base: Transformer, settings: dict, device: torch.device) -> Models
     seed_everything(common.seed)
     if common.train == "qlora":
         quantise_linears(base)
+    if not job.computes_in_bf16(common):
+        base.float()  # the rest; 4 bits stay what they are
     for name in ("policy", "value", "reward"):
         apply_lora(base, settings["lora"], name)
     job.place(base, common, device)

@@ -295,7 +295,7 @@ def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
     """The run of one stage: its own folder, resumed if the job is."""
     job = settings[""]
     base = resolve_model(job.policy or folder / "sft")
-    where = {"output": str(folder / stage), "resume": resumes(job), "base": str(base.absolute())}
+    where = {"output": str(folder / stage), "resume": resumes(job), "base": os.path.abspath(base)}
     return RunConfig(**vars(settings["run"]), **where)
 
 
