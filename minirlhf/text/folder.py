@@ -81,11 +81,6 @@ def _read(folder: Path) -> TokenizerFolder:
             raise InputError(
                 f"{key.removesuffix('_token')} token {special[key]!r} is not in the vocabulary; name one that is"
             )
-    if special.get("pad_token") == special["eos_token"]:
-        raise InputError(
-            f"Tokenizer: pad and EOS must be two tokens, got {special['eos_token']!r} for both: a model trained so "
-            f'never learns to stop; add a pad token, or name none: "pad_token": null in {CONFIG}'
-        )
     extra = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = config.get(key) or []
@@ -148,13 +143,22 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
 
 
 def choose_pad(backend: tokenizers.Tokenizer, special: dict[str, str]) -> str | None:
-    """The named padding token unless it is the end token, else an unused special token that is plainly for it."""
+    """The named padding token unless it is the end token, else an unused special token that is plainly for it.
+
+    Many checkpoints pad with their end token. Here that does no harm, as masks come from lengths; a tool that masks by
+    the id, given what we write, would never teach the model to stop, or would read a reward one token too early.
+    """
     named = special.get("pad_token")
     if named not in (None, special["eos_token"]):
         return named
     free = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     free -= {special["eos_token"], special.get("bos_token")}
     return next((name for name in PADS if name in free), None)
+
+
+def name_pad(names: dict, pad: str | None) -> dict:
+    """The names of special tokens with `pad` as the padding token, unless they have it already."""
+    return names if pad is None or _content(names.get("pad_token")) == pad else names | {"pad_token": pad}
 
 
 def _templates(folder: Path, config: dict) -> tuple[dict[str, str], dict]:

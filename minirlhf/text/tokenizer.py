@@ -23,6 +23,7 @@ from minirlhf.text.folder import (
     NAMES,
     TokenizerFolder,
     choose_pad,
+    name_pad,
     read_folder,
     write_templates,
 )
@@ -35,11 +36,12 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 class Tokenizer:
     """A `tokenizers` tokenizer with the ids of padding, beginning and end.
 
-    pad_id:  what fills the right of a row. Masks come from lengths, never from this id, so a checkpoint without a
-             padding token of its own gets an unused special token, else any ordinary one (`special["pad"]` is None).
+    pad_id:  what fills the right of a row, never the end token. Masks come from lengths, not from this id, so a
+             checkpoint without a padding token of its own, or with its end token as such, gets an unused special token,
+             else any ordinary one (`special["pad"]` is None).
     bos_id:  None if the checkpoint has none (Qwen).
     eos_id:  what ends a response; `eos_ids` are all that end one when sampling, `eos_id` first.
-    Raises: InputError if padding is the end token.
+    Raises: InputError if a tokenizer made here is told to pad with its end token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str = PAD, bos: str = BOS, eos: str = EOS) -> None:
@@ -125,23 +127,25 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write into `folder` what was read or made, as other tools read it.
 
-        generation_config.json keeps what it had, and what stands in `folder` already; several end tokens go there.
+        generation_config.json keeps what it had, and what stands in `folder` already; several end tokens go there. The
+        token that we pad with is named, if it is one that other tools too may leave out of training.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / MODEL))
-        files = {CONFIG: write_templates(folder, self.source.config, self.source.templates)}
-        generation = json.loads(self.source.files.get(GENERATION, "{}"))
+        pad, read = self.special["pad"], self.source.files
+        files = {CONFIG: write_templates(folder, name_pad(self.source.config, pad), self.source.templates)}
+        if NAMES in read:
+            files[NAMES] = name_pad(json.loads(read[NAMES]), pad)
+        generation = json.loads(read.get(GENERATION, "{}"))
         if (folder / GENERATION).is_file():
             generation |= json.loads((folder / GENERATION).read_text(encoding="utf-8"))
         if len(self.eos_ids) > 1:
             generation["eos_token_id"] = list(self.eos_ids)
         files |= {GENERATION: generation} if generation else {}
+        (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
-        if NAMES in self.source.files:
-            (folder / NAMES).write_text(self.source.files[NAMES], encoding="utf-8")
 
     def with_template(self, template: str) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.

@@ -139,15 +139,6 @@ def edit(name, **changes):
     return edit
 
 
-def test_a_pad_id_that_is_the_eos_id(refusal, broken, inputs):
-    folder = broken("sft", edit("tokenizer_config.json", pad_token="<|eos|>"))
-    text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--policy", folder)
-    assert text == (
-        f"{folder}: Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns "
-        'to stop; add a pad token, or name none: "pad_token": null in tokenizer_config.json'
-    )
-
-
 @pytest.mark.parametrize(("program", "stage"), [("ppo", "sft"), ("sft", "sft"), ("ppo", "reward")])
 def test_a_checkpoint_of_another_shape(refusal, broken, inputs, finished, program, stage):
     folder = broken(stage, edit("config.json", intermediate_size=48))

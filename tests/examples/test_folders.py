@@ -262,6 +262,20 @@ def test_sampling_defaults_of_the_checkpoint_are_kept(call, folder_of, inputs, t
     assert kept == json.loads(path.read_text())
 
 
+def test_a_folder_that_pads_with_its_end_token_is_trained_to_end_its_answers(call, folder_of, inputs, tmp_path):
+    folder = folder_of("qwen3")
+    metrics = []
+    for pad in ("<|pad|>", "<|eos|>"):
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | {"pad_token": pad}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        call("sft", tmp_path, "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / pad)
+        lines = (tmp_path / pad / "sft" / "metrics.jsonl").read_text().splitlines()
+        metrics.append([json.loads(line)["loss"] for line in lines if '"loss"' in line])
+    assert metrics[0] == metrics[1] and len(metrics[0]) > 1
+    written = json.loads((tmp_path / "<|eos|>" / "sft" / "model" / "tokenizer_config.json").read_text())
+    assert written["pad_token"] == "<|pad|>"  # a tool that masks by the id would leave the ends of answers out
+
+
 def test_a_folder_without_a_chat_template_is_given_one(call, folder_of, tmp_path):
     folder, data = folder_of("qwen3"), tmp_path / "turns.jsonl"
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]

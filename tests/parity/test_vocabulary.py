@@ -1,11 +1,13 @@
-"""A vocabulary that has grown, in transformers: the same logits, and the new token is one id."""
+"""Vocabularies in transformers: one that has grown, and one whose checkpoint pads with its end token."""
+
+import json
 
 import pytest
 import torch
 import transformers
 from torch.testing import assert_close
 
-from minirlhf.model import ModelConfig, Transformer, resize_embeddings, save_pretrained
+from minirlhf.model import ModelConfig, RewardModel, Transformer, resize_embeddings, save_pretrained
 from minirlhf.text import Tokenizer
 
 pytestmark = pytest.mark.parity
@@ -33,3 +35,30 @@ def test_a_grown_folder_gives_the_same_logits_and_ids_there(tmp_path, tied):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
         assert_close(model(torch.tensor([ids])), other(torch.tensor([ids])).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_model_is_read_at_the_end_token_there_though_its_checkpoint_padded_with_that(tmp_path):
+    """transformers reads a score at the last id that is not config.json's padding: that must not be the end token."""
+    Tokenizer.train(TEXTS, 300).with_special_tokens(["<unk>"]).save(tmp_path)
+    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|eos|>"}
+    names["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    tokenizer_json = (tmp_path / "tokenizer.json").read_text().replace("<|pad|>", "<|x|>")
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json)
+    tokenizer = Tokenizer.load(tmp_path)
+    torch.manual_seed(0)
+    model = RewardModel(Transformer(ModelConfig(vocab_size=tokenizer.vocab_size)))
+    torch.nn.init.normal_(model.score.weight)
+    save_pretrained(model, tmp_path / "ours", tokenizer.token_ids)
+    tokenizer.save(tmp_path / "ours")
+
+    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    texts = ["the lamp is good.", "it is bad.", "we"]
+    batch = there([text + "<|eos|>" for text in texts], padding=True, padding_side="right", return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    rows = [tokenizer.encode_prompts([text])[0] + [tokenizer.eos_id] for text in texts]
+    assert [ids[mask.bool()].tolist() for ids, mask in zip(*batch.values(), strict=True)] == rows
+    with torch.no_grad():
+        ours = [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool)).squeeze() for row in rows]
+        assert_close(other(**batch).logits.squeeze(-1), torch.stack(ours), atol=1e-5, rtol=1e-5)
