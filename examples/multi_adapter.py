@@ -8,7 +8,7 @@ torchrun examples/multi_adapter.py --policy DIR --train qlora         # the base
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,7 @@ from minirlhf.model import (
     load_adapter,
     quantise_linears,
 )
+from minirlhf.model.adapters import ALL, HEAD
 from minirlhf.rewards import RewardModelScorer
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
@@ -67,6 +68,17 @@ class Models:
     value: ValueModel
     reward: RewardModel
     reference: Policy
+
+
+def with_own_head(settings: dict) -> dict:
+    """The same, for a base made here: words that stand in the same places differ only in the head, so that learns too.
+
+    docs/models.md#adapters has the figures. A user's choice of modules stays.
+    """
+    lora = settings["lora"]
+    if lora.target_modules == (ALL,):
+        lora = replace(lora, target_modules=(ALL, HEAD))
+    return {**settings, "model": replace(settings["model"], tie_word_embeddings=False), "lora": lora}
 
 
 def models_on(base: Transformer, settings: dict, device: torch.device) -> Models:
@@ -156,6 +168,7 @@ def main() -> None:
         folder = job.open_output(common, "multi_adapter")
         task = job.load_task(common)
         task.need("pairs")
+        settings = settings if common.policy else with_own_head(settings)
         tokenizer = job.load_tokenizer(common, task, folder)
         base = policy_for(settings, task, tokenizer, folder, device).transformer
         job.choose_threads(base, common, device)

@@ -105,7 +105,7 @@ def collect(
     asked = [row["prompt"] for row in rows], texts, rows
     scores = torch.tensor([score_completions(f, *asked, optional=weights is not None) for f in functions]).T
 
-    device = policy.transformer.head_weight.device
+    device = policy.transformer.device
     ids, attention_mask, completion_mask = pad_sequences(
         prompts, [c.ids for c in completions], tokenizer.pad_id, device
     )

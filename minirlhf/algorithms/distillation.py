@@ -74,14 +74,14 @@ class DistillationTrainer:
             )
         if policy.value_head is not None:
             raise InputError("DistillationTrainer: needed a policy without value head, which no loss here would train")
-        if teacher.transformer.head_weight is policy.transformer.head_weight:
+        if teacher.transformer.model.embed_tokens is policy.transformer.model.embed_tokens:
             raise InputError("DistillationTrainer: the teacher must be another model, got the student itself")
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.teacher = teacher.requires_grad_(False).eval()
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)
-        self.device = policy.transformer.head_weight.device
+        self.device = policy.transformer.device
         self.steps_done = 0
         self.samples: list[dict[str, Any]] = []
 

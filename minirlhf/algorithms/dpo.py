@@ -147,7 +147,7 @@ class DPOTrainer:
             self.models["reference"] = self.ref_policy
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)
-        self.device = policy.transformer.head_weight.device
+        self.device = policy.transformer.device
         self.shift, self.steps_done = L.RunningMean(), 0  # the mean implicit reward, for bco_pair
         self.samples: list[dict[str, Any]] = []
 

@@ -84,7 +84,7 @@ class OnlineDPOTrainer:
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, config.updates)
-        self.device = policy.transformer.head_weight.device
+        self.device = policy.transformer.device
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:

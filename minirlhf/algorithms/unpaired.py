@@ -99,7 +99,7 @@ class UnpairedTrainer:
         self.models = {"policy": policy}
         self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, updates)
-        self.device = policy.transformer.head_weight.device
+        self.device = policy.transformer.device
         if config.prompt_weighting and not rows:
             raise InputError("UnpairedTrainer: prompt_weighting learns from all rows, got none; pass rows=")
         self.classifier = fit_prompts(self._features(rows), self._desirable(rows)) if config.prompt_weighting else None

@@ -125,7 +125,7 @@ def sequence_kl(
 ) -> list[float]:
     """k1 estimate of KL(sampler || reference) of each completion, nats: log-prob as sampled minus the reference's."""
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
-    device = ref_policy.transformer.head_weight.device
+    device = ref_policy.transformer.device
     estimates = [0.0] * len(lengths)
     for group in microbatches(lengths, sampling.microbatch_tokens):
         ids = [prompts[i] for i in group], [completions[i].ids for i in group]

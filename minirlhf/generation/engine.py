@@ -123,7 +123,7 @@ def _generate_batch(
     tokenizer: Tokenizer | None,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
-    device = transformer.head_weight.device
+    device = transformer.device
     key_columns = torch.tensor(keys, device=device).unbind(-1)
     stops = torch.tensor(config.stop_ids, dtype=torch.int64, device=device)
     shape = (len(prompts), config.max_tokens)
@@ -187,20 +187,20 @@ def _read_prompts(
         places.setdefault(tuple(prompt), []).append(row)
     distinct, rows_of = list(places), list(places.values())
     lengths = [len(prompt) for prompt in distinct]
-    weight = transformer.head_weight
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else transformer.dtype
     cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
-    last = torch.empty(len(prompts), weight.shape[1], dtype=weight.dtype, device=device)
+    last, order = [], []  # hidden states of the last tokens, [K, D] a group, and whose they are
     for group in microbatches(lengths, config.microbatch_tokens):
         batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
         part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
         hidden = transformer.model(batch.input_ids, batch.attention_mask, part)
-        hidden = hidden[torch.arange(len(group), device=device), part.lengths - 1].to(weight.dtype)
+        hidden = hidden[torch.arange(len(group), device=device), part.lengths - 1]
         copies = torch.tensor([k for k, i in enumerate(group) for _ in rows_of[i]], device=device)
         rows = [row for i in group for row in rows_of[i]]
-        last[rows] = hidden[copies]
+        last.append(hidden[copies])
+        order += rows
         cache.adopt(rows, part, copies)
-    return cache, transformer.logits(last)
+    return cache, transformer.logits(torch.cat(last)[torch.tensor(order, device=device).argsort()])
 
 
 def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:

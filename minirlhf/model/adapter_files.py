@@ -97,7 +97,9 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
             f"base? {CONFIG} names it"
         )
     places = {ours[n]: n for n in ours if n in adapted}
-    _check_shapes(folder, config, weights, {n: base_of(linears[name]) for name, n in places.items()}, heads)
+    bases = {n: base_of(linears[name]) for name, n in places.items()}
+    weights = _without_bases(folder, weights, bases)
+    _check_shapes(folder, config, weights, bases, heads)
     if name not in adapter_names(model):
         attach(model, list(places), config, name)
     present = adapters_of(model, name)
@@ -208,6 +210,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         message = f"{folder / WEIGHTS}: needed a complete safetensors file ({error}); copy or save it again"
         raise InputError(message) from None
+
+
+def _without_bases(folder: str | Path, weights: dict[str, Tensor], bases: dict[str, nn.Linear]) -> dict[str, Tensor]:
+    """PEFT saves the weight of an adapted lm_head beside its adapter. It must be the one there is."""
+    copies = {f"{n}.base_layer.weight": base.weight for n, base in bases.items() if f"{n}.base_layer.weight" in weights}
+    for name, own in copies.items():
+        if weights[name].shape != own.shape or not torch.equal(weights[name].to(own), own.detach()):
+            raise InputError(f"{folder}: {name} is not the weight of the model; is the adapter for another base?")
+    return {name: weight for name, weight in weights.items() if name not in copies}
 
 
 def _check_shapes(

@@ -25,7 +25,8 @@ from minirlhf.model.families import name_there
 from minirlhf.model.policy import Policy, trainable
 
 ALL = "all-linear"
-HEADS = ("lm_head", "score", "value_head")  # read by their weight, not called: an adapter there would do nothing
+HEAD = "lm_head"  # not one of ALL
+NUMBERS = ("score", "value_head")  # heads of one number: trained whole, so an adapter there would do nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LoRAConfig:
     r: int = 16  # [numbers] rank: the width between A and B
     alpha: float = 32.0  # [-] the update is scaled by alpha / r
     dropout: float = 0.0  # [probability] of an input of A to be 0 in SFT and reward training; no other has any
-    target_modules: tuple[str, ...] = (ALL,)  # [patterns] which Linears; all-linear is every one except the heads
+    target_modules: tuple[str, ...] = (ALL,)  # [patterns] which Linears; all-linear is every one except heads
     use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
     use_dora: bool = False  # [-] learn the length of each row of the weight apart from its direction
 
@@ -103,10 +104,20 @@ class LoRALinear(nn.Module):
         if self.active is None:
             return self.base(x)
         if self.merged is not None:
+            return F.linear(x, self.weight.to(x.dtype), self.base.bias)
+        return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], made anew: what the layer computes with, but for dropout. Losses read the head so."""
+        if self.active is not None and self.merged is not None:
             if torch.is_grad_enabled() and any(p.requires_grad for p in self.adapters.parameters()):
                 raise ValueError("LoRALinear: a merged adapter learns nothing; unmerge before training, or use no_grad")
-            return F.linear(x, self.merged.to(x.dtype), self.base.bias)
-        return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
+            return self.merged
+        weight = self.base.weight
+        if self.active is None or self.active not in self.adapters:
+            return weight
+        return (weight + self.adapters[self.active].delta(self.base)).to(weight.dtype)
 
     @torch.no_grad()
     def merged_weight(self, weights: dict[str, float]) -> Tensor:
@@ -117,25 +128,25 @@ class LoRALinear(nn.Module):
 
 
 def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
-    """Name -> Linear that one of the patterns fits, with or without adapters on it.
+    """Name -> Linear that one of the patterns fits, with or without adapters on it; "all-linear" is all but heads.
 
-    Raises: InputError if a pattern fits none, or a head is asked for.
+    Raises: InputError if a pattern fits none, or a head of one number.
     """
     linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
-    heads = {name for name, one in linears.items() if name.split(".")[-1] in HEADS or one.out_features == 1}
+    numbers = {name for name, one in linears.items() if name.split(".")[-1] in NUMBERS or one.out_features == 1}
     asked = [pattern for pattern in patterns if pattern != ALL]
     names = {
         pattern: [n for n in linears if _fits_within(n, pattern) or _fits_within(name_in_files(model, n), pattern)]
         for pattern in asked
     }
-    names |= {ALL: [name for name in linears if name not in heads]} if ALL in patterns else {}
+    names |= {ALL: [name for name in linears if name not in numbers | {HEAD}]} if ALL in patterns else {}
     for pattern, found in names.items():
         if not found:
-            leaves = sorted({name.split(".")[-1] for name in linears.keys() - heads})
+            leaves = sorted({name.split(".")[-1] for name in linears.keys() - numbers})
             raise InputError(f"pattern {pattern!r} fits no Linear of the model; there are {', '.join(leaves)}")
-        if found_heads := heads.intersection(found):
+        if found_heads := numbers.intersection(found):
             raise InputError(
-                f"pattern {pattern!r} fits the head {min(found_heads)}, which must stay as it is; leave it out"
+                f"pattern {pattern!r} fits the head {min(found_heads)}, which is trained whole; leave it out"
             )
     chosen = {name for found in names.values() for name in found}
     return {name: one for name, one in linears.items() if name in chosen}

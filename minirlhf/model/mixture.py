@@ -13,8 +13,8 @@ from minirlhf.model.transformer import KVCache, Transformer
 class GeometricMixture(nn.Module):
     """pi^(1 - a) pi_ref^a, normalised: logits (1 - a) z + a z_ref (Munos et al. 2023, arXiv:2312.00886, Eq. 4).
 
-    It looks like a transformer of both widths and all layers of both: hidden states side by side, the head's weights
-    too, so that `generate` needs not know. Two models of one shape.
+    It looks like a transformer of both widths and all layers of both, hidden states side by side, so that `generate`
+    needs not know. Two models of one shape.
     """
 
     def __init__(self, transformer: Transformer, reference: Transformer, share: float) -> None:
@@ -25,9 +25,12 @@ class GeometricMixture(nn.Module):
         self.config = replace(shape, **layers)
 
     @property
-    def head_weight(self) -> Tensor:
-        first, second = (part.head_weight for part in self.parts)
-        return torch.cat(((1 - self.share) * first, self.share * second), dim=-1)
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
 
     def model(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """-> hidden states of both [B, T, 2 D]; see `Trunk.forward`."""
@@ -42,7 +45,5 @@ class GeometricMixture(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., 2 D] -> [..., V], each part capped as its family caps."""
-        if self.config.final_logit_softcapping is None:
-            return nn.functional.linear(hidden, self.head_weight)
         first, second = hidden.chunk(2, dim=-1)
         return (1 - self.share) * self.parts[0].logits(first) + self.share * self.parts[1].logits(second)

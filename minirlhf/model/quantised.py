@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minirlhf.errors import InputError
 from minirlhf.model.adapters import (
     ALL,
+    HEAD,
     LoRALinear,
     active_adapter,
     adapter_view,
@@ -125,8 +127,14 @@ class QuantisedLinear(nn.Linear):
 
 
 def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.Module:
-    """Replace the Linears that fit a pattern, in place, with or without adapters on them; see `select_linears`."""
-    chosen = {id(linear) for linear in select_linears(model, patterns).values()}
+    """Replace the Linears that fit a pattern, in place, with or without adapters on them; see `select_linears`.
+
+    Raises: InputError for lm_head too, which losses read whole.
+    """
+    found = select_linears(model, patterns)
+    if HEAD in found:
+        raise InputError(f"quantise_linears: {HEAD} is read whole by the losses and stays as it is; leave it out")
+    chosen = {id(linear) for linear in found.values()}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if id(child) in chosen and not isinstance(child, QuantisedLinear):

@@ -324,8 +324,16 @@ class Transformer(nn.Module):
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
     @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    @property
     def head_weight(self) -> Tensor:
-        """[V, D]: the head, tied to the embedding or not."""
+        """[V, D]: the head, tied to the embedding or not; made anew if it has an adapter."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -334,7 +342,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], capped where the family caps."""
-        return softcap(F.linear(hidden, self.head_weight), self.config.final_logit_softcapping)
+        tied = self.config.tie_word_embeddings
+        logits = F.linear(hidden, self.model.embed_tokens.weight) if tied else self.lm_head(hidden)
+        return softcap(logits, self.config.final_logit_softcapping)
 
 
 def check_right_padding(attention_mask: Tensor, input_ids: Tensor) -> None:

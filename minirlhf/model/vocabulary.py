@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from minirlhf.errors import InputError
+from minirlhf.model.adapters import LoRALinear
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
@@ -22,7 +23,7 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
 
     Types, devices and requires_grad stay, so a row of a frozen embedding does not learn. Make optimizers and adapter
     views afterwards: they would hold the old weights.
-    Raises: InputError if rows would be lost.
+    Raises: InputError if rows would be lost, or the head has adapters.
     """
     core = model.transformer if isinstance(model, Policy) else model
     if size < core.config.vocab_size:
@@ -30,9 +31,12 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
             f"resize_embeddings: size must be at least the {core.config.vocab_size} rows there are, got {size}; rows "
             "beyond the tokenizer's ids do no harm"
         )
+    own_head = isinstance(core, Transformer) and not core.config.tie_word_embeddings
+    if own_head and isinstance(core.lm_head, LoRALinear):
+        raise InputError("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora")
     embedding = core.model.embed_tokens
     embedding.weight, embedding.num_embeddings = _grown(embedding.weight, size), size
-    if isinstance(core, Transformer) and not core.config.tie_word_embeddings:
+    if own_head:
         core.lm_head.weight, core.lm_head.out_features = _grown(core.lm_head.weight, size), size
     config = replace(core.config, vocab_size=size)
     for module in core.modules():

@@ -38,7 +38,7 @@ class Bigram:
     """Stands in for a transformer: the next token's logits are the last token's row of a table."""
 
     def __init__(self, table, context=64):
-        self.head_weight = table.T.contiguous()
+        self.head_weight, self.device, self.dtype = table.T.contiguous(), table.device, table.dtype
         V = len(table)
         self.config = ModelConfig(V, 4, 1, 1, 1, intermediate_size=4, max_position_embeddings=context)
         self.batches = []  # how many rows each forward had

@@ -12,7 +12,16 @@ from torch.testing import assert_close
 
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
-from minirlhf.model import Policy, RewardModel, Transformer, ValueModel, load_pretrained, save_pretrained
+from minirlhf.model import (
+    Policy,
+    RewardModel,
+    Transformer,
+    ValueModel,
+    load_pretrained,
+    quantise_linears,
+    resize_embeddings,
+    save_pretrained,
+)
 from minirlhf.model.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
 from minirlhf.model.adapters import (
     LoRAConfig,
@@ -197,9 +206,44 @@ def test_patterns_choose(make, patterns, count):
 def test_a_pattern_that_fits_nothing_or_a_head_is_refused(make):
     with refuses("pattern 'c_attn' fits no Linear of the model; there are down_proj, gate_proj, k_proj"):
         apply_lora(make(), LoRAConfig(target_modules=("q_proj", "c_attn")))
-    for pattern in ("lm_head", "*"):
-        with refuses(f"pattern '{pattern}' fits the head lm_head, which must stay as it is"):
-            apply_lora(make(tie_word_embeddings=False), LoRAConfig(target_modules=(pattern,)))
+    for pattern in ("score", "*"):
+        with refuses(f"pattern '{pattern}' fits the head score, which is trained whole; leave it out"):
+            apply_lora(RewardModel(make()), LoRAConfig(target_modules=(pattern,)))
+
+
+@each_kind
+def test_an_adapter_on_the_head_acts_in_every_loss_and_not_on_the_reference(make, ids, mask, config):
+    """The head is read by losses, not called: they must read W + scale B A, and send gradient to A and B."""
+    base = Policy(make(tie_word_embeddings=False))
+    policy = apply_lora(Policy(make(tie_word_embeddings=False)), replace(config, target_modules=("lm_head",)))
+    assert torch.equal(policy.transformer(ids, mask), base.transformer(ids, mask))  # B is 0
+    one = stir(policy).transformer.lm_head.adapters["default"].double()
+    base.double(), policy.double()
+    head = base.transformer.lm_head.weight
+    moved = head + config.scale * one.B @ one.A
+    if config.use_dora:
+        moved = one.magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True).detach()
+    logits = base.transformer.model(ids, mask) @ moved.T
+    assert_close(policy.transformer(ids, mask), logits)
+    wanted = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)[mask[:, 1:]].sum()
+    got = policy(ids, mask).logps.sum()
+    assert_close(got, wanted)
+    for mine, other in zip(*(torch.autograd.grad(x, [one.A, one.B]) for x in (got, wanted)), strict=True):
+        assert mine.abs().max() > 1e-3
+        assert_close(mine, other)
+    assert torch.equal(reference_of(policy).transformer(ids, mask), base.transformer(ids, mask))
+    merge(policy)
+    with torch.no_grad():
+        assert_close(policy.transformer(ids, mask), logits)
+    assert_close(merge_lora(policy).transformer.lm_head.weight, moved)
+
+
+def test_a_head_with_adapters_cannot_grow_or_be_quantised(make):
+    model = apply_lora(make(tie_word_embeddings=False), LoRAConfig(r=2, target_modules=("lm_head",)))
+    with refuses("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora"):
+        resize_embeddings(model, 40)
+    with refuses("quantise_linears: lm_head is read whole by the losses and stays as it is; leave it out"):
+        quantise_linears(make(tie_word_embeddings=False), ("q_proj", "lm_head"))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch.testing import assert_close
 
+from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
 from minirlhf.model.adapter_files import load_adapter, save_adapter
 from minirlhf.model.adapters import LoRAConfig, apply_lora, merge_lora
@@ -91,6 +92,32 @@ def test_our_adapter_gives_the_same_logits_there(tmp_path, base, ids, kind, targ
     model = ours(base, targets, **kind)
     save_adapter(model, tmp_path / "adapter", base=str(base))
     other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")  # finds the base by itself
+    with torch.no_grad():
+        same(model(ids), other(ids).logits)
+
+
+@each_kind
+def test_an_adapter_on_the_head_goes_both_ways(tmp_path, ids, kind):
+    torch.manual_seed(0)
+    base, targets = tmp_path / "base", ["lm_head", "q_proj"]
+    save_pretrained(loud(Transformer(ModelConfig(**SHAPE, tie_word_embeddings=False))), base)
+    other = theirs(base, targets, **kind)
+    other.save_pretrained(tmp_path / "theirs")
+    model = load_pretrained(base).eval()
+    plain = model(ids)
+    load_adapter(model, tmp_path / "theirs")
+    with torch.no_grad():
+        same(model.eval()(ids), other(ids).logits)
+    assert (model(ids) - plain).abs().max() > 0.1
+    model = load_pretrained(base)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    with pytest.raises(InputError, match="lm_head.base_layer.weight is not the weight of the model"):
+        load_adapter(model, tmp_path / "theirs")
+    model = ours(base, targets, **kind)
+    save_adapter(model, tmp_path / "ours", base=str(base))
+    other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert other.base_model.model.lm_head.lora_A["default"].weight.abs().max() > 0.1
     with torch.no_grad():
         same(model(ids), other(ids).logits)
 
