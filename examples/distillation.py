@@ -22,7 +22,7 @@ from minirlhf.data import Batches
 from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import Report, win_rate
 from minirlhf.generation import SamplingConfig
-from minirlhf.model import ModelConfig, Policy, Transformer, copy_of, load_policy
+from minirlhf.model import ModelConfig, Policy, Transformer, load_policy
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
@@ -67,7 +67,7 @@ def train_distillation(
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     student = first_student(settings, teacher, tokenizer, rows, device)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
-    evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, copy_of(teacher))
+    evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, teacher)
     before = evaluate(student)
     if finished := job.finished_stage(settings, folder, "distillation"):
         return before, evaluate(job.place(load_policy(finished), common, device))
@@ -95,7 +95,7 @@ def main() -> None:
     common = settings[""]
     if common.train != "all" or common.freeze:
         raise InputError("--train, --freeze: a student starts from random weights, which is no base; leave them out")
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "distillation")
         task = job.load_task(common)
         task.need("sft")

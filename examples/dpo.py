@@ -48,7 +48,7 @@ def train_dpo(
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
     policy = job.adapt(policy, settings, device)
     sft_policy = job.reference_for(policy)
-    ref_policy = job.reference_for(policy, moves=config.ref_update_every > 0)
+    ref_policy = job.reference_for(policy, moves=True) if config.ref_update_every else sft_policy
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=512)
     evaluate = job.evaluator(common, task, tokenizer, prompts, sampling, sft_policy)
     before = evaluate(sft_policy)
@@ -76,7 +76,7 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "dpo")
         task = job.load_task(common)
         task.need("pairs")

@@ -130,7 +130,7 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common, config = settings[""], settings["grpo"]
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "grpo")
         task = job.load_task(common)
         if not (common.reward or task.reward):

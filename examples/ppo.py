@@ -81,9 +81,11 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         if common.policy and common.stop_after == "sft":
             raise InputError("--policy takes the place of SFT: nothing would be left before --stop-after sft; drop one")
+        if common.reward and common.stop_after == "reward":
+            raise InputError("--reward takes the place of its training: --stop-after reward would do nothing; drop one")
         folder = job.open_output(common, "ppo")
         task = job.load_task(common)
         if not (common.reward or task.reward):

@@ -81,7 +81,7 @@ def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common, config = settings[""], settings["process_reward"]
     job.check_base(common)
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "process_reward")
         rows, held_out = load_rows(common)
         texts = [{"prompt": row["prompt"], "response": "".join(row["steps"])} for row in rows]

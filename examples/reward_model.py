@@ -108,7 +108,7 @@ def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
     job.check_base(common)
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "reward")
         task = job.load_task(common)
         tokenizer = job.load_tokenizer(common, task, folder)

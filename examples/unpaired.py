@@ -76,7 +76,7 @@ def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
     common = settings[""]
-    with job.session_of(common) as device:
+    with job.session_of(settings) as device:
         folder = job.open_output(common, "unpaired")
         task = job.load_task(common)
         task.need("pairs")

@@ -47,6 +47,8 @@ from minirlhf.training.settings import settings_to_toml
 
 SMALL_MODEL = 1_000_000  # parameters
 EVALUATION_PROMPTS = 1024  # before and after a stage; fewer while it runs
+# settings that SFT and reward training do not depend on
+LATER = ("reward", "stop_after", "student_width", "student_steps")
 ALL_THREADS = torch.get_num_threads()  # torch's own choice, before anyone changed it
 
 
@@ -83,7 +85,7 @@ class RLJobConfig(JobConfig):
 
 @dataclass(frozen=True)
 class PipelineConfig(RLJobConfig):
-    stop_after: Literal["sft", "reward", "ppo"] | None = None  # [stage] end the job there; --resume goes on
+    stop_after: Literal["sft", "reward"] | None = None  # [stage] end the job there; --resume goes on
 
 
 def open_output(job: JobConfig, name: str) -> Path:
@@ -150,6 +152,8 @@ def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
     if job.policy:
         policy = load_policy(resolve_model(job.policy), dtype=weights_dtype(job))
         check_vocabulary(policy.transformer.config, tokenizer, job.policy)
+        if unread := [*(f"model.{name}" for name in changed(config)), *({"vocab_size"} & set(changed(job)))]:
+            say(f"not read, since {job.policy} says what the model is like: {', '.join(unread)}")
         return policy
     seed_everything(job.seed)
     return Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
@@ -205,8 +209,26 @@ def encode(
     return encoded.rows, held_out.rows
 
 
-def session_of(job: JobConfig) -> AbstractContextManager[torch.device]:
+def session_of(settings: dict[str, Any]) -> AbstractContextManager[torch.device]:
+    """Device, precision, processes. Raises: InputError if a setting could not act, before anything is made."""
+    check_effects(settings)
+    job = settings[""]
     return session(device=job.device, precision=job.precision, seed=job.seed, threads=job.threads)
+
+
+def check_effects(settings: dict[str, Any]) -> None:
+    """Raise InputError for what was set and would not be read: who sets it believes that it acts."""
+    job = settings[""]
+    if job.template and not job.policy:
+        raise InputError("--template: is for a folder that has no chat template; give --policy DIR")
+    if job.train == "all" and "lora" in settings and (told := changed(settings["lora"])):
+        raise InputError(f"--lora.{told[0]}: all weights are trained; give --train lora or qlora")
+
+
+def changed(config: Any) -> list[str]:
+    """The fields that do not have their defaults."""
+    usual = type(config)()
+    return [field.name for field in fields(config) if getattr(config, field.name) != getattr(usual, field.name)]
 
 
 def choose_threads(model: nn.Module, job: JobConfig, device: torch.device) -> None:
@@ -273,10 +295,10 @@ def resolve_model(folder: str | Path) -> Path:
 def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
     common = settings[""]
-    if section in ("sft", "reward_model"):  # --reward and --stop-after are no business of the stages before
-        common = JobConfig(**{field.name: getattr(common, field.name) for field in fields(JobConfig)})
-    names = [name for name in ("model", "lora", section, "run") if name in settings]
-    return {"": common, **{name: settings[name] for name in names}}
+    if section in ("sft", "reward_model"):
+        common = replace(common, **{one.name: one.default for one in fields(common) if one.name in LATER})
+    used = ("model", section, "run") if common.train == "all" else ("model", "lora", section, "run")
+    return {"": common, **{name: settings[name] for name in used if name in settings}}
 
 
 def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
@@ -296,7 +318,7 @@ def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
     job = settings[""]
     base = resolve_model(job.policy or folder / "sft")
     where = {"output": str(folder / stage), "resume": resumes(job), "base": os.path.abspath(base)}
-    return RunConfig(**vars(settings["run"]), **where)
+    return RunConfig(**vars(settings["run"]), **where, seed=job.seed)
 
 
 def steps_for(steps: int, max_epochs: float, rows: int, batch_size: int) -> int:

@@ -254,14 +254,16 @@ def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> int:
-    """Stop training the parameters that, or whose modules, fit a pattern -> how many numbers that are.
+    """Stop training the parameters that, or whose modules, fit a pattern, by our name or the family's -> how many
+    numbers that are.
 
     Raises: InputError if a pattern fits nothing and `strict` is set.
     """
-    parameters = dict(model.named_parameters())
+    parameters, kind = dict(model.named_parameters()), core_of(model).config.model_type
+    there = {n: name_there(kind, n.removeprefix("transformer.")) for n in parameters}
     frozen = {}
     for pattern in patterns:
-        found = {n: p for n, p in parameters.items() if _fits_within(n, pattern)}
+        found = {n: p for n, p in parameters.items() if _fits_within(n, pattern) or _fits_within(there[n], pattern)}
         if strict and not found:
             raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
         frozen |= found

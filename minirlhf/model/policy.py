@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from minirlhf.errors import InputError
 from minirlhf.losses.logprobs import linear_logps_and_entropy
 from minirlhf.losses.masking import shift_right
+from minirlhf.model.config import ModelConfig
 from minirlhf.model.transformer import Transformer
 
 
@@ -98,8 +99,8 @@ class ValueHead(nn.Linear):
     """Hidden state before token t -> the value of column t. Starts at 0, so early returns are not fought over."""
 
     def __init__(self, transformer: Transformer) -> None:
-        weight = transformer.head_weight
-        super().__init__(transformer.config.hidden_size, 1, device=weight.device, dtype=trainable(weight.dtype))
+        like = {"device": transformer.device, "dtype": trainable(transformer.dtype)}
+        super().__init__(transformer.config.hidden_size, 1, **like)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -113,9 +114,12 @@ class ValueModel(nn.Module):
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
-        self.config = transformer.config
         self.model = transformer.model
         self.value_head = ValueHead(transformer)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.value_head(self.model(input_ids, attention_mask), attention_mask)
@@ -126,13 +130,14 @@ class RewardModel(nn.Module):
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
-        self.config = transformer.config
         self.model = transformer.model
-        weight = transformer.head_weight
-        self.score = nn.Linear(
-            self.config.hidden_size, 1, bias=False, device=weight.device, dtype=trainable(weight.dtype)
-        )
-        nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
+        like = {"device": transformer.device, "dtype": trainable(transformer.dtype)}
+        self.score = nn.Linear(transformer.config.hidden_size, 1, bias=False, **like)
+        nn.init.normal_(self.score.weight, std=(transformer.config.hidden_size + 1) ** -0.5)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids, attention_mask)
@@ -146,12 +151,15 @@ class ProcessRewardModel(nn.Module):
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
-        self.config = transformer.config
         self.model = transformer.model
-        weight = transformer.head_weight
-        self.score = nn.Linear(self.config.hidden_size, 1, device=weight.device, dtype=trainable(weight.dtype))
-        nn.init.normal_(self.score.weight, std=(self.config.hidden_size + 1) ** -0.5)
+        like = {"device": transformer.device, "dtype": trainable(transformer.dtype)}
+        self.score = nn.Linear(transformer.config.hidden_size, 1, **like)
+        nn.init.normal_(self.score.weight, std=(transformer.config.hidden_size + 1) ** -0.5)
         nn.init.zeros_(self.score.bias)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         scores = linear_at_full_precision(self.score, self.model(input_ids, attention_mask)).squeeze(-1)

@@ -24,7 +24,7 @@ from minirlhf.model.families import config_from, config_to, family_of, is_transp
 from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
-CONFIG, GENERATION, VALUE_HEAD = "config.json", "generation_config.json", "value_head.safetensors"
+CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # what stands after a family's name in config.json's `architectures`
@@ -45,8 +45,8 @@ def save_pretrained(
 ) -> None:
     """Write config.json and model.safetensors (and value_head.safetensors for a policy that has one) into `folder`.
 
-    `token_ids` (pad_token_id, bos_token_id, eos_token_id; see `Tokenizer.token_ids`) go into config.json and
-    generation_config.json, where other tools look for them.
+    `token_ids` (pad_token_id, bos_token_id, eos_token_id; see `Tokenizer.token_ids`) go into config.json, where other
+    tools look for them; `Tokenizer.save` writes the other files that a text needs.
     Raises: InputError if the model's config is a mixture that no family's config.json can say.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
@@ -59,8 +59,6 @@ def save_pretrained(
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # of a policy that was saved here before
     _save(_on_cpu(_named_as_there(transformer)), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    if token_ids:
-        (folder / GENERATION).write_text(json.dumps(token_ids, indent=2) + "\n")
 
 
 def load_pretrained(
@@ -274,6 +272,8 @@ def _fill_value_head(policy: Policy, folder: Path) -> None:
         for name, own in policy.value_head.state_dict().items():
             if name not in there:
                 raise InputError(f"{path}: 1 weights are missing: {name}; is it another model?")
+            if (shape := tuple(file.get_slice(name).get_shape())) != own.shape:
+                raise InputError(f"{path}: {name} must be {tuple(own.shape)} as the policy is, got {shape}")
             own.copy_(_read(file, Stored(path, name, own.shape, False)))
 
 

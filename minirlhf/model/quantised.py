@@ -144,7 +144,8 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
 
 def plain(model: nn.Module) -> nn.Module:
     """The model in ordinary Linears that computes the same, to be saved: its adapter merged, weights of 4 bits written
-    out, layer by layer onto the CPU. The model itself is left as it is, and shares what did not change.
+    out in the type of the rest, layer by layer onto the CPU. The model itself is left as it is, and shares what did not
+    change.
     """
     active = active_adapter(model)
     twin = adapter_view(model, active)
@@ -152,7 +153,8 @@ def plain(model: nn.Module) -> nn.Module:
         if isinstance(layer, LoRALinear | QuantisedLinear):
             base = base_of(layer)
             weight = layer.merged_weight({active: 1.0}) if isinstance(layer, LoRALinear) else layer.weight
-            core_of(twin).set_submodule(name, linear_of(weight.cpu(), base.bias))
+            dtype = core_of(twin).model.embed_tokens.weight.dtype
+            core_of(twin).set_submodule(name, linear_of(weight.to(dtype).cpu(), base.bias))
     return twin
 
 

@@ -266,12 +266,12 @@ class Trunk(nn.Module):
         if self.config.positions == "learned":
             x = x + self.embed_positions(place.positions)
         for layer, block in enumerate(self.layers):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.run_block, block, x, place, use_reentrant=False)
-            elif cache is None:
-                x = self.run_block(block, x, place)
-            else:
+            if cache is not None:  # what is written there cannot be computed a second time
                 x = block(x, place, layer)
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.run_block, block, x, place, use_reentrant=False)
+            else:
+                x = self.run_block(block, x, place)
         if cache is not None:
             cache.lengths = cache.lengths + (input_ids.shape[1] if attention_mask is None else attention_mask.sum(-1))
         return self.norm(x)
@@ -317,11 +317,14 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
         self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
 
     @property
     def device(self) -> torch.device:

@@ -22,7 +22,7 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
     outshine all others. Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html
 
     Types, devices and requires_grad stay, so a row of a frozen embedding does not learn. Make optimizers and adapter
-    views afterwards: they would hold the old weights.
+    views afterwards: they would hold the old weights, or the old size.
     Raises: InputError if rows would be lost, or the head has adapters.
     """
     core = model.transformer if isinstance(model, Policy) else model
@@ -39,8 +39,8 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
     if own_head:
         core.lm_head.weight, core.lm_head.out_features = _grown(core.lm_head.weight, size), size
     config = replace(core.config, vocab_size=size)
-    for module in core.modules():
-        if isinstance(getattr(module, "config", None), ModelConfig):  # every part that reads it holds it
+    for module in core.model.modules():
+        if isinstance(vars(module).get("config"), ModelConfig):  # every part that reads it holds it
             module.config = config
     return model
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils._triton import has_triton
 
 
@@ -20,6 +19,8 @@ def maybe_compile(function: Callable, enabled: bool, backend: str | None = None)
     """
     if not enabled:
         return function
+    from torch._dynamo.exc import TorchDynamoException  # a second and 80 MB, for those who want it
+
     if backend is None:
         backend = "cudagraphs" if torch.cuda.is_available() and not has_triton() else "inductor"
     # one function serves all blocks of all models: policy, critic and reward model, with and without adapters

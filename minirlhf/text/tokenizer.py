@@ -127,8 +127,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write into `folder` what was read or made, as other tools read it.
 
-        generation_config.json keeps what it had, and what stands in `folder` already; several end tokens go there. The
-        token that we pad with is named, if it is one that other tools too may leave out of training.
+        generation_config.json keeps what it had; several end tokens go there. The token that we pad with is named, if
+        it is one that other tools too may leave out of training.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,12 +137,8 @@ class Tokenizer:
         files = {CONFIG: write_templates(folder, name_pad(self.source.config, pad), self.source.templates)}
         if NAMES in read:
             files[NAMES] = name_pad(json.loads(read[NAMES]), pad)
-        generation = json.loads(read.get(GENERATION, "{}"))
-        if (folder / GENERATION).is_file():
-            generation |= json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-        if len(self.eos_ids) > 1:
-            generation["eos_token_id"] = list(self.eos_ids)
-        files |= {GENERATION: generation} if generation else {}
+        ends = list(self.eos_ids) if len(self.eos_ids) > 1 else self.eos_id
+        files[GENERATION] = self.token_ids | json.loads(read.get(GENERATION, "{}")) | {"eos_token_id": ends}
         (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

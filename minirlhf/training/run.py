@@ -26,7 +26,7 @@ from minirlhf.model.adapter_files import load_adapter, save_adapter
 from minirlhf.model.adapters import active_adapter
 from minirlhf.model.pretrained import load_into, save_pretrained
 from minirlhf.model.quantised import plain
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share, world_size
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -65,6 +65,7 @@ class RunConfig(RunSettings):
     output: str = "runs/run"  # [folder] where everything is written
     resume: bool = False  # [-] continue the run that stands in `output`
     base: str | None = None  # [folder] of the model that adapters were put on, to be named in their files
+    seed: int = 0  # [-] of dropout
 
 
 class Trainer(Protocol):
@@ -132,7 +133,7 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(self.step * world_size() + rank())  # dropout: of this step, whenever it is taken
+                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # a step's dropout, whenever it is taken
                 yield share(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
@@ -320,7 +321,8 @@ def finished_model(run: str | Path) -> Path | None:
 def check_same_settings(path: Path, settings: str) -> None:
     """Raise InputError, showing the first difference, if a run is resumed with other settings than it began with."""
     ignored = ("resume", "output", "stop_after", "device", "threads")
-    old, new = ([x for x in text.splitlines() if not x.startswith(ignored)] for text in (path.read_text(), settings))
+    texts = path.read_text(), settings
+    old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in ignored] for text in texts)
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(

@@ -229,6 +229,9 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         ),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
+        ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora or qlora"),
+        ("dpo", ["--template", "zephyr"], "--template: is for a folder that has no chat template; give --policy DIR"),
+        ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
 )
 def test_settings_that_could_not_act_are_refused(call, folder_of, inputs, tmp_path, capsys, program, words, text):
@@ -243,6 +246,12 @@ def test_settings_that_could_not_act_are_refused(call, folder_of, inputs, tmp_pa
             *([] if program == "process_reward" else ["--data", inputs / "pairs.jsonl"]),
         )
     assert stop.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_settings_of_a_new_model_are_said_not_to_be_read(call, folder_of, inputs, tmp_path, capsys):
+    folder = folder_of("qwen3")
+    call("sft", tmp_path, *flags(folder, inputs, tmp_path))
+    assert f"not read, since {folder} says what the model is like: model.hidden_size, " in capsys.readouterr().out
 
 
 def test_what_a_reward_model_has_not_is_not_frozen_there(call, folder_of, inputs, tmp_path):

@@ -46,7 +46,7 @@ def test_it_trains_on_your_own_rows_from_a_policy_and_a_reward_you_have(call, in
     assert found["after"]["gold_reward"] is None and isinstance(found["after"]["length"], float)
 
 
-def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, monkeypatch):
+def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, capsys):
     argv = ["--stop_sft_at", "0", "--sft.steps", "80", "--output", tmp_path / "job"]
     call("grpo", tmp_path, *argv)
     steps = (tmp_path / "job" / "sft" / "metrics.jsonl").read_text().splitlines()
@@ -54,6 +54,9 @@ def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, monkeyp
     found = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert 0 <= found["greedy_gold_before"] <= 1 and 0 <= found["greedy_gold_after"] <= 1
     assert not (tmp_path / "job" / "reward").exists()
+    with pytest.raises(SystemExit):  # a finished SFT that stopped elsewhere is another one
+        call("grpo", tmp_path, *argv[2:], "--resume", "--stop_sft_at", "0.5")
+    assert "it began with 'stop_sft_at = 0.0'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["process", "outcome"])

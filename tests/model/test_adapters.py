@@ -469,6 +469,13 @@ def test_freezing_by_pattern(make):
         freeze(policy, ["wte"])
 
 
+def test_freezing_by_the_familys_own_names():
+    gpt2 = Transformer(config_from({"model_type": "gpt2", "vocab_size": 37, "n_embd": 16, "n_layer": 2, "n_head": 2}))
+    for pattern, parameters in (("wte", 1), ("h.0", 12), ("c_attn", 4), ("transformer.h.1.mlp", 4)):
+        freeze(gpt2.requires_grad_(True), [pattern])
+        assert sum(not p.requires_grad for p in gpt2.parameters()) == parameters
+
+
 def test_lora_trains_adapters_and_heads_only(make):
     policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2, target_modules=("q_proj",)))
     # two layers, A [2, 24] and B [24, 2] each; the head 24 + 1

@@ -63,6 +63,15 @@ def test_a_saved_policy_comes_back_with_its_value_head(tmp_path, make, loud, ids
     assert load_policy(tmp_path).value_head is None
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 25)])
+def test_a_value_head_of_another_width_is_refused(tmp_path, make, shape):
+    save_pretrained(Policy(make(), value_head=True), tmp_path)
+    save_file({"weight": torch.ones(shape), "bias": torch.ones(1)}, tmp_path / "value_head.safetensors")
+    text = re.escape(f"value_head.safetensors: weight must be (1, 24) as the policy is, got {shape}")
+    with pytest.raises(InputError, match=text):
+        load_policy(tmp_path, value_head=True)
+
+
 def test_a_policy_saved_without_value_head_gets_a_fresh_one(folder):
     head = load_policy(folder, value_head=True).value_head
     assert not head.weight.any() and not head.bias.any()

@@ -19,7 +19,7 @@ from minirlhf.model.adapters import (
     merge_lora,
     reference_of,
 )
-from minirlhf.model.quantised import NF4, QuantisedLinear, dequantise, memory_report, quantise, quantise_linears
+from minirlhf.model.quantised import NF4, QuantisedLinear, dequantise, memory_report, plain, quantise, quantise_linears
 from minirlhf.model.transformer import run_block
 from minirlhf.runtime.compile import maybe_compile
 
@@ -212,6 +212,15 @@ def test_off_it_is_the_quantised_base_and_merged_a_dense_model(make, ids, mask, 
     merged = merge_lora(policy).transformer
     assert not any(isinstance(module, QuantisedLinear) for module in merged.modules())
     assert_close(merged(ids), before, atol=1e-5 * before.abs().max().item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_out_is_of_the_type_of_the_rest(make, ids, dtype):
+    policy = apply_lora(Policy(quantise_linears(make().to(dtype))), LoRAConfig(r=2))
+    written = plain(policy)
+    assert {p.dtype for p in written.parameters()} == {dtype}
+    assert written.transformer(ids).isfinite().all()
+    assert any(isinstance(module, QuantisedLinear) for module in policy.modules())
 
 
 def trained_loss(quantised):

@@ -121,6 +121,15 @@ def test_width_of_padding_changes_no_real_output(make, ids, mask):
     assert_close(model(ids[1:2, :4])[0], model(ids, mask)[1, :4])
 
 
+def test_gradient_checkpointing_leaves_a_cache_alone(make, ids):
+    model = make(num_hidden_layers=3)
+    wanted = model(ids)
+    model.model.gradient_checkpointing = True  # and gradients are wanted
+    cache = KVCache(model.config, 4, 9, torch.device("cpu"))
+    parts = [model(part, cache=cache) for part in ids.split(4, dim=1)]
+    assert_close(torch.cat(parts, dim=1), wanted)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients_and_runs_blocks_twice(make, ids, mask):
     gradients, calls = [], []
     for on in (False, True):

@@ -142,3 +142,13 @@ def test_the_same_size_changes_nothing_and_a_smaller_one_is_refused(make, ids):
     with pytest.raises(InputError, match=f"^{re.escape('resize_embeddings: size must be at least the 37 rows there')}"):
         resize_embeddings(model, 36)
     assert model.config.vocab_size == 37
+
+
+@pytest.mark.parametrize("kind", [ValueModel, RewardModel, ProcessRewardModel])
+def test_models_on_one_trunk_grow_together(make, ids, tmp_path, kind):
+    transformer = make()
+    other = kind(transformer)
+    resize_embeddings(Policy(transformer), 40)
+    assert other.config.vocab_size == transformer.config.vocab_size == 40
+    save_pretrained(other, tmp_path)
+    assert torch.equal(load_pretrained(tmp_path)(ids, ids >= 0), other(ids, ids >= 0))

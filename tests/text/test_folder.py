@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.model import ModelConfig, Transformer, save_pretrained
 from minirlhf.text import Tokenizer
 from minirlhf.text.tokenizer import BOS, EOS, PAD
 
@@ -90,7 +91,21 @@ def test_all_end_tokens_are_known_the_tokenizers_own_first(tmp_path, generation,
 def test_saving_beside_a_model_keeps_its_generation_settings(tmp_path):
     folder = checkpoint(tmp_path, {"eos_token": EOS}, generation_config={"eos_token_id": [2, 9], "temperature": 0.6})
     Tokenizer.load(folder).save(folder)
-    assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": [2, 9], "temperature": 0.6}
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [2, 9], "temperature": 0.6, "bos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("tokenizer_first", [True, False])
+def test_model_and_tokenizer_are_saved_in_any_order(tmp_path, tokenizer_first):
+    settings = {"eos_token_id": [2, 9], "temperature": 0.6}
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, generation_config=settings))
+    again = tmp_path / "again"
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size))
+    save = [lambda: tokenizer.save(again), lambda: save_pretrained(model, again, tokenizer.token_ids)]
+    for one in save if tokenizer_first else save[::-1]:
+        one()
+    written = json.loads((again / "generation_config.json").read_text())
+    assert written["temperature"] == 0.6 and Tokenizer.load(again).eos_ids == (2, 9)
 
 
 @pytest.mark.parametrize("pad", [{}, {"pad_token": None}])

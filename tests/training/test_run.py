@@ -105,6 +105,15 @@ def test_the_loop_gets_every_batch_and_leaves_a_whole_folder(tmp_path):
     assert checkpoints(run.folder) == ["step-6"] and finished_model(run.folder) == run.folder / "model"
 
 
+def test_a_steps_noise_is_a_function_of_seed_and_step(tmp_path):
+    noise = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        noise[name] = []
+        torch.manual_seed(len(noise))  # whatever ran before
+        go(tmp_path / name, after=lambda k, name=name: noise[name].append(torch.rand(()).item()), seed=seed)
+    assert noise["a"] == noise["b"] and len({*noise["a"], *noise["c"]}) == 12
+
+
 def test_forgetting_record_is_an_error_at_once(tmp_path):
     run, trainer = start(tmp_path / "run")
     with pytest.raises(RuntimeError, match=r"each step must end with run.record\(trainer.step\(batch\)\)"):
@@ -331,6 +340,12 @@ def test_where_it_runs_and_where_it_stops_may_change(tmp_path):
     path.write_text('resume = false\noutput = "a"\nstop_after = "sft"\ndevice = "cpu"\nthreads = 1\nseed = 3\n')
     check_same_settings(path, 'resume = true\ndevice = "auto"\nseed = 3\n')
     assert "seed" in refusal(check_same_settings, path, 'resume = true\ndevice = "auto"\nseed = 4\n')
+
+
+def test_only_these_very_settings_may_change(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("output_bias = false\n")
+    assert "output_bias" in refusal(check_same_settings, path, "output_bias = true\n")
 
 
 def test_the_settings_are_written_as_used(tmp_path):
