@@ -83,6 +83,21 @@ def test_pages_are_there():
     assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
 
 
+def test_the_source_is_as_long_as_the_pages_say():
+    def count(files):
+        return sum(1 for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+
+    page = TEXT[ROOT / "docs" / "reading.md"]
+    whole, files, core = (
+        int(n.replace(",", "")) for n in re.findall(r"about ([\d,]+) lines in (\d+) .* is\n([\d,]+) lines", page)[0]
+    )
+    source = list((ROOT / "minirlhf").rglob("*.py"))
+    linked = re.findall(r"\]\(\.\./(minirlhf/[^)]+\.py)\)", page[page.index("## 1.") : page.index("## 4.")])
+    assert files == len(source) and f"about {whole:,} lines" in TEXT[ROOT / "README.md"]
+    assert count(source) == pytest.approx(whole, rel=0.03)
+    assert count({ROOT / file for file in linked}) == pytest.approx(core, rel=0.03)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_anchors_resolve(page):
     links = re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", PROSE[page])
