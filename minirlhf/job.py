@@ -32,6 +32,7 @@ from minirlhf.model import (
     quantise_linears,
     reference_of,
 )
+from minirlhf.model.families import config_to
 from minirlhf.model.pretrained import read_config
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.rewards import Reward
@@ -217,8 +218,10 @@ def session_of(settings: dict[str, Any]) -> AbstractContextManager[torch.device]
 
 
 def check_effects(settings: dict[str, Any]) -> None:
-    """Raise InputError for what was set and would not be read: who sets it believes that it acts."""
+    """Raise InputError for what was set and would not be read, or not be saved: who sets it believes that it acts."""
     job = settings[""]
+    if not job.policy:
+        config_to(settings["model"])  # what no config.json can say could not be saved
     if job.template and not job.policy:
         raise InputError("--template: is for a folder that has no chat template; give --policy DIR")
     if job.train == "all" and "lora" in settings and (told := changed(settings["lora"])):

@@ -70,7 +70,7 @@ class ModelConfig:
         check_range(self, "num_experts_per_tok", "moe_intermediate_size", "rope_factor", least=1)
         check_range(self, "sliding_window", "rope_original_context", least=1)
         check_range(self, "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", above=0)
-        check_range(self, "rope_theta", "rope_local_theta", above=0)
+        check_range(self, "rope_theta", "rope_local_theta", "rope_beta_fast", "rope_beta_slow", above=0)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "

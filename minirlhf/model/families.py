@@ -29,6 +29,7 @@ SIZES = {
     "tie_word_embeddings": "tie_word_embeddings",
     "hidden_act": "hidden_act",
 }
+WINDOW_SIZES = SIZES | {"sliding_window": "sliding_window", "layer_types": "layer_types"}
 GPT2_SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "n_embd",
@@ -40,11 +41,9 @@ GPT2_SIZES = {
     "tie_word_embeddings": "tie_word_embeddings",
     "hidden_act": "activation_function",
 }
-GEMMA_SIZES = SIZES | {
+GEMMA_SIZES = WINDOW_SIZES | {
     "hidden_act": "hidden_activation",
     "query_pre_attn_scalar": "query_pre_attn_scalar",
-    "sliding_window": "sliding_window",
-    "layer_types": "layer_types",
     "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
 }
@@ -99,11 +98,19 @@ def every_layer_if_asked(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
     return every_layer(raw, layers) if raw.get("use_sliding_window") else ()
 
 
-def all_but_each(period: int) -> Callable[[dict[str, Any], int], tuple[str, ...]]:
-    """Gemma: one full layer after every period - 1 sliding ones."""
+def layers_without_positions(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
+    """SmolLM3: those, if use_sliding_window says so."""
+    if not raw.get("use_sliding_window") or raw.get("sliding_window") is None:
+        return ()
+    without = _no_rope(raw, layers)
+    return tuple(SLIDING if layer in without else FULL for layer in range(layers))
+
+
+def all_but_each(period: int, key: str | None = None) -> Callable[[dict[str, Any], int], tuple[str, ...]]:
+    """Gemma: one full layer after every period - 1 sliding ones; config.json's `key` may say another period."""
 
     def layer_types(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-        every = raw.get("sliding_window_pattern", period)
+        every = raw.get(key) or period
         return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
 
     return layer_types
@@ -117,16 +124,19 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)  # the same in all of its models
     keys: dict[str, str] = field(default_factory=lambda: SIZES)  # ModelConfig's field -> config.json's key
     defaults: dict[str, Any] = field(default_factory=dict)  # where config.json says nothing
-    biases: tuple[str, ...] = ()  # what config.json's attention_bias turns on; mlp_bias is mlp_bias
+    biases: tuple[str, ...] = ()  # what config.json's attention_bias turns on
+    mlp_bias: bool = False  # may config.json ask for it?
+    window_switch: bool = False  # does config.json say by use_sliding_window whether there is a window?
+    rope_scaling: bool = True  # may positions be scaled?
     layer_types: Callable[[dict[str, Any], int], tuple[str, ...]] | None = None  # (config.json, layers) ->
     names: dict[str, str] = field(default_factory=dict)  # parts of our weights' names -> theirs
-    transposed: tuple[str, ...] = ()  # parts of names of weights that are stored [in, out]
+    transposed: tuple[str, ...] = ()  # how names of weights end that are stored [in, out]
 
 
 BOTH = ("attention_bias", "output_bias")
 FAMILIES: dict[str, Family] = {
     # Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Llama 3: arXiv:2407.21783
-    "llama": Family("Llama", biases=BOTH),
+    "llama": Family("Llama", biases=BOTH, mlp_bias=True),
     # Jiang et al. 2023, arXiv:2310.06825
     "mistral": Family(
         "Mistral",
@@ -138,17 +148,19 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         "Qwen2",
         settings={"attention_bias": True},
-        keys=SIZES | {"sliding_window": "sliding_window", "layer_types": "layer_types"},
+        keys=WINDOW_SIZES,
         layer_types=upper_layers,
+        window_switch=True,
     ),
     # Yang et al. 2025, arXiv:2505.09388
     "qwen3": Family(
         "Qwen3",
         settings={"qk_norm": "head"},
-        keys=SIZES | {"sliding_window": "sliding_window", "layer_types": "layer_types"},
+        keys=WINDOW_SIZES,
         defaults={"head_dim": 128},
         biases=BOTH,
         layer_types=upper_layers,
+        window_switch=True,
     ),
     # the same paper: mixtures of experts
     "qwen3_moe": Family(
@@ -158,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         defaults=EXPERT_DEFAULTS | {"sliding_window": 4096},
         biases=BOTH,
         layer_types=every_layer_if_asked,
+        window_switch=True,
     ),
     # Gemma team 2024, arXiv:2408.00118
     "gemma2": Family(
@@ -174,10 +187,10 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         "Gemma3",
         settings=GEMMA | {"qk_norm": "head"},
-        keys=GEMMA_SIZES,
+        keys={ours: key for ours, key in GEMMA_SIZES.items() if ours != "attn_logit_softcapping"},
         defaults=GEMMA_DEFAULTS | {"sliding_window": 4096, "rope_theta": 1_000_000.0, "rope_local_theta": 10_000.0},
         biases=BOTH,
-        layer_types=all_but_each(6),
+        layer_types=all_but_each(6, "sliding_window_pattern"),
         names=GEMMA_NAMES,
     ),
     # Abdin et al. 2024, arXiv:2404.14219
@@ -187,13 +200,17 @@ FAMILIES: dict[str, Family] = {
         keys=SIZES | {"sliding_window": "sliding_window"},
         defaults={"rms_norm_eps": 1e-5},
         layer_types=every_layer,
+        rope_scaling=False,
     ),
     # Bakouch et al. 2025, huggingface.co/blog/smollm3
     "smollm3": Family(
         "SmolLM3",
-        keys=SIZES | {"no_rope_layers": "no_rope_layers"},
+        keys=WINDOW_SIZES | {"no_rope_layers": "no_rope_layers"},
         defaults={"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
         biases=BOTH,
+        mlp_bias=True,
+        layer_types=layers_without_positions,
+        window_switch=True,
     ),
     # OLMo team 2024, arXiv:2501.00656
     "olmo2": Family(
@@ -228,7 +245,6 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # What the transformer does and config.json may say otherwise: anything else there would mean other logits
 FIXED = {
-    "pretraining_tp": 1,
     "partial_rotary_factor": 1.0,
     "use_bidirectional_attention": False,
     "scale_attn_weights": True,
@@ -290,7 +306,7 @@ def config_from(raw: dict[str, Any]) -> ModelConfig:
     values = {"tie_word_embeddings": False, "max_position_embeddings": 2048} | family.defaults | known | family.settings
     values["model_type"] = raw.get("model_type", "llama")
     values |= dict.fromkeys(family.biases, bool(raw.get("attention_bias", False)))
-    if "mlp_bias" not in values:
+    if family.mlp_bias:
         values["mlp_bias"] = bool(raw.get("mlp_bias", False))
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values.setdefault(
@@ -301,7 +317,7 @@ def config_from(raw: dict[str, Any]) -> ModelConfig:
     values["layer_types"] = tuple(values.get("layer_types", ()))
     if SLIDING not in values["layer_types"]:  # a window that no layer looks through
         values |= {"sliding_window": None, "layer_types": ()}
-    values["no_rope_layers"] = _no_rope(raw, values) if "no_rope_layers" in family.keys else ()
+    values["no_rope_layers"] = _no_rope(raw, values["num_hidden_layers"]) if "no_rope_layers" in family.keys else ()
     values["mlp_only_layers"] = _mlp_only(raw, values) if "mlp_only_layers" in family.keys else ()
     values |= _rope_from(raw, values)
     _check_types(values)
@@ -324,14 +340,19 @@ def config_to(config: ModelConfig) -> dict[str, Any]:
     raw = {key: list(value) if isinstance(value, tuple) else value for key, value in raw.items()}
     if raw.get("layer_types") == []:
         raw["layer_types"] = [FULL] * config.num_hidden_layers
-    if family.layer_types in (upper_layers, every_layer_if_asked):
+    if family.window_switch:
         raw["use_sliding_window"] = config.sliding_window is not None
     if family.biases:
         raw["attention_bias"] = config.attention_bias
-    if "mlp_bias" not in family.settings:
+    if family.mlp_bias:
         raw["mlp_bias"] = config.mlp_bias
+    if family.settings.get("embedding_scale"):  # Gemma's classes want these numbers, whether they matter or not
+        raw["sliding_window"] = config.sliding_window or family.defaults["sliding_window"]
+        raw["query_pre_attn_scalar"] = _whole(config.query_pre_attn_scalar or config.head_width)
     raw = {"model_type": config.model_type, **raw, **_rope_to(config)}
     back, plain = config_from(raw), dataclasses.replace(config, head_dim=_plain_head_dim(config))
+    if config.query_pre_attn_scalar is None:
+        plain = dataclasses.replace(plain, query_pre_attn_scalar=raw.get("query_pre_attn_scalar"))
     lost = [item.name for item in fields(ModelConfig) if getattr(back, item.name) != getattr(plain, item.name)]
     if lost:
         raise InputError(
@@ -362,14 +383,13 @@ def _replaced(name: str, table: dict[str, str]) -> str:
     return re.sub("|".join(map(re.escape, table)), lambda match: table[match[0]], name)
 
 
-def _no_rope(raw: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
+def _no_rope(raw: dict[str, Any], layers: int) -> tuple[int, ...]:
     """SmolLM3: config.json has 1 for a layer with positions, or every how manieth has none."""
-    layers = range(values["num_hidden_layers"])
-    every = raw.get("no_rope_layer_interval", 4)
-    flags = raw.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in layers]
-    if len(flags) != len(layers):
-        raise InputError(f"no_rope_layers must have {len(layers)} entries, one a layer, got {len(flags)}")
-    return tuple(layer for layer in layers if not flags[layer])
+    every = raw.get("no_rope_layer_interval") or 4
+    flags = raw.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in range(layers)]
+    if len(flags) != layers:
+        raise InputError(f"no_rope_layers must have {layers} entries, one a layer, got {len(flags)}")
+    return tuple(layer for layer in range(layers) if not flags[layer])
 
 
 def _mlp_only(raw: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
@@ -384,26 +404,32 @@ def _rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """rope_theta and rope_scaling, or rope_parameters, where newer writers keep both -> our rope_ fields."""
     if values.get("positions") == "learned":
         return {}
-    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(found, dict):
-        raise InputError(f"rope_parameters must be an object, got {found!r}")
+    found, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if not isinstance(found, dict) or not isinstance(scaling, dict):
+        raise InputError(f"rope_parameters must be an object, got {scaling if isinstance(found, dict) else found!r}")
     local = {}
     if FULL in found or SLIDING in found:  # one for each kind of layer
-        found, local = found.get(FULL) or {}, found.get(SLIDING) or {}
+        found, local = (found.get(FULL) or {}) | scaling, found.get(SLIDING) or {}
         if local.get("rope_type", "default") != "default":
             raise InputError(f"rope_parameters of sliding layers must be of type default, got {local['rope_type']!r}")
+    else:
+        found = scaling or found  # whoever adds the older key to a newer file means it
+    found = {key: value for key, value in found.items() if value is not None}
     theta = found.get("rope_theta", raw.get("rope_theta", values.get("rope_theta", ModelConfig.rope_theta)))
     rope = {"rope_theta": theta, "rope_type": found.get("rope_type", found.get("type", "default"))}
     if "rope_local_theta" in values:
         rope["rope_local_theta"] = local.get("rope_theta", raw.get("rope_local_base_freq", values["rope_local_theta"]))
     if rope["rope_type"] not in ROPE_KEYS:
         raise InputError(f"rope_parameters: type must be one of {', '.join(ROPE_KEYS)}, got {rope['rope_type']!r}")
-    keys = ROPE_KEYS[rope["rope_type"]]
-    ignored = {"rope_theta", "rope_type", "type", "original_max_position_embeddings", "partial_rotary_factor"}
+    if rope["rope_type"] != "default" and not family_of(values["model_type"]).rope_scaling:
+        raise InputError(f"rope_parameters: {values['model_type']} has type default alone, got {rope['rope_type']!r}")
+    keys, original = ROPE_KEYS[rope["rope_type"]], "original_max_position_embeddings"
+    if raw.get(original) is not None:
+        found[original] = raw[original]
     for key, value in found.items():
-        if key in keys and value is not None:
+        if key in keys:
             rope[keys[key]] = value
-        elif key not in {*keys, *ignored} and value is not None:
+        elif key not in ("rope_theta", "rope_type", "type", original) and (key, value) != ("partial_rotary_factor", 1):
             raise InputError(f"rope_parameters: {key} of type {rope['rope_type']} is not computed here; got {value!r}")
     if "factor" in keys and "rope_factor" not in rope:
         raise InputError(f"rope_parameters: type {rope['rope_type']} needs factor, got none")
@@ -425,6 +451,11 @@ def _rope_to(config: ModelConfig) -> dict[str, Any]:
     scaling = {key: getattr(config, ours) for key, ours in keys.items() if getattr(config, ours) is not None}
     raw["rope_scaling"] = {"rope_type": config.rope_type, **scaling} if keys else None
     return raw
+
+
+def _whole(number: float) -> float:
+    """An int if it is one."""
+    return int(number) if number == int(number) else number
 
 
 def _plain_head_dim(config: ModelConfig) -> int | None:

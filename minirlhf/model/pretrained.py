@@ -37,6 +37,8 @@ KINDS = {
 IS_VALUE_MODEL = "value_model"  # a key of ours in config.json, which tells it from a process reward model
 OTHER_NAMES = {("gpt2", Transformer): "GPT2LMHeadModel"}
 OTHER_NAMES |= {("gemma3_text", RewardModel): "Gemma3TextForSequenceClassification"}
+NUMBERS = ("score.", "value_head.")  # heads of one number
+HEADS = ("lm_head.", *NUMBERS)
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers that older files hold
 
 
@@ -50,7 +52,8 @@ def save_pretrained(
     Raises: InputError if the model's config is a mixture that no family's config.json can say.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
-    config = {**_config_json(transformer), **(token_ids or {})}  # refuses before anything is written
+    unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # null; left out, it would be a default
+    config = {**_config_json(transformer), **(token_ids or unknown)}  # refuses before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
@@ -181,6 +184,11 @@ def find_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
     where = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
     if missing := sorted(expected.keys() - places.keys()):
         raise InputError(f"{where}: {len(missing)} weights are missing: {_some(missing)}; is it another model?")
+    if tied & places.keys() and not _same(places["lm_head.weight"], places["model.embed_tokens.weight"]):
+        raise InputError(
+            f"{where}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; write "
+            '"tie_word_embeddings": false if the head is right, else leave it out of the file'
+        )
     surplus = {name for name in places.keys() - expected.keys() - tied if not name.endswith(NOT_WEIGHTS)}
     if surplus:
         raise InputError(f"{where}: {len(surplus)} weights are not the model's: {_some(sorted(surplus))}")
@@ -193,31 +201,42 @@ def find_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
 
 def _places(files: list[Path], kind: str) -> dict[str, Stored]:
     """What the headers of the files say, by our names."""
-    places = {}
+    found = []
     for path in files:
         with _opened(path) as file:
-            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        bare = kind == "gpt2" and not any(name.startswith("transformer.") for name in shapes)  # the first GPT-2 files
-        for name, shape in shapes.items():
-            full = f"transformer.{name}" if bare else name
-            transposed = is_transposed(kind, full)
-            places[name_here(kind, full)] = Stored(path, name, shape[::-1] if transposed else shape, transposed)
+            found += [(path, name, torch.Size(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
+    # the first GPT-2 files
+    bare = kind == "gpt2" and not any(name.startswith("transformer.") for _, name, _ in found)
+    places = {}
+    for path, name, shape in found:
+        full = f"transformer.{name}" if bare and not name.startswith(HEADS) else name
+        transposed = is_transposed(kind, full)
+        places[name_here(kind, full)] = Stored(path, name, shape[::-1] if transposed else shape, transposed)
     return places
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    with _opened(one.path) as first, _opened(other.path) as second:
+        return torch.equal(_read(first, one), _read(second, other))
 
 
 def _weights(places: dict[str, Stored], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors themselves. What a file holds as the model wants it is mapped; the rest is copied.
 
+    dtype: None is the embedding's, in mixed files too, but for heads of one number, which have their own.
     Each copy reads from a map of its own: pages of a file stay resident as long as the map that they were read through.
     """
     weights = {}
     with ExitStack() as stack:
         files = {path: stack.enter_context(_opened(path)) for path in {place.path for place in places.values()}}
+        embedding = places["model.embed_tokens.weight"]
+        usual = _read(files[embedding.path], embedding).dtype
         for name, place in places.items():
             tensor = _read(files[place.path], place)
-            if place.transposed or dtype not in (None, tensor.dtype):
+            wanted = dtype or (tensor.dtype if name.startswith(NUMBERS) else usual)
+            if place.transposed or tensor.dtype != wanted:
                 with _opened(place.path) as alone:
-                    copy = torch.empty(place.shape, dtype=dtype or tensor.dtype)
+                    copy = torch.empty(place.shape, dtype=wanted)
                     tensor = copy.copy_(_read(alone, place))
             weights[name] = tensor
     return weights

@@ -52,12 +52,14 @@ def frequencies(config: ModelConfig, kind: str, length: int | None) -> tuple[Ten
     local = kind == SLIDING and config.rope_local_theta is not None
     theta = config.rope_local_theta if local else config.rope_theta
     exponents = torch.arange(0, E, 2, dtype=torch.float64) / E
+    if local:
+        return theta**-exponents, 1.0
     if config.rope_type == "dynamic" and length is not None:
         # NTK-aware scaling: as long as the text needs it, the slow waves become slower and the fast ones stay
         stretch = config.rope_factor * length / original_context(config) - (config.rope_factor - 1)
         return (theta * stretch ** (E / (E - 2))) ** -exponents, 1.0
     speeds = theta**-exponents
-    if local or config.rope_type in ("default", "dynamic"):
+    if config.rope_type in ("default", "dynamic"):
         return speeds, 1.0
     if config.rope_type == "linear":  # Chen et al. 2023, arXiv:2306.15595: all waves slower
         return speeds / config.rope_factor, 1.0
@@ -83,6 +85,6 @@ def _yarn(config: ModelConfig, speeds: Tensor, theta: float) -> tuple[Tensor, fl
     if config.rope_truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, E - 1)
-    slowed = ((torch.arange(E // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
+    slowed = ((torch.arange(E // 2, dtype=torch.float64) - low) / (high - low or 0.001)).clamp(0, 1)
     size = config.rope_attention_factor or 0.1 * math.log(config.rope_factor) + 1
     return (1 - slowed) * speeds + slowed * speeds / config.rope_factor, size

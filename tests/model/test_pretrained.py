@@ -213,7 +213,13 @@ def test_null_architectures_are_refused(folder):
     "setting",
     [
         {"hidden_act": "relu"},
-        {"pretraining_tp": 2},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+        {
+            "rope_parameters": {"type": "yarn", "factor": 2.0},
+            "model_type": "phi3",
+            "architectures": ["Phi3ForCausalLM"],
+        },
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "rope_theta": 10_000.0}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0}},
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}},
@@ -236,7 +242,7 @@ def test_rope_theta_is_read_from_rope_parameters(folder):
 
 def test_missing_and_surplus_weights_are_refused(folder):
     path = folder / "model.safetensors"
-    weights = load_file(path)
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}
     gone = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("down", "gate", "up")] + ["model.norm.weight"]
     save_file({name: tensor for name, tensor in weights.items() if name not in gone}, path)
     with refuses(f"{path}: 4 weights are missing: {', '.join(gone)}; is it another model?"):
@@ -244,8 +250,24 @@ def test_missing_and_surplus_weights_are_refused(folder):
     save_file(weights | {"b": torch.zeros(1), "a": torch.zeros(1)}, path)
     with refuses(f"{path}: 2 weights are not the model's: a, b"):
         load_pretrained(folder)
-    save_file(weights | {"lm_head.weight": torch.zeros(37, 24)}, path)  # tied, and written out all the same
-    load_pretrained(folder)
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 0}, path)
+    load_pretrained(folder)  # tied, and written out all the same
+    save_file(weights | {"lm_head.weight": torch.zeros(37, 24)}, path)
+    with refuses(
+        f"{path}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; write "
+        '"tie_word_embeddings": false if the head is right, else leave it out of the file'
+    ):
+        load_pretrained(folder)
+
+
+def test_a_file_of_mixed_types_is_read_in_the_embeddings(tmp_path, make, ids):
+    save_pretrained(RewardModel(make(tie_word_embeddings=False)).bfloat16(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    mixed = ("score.weight", "model.layers.0.mlp.up_proj.weight")
+    save_file({name: w.float() if name in mixed else w for name, w in load_file(path).items()}, path)
+    model = load_pretrained(tmp_path)
+    assert {name for name, p in model.named_parameters() if p.dtype == torch.float32} == {"score.weight"}
+    assert model(ids, ids >= 0).isfinite().all()
 
 
 def test_weights_of_another_shape_are_refused(folder, make, loud):
