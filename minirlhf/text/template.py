@@ -124,72 +124,10 @@ def _check_jinja() -> None:
 
 
 def _environment() -> Any:
-    """A sandbox with what templates of checkpoints expect to find. One for each template: it keeps its marks."""
     _check_jinja()
-    import jinja2.ext  # here, not above: most runs render no template
-    import jinja2.nodes
-    import jinja2.sandbox
+    from minirlhf.text.sandbox import environment  # here, not above: most runs render no template
 
-    class Marks(jinja2.ext.Extension):
-        """{% generation %} ... {% endgeneration %}: the body as it is, its place in the text written down."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
-
-        def mark(self, caller: Any) -> str:
-            text = caller()
-            self.spans.append((self.written, self.written + len(text)))
-            return text
-
-    class Names(jinja2.utils.Namespace):
-        """`namespace()` whose names do not begin with an underscore."""
-
-        def __init__(*args: Any, **values: Any) -> None:  # no name for self: a template may store one called so
-            for name in dict(*args[1:], **values):
-                Names._check(name)
-            jinja2.utils.Namespace.__init__(*args, **values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            Names._check(name)
-            super().__setitem__(name, value)
-
-        @staticmethod
-        def _check(name: Any) -> None:
-            if isinstance(name, str) and name.startswith("_"):
-                raise jinja2.sandbox.SecurityError(f"a namespace may not hold {name!r}")
-
-    class Dict:
-        """`dict(...)` without the attributes of Python's class."""
-
-        def __call__(self, *args: Any, **values: Any) -> dict:
-            return dict(*args, **values)
-
-        def fromkeys(self, *args: Any) -> dict:
-            return dict.fromkeys(*args)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(x: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:  # not HTML, as Jinja
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    def strftime_now(layout: str) -> str:
-        import datetime
-
-        return datetime.datetime.now().strftime(layout)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Marks, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    environment.globals |= {"dict": Dict(), "namespace": Names}
-    environment.marks = environment.extensions[Marks.identifier]
-    return environment
+    return environment()
 
 
 @functools.lru_cache(maxsize=64)
