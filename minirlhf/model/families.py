@@ -424,12 +424,13 @@ def _rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     if rope["rope_type"] != "default" and not family_of(values["model_type"]).rope_scaling:
         raise InputError(f"rope_parameters: {values['model_type']} has type default alone, got {rope['rope_type']!r}")
     keys, original = ROPE_KEYS[rope["rope_type"]], "original_max_position_embeddings"
+    harmless = {"rope_theta", "rope_type", "type", "finetuned", original}
     if raw.get(original) is not None:
         found[original] = raw[original]
     for key, value in found.items():
         if key in keys:
             rope[keys[key]] = value
-        elif key not in ("rope_theta", "rope_type", "type", original) and (key, value) != ("partial_rotary_factor", 1):
+        elif key not in harmless and (key, value) != ("partial_rotary_factor", 1):
             raise InputError(f"rope_parameters: {key} of type {rope['rope_type']} is not computed here; got {value!r}")
     if "factor" in keys and "rope_factor" not in rope:
         raise InputError(f"rope_parameters: type {rope['rope_type']} needs factor, got none")

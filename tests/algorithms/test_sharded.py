@@ -49,11 +49,15 @@ def grpo_fused(policy, batch, old_logps, advantages, count):
 
 
 CASES = {case.__name__: case for case in (sft, sft_fused, grpo, grpo_fused)}
-ADAPTED = {"lora": grpo, "qlora": grpo_fused}  # adapters beside frozen weights, or beside frozen ones of 4 bits
+# adapters beside frozen weights, or beside frozen ones of 4 bits, or on the head too, which losses read
+ADAPTED = {"lora": grpo, "qlora": grpo_fused, "head": grpo, "head_fused": grpo_fused}
 CASES |= ADAPTED
 
 
 def model(case):
+    if case.startswith("head"):
+        policy = Policy(tiny.transformer(layers=2, tie_word_embeddings=False))
+        return tiny.adapted(policy, targets=("all-linear", "lm_head"))
     policy = Policy(tiny.transformer(layers=2))
     assert policy.transformer.head_weight is policy.transformer.model.embed_tokens.weight
     return tiny.adapted(policy, four_bits=case == "qlora") if case in ADAPTED else policy

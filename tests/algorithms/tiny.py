@@ -155,13 +155,18 @@ def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int 
     return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=critic, seed=seed)
 
 
-def adapted(model: Transformer | Policy, names: Sequence[str] = ("default",), four_bits: bool = False):
+def adapted(
+    model: Transformer | Policy,
+    names: Sequence[str] = ("default",),
+    four_bits: bool = False,
+    targets: tuple[str, ...] = ("all-linear",),
+):
     """The model with adapters that are not 0, or their trunk would have no gradient."""
     if four_bits:
         quantise_linears(model)
     torch.manual_seed(5)
     for name in names:
-        apply_lora(model, LoRAConfig(r=2, alpha=2.0), name)
+        apply_lora(model, LoRAConfig(r=2, alpha=2.0, target_modules=targets), name)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith(".B"):

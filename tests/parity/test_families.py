@@ -281,7 +281,7 @@ WRITTEN = {
     "a number of machines long ago": ("llama", {"pretraining_tp": 2}),
     "the older key in a newer file": ("qwen2", {"rope_scaling": {"type": "yarn", **LONGER}}),
     "the older key in a newer file, one for each kind": ("gemma3, scaled", {"rope_scaling": {"factor": 2.0}}),
-    "the older keys": ("qwen2", OLD | {"rope_scaling": {"type": "yarn", **LONGER}}),
+    "the older keys": ("qwen2", OLD | {"rope_scaling": {"type": "yarn", "finetuned": True, **LONGER}}),
     "the context trained for, outside": (
         "llama, llama3",
         {"original_max_position_embeddings": 64},
