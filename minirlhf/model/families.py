@@ -434,8 +434,10 @@ def _rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"rope_parameters: {key} of type {rope['rope_type']} is not computed here; got {value!r}")
     if "factor" in keys and "rope_factor" not in rope:
         raise InputError(f"rope_parameters: type {rope['rope_type']} needs factor, got none")
+    trained = values["max_position_embeddings"]
+    if original in keys and rope.get("rope_original_context") == trained:  # who adds scaling often leaves the context
+        rope["max_position_embeddings"] = int(trained * rope["rope_factor"])
     if rope["rope_type"] == "dynamic":  # there the context is the one trained for
-        trained = values["max_position_embeddings"]
         rope |= {"rope_original_context": trained, "max_position_embeddings": int(trained * rope["rope_factor"])}
     return rope
 

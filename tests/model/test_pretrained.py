@@ -240,6 +240,18 @@ def test_rope_theta_is_read_from_rope_parameters(folder):
     assert load_pretrained(folder).config.rope_theta == 500.0
 
 
+def test_scaling_that_is_added_makes_the_context_longer(folder):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    assert raw["max_position_embeddings"] == 16
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    path.write_text(json.dumps(raw | {"rope_scaling": scaling}))
+    model = load_pretrained(folder)
+    assert model(torch.zeros(1, 64, dtype=torch.int64)).isfinite().all()
+    save_pretrained(model, folder)
+    assert load_pretrained(folder).config == model.config
+
+
 def test_missing_and_surplus_weights_are_refused(folder):
     path = folder / "model.safetensors"
     weights = {name: weight.clone() for name, weight in load_file(path).items()}
