@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["minirlhf", "minirlhf.*"]),
     package_data={"minirlhf": ["py.typed"]},
-    entry_points={"console_scripts": ["minirlhf = minirlhf.cli:main"]},
+    entry_points={"console_scripts": ["minirlhf = minirlhf.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={

@@ -27,7 +27,7 @@ from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
-from minirlhf.training.metrics import metrics_help
+from minirlhf.training.vocabulary import metrics_help
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from minirlhf.rewards import Reward
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
-from minirlhf.training.metrics import metrics_help
+from minirlhf.training.vocabulary import metrics_help
 
 
 @dataclass(frozen=True)

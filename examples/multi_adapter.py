@@ -16,6 +16,7 @@ import torch
 from sft import policy_for
 
 from minirlhf import job
+from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.algorithms.ppo import PPOConfig, PPOTrainer
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
 from minirlhf.algorithms.sft import SFTConfig
@@ -35,13 +36,12 @@ from minirlhf.model import (
     load_adapter,
     quantise_linears,
 )
-from minirlhf.model.adapters import ALL, HEAD
 from minirlhf.rewards import RewardModelScorer
 from minirlhf.runtime import seed_everything
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import ADAPTER, Run, RunSettings, parse_settings
-from minirlhf.training.metrics import metrics_help
+from minirlhf.training.vocabulary import metrics_help
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.model import LoRAConfig, ModelConfig, ProcessRewardModel
 from minirlhf.tasks import Task, reviews
 from minirlhf.training import Run, RunSettings, parse_settings
-from minirlhf.training.metrics import metrics_help, table
+from minirlhf.training.table import table
+from minirlhf.training.vocabulary import metrics_help
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from minirlhf.model import LoRAConfig, ModelConfig, Policy, load_policy
 from minirlhf.tasks import Task
 from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
-from minirlhf.training.metrics import metrics_help
+from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
     "": job.JobConfig,

@@ -9,8 +9,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-_ROOMS = ("losses", "runtime", "model", "text", "data", "generation", "rewards", "rollout", "training", "algorithms",
-          "tasks", "evaluation", "job")  # fmt: skip
+_ROOMS = ("losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation", "rewards", "rollout",
+          "training", "algorithms", "tasks", "evaluation", "job")  # fmt: skip
 
 
 def __getattr__(name: str):

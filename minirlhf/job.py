@@ -32,9 +32,9 @@ from minirlhf.model import (
     quantise_linears,
     reference_of,
 )
-from minirlhf.model.families import config_to
-from minirlhf.model.pretrained import read_config
 from minirlhf.model.transformer import Trunk, run_block
+from minirlhf.pretrained.config_json import config_to
+from minirlhf.pretrained.weights import read_config
 from minirlhf.rewards import Reward
 from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.device import resolve_device, resolve_precision, session

@@ -1,9 +1,67 @@
-"""Every test runs on one thread: tiny tensors gain nothing from a second, and neighbours stay out of the timing."""
+"""Every test runs on one thread: tiny tensors gain nothing from a second, and neighbours stay out of the timing.
+
+Tiny transformers whose weights are large enough that every part of them shows in the output.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
+from minirlhf.model import ModelConfig, Transformer
+
 torch.set_num_threads(1)
+
+SHAPE = {
+    "vocab_size": 37,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.fixture
+def loud():
+    """loud(model): the same model, every parameter moved by noise; what starts at 0 or 1 is no longer there."""
+
+    def loud(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        return model
+
+    return loud
+
+
+@pytest.fixture
+def make(loud):
+    """make(seed, **changes of SHAPE): a transformer."""
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        return loud(Transformer(ModelConfig(**SHAPE | changes)), seed)
+
+    return make
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 37, (4, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mask():
+    """Ragged: 9, 4, 1 and 7 real tokens."""
+    return torch.arange(9) < torch.tensor([[9], [4], [1], [7]])
+
+
+@pytest.fixture
+def junk(ids, mask):
+    """The same real tokens with other ids in the padding."""
+    return torch.where(mask, ids, (ids + 11) % 37)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from minirlhf import losses as L
+from minirlhf.adapters.lora import adapter_names
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.adapters import adapter_names, disable_dropout
-from minirlhf.model.policy import Policy, check_reference, move_towards
+from minirlhf.model.policy import Policy, check_reference, disable_dropout, move_towards
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig

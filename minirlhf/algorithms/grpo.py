@@ -50,10 +50,11 @@ from minirlhf.losses import (
     weighted_scores,
     whiten_judged,
 )
-from minirlhf.model.adapters import disable_dropout
-from minirlhf.model.policy import Policy, check_reference
+from minirlhf.model.policy import Policy, check_reference, disable_dropout
 from minirlhf.rewards.scoring import Reward, score_completions
-from minirlhf.rollout import Rollout, collect, describe, moments_of_all
+from minirlhf.rollout.collect import collect
+from minirlhf.rollout.rollout import Rollout
+from minirlhf.rollout.statistics import describe, moments_of_all
 from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.distributed import all_sum, backward, gather, gradient_sync, share, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer

@@ -17,9 +17,8 @@ from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
-from minirlhf.model.adapters import disable_dropout
 from minirlhf.model.mixture import GeometricMixture
-from minirlhf.model.policy import Policy, check_reference
+from minirlhf.model.policy import Policy, check_reference, disable_dropout
 from minirlhf.rewards.judges import Judge, judge_pairs
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer

@@ -25,10 +25,11 @@ from minirlhf.losses import (
     ppo_value_loss,
     ratio_diagnostics,
 )
-from minirlhf.model.adapters import disable_dropout
-from minirlhf.model.policy import Policy, ValueModel, check_reference
+from minirlhf.model.policy import Policy, ValueModel, check_reference, disable_dropout
 from minirlhf.rewards.scoring import Reward
-from minirlhf.rollout import Rollout, collect, describe, explained_variance, moments_of_all
+from minirlhf.rollout.collect import collect
+from minirlhf.rollout.rollout import Rollout
+from minirlhf.rollout.statistics import describe, explained_variance, moments_of_all
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer

@@ -23,8 +23,7 @@ from minirlhf.losses import (
     kto_loss,
     sum_logps,
 )
-from minirlhf.model.adapters import disable_dropout
-from minirlhf.model.policy import Policy, check_reference
+from minirlhf.model.policy import Policy, check_reference, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig

@@ -3,16 +3,3 @@
 from minirlhf.data.batches import Batches, Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows
 from minirlhf.data.formats import Dataset, read_rows
-
-__all__ = [
-    "Batches",
-    "Dataset",
-    "Draw",
-    "Encoded",
-    "EncodedRow",
-    "Sequences",
-    "encode_rows",
-    "microbatches",
-    "pad_sequences",
-    "read_rows",
-]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.runtime.randomness import permutation
 
@@ -81,3 +82,21 @@ def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
+
+
+def row_groups(rows: Sequence[EncodedRow], max_tokens: int, sides: int = 1) -> list[list[EncodedRow]]:
+    """Rows in groups of similar length: one micro-batch each, padded to at most `max_tokens`.
+
+    sides: how many of a row's responses go through the model in one forward (2 for chosen and rejected).
+    """
+    lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
+    return [[rows[i] for i in group] for group in microbatches(lengths, max_tokens // sides)]
+
+
+def pad_rows(rows: Sequence[EncodedRow], sides: Sequence[int], pad_id: int, device: torch.device) -> Sequences:
+    """The given responses of each row as one batch [len(sides) * len(rows), T]: all rows of side 0 first.
+
+    sides: which responses of a row; (0,) is its only one, (0, 1) are chosen and rejected.
+    """
+    prompts = [row.prompt for _ in sides for row in rows]
+    return pad_sequences(prompts, [row.responses[side] for side in sides for row in rows], pad_id, device)

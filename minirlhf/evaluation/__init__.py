@@ -2,5 +2,3 @@
 
 from minirlhf.evaluation.policies import Report, comparison, evaluate_policy, side_by_side, win_rate
 from minirlhf.evaluation.texts import distinct_n
-
-__all__ = ["Report", "comparison", "distinct_n", "evaluate_policy", "side_by_side", "win_rate"]

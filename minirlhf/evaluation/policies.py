@@ -17,7 +17,7 @@ from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.runtime.distributed import gather, share
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.metrics import table
+from minirlhf.training.table import table
 
 
 @dataclass(frozen=True)

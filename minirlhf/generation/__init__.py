@@ -2,5 +2,3 @@
 
 from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.generation.sampling import sample
-
-__all__ = ["Completion", "SamplingConfig", "generate", "sample"]

@@ -14,7 +14,8 @@ from torch import Tensor
 from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.errors import InputError
 from minirlhf.generation.sampling import sample
-from minirlhf.model.transformer import KVCache, Transformer
+from minirlhf.model.cache import KVCache
+from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 

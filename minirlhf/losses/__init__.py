@@ -1,5 +1,8 @@
 """The mathematics: pure functions of tensors and floats. Imports torch and nothing else."""
 
+import importlib
+from typing import Any
+
 from minirlhf.losses.advantages import (
     bnpo_advantages,
     discounted_returns,
@@ -14,31 +17,6 @@ from minirlhf.losses.advantages import (
     weighted_scores,
     whiten_judged,
 )
-from minirlhf.losses.dpo import (
-    alpha_link,
-    aot_paired_loss,
-    aot_unpaired_loss,
-    apo_down_loss,
-    apo_zero_loss,
-    bco_pair_loss,
-    desensitised_logps,
-    discopop_loss,
-    dpo_loss,
-    dpo_sigmoid_loss,
-    exo_loss,
-    forward_kl_link,
-    hinge_dpo_loss,
-    ipo_loss,
-    js_link,
-    mean_logps,
-    nca_loss,
-    robust_dpo_loss,
-    sppo_hard_loss,
-    sum_logps,
-    wpo_weights,
-)
-from minirlhf.losses.entropy import AdaptiveEntropyController, entropy_threshold, high_entropy_mask
-from minirlhf.losses.fused import fused_linear_loss
 from minirlhf.losses.kl import AdaptiveKLController, FixedKLController, kl_k1, kl_k2, kl_k3
 from minirlhf.losses.logprobs import (
     linear_log_collision,
@@ -57,7 +35,6 @@ from minirlhf.losses.masking import (
     sequence_mean,
     shift_right,
 )
-from minirlhf.losses.online import nash_md_loss, xpo_bonus
 from minirlhf.losses.policy import (
     cispo_policy_loss,
     gmpo_policy_loss,
@@ -71,9 +48,7 @@ from minirlhf.losses.policy import (
     truncated_importance_weights,
     vespo_policy_loss,
 )
-from minirlhf.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, simpo_loss
 from minirlhf.losses.reward import bradley_terry_loss, correctness_loss, reward_centering_loss
-from minirlhf.losses.router import load_balancing_loss
 from minirlhf.losses.supervised import (
     cross_entropy,
     dft_loss,
@@ -81,101 +56,30 @@ from minirlhf.losses.supervised import (
     linear_distillation_loss,
     minillm_advantages,
 )
-from minirlhf.losses.unpaired import (
-    RunningMean,
-    apo_zero_unpaired_loss,
-    bco_loss,
-    density_ratio,
-    kto_kl,
-    kto_loss,
-)
 
-__all__ = [
-    "AdaptiveEntropyController",
-    "AdaptiveKLController",
-    "FixedKLController",
-    "RunningMean",
-    "alpha_link",
-    "alphapo_loss",
-    "aot_paired_loss",
-    "aot_unpaired_loss",
-    "apo_down_loss",
-    "apo_zero_loss",
-    "apo_zero_unpaired_loss",
-    "bco_loss",
-    "bco_pair_loss",
-    "bnpo_advantages",
-    "bradley_terry_loss",
-    "cispo_policy_loss",
-    "correctness_loss",
-    "cpo_loss",
-    "cross_entropy",
-    "density_ratio",
-    "desensitised_logps",
-    "dft_loss",
-    "discopop_loss",
-    "discounted_returns",
-    "dpo_loss",
-    "dpo_sigmoid_loss",
-    "entropy_threshold",
-    "equal_groups",
-    "exo_loss",
-    "forward_kl_link",
-    "fused_linear_loss",
-    "gae",
-    "gdpo_advantages",
-    "generalised_js",
-    "gmpo_policy_loss",
-    "group_advantages",
-    "gspo_policy_loss",
-    "gspo_token_policy_loss",
-    "high_entropy_mask",
-    "hinge_dpo_loss",
-    "ipo_loss",
-    "js_link",
-    "kl_k1",
-    "kl_k2",
-    "kl_k3",
-    "kl_shaped_rewards",
-    "kto_kl",
-    "kto_loss",
-    "linear_distillation_loss",
-    "linear_log_collision",
-    "linear_logps_and_entropy",
-    "linear_token_logps",
-    "load_balancing_loss",
-    "masked_mean",
-    "masked_moments",
-    "masked_sum",
-    "masked_var",
-    "masked_whiten",
-    "mean_and_var",
-    "mean_logps",
-    "minillm_advantages",
-    "nash_md_loss",
-    "nca_loss",
-    "orpo_loss",
-    "overlong_penalty",
-    "ppo_policy_loss",
-    "ppo_value_loss",
-    "ratio_diagnostics",
-    "reinforce_policy_loss",
-    "remax_advantages",
-    "reward_centering_loss",
-    "rloo_advantages",
-    "robust_dpo_loss",
-    "sapo_policy_loss",
-    "sequence_mean",
-    "shift_right",
-    "simpo_loss",
-    "sppo_hard_loss",
-    "sum_logps",
-    "token_entropy",
-    "token_logps",
-    "truncated_importance_weights",
-    "vespo_policy_loss",
-    "weighted_scores",
-    "whiten_judged",
-    "wpo_weights",
-    "xpo_bonus",
-]
+# Names of leaves: their files are loaded on first use, so that the core does not need them.
+LEAVES = {
+    "minirlhf.losses.dpo": (
+        "alpha_link aot_paired_loss aot_unpaired_loss apo_down_loss apo_zero_loss bco_pair_loss "
+        "desensitised_logps discopop_loss dpo_loss dpo_sigmoid_loss exo_loss forward_kl_link "
+        "hinge_dpo_loss ipo_loss js_link mean_logps nca_loss robust_dpo_loss sppo_hard_loss sum_logps "
+        "wpo_weights"
+    ),
+    "minirlhf.losses.entropy": "AdaptiveEntropyController entropy_threshold high_entropy_mask",
+    "minirlhf.losses.fused": "fused_linear_loss",
+    "minirlhf.losses.online": "nash_md_loss xpo_bonus",
+    "minirlhf.losses.reference_free": "alphapo_loss cpo_loss orpo_loss simpo_loss",
+    "minirlhf.losses.router": "load_balancing_loss",
+    "minirlhf.losses.unpaired": "RunningMean apo_zero_unpaired_loss bco_loss density_ratio kto_kl kto_loss",
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in LEAVES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *" ".join(LEAVES.values()).split()])

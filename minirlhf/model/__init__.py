@@ -1,20 +1,10 @@
 """The transformer, and the policy, value model and reward model made of it."""
 
-from minirlhf.model.adapter_files import load_adapter, save_adapter
-from minirlhf.model.adapters import (
-    LoRAConfig,
-    adapter_names,
-    adapter_view,
-    apply_lora,
-    count_parameters,
-    disabled,
-    freeze,
-    merge_lora,
-    reference_of,
-)
+import importlib
+from typing import Any
+
+from minirlhf.model.cache import KVCache
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.experts import recorded_routing
-from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import (
     Policy,
     ProcessRewardModel,
@@ -24,41 +14,27 @@ from minirlhf.model.policy import (
     copy_of,
     move_towards,
 )
-from minirlhf.model.pretrained import load_policy, load_pretrained, load_reward_model, save_pretrained
-from minirlhf.model.quantised import memory_report, plain, quantise_linears
-from minirlhf.model.transformer import KVCache, Transformer
-from minirlhf.model.vocabulary import resize_embeddings
+from minirlhf.model.transformer import Transformer
 
-__all__ = [
-    "GeometricMixture",
-    "KVCache",
-    "LoRAConfig",
-    "ModelConfig",
-    "Policy",
-    "ProcessRewardModel",
-    "RewardModel",
-    "TokenOutputs",
-    "Transformer",
-    "ValueModel",
-    "adapter_names",
-    "adapter_view",
-    "apply_lora",
-    "copy_of",
-    "count_parameters",
-    "disabled",
-    "freeze",
-    "load_adapter",
-    "load_policy",
-    "load_pretrained",
-    "load_reward_model",
-    "memory_report",
-    "merge_lora",
-    "move_towards",
-    "plain",
-    "quantise_linears",
-    "recorded_routing",
-    "reference_of",
-    "resize_embeddings",
-    "save_adapter",
-    "save_pretrained",
-]
+# Names of leaves: their files are loaded on first use, so that the core does not need them.
+LEAVES = {
+    "minirlhf.adapters.lora": "LoRAConfig adapter_names adapter_view apply_lora disabled merge_lora reference_of",
+    "minirlhf.adapters.quantised": "memory_report plain quantise_linears",
+    "minirlhf.adapters.select": "count_parameters freeze",
+    "minirlhf.model.experts": "recorded_routing",
+    "minirlhf.model.mixture": "GeometricMixture",
+    "minirlhf.model.vocabulary": "resize_embeddings",
+    "minirlhf.pretrained.adapter_files": "load_adapter save_adapter",
+    "minirlhf.pretrained.weights": "load_policy load_pretrained load_reward_model save_pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in LEAVES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *" ".join(LEAVES.values()).split()])

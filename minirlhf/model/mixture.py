@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from minirlhf.model.transformer import KVCache, Transformer
+from minirlhf.model.cache import KVCache
+from minirlhf.model.transformer import Transformer
 
 
 class GeometricMixture(nn.Module):

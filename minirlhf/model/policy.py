@@ -175,3 +175,10 @@ def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
     """A head of one number in the weights' own type: bf16 autocast would leave scores two digits."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn dropout off permanently: with it, log-probs of before and after an update would differ by noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from minirlhf.errors import InputError
-from minirlhf.model.adapters import LoRALinear
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
@@ -32,7 +31,7 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
             "beyond the tokenizer's ids do no harm"
         )
     own_head = isinstance(core, Transformer) and not core.config.tie_word_embeddings
-    if own_head and isinstance(core.lm_head, LoRALinear):
+    if own_head and not isinstance(core.lm_head, nn.Linear):  # LoRALinear is none
         raise InputError("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora")
     embedding = core.model.embed_tokens
     embedding.weight, embedding.num_embeddings = _grown(embedding.weight, size), size

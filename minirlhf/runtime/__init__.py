@@ -3,17 +3,3 @@
 from minirlhf.runtime.device import resolve_device, resolve_precision, session
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, is_main, wrap
 from minirlhf.runtime.randomness import keyed_uniforms, permutation, seed_everything
-
-__all__ = [
-    "all_sum",
-    "backward",
-    "gradient_sync",
-    "is_main",
-    "keyed_uniforms",
-    "permutation",
-    "resolve_device",
-    "resolve_precision",
-    "seed_everything",
-    "session",
-    "wrap",
-]

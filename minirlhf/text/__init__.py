@@ -1,9 +1,25 @@
 """Tokenizer and chat layout."""
 
+import importlib
+from typing import Any
+
 from minirlhf.text.chat import render_chat
-from minirlhf.text.layouts import LAYOUTS
 from minirlhf.text.streaming import TextStream
-from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import Tokenizer
 
-__all__ = ["LAYOUTS", "ChatTemplate", "TextStream", "Tokenizer", "render_chat"]
+# Names of leaves: their files are loaded on first use, so that the core does not need them.
+LEAVES = {
+    "minirlhf.text.checkpoint_tokenizer.layouts": "LAYOUTS",
+    "minirlhf.text.checkpoint_tokenizer.template": "ChatTemplate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in LEAVES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *" ".join(LEAVES.values()).split()])

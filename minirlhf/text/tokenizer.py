@@ -16,7 +16,7 @@ import tokenizers
 
 from minirlhf.errors import InputError
 from minirlhf.text.chat import answer_spans, render_chat
-from minirlhf.text.folder import (
+from minirlhf.text.checkpoint_tokenizer.folder import (
     CONFIG,
     GENERATION,
     MODEL,
@@ -27,8 +27,8 @@ from minirlhf.text.folder import (
     read_folder,
     write_templates,
 )
-from minirlhf.text.layouts import LAYOUTS
-from minirlhf.text.template import ChatTemplate
+from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
+from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 

@@ -3,14 +3,3 @@
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 from minirlhf.training.run import ADAPTER, Run, RunConfig, RunSettings, finished_model
 from minirlhf.training.settings import parse_settings
-
-__all__ = [
-    "ADAPTER",
-    "Optimizer",
-    "OptimizerConfig",
-    "Run",
-    "RunConfig",
-    "RunSettings",
-    "finished_model",
-    "parse_settings",
-]

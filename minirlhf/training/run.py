@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from minirlhf.adapters.lora import active_adapter
+from minirlhf.adapters.quantised import plain
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.adapter_files import load_adapter, save_adapter
-from minirlhf.model.adapters import active_adapter
-from minirlhf.model.pretrained import load_into, save_pretrained
-from minirlhf.model.quantised import plain
+from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
+from minirlhf.pretrained.weights import load_into, save_pretrained
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
@@ -38,7 +38,7 @@ from minirlhf.training.checkpoint import (
     write_whole,
     written_whole,
 )
-from minirlhf.training.metrics import Journal
+from minirlhf.training.journal import Journal
 from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face layout; adapters are merged into them

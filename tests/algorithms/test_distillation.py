@@ -13,7 +13,7 @@ from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import linear_token_logps
 from minirlhf.model import ModelConfig, Policy, Transformer
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from minirlhf.algorithms.dpo import LOSSES
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of, move_towards
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 LN2 = math.log(2)
 FREE = ("orpo", "cpo", "simpo", "alphapo")

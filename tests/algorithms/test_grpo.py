@@ -15,7 +15,7 @@ from minirlhf.errors import InputError
 from minirlhf.generation import generate
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 BATCH = tiny.batches(4, 6)
 

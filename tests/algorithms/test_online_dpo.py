@@ -15,7 +15,7 @@ from minirlhf.generation import generate
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy
 from minirlhf.model.mixture import GeometricMixture
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 KINDS = ("online_dpo", "xpo", "nash_md")
 

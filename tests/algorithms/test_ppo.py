@@ -13,7 +13,7 @@ from minirlhf.errors import InputError
 from minirlhf.losses import token_entropy, token_logps
 from minirlhf.model import Policy, ValueModel, copy_of
 from minirlhf.runtime.distributed import share
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 
 @pytest.fixture

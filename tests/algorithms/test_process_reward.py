@@ -13,7 +13,7 @@ from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
 from minirlhf.model import ProcessRewardModel
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of
-from minirlhf.training.metrics import METRICS
+from minirlhf.training.vocabulary import METRICS
 
 
 @pytest.fixture

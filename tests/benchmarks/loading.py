@@ -27,8 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minirlhf.model import ModelConfig, Transformer, load_pretrained
-from minirlhf.model.families import config_to, is_transposed, name_there
-from minirlhf.model.pretrained import architecture
+from minirlhf.model.names import name_in_family
+from minirlhf.pretrained.config_json import config_to
+from minirlhf.pretrained.families import is_transposed
+from minirlhf.pretrained.weights import architecture
 
 CASES = {  # as stored, as loaded
     "bf16": (torch.bfloat16, None),
@@ -57,7 +59,7 @@ def make(folder: Path, family: str, dtype: torch.dtype, size: float, shards: int
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
         part = {}
         for name in names[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-            there = name_there(family, name)
+            there = name_in_family(family, name)
             shape = wanted[name][::-1] if is_transposed(family, there) else wanted[name]
             part[there] = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
         save_file(part, folder / file)

@@ -19,7 +19,7 @@ from minirlhf.model import (
     save_adapter,
     save_pretrained,
 )
-from minirlhf.model.families import config_from
+from minirlhf.pretrained.config_json import config_from
 from minirlhf.tasks.task import task_from_rows
 from minirlhf.text import Tokenizer
 

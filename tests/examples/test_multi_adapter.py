@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
+from minirlhf.adapters.lora import LoRAConfig
 from minirlhf.model import ModelConfig, Transformer, load_adapter, load_pretrained
-from minirlhf.model.adapters import LoRAConfig
 
 from .conftest import EXAMPLES
 

@@ -8,7 +8,7 @@ import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, Transformer
-from minirlhf.model.pretrained import read_config, save_pretrained
+from minirlhf.pretrained.weights import read_config, save_pretrained
 
 
 def test_head_dim_is_hidden_size_over_heads_unless_given():

@@ -27,7 +27,7 @@ from minirlhf.model import (
     save_pretrained,
 )
 from minirlhf.model.experts import Experts
-from minirlhf.model.families import config_from
+from minirlhf.pretrained.config_json import config_from
 
 MOE = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 5, "moe_intermediate_size": 12}
 

@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig
+from minirlhf.model.cache import KVCache
 from minirlhf.model.mixture import GeometricMixture
-from minirlhf.model.transformer import KVCache
 
 PROMPTS = [[1, 5, 9], [1, 2], [1, 30, 31, 32, 33], [1]]
 

@@ -19,7 +19,8 @@ from minirlhf.model import (
     recorded_routing,
     save_pretrained,
 )
-from minirlhf.model.families import is_transposed, name_there
+from minirlhf.model.names import name_in_family
+from minirlhf.pretrained.families import is_transposed
 
 pytestmark = pytest.mark.parity
 
@@ -132,7 +133,7 @@ def test_the_same_logits_and_gradients(tmp_path, ids, name):
     (found * direction).sum().backward()
     (expected * direction).sum().backward()
     kind, their = model.config.model_type, one_by_one({key: p.grad for key, p in other.named_parameters()})
-    mine = {name_there(kind, key): p.grad for key, p in model.named_parameters()}
+    mine = {name_in_family(kind, key): p.grad for key, p in model.named_parameters()}
     mine = {key: grad.T if is_transposed(kind, key) else grad for key, grad in mine.items()}
     assert mine.keys() == their.keys()
     largest = max(grad.abs().max() for grad in their.values()).item()

@@ -5,10 +5,10 @@ import torch
 import transformers
 from torch.testing import assert_close
 
+from minirlhf.adapters.lora import LoRAConfig, apply_lora, merge_lora
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
-from minirlhf.model.adapter_files import load_adapter, save_adapter
-from minirlhf.model.adapters import LoRAConfig, apply_lora, merge_lora
+from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.parity

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from minirlhf import cli
+from minirlhf.cli.main import main
 from minirlhf.model import (
     LoRAConfig,
     ModelConfig,
@@ -64,7 +64,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["minirlhf", "adapter", *map(str, words)])
         code = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             code = stop.code
         return code, *capsys.readouterr()

@@ -1,7 +1,6 @@
-"""examples/chat.py: conversations through stdin with tiny models, and one at a terminal."""
+"""`minirlhf chat`: conversations through stdin with tiny models, and one at a terminal."""
 
 import dataclasses
-import importlib
 import io
 import itertools
 import json
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import minirlhf.cli.chat
+from minirlhf.cli.main import main
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import (
@@ -30,7 +31,6 @@ from minirlhf.model import (
 from minirlhf.text import Tokenizer
 from minirlhf.training.settings import field_help
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXTS = ["User:\nhello\n\nAssistant:\nYes.\n\n", "<|im_start|>user\nthe kettle is good. it is bad.<|im_end|>\n"] * 8
 SIZE = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
 
@@ -93,9 +93,8 @@ def kettle(folder_of):
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("chat")
+def program():
+    return minirlhf.cli.chat
 
 
 @pytest.fixture
@@ -106,9 +105,9 @@ def chat(program, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)
         text = "".join(line + "\n" for line in lines)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
-        monkeypatch.setattr(sys, "argv", ["chat.py", *map(str, argv), "--device", "cpu"])
+        monkeypatch.setattr(sys, "argv", ["minirlhf", "chat", *map(str, argv), "--device", "cpu"])
         capsys.readouterr()
-        program.main()
+        main()
         out, err = capsys.readouterr()
         return out, err.splitlines()
 
@@ -325,11 +324,11 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(folder_of, tmp_p
     folder = folder_of(" it is", context=20_000, again=True)
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, EXAMPLES / "chat.py", folder, "--max_tokens", "10000", "--device", "cpu"],
+        [sys.executable, "-m", "minirlhf.cli.main", "chat", folder, "--max_tokens", "10000", "--device", "cpu"],
         stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, start_new_session=True,
         # a shell's background jobs ignore Ctrl-C, and so would their children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(EXAMPLES.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     os.close(theirs)
 
@@ -385,7 +384,7 @@ def refusal(chat, capsys):
 
 
 def test_a_folder_must_be_named_first(refusal, kettle):
-    text = "error: chat: needed a model's folder first, got none: python examples/chat.py DIR, or see --help"
+    text = "error: chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help"
     assert refusal() == refusal("--seed", "1") == text
     assert (
         refusal("--seed", "1", kettle) == f"error: command line: needed --name value, got '{kettle}' alone; see --help."

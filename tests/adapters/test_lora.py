@@ -10,6 +10,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
+from minirlhf.adapters.lora import (
+    LoRAConfig,
+    LoRALinear,
+    adapter,
+    adapter_names,
+    adapter_view,
+    apply_lora,
+    disabled,
+    merge,
+    merge_lora,
+    reference_of,
+    select_linears,
+    unmerge,
+    use_adapter,
+)
+from minirlhf.adapters.select import count_parameters, freeze
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import (
@@ -22,26 +38,9 @@ from minirlhf.model import (
     resize_embeddings,
     save_pretrained,
 )
-from minirlhf.model.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
-from minirlhf.model.adapters import (
-    LoRAConfig,
-    LoRALinear,
-    adapter,
-    adapter_names,
-    adapter_view,
-    apply_lora,
-    count_parameters,
-    disable_dropout,
-    disabled,
-    freeze,
-    merge,
-    merge_lora,
-    reference_of,
-    select_linears,
-    unmerge,
-    use_adapter,
-)
-from minirlhf.model.families import config_from
+from minirlhf.model.policy import disable_dropout
+from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
+from minirlhf.pretrained.config_json import config_from
 
 KINDS = {
     "LoRA": LoRAConfig(r=3, alpha=6.0),

@@ -1,8 +1,8 @@
 """Talk to a model in the terminal.
 
-python examples/chat.py DIR                       # a model's folder, or a finished run; /help shows the commands
-python examples/chat.py DIR --system "Be brief." --temperature 0
-python examples/chat.py DIR < questions.txt       # a turn a line: the answers go to stdout, all else to stderr
+minirlhf chat DIR                       # a model's folder, or a finished run; /help shows the commands
+minirlhf chat DIR --system "Be brief." --temperature 0
+minirlhf chat DIR < questions.txt       # a turn a line: the answers go to stdout, all else to stderr
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.job import check_vocabulary, resolve_model
 from minirlhf.model import Policy, Transformer, load_adapter, load_policy
@@ -235,13 +235,11 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
     return policy.eval().to(device), tokenizer
 
 
-@exits_cleanly
-def main() -> None:
-    argv = sys.argv[1:]
+def main(argv: list[str]) -> None:
     folder = argv.pop(0) if argv and not argv[0].startswith("-") else None
     config = parse_settings({"": ChatConfig}, argv, description=__doc__)[""]
     if folder is None:
-        raise InputError("chat: needed a model's folder first, got none: python examples/chat.py DIR, or see --help")
+        raise InputError("chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help")
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")  # what the terminal's encoding lacks must not end the conversation
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
@@ -255,7 +253,3 @@ def main() -> None:
                     break
             except InputError as error:  # of this line alone
                 note(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

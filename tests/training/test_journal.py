@@ -7,7 +7,9 @@ import time
 import pytest
 import tiny
 
-from minirlhf.training.metrics import METRICS, Journal, metrics_help, peak_memory_mb, table
+from minirlhf.training.journal import Journal, peak_memory_mb
+from minirlhf.training.table import table
+from minirlhf.training.vocabulary import METRICS, metrics_help
 
 
 def write(folder, resumed_at, steps, samples=()):

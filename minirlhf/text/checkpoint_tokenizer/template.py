@@ -125,7 +125,7 @@ def _check_jinja() -> None:
 
 def _environment() -> Any:
     _check_jinja()
-    from minirlhf.text.sandbox import environment  # here, not above: most runs render no template
+    from minirlhf.text.checkpoint_tokenizer.sandbox import environment
 
     return environment()
 
@@ -136,7 +136,7 @@ def _try_out(source: str, tokens: tuple[tuple[str, str], ...]) -> None:
     if len(source) > MAX_SOURCE:
         raise InputError(f"chat template: needed at most {MAX_SOURCE:,} characters, got {len(source):,}; {WAY_OUT}")
     _check_jinja()
-    program = [sys.executable, "-c", "from minirlhf.text.template import _child; _child()"]
+    program = [sys.executable, "-c", "from minirlhf.text.checkpoint_tokenizer.template import _child; _child()"]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     task = json.dumps({"source": source, "tokens": dict(tokens)})
     try:

@@ -23,7 +23,7 @@ from minirlhf.model import (
     load_reward_model,
     save_pretrained,
 )
-from minirlhf.model.pretrained import load_into
+from minirlhf.pretrained.weights import load_into
 
 
 def refuses(text):

@@ -1,4 +1,4 @@
-"""The command `minirlhf`: look at adapters, and merge them into their base.
+"""`minirlhf adapter`: look at LoRA adapters, and merge them into their base.
 
 minirlhf adapter list runs                     # every adapter below a folder
 minirlhf adapter show DIR                      # one of them, matrix by matrix
@@ -13,16 +13,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.adapters.lora import merge_lora
+from minirlhf.errors import InputError
 from minirlhf.job import check_vocabulary, resolve_model
-from minirlhf.model.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
-from minirlhf.model.adapters import merge_lora
-from minirlhf.model.pretrained import load_pretrained, save_pretrained
 from minirlhf.model.transformer import Transformer
-from minirlhf.text.folder import MODEL
+from minirlhf.pretrained.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
+from minirlhf.pretrained.weights import load_pretrained, save_pretrained
+from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
-from minirlhf.training.metrics import table
+from minirlhf.training.table import table
 
 
 def list_adapters(folder: Path) -> str:
@@ -111,12 +111,9 @@ def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
-        "minirlhf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "minirlhf adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    rooms = whole.add_subparsers(dest="room", required=True, metavar="adapter")
-    commands = rooms.add_parser("adapter", help="look at LoRA adapters and merge them").add_subparsers(
-        dest="command", required=True, metavar="list | show | merge"
-    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="list | show | merge")
     listing = commands.add_parser("list", help="every adapter below a folder")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("."))
     showing = commands.add_parser("show", help="one adapter, matrix by matrix")
@@ -129,9 +126,8 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-@exits_cleanly
-def main() -> None:
-    asked = parser().parse_args()
+def main(argv: list[str]) -> None:
+    asked = parser().parse_args(argv)
     match asked.command:
         case "list":
             print(list_adapters(asked.folder))
@@ -140,7 +136,3 @@ def main() -> None:
         case "merge":
             weights = asked.weights or [1.0] * len(asked.folders)
             print(merge_adapters(asked.folders, weights, asked.base, asked.output))
-
-
-if __name__ == "__main__":
-    main()

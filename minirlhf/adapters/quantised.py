@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minirlhf.errors import InputError
-from minirlhf.model.adapters import (
-    ALL,
-    HEAD,
+from minirlhf.adapters.lora import (
     LoRALinear,
     active_adapter,
     adapter_view,
     base_of,
-    core_of,
     linear_of,
     linears_of,
     select_linears,
 )
+from minirlhf.adapters.select import ALL, HEAD, core_of
+from minirlhf.errors import InputError
 
 BLOCK, GROUP = 64, 256  # numbers that share a scale; scales that share a range
 # 16 quantiles of the normal distribution, 0 among them, scaled to [-1, 1] (appendix E)

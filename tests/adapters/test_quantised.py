@@ -9,18 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from minirlhf.adapters.lora import LoRAConfig, apply_lora, disabled, merge_lora, reference_of
+from minirlhf.adapters.quantised import (
+    NF4,
+    QuantisedLinear,
+    dequantise,
+    memory_report,
+    plain,
+    quantise,
+    quantise_linears,
+)
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, Policy, Transformer
-from minirlhf.model.adapter_files import load_adapter, save_adapter
-from minirlhf.model.adapters import (
-    LoRAConfig,
-    apply_lora,
-    disabled,
-    merge_lora,
-    reference_of,
-)
-from minirlhf.model.quantised import NF4, QuantisedLinear, dequantise, memory_report, plain, quantise, quantise_linears
 from minirlhf.model.transformer import run_block
+from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
 from minirlhf.runtime.compile import maybe_compile
 
 

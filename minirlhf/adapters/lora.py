@@ -14,19 +14,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minirlhf.adapters.select import ALL, HEAD, NUMBERS, core_of, fits_within, name_in_files
 from minirlhf.errors import InputError, check_range
-from minirlhf.model.families import name_there
 from minirlhf.model.policy import Policy, trainable
-
-ALL = "all-linear"
-HEAD = "lm_head"  # not one of ALL
-NUMBERS = ("score", "value_head")  # heads of one number: trained whole, so an adapter there would do nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,31 +120,6 @@ class LoRALinear(nn.Module):
         weight = self.base.weight
         present = [(share, self.adapters[name]) for name, share in weights.items() if name in self.adapters]
         return (weight + sum(share * one.delta(self.base) for share, one in present)).to(weight.dtype)
-
-
-def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
-    """Name -> Linear that one of the patterns fits, with or without adapters on it; "all-linear" is all but heads.
-
-    Raises: InputError if a pattern fits none, or a head of one number.
-    """
-    linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
-    numbers = {name for name, one in linears.items() if name.split(".")[-1] in NUMBERS or one.out_features == 1}
-    asked = [pattern for pattern in patterns if pattern != ALL]
-    names = {
-        pattern: [n for n in linears if _fits_within(n, pattern) or _fits_within(name_in_files(model, n), pattern)]
-        for pattern in asked
-    }
-    names |= {ALL: [name for name in linears if name not in numbers | {HEAD}]} if ALL in patterns else {}
-    for pattern, found in names.items():
-        if not found:
-            leaves = sorted({name.split(".")[-1] for name in linears.keys() - numbers})
-            raise InputError(f"pattern {pattern!r} fits no Linear of the model; there are {', '.join(leaves)}")
-        if found_heads := numbers.intersection(found):
-            raise InputError(
-                f"pattern {pattern!r} fits the head {min(found_heads)}, which is trained whole; leave it out"
-            )
-    chosen = {name for found in names.values() for name in found}
-    return {name: one for name, one in linears.items() if name in chosen}
 
 
 def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> nn.Module:
@@ -253,40 +223,6 @@ def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.
     return model
 
 
-def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> int:
-    """Stop training the parameters that, or whose modules, fit a pattern, by our name or the family's -> how many
-    numbers that are.
-
-    Raises: InputError if a pattern fits nothing and `strict` is set.
-    """
-    parameters, kind = dict(model.named_parameters()), core_of(model).config.model_type
-    there = {n: name_there(kind, n.removeprefix("transformer.")) for n in parameters}
-    frozen = {}
-    for pattern in patterns:
-        found = {n: p for n, p in parameters.items() if _fits_within(n, pattern) or _fits_within(there[n], pattern)}
-        if strict and not found:
-            raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
-        frozen |= found
-    for p in frozen.values():
-        p.requires_grad_(False)
-    return sum(p.numel() for p in frozen.values())
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """-> (trained, all) numbers; those of a quantised weight, which is no parameter, too."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    quantised = sum(one.in_features * one.out_features for one in linears if "weight" not in one._parameters)
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes) + quantised
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """For good, in the adapters: what compares log-probs of before and after would take its noise for change."""
-    for layer in lora_layers(model):
-        for one in layer.adapters.values():
-            one.dropout.p = 0.0
-
-
 # Finding and placing
 
 
@@ -304,11 +240,6 @@ def attach(model: nn.Module, names: Sequence[str], config: LoRAConfig, adapter_n
             core_of(model).set_submodule(name, layer)
         layer.adapters[adapter_name] = Adapter(layer.base, config).train(layer.training)
     use_adapter(model, adapter_name)
-
-
-def core_of(model: nn.Module) -> nn.Module:
-    """The part whose module names are those of a checkpoint."""
-    return model.transformer if isinstance(model, Policy) else model
 
 
 def linears_of(model: nn.Module) -> dict[str, nn.Linear | LoRALinear]:
@@ -345,20 +276,6 @@ def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
     return linear
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
-
-
-def _fits_within(name: str, pattern: str) -> bool:
-    """Does the pattern fit, or the module that this one is in?"""
-    return _fits(name, pattern) or _fits(name, f"{pattern}.*")
-
-
-def name_in_files(model: nn.Module, module: str) -> str:
-    """The module's name in the files of its family."""
-    return name_there(core_of(model).config.model_type, f"{module}.weight").removesuffix(".weight")
-
-
 def check_names(model: nn.Module, names: Sequence[str]) -> None:
     there = adapter_names(model)
     for name in names:
@@ -386,3 +303,28 @@ def _twin(module: nn.Module, name: str | None) -> nn.Module:
         twin.adapters, twin.active = nn.ModuleDict({name: twin.adapters[name]}), name
         twin._buffers = {"merged": None}  # merged here is not merged there
     return twin
+
+
+def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
+    """Name -> Linear that one of the patterns fits, with or without adapters on it; "all-linear" is all but heads.
+
+    Raises: InputError if a pattern fits none, or a head of one number.
+    """
+    linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
+    numbers = {name for name, one in linears.items() if name.split(".")[-1] in NUMBERS or one.out_features == 1}
+    asked = [pattern for pattern in patterns if pattern != ALL]
+    names = {
+        pattern: [n for n in linears if fits_within(n, pattern) or fits_within(name_in_files(model, n), pattern)]
+        for pattern in asked
+    }
+    names |= {ALL: [name for name in linears if name not in numbers | {HEAD}]} if ALL in patterns else {}
+    for pattern, found in names.items():
+        if not found:
+            leaves = sorted({name.split(".")[-1] for name in linears.keys() - numbers})
+            raise InputError(f"pattern {pattern!r} fits no Linear of the model; there are {', '.join(leaves)}")
+        if found_heads := numbers.intersection(found):
+            raise InputError(
+                f"pattern {pattern!r} fits the head {min(found_heads)}, which is trained whole; leave it out"
+            )
+    chosen = {name for found in names.values() for name in found}
+    return {name: one for name, one in linears.items() if name in chosen}

@@ -20,9 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.families import config_from, config_to, family_of, is_transposed, name_here, name_there
+from minirlhf.model.names import name_here, name_in_family
 from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.config_json import config_from, config_to
+from minirlhf.pretrained.families import family_of, is_transposed
 
 CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -303,7 +305,7 @@ def _some(names: list[str]) -> str:
 def _named_as_there(model: nn.Module) -> dict[str, Tensor]:
     named = {}
     for name, tensor in model.state_dict().items():
-        there = name_there(model.config.model_type, name.replace("value_head.", "score."))
+        there = name_in_family(model.config.model_type, name.replace("value_head.", "score."))
         named[there] = tensor.T if is_transposed(model.config.model_type, there) else tensor
     return named
 

@@ -11,23 +11,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minirlhf.errors import InputError
-from minirlhf.model.adapters import (
-    ALL,
+from minirlhf.adapters.lora import (
     LoRAConfig,
     adapter_names,
     adapters_of,
     attach,
     base_of,
     check_names,
-    core_of,
     linears_of,
-    name_in_files,
     use_adapter,
 )
-from minirlhf.model.families import is_transposed
+from minirlhf.adapters.select import ALL, core_of, name_in_files
+from minirlhf.errors import InputError
 from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.families import is_transposed
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of every name in PEFT's files

@@ -8,7 +8,7 @@ import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.text import LAYOUTS, render_chat
-from minirlhf.text.template import ChatTemplate
+from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 SYSTEM, BYE = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Bye"}

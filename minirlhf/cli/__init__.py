@@ -1,0 +1,1 @@
+"""The command `minirlhf`, one file a command."""

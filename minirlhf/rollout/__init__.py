@@ -1,0 +1,5 @@
+"""Prompts to rollouts: sampled completions with their scores, and numbers about them."""
+
+from minirlhf.rollout.collect import collect
+from minirlhf.rollout.rollout import Rollout
+from minirlhf.rollout.statistics import describe, explained_variance, moments_of_all

@@ -1,0 +1,46 @@
+"""Numbers about a rollout, over all processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minirlhf.losses import masked_moments, masked_sum, mean_and_var
+from minirlhf.losses.masking import wide_dtype
+from minirlhf.rollout.rollout import Rollout
+from minirlhf.runtime.distributed import all_sum
+
+
+def describe(rollout: Rollout) -> dict[str, float]:
+    """What a rollout was like, over all processes: the metrics of the samples, before any update."""
+    mask = rollout.completion_mask
+    wide = wide_dtype(mask)
+    scores = rollout.scores.to(wide)
+    sums = {
+        "n": mask.any(-1).sum(),
+        "judged": (~scores.isnan()).sum(),
+        "score_mean": scores.nansum(),
+        "score_sq": scores.square().nansum(),
+        "kl": masked_sum((rollout.logps - rollout.ref_logps).to(wide), mask),
+        "response_length": mask.sum(),
+        "ended": rollout.ended.sum(),
+        "mass_kept": rollout.kept.sum(),
+    }
+    totals = all_sum(torch.stack([value.to(wide) for value in sums.values()])).tolist()
+    n, judged, total, total_sq, *others = totals
+    means = {name: value / n for name, value in zip(list(sums)[4:], others, strict=True)}
+    mean = total / max(judged, 1)
+    variance = max(total_sq / max(judged, 1) - mean**2, 0.0) * judged / max(judged - 1, 1)
+    return {"score_mean": mean, "score_std": variance**0.5, **means}
+
+
+def explained_variance(rollout: Rollout, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over all tokens of all processes."""
+    mask = rollout.completion_mask
+    residual, spread = moments_of_all(returns - rollout.values, mask), moments_of_all(returns, mask)
+    return float(1 - mean_and_var(residual)[1] / mean_and_var(spread)[1].clamp(min=1e-8))
+
+
+def moments_of_all(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_moments` over all processes."""
+    return all_sum(torch.stack(masked_moments(x, mask))).unbind()

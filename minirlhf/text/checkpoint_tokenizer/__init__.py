@@ -1,0 +1,1 @@
+"""Tokenizers of checkpoints: special tokens, chat templates in a sandbox, built-in chat layouts."""

@@ -1,0 +1,40 @@
+"""One update of a trainer: its micro-batches, the sums over them, and the state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from minirlhf.losses.masking import masked_mean
+from minirlhf.runtime.distributed import gradient_sync
+
+Group = TypeVar("Group")
+
+
+def micro_batches(groups: Sequence[Group], *models: nn.Module | None) -> Iterator[Group]:
+    """Yield the groups of one update. Between processes, `models` exchange gradients in the last group only.
+
+    The body of the loop must hold forward and backward of its group.
+    """
+    for number, group in enumerate(groups, start=1):
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(gradient_sync(model, enabled=number == len(groups)))
+            yield group
+
+
+class Sums(dict[str, Tensor]):
+    """Name -> the sum of a term over the micro-batches of one update, without gradient."""
+
+    def add(self, count: Tensor | float = 1.0, mask: Tensor | None = None, **terms: Tensor) -> None:
+        """Add sum(term) / count of each term; with a mask [B, T] only True columns count.
+
+        count: how many numbers the mean over the whole update has, over all micro-batches and processes. 1 adds a term
+            that is already divided.
+        """
+        for name, term in terms.items():
+            term = term.detach()
+            self[name] = self.get(name, 0) + (term.sum() / count if mask is None else masked_mean(term, mask, count))
