@@ -8,8 +8,6 @@ Each result is a file of its own in the output folder: stop whenever you like, a
 result of other settings than these is computed again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -20,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reward_model import train_reward_model
-from sft import train_sft
 from tqdm import tqdm
 
-from minirlhf import job
 from minirlhf.algorithms import (
     DPOConfig,
     DPOTrainer,
@@ -45,10 +40,11 @@ from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.evaluation import Report, win_rate
+from minirlhf.evaluation import Report, evaluate_policy, win_rate
 from minirlhf.generation import SamplingConfig, generate
+from minirlhf.jobs import Job, JobConfig
 from minirlhf.model import ModelConfig, Policy, copy_of
-from minirlhf.rewards import Reward, RewardModelScorer, judge_by
+from minirlhf.rewards import Reward, judge_by
 from minirlhf.text import Tokenizer
 from minirlhf.training import RunSettings, parse_settings
 from minirlhf.training.checkpoint import write_whole
@@ -76,9 +72,6 @@ class CompareConfig:
     list: bool = False  # [-] print the names and end
 
 
-SETTINGS = {"": CompareConfig}
-
-
 @dataclass(frozen=True)
 class Start:
     """What all algorithms of one seed begin with."""
@@ -92,90 +85,141 @@ class Start:
     before: Report  # of the SFT model
     pairs: list[EncodedRow]  # the SFT model's own answers, ranked by the reward
 
+    def student(self) -> Policy:
+        """The SFT model, to be trained."""
+        return copy_of(self.policy).requires_grad_(True)
 
-def on_policy_trainer(start: Start, name: str) -> tuple[Any, list]:
-    """GRPO's family: groups of 8; PPO: one completion a prompt; online preference: two."""
-    policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
-    common = {**OPTIMIZER, "steps": STEPS, "max_tokens": MAX_TOKENS, "missing_eos_penalty": 0.0}
-    parts = start.tokenizer, start.seed
-    if name == "ppo":
-        sizes = {"batch_size": COMPLETIONS, "minibatch_size": 2 * COMPLETIONS // UPDATES, "epochs": 2}
-        config = PPOConfig(**common, **sizes, kl_coef=KL_COEF)
-        policy = Policy(policy.transformer, value_head=True)
-        trainer = PPOTrainer(policy, ref_policy, start.reward, parts[0], config, seed=parts[1])
-    elif name in grpo.ALGORITHMS:
-        size = COMPLETIONS // 8
-        groups = {"batch_size": size, "minibatch_size": 2 * size // UPDATES, "epochs": 2}
-        if grpo.ALGORITHMS[name].surrogate == "reinforce":  # its gradient holds for the policy that sampled, alone
-            common["steps"] = UPDATES * STEPS
-            groups = {"batch_size": size // UPDATES, "minibatch_size": size // UPDATES, "epochs": 1}
-        config = GRPOConfig(algorithm=name, **common, **groups, kl_coef=KL_COEF if name != "bnpo" else 0.0)
-        spare = batches_of(start.prompts, config.batch_size, STEPS * max(1, config.recipe.resample), start, "spare")
-        trainer = GRPOTrainer(policy, ref_policy, start.reward, parts[0], config, spare=spare, seed=parts[1])
-    else:
-        size = COMPLETIONS // 2
-        sizes = {"batch_size": size, "minibatch_size": 2 * size // UPDATES, "epochs": 2}
-        config = OnlineDPOConfig(algorithm=name, beta=ONLINE_BETA, **common, **sizes)
-        judge = judge_by(lambda *asked: [4 * score for score in start.reward(*asked)])
-        trainer = OnlineDPOTrainer(policy, ref_policy, judge, parts[0], config, seed=parts[1])
-    return trainer, batches_of(start.prompts, config.batch_size, config.steps, start, name)
+    def reference(self) -> Policy:
+        return copy_of(self.policy)
+
+    def batches(self, rows: list, config: Any, stream: str, steps: int | None = None) -> Batches:
+        steps = steps or config.steps
+        return Batches(rows, batch_size=config.batch_size, steps=steps, seed=self.seed, stream=stream)
 
 
-def offline_trainer(start: Start, name: str) -> tuple[Any, list]:
-    """DPO's family and single answers: as many updates as the others, a few epochs over the pairs."""
-    policy, ref_policy = copy_of(start.policy).requires_grad_(True), copy_of(start.policy)
-    family, loss = name.split("_", 1)
-    steps, rows = UPDATES * STEPS, start.pairs
-    size = COMPLETIONS // BEST_OF
-    if family == "unpaired":
-        rows, size = single_rows(rows, policy.transformer.config.max_position_embeddings), 2 * size
-        optimizer = OPTIMIZER | {"lr": UNPAIRED_LR}
-        config = UnpairedConfig(loss=loss, **optimizer, steps=steps, batch_size=size)
-        trainer = UnpairedTrainer(policy, ref_policy, start.tokenizer, config, steps, rows=rows)
-    else:
-        own = {"loss": loss, "beta": BETA.get(loss, 0.1), "nll_coef": NLL_COEF}
-        config = DPOConfig(**own, **OPTIMIZER, steps=steps, batch_size=size)
-        trainer = DPOTrainer(policy, ref_policy, start.tokenizer, config, steps)
-    return trainer, batches_of(rows, size, steps, start, "offline")
+@dataclass(frozen=True)
+class Recipe:
+    """How one algorithm is trained."""
+
+    family: str  # a key of TRAINERS
+    changes: dict[str, Any]  # of the family's settings
 
 
-def batches_of(rows: list, size: int, steps: int, start: Start, stream: str) -> Batches:
-    return Batches(rows, batch_size=size, steps=steps, seed=start.seed, stream=stream)
+def sizes(completions_per_prompt: int, epochs: int = 2) -> dict[str, int]:
+    """A batch of COMPLETIONS completions, learned in UPDATES updates."""
+    prompts = COMPLETIONS // completions_per_prompt
+    return {"batch_size": prompts, "minibatch_size": epochs * prompts // UPDATES, "epochs": epochs}
 
 
-ON_POLICY = ("ppo", *grpo.ALGORITHMS, "online_dpo", "xpo", "nash_md")
-OFFLINE = (*(f"dpo_{loss}" for loss in dpo.LOSSES), *(f"unpaired_{loss}" for loss in ("kto", "apo_zero", "bco")))
-TRAINERS: dict[str, Callable[[Start, str], tuple[Any, list]]] = {
-    **dict.fromkeys(ON_POLICY, on_policy_trainer),
-    **dict.fromkeys(OFFLINE, offline_trainer),
+def on_policy(**changes: Any) -> dict[str, Any]:
+    return {**OPTIMIZER, "steps": STEPS, "max_tokens": MAX_TOKENS, "missing_eos_penalty": 0.0, **changes}
+
+
+def grpo_settings(name: str) -> dict[str, Any]:
+    """Groups of 8. The reinforce surrogate is exact for the policy that sampled alone: one update for each batch."""
+    changes = on_policy(algorithm=name, kl_coef=KL_COEF if name != "bnpo" else 0.0, **sizes(8))
+    if GRPOConfig(algorithm=name).recipe.surrogate == "reinforce":
+        prompts = COMPLETIONS // 8 // UPDATES
+        changes |= {"steps": UPDATES * STEPS, "batch_size": prompts, "minibatch_size": prompts, "epochs": 1}
+    return changes
+
+
+def dpo_settings(loss: str) -> dict[str, Any]:
+    return {"loss": loss, "beta": BETA.get(loss, 0.1), "nll_coef": NLL_COEF, **OPTIMIZER, **offline_sizes(1)}
+
+
+def offline_sizes(rows_per_pair: int) -> dict[str, int]:
+    """As many updates as the others make, over the pairs of all their completions."""
+    return {"steps": UPDATES * STEPS, "batch_size": rows_per_pair * COMPLETIONS // BEST_OF}
+
+
+def recipes() -> dict[str, Recipe]:
+    """Name -> how it is trained: all that is compared."""
+    unpaired = {**OPTIMIZER, "lr": UNPAIRED_LR, **offline_sizes(2)}
+    online = on_policy(beta=ONLINE_BETA, **sizes(2))
+    return {
+        "ppo": Recipe("ppo", on_policy(kl_coef=KL_COEF, **sizes(1))),
+        **{name: Recipe("grpo", grpo_settings(name)) for name in grpo.ALGORITHMS},
+        **{name: Recipe("online_dpo", {"algorithm": name, **online}) for name in ("online_dpo", "xpo", "nash_md")},
+        **{f"dpo_{loss}": Recipe("dpo", dpo_settings(loss)) for loss in dpo.LOSSES},
+        **{f"unpaired_{loss}": Recipe("unpaired", {"loss": loss, **unpaired}) for loss in ("kto", "apo_zero", "bco")},
+    }
+
+
+Made = tuple[Any, Batches]  # trainer, batches
+
+
+def ppo_trainer(start: Start, changes: dict[str, Any]) -> Made:
+    config = PPOConfig(**changes)
+    policy = Policy(start.student().transformer, value_head=True)
+    trainer = PPOTrainer(policy, start.reference(), start.reward, start.tokenizer, config, seed=start.seed)
+    return trainer, start.batches(start.prompts, config, "ppo")
+
+
+def grpo_trainer(start: Start, changes: dict[str, Any]) -> Made:
+    config = GRPOConfig(**changes)
+    spare = start.batches(start.prompts, config, "spare", steps=STEPS * max(1, config.recipe.resample))
+    models = start.student(), start.reference()
+    trainer = GRPOTrainer(*models, start.reward, start.tokenizer, config, spare=spare, seed=start.seed)
+    return trainer, start.batches(start.prompts, config, config.algorithm)
+
+
+def online_trainer(start: Start, changes: dict[str, Any]) -> Made:
+    config = OnlineDPOConfig(**changes)
+    judge = judge_by(lambda *asked: [4 * score for score in start.reward(*asked)])
+    trainer = OnlineDPOTrainer(start.student(), start.reference(), judge, start.tokenizer, config, seed=start.seed)
+    return trainer, start.batches(start.prompts, config, config.algorithm)
+
+
+def dpo_trainer(start: Start, changes: dict[str, Any]) -> Made:
+    config = DPOConfig(**changes)
+    trainer = DPOTrainer(start.student(), start.reference(), start.tokenizer, config, config.steps)
+    return trainer, start.batches(start.pairs, config, "offline")
+
+
+def unpaired_trainer(start: Start, changes: dict[str, Any]) -> Made:
+    config = UnpairedConfig(**changes)
+    rows = single_rows(start.pairs, start.policy.transformer.config.max_position_embeddings)
+    models = start.student(), start.reference()
+    trainer = UnpairedTrainer(*models, start.tokenizer, config, config.steps, rows=rows)
+    return trainer, start.batches(rows, config, "offline")
+
+
+TRAINERS: dict[str, Callable[[Start, dict[str, Any]], Made]] = {
+    "ppo": ppo_trainer,
+    "grpo": grpo_trainer,
+    "online_dpo": online_trainer,
+    "dpo": dpo_trainer,
+    "unpaired": unpaired_trainer,
 }
 
 
 def prepare(folder: Path, seed: int) -> Start:
-    """SFT, reward model and the pairs of one seed; finished stages are read again."""
+    """SFT, reward model and the pairs of one seed. Finished stages are loaded."""
     settings = {
-        "": job.JobConfig(output=str(folder), seed=seed, resume=True),
+        "job": JobConfig(output=str(folder), seed=seed, resume=folder.exists()),
         "model": ModelConfig(),
         "sft": SFTConfig(),
         "reward_model": RewardConfig(),
         "run": RunSettings(),
     }
-    common, device = settings[""], torch.device("cpu")
-    task = job.load_task(common)
-    tokenizer = job.load_tokenizer(common, task, folder)
-    policy = train_sft(settings, task, tokenizer, folder, device)
-    base = copy_of(policy).requires_grad_(True).transformer
-    model, _ = train_reward_model(settings, task, tokenizer, base, folder, device)
-    scorer = RewardModelScorer(model.requires_grad_(False), tokenizer)
+    job = Job.make("compare", "reward_model", settings, torch.device("cpu"))
+    policy = job.policy()
+    scorer, _ = job.reward(policy)
+    scorer.model.requires_grad_(False)
 
     def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
         return [1 / (1 + math.exp(-score)) for score in scorer(prompts, completions, rows)]
 
-    rows, held_out = job.encode(common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=MAX_TOKENS)
-    pairs = own_pairs(policy, tokenizer, reward, rows, seed)
-    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=tokenizer.eos_ids, batch_size=EVALUATED)
-    evaluate = job.evaluator(common, task, tokenizer, held_out[:EVALUATED], sampling, policy, reward)
-    return Start(seed, tokenizer, policy, reward, rows, evaluate, evaluate(policy), pairs)
+    rows, held_out = job.rows("prompts", policy.transformer.config, reserve=MAX_TOKENS)
+    pairs = own_pairs(policy, job.tokenizer, reward, rows, seed)
+    sampling = SamplingConfig(max_tokens=MAX_TOKENS, stop_ids=job.tokenizer.eos_ids, batch_size=EVALUATED)
+
+    def evaluate(student: Policy) -> Report:
+        fixed = {"reward": reward, "ref_policy": policy, "gold": job.task.gold, "seed": seed}
+        return evaluate_policy(student, job.tokenizer, held_out[:EVALUATED], sampling, **fixed)
+
+    return Start(seed, job.tokenizer, policy, reward, rows, evaluate, evaluate(policy), pairs)
 
 
 def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, seed: int) -> list[EncodedRow]:
@@ -198,7 +242,8 @@ def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, 
 
 def measure(start: Start, name: str) -> dict[str, float]:
     """Train one algorithm, and measure what it writes on held-out prompts."""
-    trainer, batches = TRAINERS[name](start, name)
+    recipe = recipes()[name]
+    trainer, batches = TRAINERS[recipe.family](start, recipe.changes)
     began = time.perf_counter()
     for batch in batches:
         trainer.step(batch)
@@ -261,13 +306,14 @@ def read_result(path: Path) -> dict[str, float] | None:
 
 @exits_cleanly
 def main() -> None:
-    config = parse_settings(SETTINGS, description=__doc__)[""]
+    config = parse_settings({"job": CompareConfig}, description=__doc__)["job"]
+    known = list(recipes())
     if config.list:
-        return print("\n".join(TRAINERS))
+        return print("\n".join(known))
     for name in config.only:
-        if name not in TRAINERS:
-            raise InputError(f"--only: no algorithm {name!r}; --list true shows them: {', '.join(TRAINERS)}")
-    names, folder = list(config.only or TRAINERS), Path(config.output)
+        if name not in known:
+            raise InputError(f"--only: no algorithm {name!r}; --list true shows them: {', '.join(known)}")
+    names, folder = list(config.only or known), Path(config.output)
     torch.set_num_threads(1)
     (folder / "results").mkdir(parents=True, exist_ok=True)
     todo = [(seed, name) for seed in range(config.seeds) for name in names]
@@ -279,7 +325,7 @@ def main() -> None:
             start = prepare(folder / f"seed-{seed}", seed)
         result = {"common": COMMON, "measures": measure(start, name)}
         write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(result))
-    print(write_table(folder, list(TRAINERS)))
+    print(write_table(folder, known))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """Print on the main process: once, not once per process."""
+    if is_main():
+        print(text, flush=True)
+
+
 def restarted() -> bool:
     """True if torchrun has started this process again after a crash: the run then resumes by itself."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -1,0 +1,159 @@
+"""Job: what every example program opens first. Its methods are the stages of RLHF, two lines each.
+
+with Job.open("ppo", PPOConfig, after=("sft", "reward"), help=__doc__) as job:
+    base = job.policy()
+    reward, accuracy = job.reward(base)
+    stage = job.stage(base, reward=reward, values=True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError
+from minirlhf.evaluation.policies import Report
+from minirlhf.jobs.models import compiles, first_policy
+from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
+from minirlhf.jobs.report import report
+from minirlhf.jobs.reward_model import reward_for
+from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
+from minirlhf.jobs.sft import train_sft
+from minirlhf.jobs.stage import PolicyStage, open_policy_stage
+from minirlhf.model.policy import Policy
+from minirlhf.rewards.scoring import Reward
+from minirlhf.runtime.device import session
+from minirlhf.runtime.distributed import say
+from minirlhf.tasks.task import Task
+from minirlhf.training.settings import parse_settings
+from minirlhf.training.vocabulary import metrics_help
+
+
+class Job(Opened):
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        name: str,
+        config: type,
+        *,
+        help: str,
+        section: str | None = None,
+        after: tuple[str, ...] = (),
+        needs: tuple[str, ...] = (),
+        job: type[JobConfig] = JobConfig,
+        adapters: bool = True,
+        defaults: dict[str, Any] | None = None,
+        task: Callable[[JobConfig], Task] = load_task,
+    ) -> Iterator[Job]:
+        """Read the flags, then open device, folder, rows and tokenizer. The device and the processes close at the end.
+
+        Args:
+            name:     of the program; its folder is runs/NAME-001.
+            config:   the dataclass of the program's own settings.   section: their name, default `name`.
+            help:     the text above the settings in `--help`.
+            after:    the stages before the program's own: "sft", "reward".
+            needs:    parts that the task must have: "sft", "pairs".
+            job:      the dataclass of plain flags.   adapters: False leaves out [lora].
+            defaults: other defaults, such as {"grpo.group_size": 4}.   task: makes the rows.
+        Raises: InputError for bad settings, before anything is written.
+        """
+        started, section = time.perf_counter(), section or name
+        classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
+        settings = parse_settings(classes, description=help, epilogue=metrics_help())
+        check_effects(settings)
+        if not after:
+            check_base(settings["job"])
+        with session_of(settings["job"]) as device:
+            opened = cls.make(name, section, settings, device, started, task, needs, after)
+            try:
+                yield opened
+            except Stopped as stage:
+                say(f"stopped after {stage}; go on with --output {opened.folder} --resume")
+
+    @classmethod
+    def make(
+        cls,
+        name: str,
+        section: str,
+        settings: dict[str, Any],
+        device: torch.device,
+        started: float,
+        task: Callable[[JobConfig], Task] = load_task,
+        needs: tuple[str, ...] = (),
+        after: tuple[str, ...] = (),
+    ) -> Job:
+        """Open folder, rows and tokenizer for settings that are already read."""
+        common = settings["job"]
+        check_stop(common)
+        folder, rows = open_output(common, name), task(common)
+        if "reward" in after and not (common.reward or rows.reward):
+            needs = (*needs, "pairs")
+        for part in needs:
+            rows.need(part)  # refused now, not after SFT
+        tokenizer = load_tokenizer(common, rows.texts(), folder)
+        return cls(section, settings, folder, rows, tokenizer, device, started)
+
+    def policy(self, stop_at: float | None = None) -> Policy:
+        """`--policy`, or a policy that SFT trains here, or trained at an earlier start of the job. See `train_sft`."""
+        if self.common.policy:  # the stage that trains the policy moves it to the device
+            return first_policy(self.common, self.settings["model"], self.tokenizer)
+        policy = train_sft(self, stop_at)
+        self._stop_after("sft")
+        return policy
+
+    def reward(self, policy: Policy) -> tuple[Reward, float | None]:
+        """-> (reward function, accuracy of the reward model on held-out pairs or None). See `reward_for`."""
+        reward, accuracy = reward_for(self, policy)
+        self._stop_after("reward")
+        return reward, accuracy
+
+    def stage(
+        self,
+        base: Policy,
+        part: str = "prompts",
+        rows: tuple[list[EncodedRow], list[EncodedRow]] | None = None,
+        *,
+        reward: Reward | None = None,
+        values: bool = False,
+        teacher: Policy | None = None,
+        reads: tuple[str, ...] = (),
+    ) -> PolicyStage:
+        """The program's own stage, which trains from the weights of `base`. See `open_policy_stage`."""
+        return open_policy_stage(self, base, part, rows, reward=reward, values=values, teacher=teacher, reads=reads)
+
+    def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
+        """Show what the stage changed, and write summary.json. See `jobs.report`."""
+        report(self, title, before, after, **extra)
+
+    @property
+    def compiles(self) -> bool:
+        """True if blocks and losses are compiled."""
+        return compiles(self.common, self.device)
+
+    def _stop_after(self, stage: str) -> None:
+        if getattr(self.common, "stop_after", None) == stage:
+            raise Stopped(stage)
+
+
+class Stopped(Exception):
+    """`--stop-after` ends the job here."""
+
+
+def session_of(job: JobConfig) -> Any:
+    """Device, precision and processes, as a context manager."""
+    return session(device=job.device, precision=job.precision, seed=job.seed, threads=job.threads)
+
+
+def check_stop(job: JobConfig) -> None:
+    """Refuse `--stop-after` of a stage that another flag replaces."""
+    stop_after = getattr(job, "stop_after", None)
+    if stop_after == "sft" and job.policy:
+        raise InputError("--policy replaces SFT, so --stop-after sft would do nothing; drop one of them")
+    if stop_after == "reward" and job.reward:
+        raise InputError("--reward replaces reward training, so --stop-after reward would do nothing; drop one of them")

@@ -1,0 +1,124 @@
+"""What a program has opened before its first stage: settings, folder, rows, tokenizer, device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minirlhf.data.encoding import EncodedRow, encode_rows
+from minirlhf.data.formats import read_rows
+from minirlhf.errors import InputError
+from minirlhf.jobs.models import resolve_model
+from minirlhf.jobs.settings import JobConfig
+from minirlhf.model.config import ModelConfig
+from minirlhf.runtime.distributed import barrier, gather, is_main, say
+from minirlhf.tasks.task import Task, embedded_task, task_from_rows
+from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
+
+RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> keys of a row
+
+
+@dataclass(frozen=True)
+class Opened:
+    section: str  # name of the program's own settings
+    settings: dict[str, Any]  # section -> dataclass
+    folder: Path
+    task: Task
+    tokenizer: Tokenizer
+    device: torch.device
+    started: float  # seconds, of time.perf_counter()
+
+    @property
+    def common(self) -> JobConfig:
+        """The settings that all programs share."""
+        return self.settings["job"]
+
+    @property
+    def config(self) -> Any:
+        """The program's own settings."""
+        return self.settings[self.section]
+
+    @property
+    def seed(self) -> int:
+        return self.common.seed
+
+    def say(self, text: str) -> None:
+        """Print on the main process: once, not once per process."""
+        say(text)
+
+    def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
+        """One part of the task ("sft", "pairs", "prompts") in ids -> (rows to train on, held-out rows).
+
+        reserve: tokens of the model's context that a prompt must leave free.
+        """
+        limits = {"context": model.max_position_embeddings, "reserve": reserve, "source": self.task.name}
+        common = (self.common.max_refused, RESPONSES[part])
+        train = encode_rows(self.tokenizer, self.task.need(part), common[1], max_refused=common[0], **limits)
+        # A held-out row that does not fit is left out: it never stops the program.
+        held_out = encode_rows(
+            self.tokenizer, getattr(self.task, f"held_out_{part}"), common[1], max_refused=1.0, **limits
+        )
+        say(train.summary(f"{self.task.name}: {part} in ids"))
+        return train.rows, held_out.rows
+
+
+def open_output(job: JobConfig, name: str) -> Path:
+    """The job's folder, the same in all processes: `output`, a fresh runs/NAME-001, or, with `resume`, the last one.
+
+    Raises: InputError if the folder holds files and `resume` is not set.
+    """
+    path, problem = gather(_choose_output(job, name) if is_main() else None)[0]
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return Path(path)
+
+
+def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
+    """-> (the folder's path, the reason to refuse it or ""). No folder is made yet, because the job may be refused."""
+    taken = sorted(Path("runs").glob(f"{name}-[0-9][0-9][0-9]"))
+    number = int(taken[-1].name[-3:]) if taken else 0
+    newest = taken[-1] if taken and job.resumes else Path("runs") / f"{name}-{number + 1:03d}"
+    folder = Path(job.output or newest)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return str(folder), f"needed a folder that can be written for --output, but {existing} is none; choose another"
+    if holds_anything(folder) and not job.resumes:
+        return str(folder), "holds a run already; give --resume or choose another --output"
+    if job.resume and not holds_anything(folder):
+        say(f"{folder}: nothing to resume, starting afresh")
+    return str(folder), ""
+
+
+def load_task(job: JobConfig) -> Task:
+    """The rows of the embedded task, or of the user's file; a file's counts are printed."""
+    if job.data is None:
+        return embedded_task(job.task, job.seed)
+    dataset = read_rows(job.data, max_refused=job.max_refused)
+    task = task_from_rows(dataset)
+    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
+    say(f"{dataset.summary()}\n{dataset.path}: {counts}")
+    return task
+
+
+def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """The tokenizer of `--policy`, or the one in the job's folder, or a new one trained on the texts."""
+    if job.policy:
+        from minirlhf.pretrained.weights import read_config
+
+        read_config(resolve_model(job.policy))  # a folder without a model is refused as such, not for its tokenizer
+        tokenizer = Tokenizer.load(resolve_model(job.policy))
+        return tokenizer.with_template(job.template) if job.template else tokenizer
+    if is_main() and not is_complete(folder / "tokenizer"):
+        tokenizer = Tokenizer.train(texts, job.vocab_size)
+        with written_whole(folder / "tokenizer") as aside:
+            tokenizer.save(aside)
+    barrier()  # one process trains the tokenizer, all read it
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {folder / 'tokenizer'}")
+    return tokenizer

@@ -1,0 +1,133 @@
+"""The settings that all programs share, and which settings a stage depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from minirlhf.algorithms.reward_model import RewardConfig
+from minirlhf.algorithms.sft import SFTConfig
+from minirlhf.errors import InputError
+from minirlhf.model.config import ModelConfig
+from minirlhf.runtime.distributed import restarted
+from minirlhf.training.run import RunSettings
+from minirlhf.training.settings import with_defaults
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Plain flags, such as `--seed`, and the top of the TOML file."""
+
+    output: str | None = None  # [folder] everything is written here; default: a fresh runs/NAME-001
+    resume: bool = False  # [-] go on with the job in `output`; finished stages are reused
+    seed: int = 0  # [-] of data, initial weights, shuffling and sampling
+    task: str = "reviews"  # [-] embedded task: reviews or arithmetic
+    data: str | None = None  # [file] your own rows instead of a task: JSONL or JSON, plain or .gz
+    max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
+    vocab_size: int = 2048  # [tokens] at most, when a tokenizer is trained
+    policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
+    template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
+    train: Literal["all", "lora", "qlora"] = "all"  # [-] what to train of `policy`: all weights, LoRA adapters, or
+    #                             LoRA adapters on a base held in 4 bits
+    freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
+    device: str = "auto"  # [-] cuda, mps, cpu or auto
+    threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters (a second
+    #                             thread is slower there), else all
+    gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
+    compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
+
+    def __post_init__(self) -> None:
+        if self.freeze and self.train != "all":
+            raise InputError(
+                f"--freeze: --train {self.train} freezes all but adapters already; use lora.target_modules"
+            )
+
+    @property
+    def resumes(self) -> bool:
+        """True if the user asked to resume, or if torchrun has restarted the job after a crash."""
+        return self.resume or restarted()
+
+
+@dataclass(frozen=True)
+class RLJobConfig(JobConfig):
+    reward: str | None = None  # [folder] use this reward model instead of training one
+
+
+@dataclass(frozen=True)
+class PipelineConfig(RLJobConfig):
+    stop_after: Literal["sft", "reward"] | None = None  # [stage] end the job after this stage; --resume goes on
+
+
+# SFT and reward training do not depend on these settings, so that a job can change them and reuse both stages.
+LATER_STAGES_ONLY = ("reward", "stop_after", "student_width", "student_steps")
+
+
+def sections(
+    section: str,
+    config: type,
+    *,
+    job: type[JobConfig] = JobConfig,
+    after: tuple[str, ...] = (),
+    adapters: bool = True,
+    defaults: dict[str, Any] | None = None,
+) -> dict[str, type]:
+    """Section name -> dataclass: all settings of one program.
+
+    Args:
+        section, config: name and dataclass of the program's own settings.
+        after:    the stages before the program's own: "sft", "reward".
+        adapters: False leaves out [lora].
+        defaults: other defaults, such as {"grpo.group_size": 4, "task": "arithmetic"}.
+    """
+    from minirlhf.adapters.lora import LoRAConfig
+
+    classes = {"job": job, "model": ModelConfig}
+    classes |= {"lora": LoRAConfig} if adapters else {}
+    classes |= {"sft": SFTConfig} if "sft" in after else {}
+    classes |= {"reward_model": RewardConfig} if "reward" in after else {}
+    classes |= {section: config, "run": RunSettings}
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in (defaults or {}).items():
+        owner, _, field = name.rpartition(".")
+        changes.setdefault(owner or "job", {})[field] = value
+    return classes | {owner: with_defaults(classes[owner], **fields) for owner, fields in changes.items()}
+
+
+def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[str, Any]:
+    """The settings that one stage depends on: its own section, the common ones and `more`. They fill its config.toml,
+    and a resumed stage must have the same.
+    """
+    job = settings["job"]
+    if section in ("sft", "reward_model"):
+        job = replace(job, **{field.name: field.default for field in fields(job) if field.name in LATER_STAGES_ONLY})
+    used = ("model", *(() if job.train == "all" else ("lora",)), section, "run", *more)
+    return {"job": job, **{name: settings[name] for name in used if name in settings}}
+
+
+def check_effects(settings: dict[str, Any]) -> None:
+    """Refuse settings that would be ignored, or that no config.json could hold."""
+    from minirlhf.pretrained.config_json import config_to
+
+    job = settings["job"]
+    if not job.policy:
+        config_to(settings["model"])
+    if job.template and not job.policy:
+        raise InputError("--template: needs a model folder without a chat template; give --policy DIR")
+    if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
+        raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
+
+
+def check_base(job: JobConfig) -> None:
+    """Refuse LoRA or --freeze without --policy in a program without an earlier stage: it starts from random weights."""
+    asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
+    if asked and not job.policy:
+        raise InputError(
+            f"{asked}: needs a trained model, and this program starts from random weights; give --policy DIR"
+        )
+
+
+def changed(config: Any) -> list[str]:
+    """The fields whose values differ from their defaults."""
+    default = type(config)()
+    return [field.name for field in fields(config) if getattr(config, field.name) != getattr(default, field.name)]

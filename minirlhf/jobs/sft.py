@@ -1,0 +1,63 @@
+"""The first stage of most jobs: a policy by supervised fine-tuning."""
+
+from __future__ import annotations
+
+from minirlhf.algorithms.sft import SFTTrainer
+from minirlhf.data.encoding import encode_rows
+from minirlhf.evaluation.policies import evaluate_policy
+from minirlhf.generation.engine import SamplingConfig
+from minirlhf.jobs.models import adapt, choose_threads, first_policy, load_finished, to_device
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.stage import Stage
+from minirlhf.model.policy import Policy
+from minirlhf.runtime.distributed import say
+
+LOOKS_EVERY = 50  # steps; ten evaluations in a run would pass the mark by far
+
+
+def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
+    """Train a policy on the task's rows, or load the policy that the job's folder holds already.
+
+    stop_at: end as soon as the policy solves this share of training prompts greedily. Needs a task that checks answers.
+    """
+    stage = Stage(job, "sft", "sft")
+    if stage.finished:
+        return load_finished(stage.finished, job.common, job.device)
+    policy = untrained_policy(job, stage)
+    rows, held_out = job.rows("sft", policy.transformer.config)
+    batches = stage.batches(rows)
+    trainer = SFTTrainer(policy, job.tokenizer, stage.config, updates=len(batches))
+
+    def evaluate() -> dict[str, float]:
+        return {**trainer.evaluate(held_out), **({} if stop_at is None else {"solved": solved(job, policy)})}
+
+    run = stage.run(
+        trainer,
+        batches,
+        evaluate if held_out else None,
+        until=None if stop_at is None else lambda evaluation: evaluation["eval/solved"] >= stop_at,
+        eval_every=None if stop_at is None else LOOKS_EVERY,
+    )
+    for batch in run:
+        run.record(trainer.step(batch))
+    return policy
+
+
+def untrained_policy(job: Opened, stage: Stage) -> Policy:
+    """Random weights; or `--policy`, of which `--train` and `--freeze` say what is trained."""
+    policy = first_policy(job.common, job.settings["model"], job.tokenizer)
+    if job.common.policy:
+        policy = adapt(policy, stage.settings, job.device)
+    else:  # adapters on random weights would learn nothing: SFT trains all weights, later stages add the adapters
+        policy = to_device(policy, job.common, job.device)
+    choose_threads(policy, job.common, job.device)
+    say(f"model: {sum(p.numel() for p in policy.parameters()):,} parameters")
+    return policy
+
+
+def solved(job: Opened, policy: Policy, prompts: int = 512) -> float:
+    """The share of training prompts whose greedy answer has the full reward."""
+    context = policy.transformer.config.max_position_embeddings
+    rows = encode_rows(job.tokenizer, job.task.prompts[:prompts], (), context=context).rows
+    greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=job.tokenizer.eos_ids)
+    return evaluate_policy(policy, job.tokenizer, rows, greedy, reward=job.task.reward).measures["model_reward"]

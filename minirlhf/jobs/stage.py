@@ -1,0 +1,183 @@
+"""A stage of a job: its settings, its folder, its run; and for stages that train a policy all that they train with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minirlhf.algorithms.on_policy import OnPolicyConfig
+from minirlhf.data.batches import Batches
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.evaluation.policies import Report, evaluate_policy
+from minirlhf.generation.engine import SamplingConfig
+from minirlhf.jobs.models import adapt, choose_threads, load_finished, reference_for, resolve_model
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.settings import stage_settings
+from minirlhf.model.policy import Policy, ValueModel, copy_of
+from minirlhf.rewards.scoring import Reward
+from minirlhf.runtime.distributed import say
+from minirlhf.training.run import Run, RunConfig, Trainer, check_same_settings, finished_model
+from minirlhf.training.settings import settings_to_toml
+
+EVALUATION_PROMPTS = 1024  # before and after a stage; an evaluation during the stage takes fewer
+EVALUATION_TOKENS = 48  # longest answer in evaluations of algorithms that do not sample
+
+
+@dataclass(frozen=True)
+class Stage:
+    job: Opened
+    name: str  # of the stage's folder, and of the shuffle of its rows
+    section: str  # name of the stage's own settings
+    reads: tuple[str, ...] = field(default=(), kw_only=True)  # further sections that the stage depends on
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the stage depends on."""
+        return stage_settings(self.job.settings, self.section, *self.reads)
+
+    @property
+    def config(self) -> Any:
+        """The stage's own settings."""
+        return self.job.settings[self.section]
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder / self.name
+
+    @cached_property
+    def finished(self) -> Path | None:
+        """The final model if an earlier start of the job has finished the stage, else None.
+
+        Raises: InputError if the stage was finished with other settings.
+        """
+        final = finished_model(self.folder)
+        if final:
+            check_same_settings(self.folder / "config.toml", settings_to_toml(self.settings))
+            say(f"{self.name}: finished already, {final}")
+        return final
+
+    def batches(self, rows: list, stream: str | None = None, times: int = 1) -> Batches:
+        """The batches of the stage. stream: name of the shuffle.   times: how many runs the batches must last for."""
+        config = self.config
+        steps = config.steps if isinstance(config, OnPolicyConfig) else config.steps_for(len(rows))
+        return Batches(
+            rows, batch_size=config.batch_size, steps=times * steps, seed=self.job.seed, stream=stream or self.name
+        )
+
+    def run(
+        self,
+        trainer: Trainer,
+        batches: Batches,
+        evaluate: Callable[[], dict[str, float]] | None,
+        until: Callable[[dict[str, float]], bool] | None = None,
+        eval_every: int | None = None,
+    ) -> Run:
+        """The run in the stage's folder; it resumes if the job does.
+
+        eval_every: steps between evaluations, unless `--run.eval_every` is set.
+        """
+        job, common = self.job, self.job.common
+        every = self.settings["run"]
+        config = RunConfig(
+            **vars(every) | {"eval_every": eval_every if every.eval_every is None else every.eval_every},
+            output=str(self.folder),
+            resume=common.resumes,
+            base=os.path.abspath(resolve_model(common.policy or job.folder / "sft")),
+            seed=job.seed,
+        )
+        parts = {"settings": self.settings, "tokenizer": job.tokenizer}
+        return Run(config, trainer, batches, evaluate=evaluate, until=until, **parts)
+
+
+@dataclass(frozen=True)
+class PolicyStage(Stage):
+    """A stage that trains a policy and looks at its completions of held-out prompts."""
+
+    policy: Policy  # to be trained; the trained policy once the stage is finished
+    reference: Policy  # the policy at the start, frozen
+    rows: list[EncodedRow]  # to train on
+    held_out: list[EncodedRow]
+    prompts: list[EncodedRow]  # held out, to evaluate on
+    reward: Reward | None = None
+    value_model: ValueModel | None = None  # with a trunk of its own; None: a head on the policy's trunk, or no values
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Completions are sampled as in training; algorithms that do not sample take plain samples."""
+        eos_ids = self.job.tokenizer.eos_ids
+        if isinstance(self.config, OnPolicyConfig):
+            return self.config.sampling(eos_ids)
+        return SamplingConfig(max_tokens=EVALUATION_TOKENS, stop_ids=eos_ids, batch_size=512)
+
+    def evaluate(self, policy: Policy, prompts: int | None = None, greedy: bool = False) -> Report:
+        """The completions of a policy and their measures. The sampling noise is the same in every call.
+
+        prompts: how many held-out prompts; default EVALUATION_PROMPTS.   greedy: take the likeliest tokens; without the
+        reward model's score.
+        """
+        job = self.job
+        return evaluate_policy(
+            policy,
+            job.tokenizer,
+            self.prompts[: prompts or EVALUATION_PROMPTS],
+            replace(self.sampling, temperature=0.0) if greedy else self.sampling,
+            reward=None if greedy else self.reward,
+            ref_policy=self.reference,
+            gold=job.task.gold,
+            seed=job.seed,
+        )
+
+    def train_on(self, trainer: Trainer, prompts: int = 128) -> Run:
+        """The run of a trainer on the stage's rows. prompts: how many each evaluation during the run takes."""
+
+        def evaluate() -> dict[str, float]:
+            held_out = trainer.evaluate(self.held_out) if hasattr(trainer, "evaluate") else {}
+            return {**held_out, **self.evaluate(self.policy, prompts).known()}
+
+        return self.run(trainer, self.batches(self.rows), evaluate)
+
+
+def open_policy_stage(
+    job: Opened,
+    base: Policy,
+    part: str,
+    rows: tuple[list[EncodedRow], list[EncodedRow]] | None = None,
+    *,
+    reward: Reward | None = None,
+    values: bool = False,
+    teacher: Policy | None = None,
+    reads: tuple[str, ...] = (),
+) -> PolicyStage:
+    """The program's own stage: what it trains, from the weights of `base`.
+
+    Args:
+        part:    of the task, to train on: "prompts", "pairs" or "sft".
+        rows:    (rows to train on, held-out rows) instead of that part, already in ids.
+        values:  add a value head to the policy, or a value model if the settings ask for a separate one.
+        teacher: another reference; `base` is then trained whole.
+        reads:   further sections of settings that the stage depends on.
+    """
+    stage = Stage(job, job.section, job.section, reads=reads)
+    settings, config, common, device = stage.settings, stage.config, job.common, job.device
+    choose_threads(teacher or base, common, device)
+    shape = base.transformer.config
+    reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
+    rows, held_out = rows or job.rows(part, shape, reserve=reserve if part == "prompts" else 1)
+    prompts = held_out if part == "prompts" else job.rows("prompts", shape, reserve=reserve)[1]
+    value_model, policy = None, base
+    if values:
+        value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
+        policy = Policy(base.transformer, value_head=value_model is None)
+    policy = policy if teacher else adapt(policy, settings, device)
+    reference = teacher or reference_for(policy)
+    if stage.finished:
+        policy = load_finished(stage.finished, common, device)
+    elif value_model:
+        value_model = adapt(value_model.requires_grad_(True), settings, device)
+    say(f"evaluating on {len(prompts[:EVALUATION_PROMPTS]):,} held-out prompts")
+    models = {"policy": policy, "reference": reference, "value_model": value_model, "reward": reward}
+    return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)
