@@ -76,7 +76,7 @@ class CompareConfig:
     list: bool = False  # [-] print the names and end
 
 
-SETTINGS = {"": CompareConfig}
+SETTINGS = {"job": CompareConfig}
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ TRAINERS: dict[str, Callable[[Start, str], tuple[Any, list]]] = {
 def prepare(folder: Path, seed: int) -> Start:
     """SFT, reward model and the pairs of one seed; finished stages are read again."""
     settings = {
-        "": job.JobConfig(output=str(folder), seed=seed, resume=True),
+        "job": job.JobConfig(output=str(folder), seed=seed, resume=True),
         "model": ModelConfig(),
         "sft": SFTConfig(),
         "reward_model": RewardConfig(),
         "run": RunSettings(),
     }
-    common, device = settings[""], torch.device("cpu")
+    common, device = settings["job"], torch.device("cpu")
     task = job.load_task(common)
     tokenizer = job.load_tokenizer(common, task, folder)
     policy = train_sft(settings, task, tokenizer, folder, device)
@@ -261,7 +261,7 @@ def read_result(path: Path) -> dict[str, float] | None:
 
 @exits_cleanly
 def main() -> None:
-    config = parse_settings(SETTINGS, description=__doc__)[""]
+    config = parse_settings(SETTINGS, description=__doc__)["job"]
     if config.list:
         return print("\n".join(TRAINERS))
     for name in config.only:

@@ -36,12 +36,12 @@ class Job(job.JobConfig):
     student_steps: int = 100  # [steps] of SFT before it meets the teacher
 
 
-SETTINGS = {"": Job, "model": ModelConfig, "sft": SFTConfig, "distillation": DistillationConfig, "run": RunSettings}
+SETTINGS = {"job": Job, "model": ModelConfig, "sft": SFTConfig, "distillation": DistillationConfig, "run": RunSettings}
 
 
 def first_student(settings: dict, teacher: Policy, tokenizer: Tokenizer, rows: list, device: torch.device) -> Policy:
     """A smaller model that has read a few batches: it must write something before it can be corrected."""
-    common, shape = settings[""], teacher.transformer.config
+    common, shape = settings["job"], teacher.transformer.config
     seed_everything(common.seed)
     smaller = common.student_width / shape.hidden_size
     small = replace(shape, hidden_size=common.student_width, intermediate_size=int(smaller * shape.intermediate_size))
@@ -61,7 +61,7 @@ def train_distillation(
 ) -> tuple[Report, Report]:
     """A small student of `teacher` -> how it wrote before and after."""
     settings = job.settings_of(settings, "distillation") | {"sft": settings["sft"]}
-    common, config, shape = settings[""], settings["distillation"], teacher.transformer.config
+    common, config, shape = settings["job"], settings["distillation"], teacher.transformer.config
     job.choose_threads(teacher, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "sft", ("response",), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
@@ -92,7 +92,7 @@ def train_distillation(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     if common.train != "all" or common.freeze:
         raise InputError("--train, --freeze: a student starts from random weights, which is no base; leave them out")
     with job.session_of(settings) as device:

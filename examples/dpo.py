@@ -27,7 +27,7 @@ from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
-    "": job.JobConfig,
+    "job": job.JobConfig,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "sft": SFTConfig,
@@ -42,7 +42,7 @@ def train_dpo(
 ) -> tuple[Report, Report]:
     """DPO from `policy` on the task's pairs -> how it wrote before and after."""
     settings = job.settings_of(settings, "dpo")
-    common, config, shape = settings[""], settings["dpo"], policy.transformer.config
+    common, config, shape = settings["job"], settings["dpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     _, prompts = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=MAX_TOKENS)
@@ -75,7 +75,7 @@ def train_dpo(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     with job.session_of(settings) as device:
         folder = job.open_output(common, "dpo")
         task = job.load_task(common)

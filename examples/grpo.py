@@ -75,7 +75,7 @@ class Sums(GRPOConfig):
 
 
 SETTINGS = {
-    "": Job,
+    "job": Job,
     "model": SumsModel,
     "lora": LoRAConfig,
     "sft": FirstSteps,
@@ -90,7 +90,7 @@ def train_grpo(
 ) -> tuple[Report, Report, dict[str, float | None]]:
     """GRPO from `policy` against `reward` -> how it wrote before and after, sampled, and its greedy gold rewards."""
     settings = job.settings_of(settings, "grpo")
-    common, config, shape = settings[""], settings["grpo"], policy.transformer.config
+    common, config, shape = settings["job"], settings["grpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
     policy = job.adapt(policy, settings, device)
@@ -129,7 +129,7 @@ def train_grpo(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common, config = settings[""], settings["grpo"]
+    common, config = settings["job"], settings["grpo"]
     with job.session_of(settings) as device:
         folder = job.open_output(common, "grpo")
         task = job.load_task(common)

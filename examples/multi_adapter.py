@@ -50,7 +50,7 @@ class Job(job.JobConfig):
 
 
 SETTINGS = {
-    "": Job,
+    "job": Job,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "sft": SFTConfig,
@@ -83,7 +83,7 @@ def with_own_head(settings: dict) -> dict:
 
 def models_on(base: Transformer, settings: dict, device: torch.device) -> Models:
     """Put three adapters on a base, and look at it four ways."""
-    common = settings[""]
+    common = settings["job"]
     seed_everything(common.seed)
     if common.train == "qlora":
         quantise_linears(base)
@@ -107,7 +107,7 @@ def models_on(base: Transformer, settings: dict, device: torch.device) -> Models
 def train_reward(settings: dict, task: Task, tokenizer: Tokenizer, model: RewardModel, folder: Path) -> float | None:
     """Train the reward adapter on the task's pairs, or read it from this folder -> accuracy on held-out pairs."""
     settings = job.settings_of(settings, "reward_model")
-    common, config = settings[""], settings["reward_model"]
+    common, config = settings["job"], settings["reward_model"]
     rows, held_out = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), model.config)
     steps = job.steps_for(config.steps, config.max_epochs, len(rows), config.batch_size)
     trainer = RewardTrainer(model, tokenizer, config, updates=steps)
@@ -131,7 +131,7 @@ def train_reward(settings: dict, task: Task, tokenizer: Tokenizer, model: Reward
 def train_ppo(settings: dict, task: Task, tokenizer: Tokenizer, models: Models, folder: Path) -> tuple[Report, Report]:
     """Train the policy's and the value's adapter against the reward's -> how the policy wrote before and after."""
     settings = job.settings_of(settings, "ppo")
-    common, config, policy = settings[""], settings["ppo"], models.policy
+    common, config, policy = settings["job"], settings["ppo"], models.policy
     shape = policy.transformer.config
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
     reward = RewardModelScorer(models.reward, tokenizer, config.microbatch_tokens)
@@ -163,7 +163,7 @@ def train_ppo(settings: dict, task: Task, tokenizer: Tokenizer, models: Models, 
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     with job.session_of(settings) as device:
         folder = job.open_output(common, "multi_adapter")
         task = job.load_task(common)

@@ -29,7 +29,7 @@ from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
-    "": job.RLJobConfig,
+    "job": job.RLJobConfig,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "sft": SFTConfig,
@@ -44,7 +44,7 @@ def train_online(
 ) -> tuple[Report, Report]:
     """From `policy`, judged by `reward` -> how it wrote before and after."""
     settings = job.settings_of(settings, "online_dpo")
-    common, config, shape = settings[""], settings["online_dpo"], policy.transformer.config
+    common, config, shape = settings["job"], settings["online_dpo"], policy.transformer.config
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(common, tokenizer, task, "prompts", (), shape, reserve=config.max_tokens)
     policy = job.adapt(policy, settings, device)
@@ -74,7 +74,7 @@ def train_online(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common, config = settings[""], settings["online_dpo"]
+    common, config = settings["job"], settings["online_dpo"]
     with job.session_of(settings) as device:
         folder = job.open_output(common, "online_dpo")
         task = job.load_task(common)

@@ -29,7 +29,7 @@ from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
-    "": job.PipelineConfig,
+    "job": job.PipelineConfig,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "sft": SFTConfig,
@@ -44,7 +44,7 @@ def train_ppo(
 ) -> tuple[Report, Report]:
     """PPO from `policy` against `reward` -> how the policy wrote before and after."""
     settings = job.settings_of(settings, "ppo")
-    common, config = settings[""], settings["ppo"]
+    common, config = settings["job"], settings["ppo"]
     job.choose_threads(policy, common, device)
     rows, held_out = job.encode(
         common, tokenizer, task, "prompts", (), policy.transformer.config, reserve=config.max_tokens
@@ -80,7 +80,7 @@ def train_ppo(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     with job.session_of(settings) as device:
         if common.policy and common.stop_after == "sft":
             raise InputError("--policy takes the place of SFT: nothing would be left before --stop-after sft; drop one")

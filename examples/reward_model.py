@@ -32,7 +32,7 @@ from minirlhf.training import ADAPTER, Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
-    "": job.JobConfig,
+    "job": job.JobConfig,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "reward_model": RewardConfig,
@@ -48,7 +48,7 @@ def train_reward_model(
     A model this folder holds already is handed back instead.
     """
     settings = job.settings_of(settings, "reward_model")
-    common, config = settings[""], settings["reward_model"]
+    common, config = settings["job"], settings["reward_model"]
     finished = job.finished_stage(settings, folder, "reward")
     seed_everything(common.seed)  # the score head is new
     if finished and common.train == "all":
@@ -89,7 +89,7 @@ def reward_for(
     """What the task's answers are scored with: `--reward`, a check, or a model trained from the policy's weights
     -> (reward function, accuracy on held-out pairs if one was trained).
     """
-    common = settings[""]
+    common = settings["job"]
     if common.reward:
         path = job.resolve_model(common.reward)
         model, reader = load_reward_model(path, torch.float32), Tokenizer.load(path)
@@ -106,7 +106,7 @@ def reward_for(
 @exits_cleanly
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     job.check_base(common)
     with job.session_of(settings) as device:
         folder = job.open_output(common, "reward")

@@ -24,7 +24,7 @@ from minirlhf.text import Tokenizer
 from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
-SETTINGS = {"": job.JobConfig, "model": ModelConfig, "lora": LoRAConfig, "sft": SFTConfig, "run": RunSettings}
+SETTINGS = {"job": job.JobConfig, "model": ModelConfig, "lora": LoRAConfig, "sft": SFTConfig, "run": RunSettings}
 
 
 def train_sft(
@@ -40,7 +40,7 @@ def train_sft(
     stop_at: the share of training prompts to solve greedily at which it is enough, where answers can be checked.
     """
     settings = job.settings_of(settings, "sft")
-    common, config = settings[""], settings["sft"]
+    common, config = settings["job"], settings["sft"]
     if finished := job.finished_stage(settings, folder, "sft"):
         return job.place(load_policy(finished), common, device)
     policy = job.first_policy(common, settings["model"], tokenizer)
@@ -95,15 +95,15 @@ def policy_for(
     stop_at: float | None = None,
 ) -> Policy:
     """What the later stages start from: `--policy`, or a policy trained here."""
-    if settings[""].policy:
-        return job.first_policy(settings[""], settings["model"], tokenizer)  # each stage puts it where it trains
+    if settings["job"].policy:
+        return job.first_policy(settings["job"], settings["model"], tokenizer)  # each stage puts it where it trains
     return train_sft(settings, task, tokenizer, folder, device, stop_at)
 
 
 @exits_cleanly
 def main() -> None:
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     job.check_base(common)
     with job.session_of(settings) as device:
         folder = job.open_output(common, "sft")

@@ -28,7 +28,7 @@ from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.vocabulary import metrics_help
 
 SETTINGS = {
-    "": job.JobConfig,
+    "job": job.JobConfig,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "sft": SFTConfig,
@@ -42,7 +42,7 @@ def train_unpaired(
 ) -> tuple[Report, Report]:
     """Training from `policy` on single answers -> how it wrote before and after."""
     settings = job.settings_of(settings, "unpaired")
-    common, config, shape = settings[""], settings["unpaired"], policy.transformer.config
+    common, config, shape = settings["job"], settings["unpaired"], policy.transformer.config
     job.choose_threads(policy, common, device)
     pairs = job.encode(common, tokenizer, task, "pairs", ("chosen", "rejected"), shape)
     rows, held_out = (single_rows(part, shape.max_position_embeddings) for part in pairs)
@@ -75,7 +75,7 @@ def train_unpaired(
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common = settings[""]
+    common = settings["job"]
     with job.session_of(settings) as device:
         folder = job.open_output(common, "unpaired")
         task = job.load_task(common)

@@ -213,13 +213,13 @@ def encode(
 def session_of(settings: dict[str, Any]) -> AbstractContextManager[torch.device]:
     """Device, precision, processes. Raises: InputError if a setting could not act, before anything is made."""
     check_effects(settings)
-    job = settings[""]
+    job = settings["job"]
     return session(device=job.device, precision=job.precision, seed=job.seed, threads=job.threads)
 
 
 def check_effects(settings: dict[str, Any]) -> None:
     """Raise InputError for what was set and would not be read, or not be saved: who sets it believes that it acts."""
-    job = settings[""]
+    job = settings["job"]
     if not job.policy:
         config_to(settings["model"])  # what no config.json can say could not be saved
     if job.template and not job.policy:
@@ -252,7 +252,7 @@ def place(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
 
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
     """Leave of a model, in place, only that to be trained which `--train` and `--freeze` say, and put it there."""
-    job = settings[""]
+    job = settings["job"]
     if job.train == "all":
         # what has no such part, a reward model without lm_head, has nothing to freeze there
         freeze(model, job.freeze, strict=isinstance(model, Policy))
@@ -297,11 +297,11 @@ def resolve_model(folder: str | Path) -> Path:
 
 def settings_of(settings: dict[str, Any], section: str) -> dict[str, Any]:
     """The settings that one stage depends on: what its config.toml holds, and what may not change when it resumes."""
-    common = settings[""]
+    common = settings["job"]
     if section in ("sft", "reward_model"):
         common = replace(common, **{one.name: one.default for one in fields(common) if one.name in LATER})
     used = ("model", section, "run") if common.train == "all" else ("model", "lora", section, "run")
-    return {"": common, **{name: settings[name] for name in used if name in settings}}
+    return {"job": common, **{name: settings[name] for name in used if name in settings}}
 
 
 def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path | None:
@@ -318,7 +318,7 @@ def finished_stage(settings: dict[str, Any], folder: Path, stage: str) -> Path |
 
 def stage_run(settings: dict[str, Any], folder: Path, stage: str) -> RunConfig:
     """The run of one stage: its own folder, resumed if the job is."""
-    job = settings[""]
+    job = settings["job"]
     base = resolve_model(job.policy or folder / "sft")
     where = {"output": str(folder / stage), "resume": resumes(job), "base": os.path.abspath(base)}
     return RunConfig(**vars(settings["run"]), **where, seed=job.seed)

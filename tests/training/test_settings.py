@@ -62,7 +62,7 @@ class Required:
     data: str  # [-] rows
 
 
-SECTIONS = {"": Common, "ppo": PPO}
+SECTIONS = {"job": Common, "ppo": PPO}
 
 
 def parse(*argv: str) -> dict:
@@ -94,18 +94,18 @@ def refusal(*argv: str) -> str:
 
 
 def test_no_argument_gives_the_defaults():
-    assert parse() == {"": Common(), "ppo": PPO()}
+    assert parse() == {"job": Common(), "ppo": PPO()}
 
 
 def test_defaults_yield_to_the_file_and_the_file_to_flags_wherever_config_stands(toml):
     path = toml("seed = 5\nresume = true\n[ppo]\nlr = 1\nwarmup = 7\n")
     for argv in (["--config", path, "--ppo.warmup", "8"], ["--ppo.warmup=8", f"--config={path}"]):
-        assert parse(*argv) == {"": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
+        assert parse(*argv) == {"job": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
 
 
 def test_argv_none_is_the_programs_own(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppo.py", "--seed", "4"])
-    assert parse_settings({"": Common}, description="")[""].seed == 4
+    assert parse_settings({"job": Common}, description="")["job"].seed == 4
 
 
 # What is accepted
@@ -141,7 +141,7 @@ def test_flag_values(argv, name, value):
 
 
 def test_a_lone_bool_does_not_swallow_the_next_flag():
-    assert parse("--resume", "--seed", "3")[""] == Common(seed=3, resume=True)
+    assert parse("--resume", "--seed", "3")["job"] == Common(seed=3, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +241,8 @@ def test_broken_files_are_named_with_the_line(toml, tmp_path):
 
 def test_a_missing_required_setting_is_named():
     with pytest.raises(InputError, match=r"^--data: needed text, got nothing; give it, or see --help\.$"):
-        parse_settings({"": Required}, [], description="")
-    assert parse_settings({"": Required}, ["--data", "x"], description="")[""] == Required("x")
+        parse_settings({"job": Required}, [], description="")
+    assert parse_settings({"job": Required}, ["--data", "x"], description="")["job"] == Required("x")
 
 
 # Help
@@ -332,13 +332,13 @@ some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: tex
 @given(common=some_common, stage=some_ppo)
 def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
     path = tmp_path_factory.getbasetemp() / "round.toml"
-    settings = {"ppo": stage, "": common}  # the top-level keys are written first, whatever the order here
+    settings = {"ppo": stage, "job": common}  # the top-level keys are written first, whatever the order here
     path.write_text(settings_to_toml(settings), encoding="utf-8")
     assert parse("--config", str(path)) == settings
 
 
 def test_written_settings_as_text():
-    text = settings_to_toml({"": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
+    text = settings_to_toml({"job": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
     assert text.startswith('output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = nan\nbetas = [0.9, 0.999]')
     assert 'clip_high = "none"\n' in text  # None is not its default; adapter's None is, and is left out
     assert "adapter" not in text
@@ -347,7 +347,7 @@ def test_written_settings_as_text():
 @pytest.mark.parametrize("values", [{"output": "none"}, {"output": "\ud800"}, {"seed": None}, {"seed": True}])
 def test_a_value_that_would_not_read_back_is_refused(values):
     with pytest.raises(InputError, match=r"^(output|seed): needed a value that TOML can give back, got .*; choose"):
-        settings_to_toml({"": Common(**values)})
+        settings_to_toml({"job": Common(**values)})
 
 
 def test_hyphens_and_underscores_in_flags_are_the_same():
