@@ -89,6 +89,24 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
     return "\n".join(blocks)
 
 
+def with_defaults(cls: type, **defaults: Any) -> type:
+    """A frozen dataclass derived from `cls` in which the named fields have other defaults.
+
+    Raises: InputError for a name that is no field of `cls`, or a value of another type.
+    """
+    fields = {name: hint for name, _, hint in _fields(TOP, cls)}
+    for name in defaults:
+        if name not in fields:
+            raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {_nearest(name, fields)}.")
+    changed = []
+    for name, value in defaults.items():
+        value = list(value) if isinstance(value, tuple) else value  # as TOML has it
+        value = _checked(f"{cls.__name__}: {name}", fields[name], value, typed=False)
+        changed.append((name, fields[name], dataclasses.field(default=value)))
+    namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(cls.__name__, changed, bases=(cls,), namespace=namespace, frozen=True)
+
+
 def field_help(cls: type) -> dict[str, tuple[str, str]]:
     """Field -> (unit, meaning), from the comments in the source of the class and its bases; unit "" stands for `[-]`.
 

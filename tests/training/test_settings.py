@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.errors import InputError
-from minirlhf.training.settings import field_help, parse_settings, settings_to_toml
+from minirlhf.training.settings import field_help, help_text, parse_settings, settings_to_toml, with_defaults
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,53 @@ def test_defaults_yield_to_the_file_and_the_file_to_flags_wherever_config_stands
 def test_argv_none_is_the_programs_own(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppo.py", "--seed", "4"])
     assert parse_settings({"job": Common}, description="")["job"].seed == 4
+
+
+# Other defaults for one program
+
+
+def test_a_program_can_have_other_defaults_and_all_else_stays():
+    changed = with_defaults(PPO, lr=1, betas=(0.5, 0.6), clip_high=None)
+    assert changed() == changed(lr=1.0, betas=(0.5, 0.6), clip_high=None) and isinstance(changed(), PPO)
+    assert vars(changed()) == vars(PPO(lr=1.0, betas=(0.5, 0.6), clip_high=None)) and type(changed().lr) is float
+    assert list(vars(changed())) == list(vars(PPO()))  # the order of the fields
+    assert PPO().lr == 3e-4
+    assert get_type_hints(changed) == get_type_hints(PPO) and field_help(changed) == field_help(PPO)
+    assert repr(changed()).partition("(")[2] == repr(PPO(lr=1.0, betas=(0.5, 0.6), clip_high=None)).partition("(")[2]
+    with pytest.raises(FrozenInstanceError):
+        changed().lr = 2.0
+    with pytest.raises(ValueError, match=r"^PPO: warmup must be at least 0, got -1\.$"):
+        changed(warmup=-1)
+
+
+def test_other_defaults_yield_to_the_file_and_to_flags_and_stand_in_the_help(toml):
+    sections = {"job": with_defaults(Common, seed=7), "ppo": with_defaults(PPO, warmup=3, lr=0.5)}
+    path = toml("[ppo]\nwarmup = 4\n")
+    built = parse_settings(sections, ["--config", path, "--ppo.clip_eps", "0.1"], description="")
+    assert vars(built["job"]) == vars(Common(seed=7))
+    assert vars(built["ppo"]) == vars(PPO(warmup=4, lr=0.5, clip_eps=0.1))
+    lines = [" ".join(line.split()) for line in help_text(sections, "").splitlines()]
+    assert "--seed 7 all randomness follows from it" in lines and "--ppo.warmup 3 [updates] linear" in lines
+
+
+def test_other_defaults_are_written_and_read_back(toml):
+    sections = {"ppo": with_defaults(PPO, clip_high=None, stop=("a", "b"))}
+    built = parse_settings(sections, ["--ppo.clip_high", "0.4"], description="")
+    assert parse_settings(sections, ["--config", toml(settings_to_toml(built))], description="") == built
+
+
+@pytest.mark.parametrize(
+    ("defaults", "text"),
+    [
+        ({"clip_epz": 1.0}, "PPO: no field 'clip_epz'; the nearest is clip_eps."),
+        ({"warmup": 1.5}, "PPO: warmup: needed an integer, got 1.5; see --help."),
+        ({"kl": "k2"}, 'PPO: kl: needed one of k1, k3, got "k2"; see --help.'),
+    ],
+)
+def test_other_defaults_that_do_not_fit_are_refused(defaults, text):
+    with pytest.raises(InputError) as caught:
+        with_defaults(PPO, **defaults)
+    assert str(caught.value) == text
 
 
 # What is accepted
