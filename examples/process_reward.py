@@ -31,7 +31,7 @@ class Job(job.JobConfig):
 
 
 SETTINGS = {
-    "": Job,
+    "job": Job,
     "model": ModelConfig,
     "lora": LoRAConfig,
     "process_reward": ProcessRewardConfig,
@@ -80,7 +80,7 @@ def read_labelled(path: Path) -> list[dict]:
 def main() -> None:
     started = time.perf_counter()
     settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common, config = settings[""], settings["process_reward"]
+    common, config = settings["job"], settings["process_reward"]
     job.check_base(common)
     with job.session_of(settings) as device:
         folder = job.open_output(common, "process_reward")

@@ -237,7 +237,7 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
 
 def main(argv: list[str]) -> None:
     folder = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    config = parse_settings({"": ChatConfig}, argv, description=__doc__)[""]
+    config = parse_settings({"job": ChatConfig}, argv, description=__doc__)["job"]
     if folder is None:
         raise InputError("chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help")
     for stream in (sys.stdin, sys.stdout):

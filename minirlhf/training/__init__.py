@@ -2,4 +2,4 @@
 
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 from minirlhf.training.run import ADAPTER, Run, RunConfig, RunSettings, finished_model
-from minirlhf.training.settings import parse_settings
+from minirlhf.training.settings import parse_settings, with_defaults

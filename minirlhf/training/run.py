@@ -21,11 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minirlhf.adapters.lora import active_adapter
-from minirlhf.adapters.quantised import plain
 from minirlhf.errors import InputError, check_range
-from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
-from minirlhf.pretrained.weights import load_into, save_pretrained
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
@@ -81,6 +77,15 @@ class Trainer(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class ModelFiles(Protocol):
+    """Saves and loads a trainer's models. Default: the module minirlhf.pretrained.trained."""
+
+    def has_adapter(self, model: nn.Module) -> bool: ...
+    def save_trained(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
+    def load_trained(self, model: nn.Module, folder: Path) -> None: ...
+    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None) -> None: ...
+
+
 class Run:
     """Progress, metrics, samples, evaluation, checkpoints, resume and clean stop, in one folder.
 
@@ -90,6 +95,7 @@ class Run:
         batches:    batches[k] for step k, a pure function of k; its length is the number of steps.
         settings:   section -> dataclass, written to config.toml; a resumed run must have the same.
         tokenizer:  saved beside the weights.
+        files:      how models are saved and loaded; None takes minirlhf.pretrained.trained.
         evaluate:   called every `eval_every` steps -> metrics, recorded as eval/NAME.
         until:      called with each evaluation; the run is finished once it says True (early stopping).
         on_metrics: called with (step, metrics) on the main process: the hook for any tracker.
@@ -104,11 +110,15 @@ class Run:
         *,
         settings: dict[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
+        files: ModelFiles | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         until: Callable[[dict[str, float]], bool] | None = None,
         on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
+        if files is None:
+            from minirlhf.pretrained import trained as files  # here, so that the core loads no leaf
         self.config, self.trainer, self.batches, self.tokenizer = config, trainer, batches, tokenizer
+        self.files = files
         self.evaluate, self.until, self.on_metrics = evaluate, until, on_metrics
         self.folder = Path(config.output)
         self.step = 0
@@ -190,7 +200,7 @@ class Run:
             self._journal.sync()
             with written_whole(self._checkpoint(self.step)) as folder:
                 for name, model in self.trainer.models.items():
-                    self._save_model(model, folder / name)
+                    self.files.save_trained(model, folder / name, self.tokenizer, self.config.base)
                 state = {"step": self.step, "done": self._done, "best": self._best}
                 state["trainer"] = self.trainer.state_dict()
                 save_state(folder, state)
@@ -232,36 +242,21 @@ class Run:
             return
         state = load_state(found[-1])
         for name, model in self.trainer.models.items():
-            if adapter := active_adapter(model):
-                load_adapter(model, found[-1] / name, adapter)
-            else:
-                load_into(model, found[-1] / name)
+            self.files.load_trained(model, found[-1] / name)
         self.step, self._done, self._best = state["step"], state["done"], state["best"]
         self._saved = self.step
         self.trainer.load_state_dict(state["trainer"])
-
-    def _save_model(self, model: nn.Module, folder: Path) -> None:
-        """What of a model is trained: its adapter alone if it has one, which is all that a checkpoint needs."""
-        if adapter := active_adapter(model):
-            save_adapter(model, folder, adapter, base=self.config.base)
-        else:
-            self._save_whole(model, folder)
-
-    def _save_whole(self, model: nn.Module, folder: Path) -> None:
-        save_pretrained(plain(model), folder, self.tokenizer and self.tokenizer.token_ids)
-        if self.tokenizer:
-            self.tokenizer.save(folder)
 
     def _finish(self) -> None:
         if self._saved != self.step:
             self.save()
         if is_main() and not is_complete(self.folder / FINAL):
             model = next(iter(self.trainer.models.values()))
-            if active_adapter(model):
+            if self.files.has_adapter(model):
                 with written_whole(self.folder / ADAPTER) as folder:
-                    self._save_model(model, folder)
+                    self.files.save_trained(model, folder, self.tokenizer, self.config.base)
             with written_whole(self.folder / FINAL) as folder:
-                self._save_whole(model, folder)
+                self.files.save_final(model, folder, self.tokenizer)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:

@@ -29,6 +29,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from minirlhf.errors import InputError
 
+TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
 NEEDED = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
 
 
@@ -39,7 +40,7 @@ def parse_settings(
 
     Args:
         sections: name -> dataclass. A field of section "ppo" is the flag `--ppo.field` and stands in the table `[ppo]`;
-                  the fields of section "" are plain flags (`--seed`) and the top-level keys of the file.
+                  the fields of section "job" are plain flags (`--seed`) and the top-level keys of the file.
         argv:     the words after the program's name; None takes sys.argv.
         description, epilogue: what `--help` prints above and below its table.
     Raises: InputError for an unknown, repeated, missing or ill-typed setting, for a file that cannot be read, and with
@@ -73,8 +74,8 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
     Raises: InputError for a value that would not read back equal, such as the text "none" where None is possible.
     """
     blocks = []
-    for section, instance in sorted(settings.items(), key=lambda item: item[0] != ""):  # top-level keys come first
-        lines = [f"[{section}]"] if section else []
+    for section, instance in sorted(settings.items(), key=lambda item: item[0] != TOP):  # top-level keys come first
+        lines = [f"[{section}]"] if section != TOP else []
         for name, field, hint in _fields(section, type(instance)):
             value, back = getattr(instance, field.name), ...
             if value is None and _default(field) is None:
@@ -86,6 +87,24 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
                 raise InputError(f"{name}: needed a value that TOML can give back, got {value!r}; choose another.")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def with_defaults(cls: type, **defaults: Any) -> type:
+    """A frozen dataclass derived from `cls` in which the named fields have other defaults.
+
+    Raises: InputError for a name that is no field of `cls`, or a value of another type.
+    """
+    fields = {name: hint for name, _, hint in _fields(TOP, cls)}
+    for name in defaults:
+        if name not in fields:
+            raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {_nearest(name, fields)}.")
+    changed = []
+    for name, value in defaults.items():
+        value = list(value) if isinstance(value, tuple) else value  # as TOML has it
+        value = _checked(f"{cls.__name__}: {name}", fields[name], value, typed=False)
+        changed.append((name, fields[name], dataclasses.field(default=value)))
+    namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(cls.__name__, changed, bases=(cls,), namespace=namespace, frozen=True)
 
 
 def field_help(cls: type) -> dict[str, tuple[str, str]]:
@@ -104,7 +123,7 @@ def field_help(cls: type) -> dict[str, tuple[str, str]]:
 
 def help_text(sections: dict[str, type], description: str, epilogue: str = "") -> str:
     """What `--help` prints: description, a table (flag, default, [unit], meaning) per section, epilogue."""
-    tables = {"": [("--config", "none", "", "TOML file of settings; flags override it")]}
+    tables = {TOP: [("--config", "none", "", "TOML file of settings; flags override it")]}
     for section, cls in sections.items():
         notes = field_help(cls)
         for name, field, hint in _fields(section, cls):
@@ -119,7 +138,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
     width = max(shutil.get_terminal_size((120, 24)).columns, len(indent) + 36)
     lines = [description.strip()]
     for section, table in tables.items():
-        lines += ["", f"[{section}]" if section else "common settings"]
+        lines += ["", f"[{section}]" if section != TOP else "common settings"]
         for *cells, meaning in table:
             left = "  ".join(["", *(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)), ""])
             indents = {"initial_indent": left, "subsequent_indent": indent}
@@ -129,7 +148,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
 
 def _fields(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
     """(full name, field, resolved type) of every setting of a section."""
-    hints, prefix = get_type_hints(cls), f"{section}." if section else ""
+    hints, prefix = get_type_hints(cls), f"{section}." if section != TOP else ""
     return [(prefix + field.name, field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
 
 
@@ -166,7 +185,7 @@ def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> d
         raise InputError(f"--config {path}: needed a TOML file, got: {error.strerror}; check the path.") from None
     except ValueError as error:  # not UTF-8, or broken TOML, whose message has the line
         raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; mend the file.") from None
-    tables = [section for section in sections if section]
+    tables = [section for section in sections if section != TOP]
     entries: dict[str, Any] = {}
     for key, value in document.items():
         inside = key in tables and isinstance(value, dict)

@@ -39,7 +39,7 @@ CONFIGS = [
     SamplingConfig,
     JobConfig,
 ]
-PROGRAM = {"": JobConfig, "model": ModelConfig, "sft": SFTConfig, "reward_model": RewardConfig, "ppo": PPOConfig}
+PROGRAM = {"job": JobConfig, "model": ModelConfig, "sft": SFTConfig, "reward_model": RewardConfig, "ppo": PPOConfig}
 PROGRAM |= {"run": RunSettings, "grpo": GRPOConfig, "dpo": DPOConfig, "unpaired": UnpairedConfig}
 PROGRAM |= {"online_dpo": OnlineDPOConfig, "distillation": DistillationConfig, "process_reward": ProcessRewardConfig}
 
@@ -70,7 +70,7 @@ def test_every_default_can_be_given_as_a_flag(section, config):
     for field in dataclasses.fields(config):
         value = getattr(config(), field.name)
         text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        name = f"{section}.{field.name}" if section else field.name
+        name = f"{section}.{field.name}" if section != "job" else field.name
         argv.append(f"--{name}={text.lower() if isinstance(value, bool) else text}")
     assert parse_settings({section: config}, argv, description="")[section] == config()
 
@@ -79,5 +79,5 @@ def test_help_lists_every_field_with_its_default():
     text = help_text(PROGRAM, "")
     for section, config in PROGRAM.items():
         for field in dataclasses.fields(config):
-            name = f"{section}.{field.name}" if section else field.name
+            name = f"{section}.{field.name}" if section != "job" else field.name
             assert any(line.split()[:1] == [f"--{name}"] and len(line.split()) > 2 for line in text.splitlines()), name

@@ -210,6 +210,48 @@ def test_a_checkpoint_holds_the_weights_the_state_and_the_tokenizer(tmp_path):
         assert files == ours | {"tokenizer.json", "tokenizer_config.json"}
 
 
+class TextFiles:
+    """Files of one number: the weight that Counter trains."""
+
+    def has_adapter(self, model):
+        return True
+
+    def save_trained(self, model, folder, tokenizer=None, base=None):
+        folder.mkdir(exist_ok=True)
+        (folder / "weight.txt").write_text(f"{model.transformer.model.norm.weight[0].item()} on {base}")
+
+    def load_trained(self, model, folder):
+        weight = float((folder / "weight.txt").read_text().split()[0])
+        torch.nn.init.constant_(model.transformer.model.norm.weight, weight)
+
+    def save_final(self, model, folder, tokenizer=None):
+        (folder / "final.txt").write_text("final")
+
+
+def test_the_files_of_a_model_are_those_of_the_object_that_is_given(tmp_path):
+    def start_with_text(**options):
+        trainer = Counter()
+        config = RunConfig(output=str(tmp_path), save_every=3, base="below", **options)
+        return Run(config, trainer, BATCHES, files=TextFiles()), trainer
+
+    run, trainer = start_with_text()
+    for batch in run:
+        run.record(trainer.step(batch))
+        if run.step == 3:
+            break
+    run, trainer = start_with_text(resume=True)  # two rows a step add 2 to the weight, which begins at 1
+    assert run.step == 3 and list(trainer.weight) == [7] * 16
+    for batch in run:
+        run.record(trainer.step(batch))
+    found = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.txt") if p.name != "log.txt"}
+    assert found == {
+        "checkpoints/step-3/policy/weight.txt": "7.0 on below",
+        "checkpoints/step-6/policy/weight.txt": "13.0 on below",
+        "adapter/weight.txt": "13.0 on below",
+        "model/final.txt": "final",
+    }
+
+
 # Resume
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.errors import InputError
-from minirlhf.training.settings import field_help, parse_settings, settings_to_toml
+from minirlhf.training.settings import field_help, help_text, parse_settings, settings_to_toml, with_defaults
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Required:
     data: str  # [-] rows
 
 
-SECTIONS = {"": Common, "ppo": PPO}
+SECTIONS = {"job": Common, "ppo": PPO}
 
 
 def parse(*argv: str) -> dict:
@@ -94,18 +94,65 @@ def refusal(*argv: str) -> str:
 
 
 def test_no_argument_gives_the_defaults():
-    assert parse() == {"": Common(), "ppo": PPO()}
+    assert parse() == {"job": Common(), "ppo": PPO()}
 
 
 def test_defaults_yield_to_the_file_and_the_file_to_flags_wherever_config_stands(toml):
     path = toml("seed = 5\nresume = true\n[ppo]\nlr = 1\nwarmup = 7\n")
     for argv in (["--config", path, "--ppo.warmup", "8"], ["--ppo.warmup=8", f"--config={path}"]):
-        assert parse(*argv) == {"": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
+        assert parse(*argv) == {"job": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
 
 
 def test_argv_none_is_the_programs_own(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppo.py", "--seed", "4"])
-    assert parse_settings({"": Common}, description="")[""].seed == 4
+    assert parse_settings({"job": Common}, description="")["job"].seed == 4
+
+
+# Other defaults for one program
+
+
+def test_a_program_can_have_other_defaults_and_all_else_stays():
+    changed = with_defaults(PPO, lr=1, betas=(0.5, 0.6), clip_high=None)
+    assert changed() == changed(lr=1.0, betas=(0.5, 0.6), clip_high=None) and isinstance(changed(), PPO)
+    assert vars(changed()) == vars(PPO(lr=1.0, betas=(0.5, 0.6), clip_high=None)) and type(changed().lr) is float
+    assert list(vars(changed())) == list(vars(PPO()))  # the order of the fields
+    assert PPO().lr == 3e-4
+    assert get_type_hints(changed) == get_type_hints(PPO) and field_help(changed) == field_help(PPO)
+    assert repr(changed()).partition("(")[2] == repr(PPO(lr=1.0, betas=(0.5, 0.6), clip_high=None)).partition("(")[2]
+    with pytest.raises(FrozenInstanceError):
+        changed().lr = 2.0
+    with pytest.raises(ValueError, match=r"^PPO: warmup must be at least 0, got -1\.$"):
+        changed(warmup=-1)
+
+
+def test_other_defaults_yield_to_the_file_and_to_flags_and_stand_in_the_help(toml):
+    sections = {"job": with_defaults(Common, seed=7), "ppo": with_defaults(PPO, warmup=3, lr=0.5)}
+    path = toml("[ppo]\nwarmup = 4\n")
+    built = parse_settings(sections, ["--config", path, "--ppo.clip_eps", "0.1"], description="")
+    assert vars(built["job"]) == vars(Common(seed=7))
+    assert vars(built["ppo"]) == vars(PPO(warmup=4, lr=0.5, clip_eps=0.1))
+    lines = [" ".join(line.split()) for line in help_text(sections, "").splitlines()]
+    assert "--seed 7 all randomness follows from it" in lines and "--ppo.warmup 3 [updates] linear" in lines
+
+
+def test_other_defaults_are_written_and_read_back(toml):
+    sections = {"ppo": with_defaults(PPO, clip_high=None, stop=("a", "b"))}
+    built = parse_settings(sections, ["--ppo.clip_high", "0.4"], description="")
+    assert parse_settings(sections, ["--config", toml(settings_to_toml(built))], description="") == built
+
+
+@pytest.mark.parametrize(
+    ("defaults", "text"),
+    [
+        ({"clip_epz": 1.0}, "PPO: no field 'clip_epz'; the nearest is clip_eps."),
+        ({"warmup": 1.5}, "PPO: warmup: needed an integer, got 1.5; see --help."),
+        ({"kl": "k2"}, 'PPO: kl: needed one of k1, k3, got "k2"; see --help.'),
+    ],
+)
+def test_other_defaults_that_do_not_fit_are_refused(defaults, text):
+    with pytest.raises(InputError) as caught:
+        with_defaults(PPO, **defaults)
+    assert str(caught.value) == text
 
 
 # What is accepted
@@ -141,7 +188,7 @@ def test_flag_values(argv, name, value):
 
 
 def test_a_lone_bool_does_not_swallow_the_next_flag():
-    assert parse("--resume", "--seed", "3")[""] == Common(seed=3, resume=True)
+    assert parse("--resume", "--seed", "3")["job"] == Common(seed=3, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +288,8 @@ def test_broken_files_are_named_with_the_line(toml, tmp_path):
 
 def test_a_missing_required_setting_is_named():
     with pytest.raises(InputError, match=r"^--data: needed text, got nothing; give it, or see --help\.$"):
-        parse_settings({"": Required}, [], description="")
-    assert parse_settings({"": Required}, ["--data", "x"], description="")[""] == Required("x")
+        parse_settings({"job": Required}, [], description="")
+    assert parse_settings({"job": Required}, ["--data", "x"], description="")["job"] == Required("x")
 
 
 # Help
@@ -332,13 +379,13 @@ some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: tex
 @given(common=some_common, stage=some_ppo)
 def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
     path = tmp_path_factory.getbasetemp() / "round.toml"
-    settings = {"ppo": stage, "": common}  # the top-level keys are written first, whatever the order here
+    settings = {"ppo": stage, "job": common}  # the top-level keys are written first, whatever the order here
     path.write_text(settings_to_toml(settings), encoding="utf-8")
     assert parse("--config", str(path)) == settings
 
 
 def test_written_settings_as_text():
-    text = settings_to_toml({"": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
+    text = settings_to_toml({"job": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
     assert text.startswith('output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = nan\nbetas = [0.9, 0.999]')
     assert 'clip_high = "none"\n' in text  # None is not its default; adapter's None is, and is left out
     assert "adapter" not in text
@@ -347,7 +394,7 @@ def test_written_settings_as_text():
 @pytest.mark.parametrize("values", [{"output": "none"}, {"output": "\ud800"}, {"seed": None}, {"seed": True}])
 def test_a_value_that_would_not_read_back_is_refused(values):
     with pytest.raises(InputError, match=r"^(output|seed): needed a value that TOML can give back, got .*; choose"):
-        settings_to_toml({"": Common(**values)})
+        settings_to_toml({"job": Common(**values)})
 
 
 def test_hyphens_and_underscores_in_flags_are_the_same():

@@ -1,0 +1,46 @@
+"""The files of a model in training: in a checkpoint its adapter alone, or all its weights; at the end all weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from minirlhf.adapters.lora import active_adapter
+from minirlhf.adapters.quantised import plain
+from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
+from minirlhf.pretrained.weights import load_into, save_pretrained
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """True if a checkpoint of the model holds its active adapter only."""
+    return active_adapter(model) is not None
+
+
+def save_trained(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
+    """Write a checkpoint of the model: its active adapter in PEFT's layout, or the whole model if it has no adapter.
+
+    Args:
+        tokenizer: a `text.Tokenizer`, saved beside the weights of a whole model.
+        base:      folder of the model under the adapter, named in the adapter's files.
+    """
+    if adapter := active_adapter(model):
+        save_adapter(model, folder, adapter, base=base)
+    else:
+        save_final(model, folder, tokenizer)
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Load a folder of `save_trained` into the model, in place."""
+    if adapter := active_adapter(model):
+        load_adapter(model, folder, adapter)
+    else:
+        load_into(model, folder)
+
+
+def save_final(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
+    """Write the whole model in the Hugging Face layout: adapters merged, 4-bit weights dequantised."""
+    save_pretrained(plain(model), folder, tokenizer and tokenizer.token_ids)
+    if tokenizer:
+        tokenizer.save(folder)
