@@ -25,7 +25,7 @@ class DistillationJobConfig(JobConfig):
     def __post_init__(self) -> None:
         if self.train != "all" or self.freeze:
             raise InputError(
-                "--train, --freeze: a student starts from random weights and trains all of them; drop both"
+                "--train, --freeze: a student starts from random weights, all of them trained; drop both"
             )
 
 

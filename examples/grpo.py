@@ -1,7 +1,7 @@
 """GRPO and its family: groups of completions, compared with one another.
 
 torchrun examples/grpo.py                                  # sums, checked; from a model that can hardly add
-torchrun examples/grpo.py --grpo.algorithm dapo            # any row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
+torchrun examples/grpo.py --grpo.algorithm dapo            # a row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
 torchrun examples/grpo.py --policy DIR --reward DIR        # from models you have
 """
 
@@ -18,7 +18,7 @@ class GRPOJobConfig(RLJobConfig):
     stop_sft_at: float | None = 0.4  # [share] end SFT once it solves this share of training prompts; none: all steps
 
 
-# Answers of a few digits. Sentences want `--grpo.temperature 1`, more completions of fewer prompts, and `--grpo.kl_coef`.
+# For answers of a few digits. Sentences want `--grpo.temperature 1`, fewer prompts with more completions, and a kl_coef.
 DEFAULTS = {
     # looking up single digits: many narrow heads, short rotary wavelengths, a head that is not the embedding
     **{"model.num_attention_heads": 8, "model.num_key_value_heads": 8},

@@ -1,4 +1,7 @@
-"""PPO in 30 lines, every part in the open: a random network learns to write the letter e.    python examples/letter_e.py"""
+"""PPO with every part in the open: a random network learns to write the letter e in seconds.
+
+python examples/letter_e.py
+"""
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.data import Batches, encode_rows

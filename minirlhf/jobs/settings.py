@@ -40,7 +40,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         if self.freeze and self.train != "all":
             raise InputError(
-                f"--freeze: --train {self.train} freezes all but adapters already; use lora.target_modules"
+                f"--freeze: --train {self.train} freezes all but adapters already; see lora.target_modules"
             )
 
     @property
@@ -123,7 +123,7 @@ def check_base(job: JobConfig) -> None:
     asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
     if asked and not job.policy:
         raise InputError(
-            f"{asked}: needs a trained model, and this program starts from random weights; give --policy DIR"
+            f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR"
         )
 
 
