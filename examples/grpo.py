@@ -18,7 +18,7 @@ class GRPOJobConfig(RLJobConfig):
     stop_sft_at: float | None = 0.4  # [share] end SFT once it solves this share of training prompts; none: all steps
 
 
-# For answers of a few digits. Sentences want `--grpo.temperature 1`, fewer prompts with more completions, and a kl_coef.
+# For answers of a few digits. Sentences want `--grpo.temperature 1`, more completions of fewer prompts, a kl_coef.
 DEFAULTS = {
     # looking up single digits: many narrow heads, short rotary wavelengths, a head that is not the embedding
     **{"model.num_attention_heads": 8, "model.num_key_value_heads": 8},

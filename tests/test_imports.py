@@ -11,7 +11,7 @@ import minirlhf
 
 PACKAGE = Path(minirlhf.__file__).parent
 ROOMS = ["errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation", "rewards"]
-ROOMS += ["rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "job", "cli"]
+ROOMS += ["rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
 RUN_TIME = {"torch", "tokenizers", "safetensors", "numpy", "tqdm"}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

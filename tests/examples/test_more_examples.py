@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from minirlhf import job
+from minirlhf.jobs import opened, stage
 from minirlhf.tasks import embedded_task, reviews
 
 PROGRAMS = {
@@ -19,8 +19,8 @@ PROGRAMS = {
 
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
-    monkeypatch.setattr(job, "embedded_task", lambda name, seed: embedded_task(name, seed, sft_rows=200, pair_rows=200))
-    monkeypatch.setattr(job, "EVALUATION_PROMPTS", 32)
+    monkeypatch.setattr(opened, "embedded_task", lambda name, seed: embedded_task(name, seed, sft_rows=200, pair_rows=200))
+    monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 32)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from minirlhf.job import JobConfig
 
 from minirlhf.algorithms import (
     DistillationConfig,
@@ -17,6 +16,7 @@ from minirlhf.algorithms import (
     UnpairedConfig,
 )
 from minirlhf.generation import SamplingConfig
+from minirlhf.jobs import JobConfig
 from minirlhf.model import LoRAConfig, ModelConfig
 from minirlhf.training import OptimizerConfig, RunConfig, RunSettings, parse_settings
 from minirlhf.training.settings import field_help, help_text, settings_to_toml
