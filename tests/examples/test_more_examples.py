@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,8 @@ PROGRAMS = {
 
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
-    monkeypatch.setattr(opened, "embedded_task", lambda name, seed: embedded_task(name, seed, sft_rows=200, pair_rows=200))
+    small = partial(embedded_task, sft_rows=200, pair_rows=200)
+    monkeypatch.setattr(opened, "embedded_task", small)
     monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 32)
 
 
