@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
@@ -23,26 +24,22 @@ from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class DistillationConfig(OptimizerConfig):
+class DistillationConfig(OfflineConfig):
     algorithm: Literal["gkd", "minillm"] = "gkd"  # [-] minillm adds what a token does to the tokens after it
     beta: float = 0.5  # [-] 0: forward KL(teacher || student), 1: reverse, between: generalised Jensen-Shannon
     on_policy: float = 0.5  # [share] of steps on the student's own answers; 0 is plain distillation
-    steps: int = 300  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
-    batch_size: int = 64  # [rows] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
     temperature: float = 1.0  # [-] of both distributions, and of sampling
     max_tokens: int = 48  # [tokens] longest answer of the student, its EOS included
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "microbatch_tokens", "max_tokens", least=1)
-        check_range(self, "max_epochs", "temperature", above=0)
+        check_range(self, "max_tokens", least=1)
+        check_range(self, "temperature", above=0)
         check_range(self, "beta", "on_policy", least=0, most=1)
         if self.algorithm == "minillm" and (self.beta, self.on_policy) != (1.0, 1.0):
             raise InputError(

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from minirlhf import losses as L
 from minirlhf.adapters.lora import adapter_names
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
 from minirlhf.model.policy import Policy, check_reference, disable_dropout, move_towards
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,9 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class DPOConfig(OptimizerConfig):
+class DPOConfig(OfflineConfig):
     loss: str = "sigmoid"  # [-] a row of LOSSES in algorithms/dpo.py
     beta: float = 0.1  # [score per nat] what a nat of KL costs: small moves far
-    steps: int = 300  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
-    batch_size: int = 64  # [pairs] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = 1e-3  # [per update] peak learning rate
     label_smoothing: float | None = None  # [share] of labels taken to be flipped; none: as the loss's paper has it
     gamma: float | None = None  # [-] SimPO's and AlphaPO's margin; none: 0.5
     alpha: float | None = None  # [-] AlphaPO's curvature; none: 0.25
@@ -88,8 +84,7 @@ class DPOConfig(OptimizerConfig):
         super().__post_init__()
         if self.loss not in LOSSES:
             raise InputError(f"DPOConfig: loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "beta", "max_epochs", above=0)
+        check_range(self, "beta", above=0)
         check_range(self, "label_smoothing", least=0, most=0.499)
         check_range(self, "length_alpha", "ref_update_mix", least=0, most=1)
         check_range(self, "ref_update_every", "nll_coef", least=0)

@@ -12,29 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError
 from minirlhf.losses import correctness_loss, masked_mean
 from minirlhf.model.policy import ProcessRewardModel
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class ProcessRewardConfig(OptimizerConfig):
+class ProcessRewardConfig(OfflineConfig):
     steps: int = 600  # [steps] one batch each
-    max_epochs: float = 8.0  # [epochs] fewer steps if they would go over the rows more often than this
-    batch_size: int = 64  # [rows] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    max_epochs: float = 8.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
     lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
     lr_final: float = 0.0  # [share of lr] where the cosine ends
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "max_epochs", above=0)
 
 
 def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> list[EncodedRow]:

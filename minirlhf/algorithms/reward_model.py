@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import check_range
@@ -15,23 +16,18 @@ from minirlhf.losses import bradley_terry_loss, reward_centering_loss
 from minirlhf.model.policy import RewardModel
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class RewardConfig(OptimizerConfig):
+class RewardConfig(OfflineConfig):
     steps: int = 800  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the pairs more often than this
-    batch_size: int = 64  # [pairs] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
     lr_final: float = 0.0  # [share of lr] where the cosine ends; at 0.1 the last pairs still move the ranking
     center_coef: float = 0.01  # [nats per score^2] pulls the mean score to 0; 0 leaves it free
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "max_epochs", above=0)
         check_range(self, "center_coef", least=0)
 
 

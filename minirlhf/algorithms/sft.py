@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
@@ -18,15 +19,13 @@ from minirlhf.model.experts import recorded_routing
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class SFTConfig(OptimizerConfig):
+class SFTConfig(OfflineConfig):
     steps: int = 1800  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
     batch_size: int = 16  # [rows] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
     lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
     loss: Literal["nll", "dft"] = "nll"  # [-] dft weighs each token by its probability
     train_on: Literal["completion", "all"] = "completion"  # [-] all: the prompts' tokens are learned too
@@ -35,8 +34,6 @@ class SFTConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "max_epochs", above=0)
         check_range(self, "router_loss_coef", least=0)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
@@ -26,26 +27,21 @@ from minirlhf.losses import (
 from minirlhf.model.policy import Policy, check_reference, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.optimizer import Optimizer, OptimizerConfig
+from minirlhf.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class UnpairedConfig(OptimizerConfig):
+class UnpairedConfig(OfflineConfig):
     loss: Literal["kto", "apo_zero", "bco"] = "kto"  # [-] a utility, that with a KL of 0, or a classifier
     beta: float = 0.1  # [score per nat] what a nat of KL costs
-    steps: int = 300  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] fewer steps if they would go over the rows more often than this
     batch_size: int = 128  # [rows] per step, over all processes
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = 1e-3  # [per update] peak learning rate
     desirable_weight: float = 1.0  # [-] of liked answers in KTO
     undesirable_weight: float = 1.0  # [-] of disliked ones
     prompt_weighting: bool = False  # [-] BCO: weigh disliked answers whose prompts look like the liked ones' up
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "beta", "max_epochs", above=0)
+        check_range(self, "beta", above=0)
         check_range(self, "desirable_weight", "undesirable_weight", least=0)
         if self.prompt_weighting and self.loss != "bco":
             raise InputError(f"UnpairedConfig: prompt_weighting belongs to bco, got {self.loss}")
