@@ -24,9 +24,7 @@ class DistillationJobConfig(JobConfig):
 
     def __post_init__(self) -> None:
         if self.train != "all" or self.freeze:
-            raise InputError(
-                "--train, --freeze: a student starts from random weights, all of them trained; drop both"
-            )
+            raise InputError("--train, --freeze: a student starts from random weights, all of them trained; drop both")
 
 
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:

@@ -14,7 +14,7 @@ from minirlhf.adapters import adapter_view, apply_lora, count_parameters
 from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.errors import exits_cleanly
-from minirlhf.jobs import Job, JobConfig, PolicyStage, Stage
+from minirlhf.jobs import Job, JobConfig, PolicyStage, open_stage
 from minirlhf.jobs.models import choose_threads, convert_base, to_device
 from minirlhf.jobs.reward_model import train_reward_model
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel
@@ -78,15 +78,23 @@ def main() -> None:
         for name in ("policy", "value", "reward"):
             job.say(f"  {name:<7} {count_parameters(getattr(models, name))[0]:>12,}")
 
-        stage = Stage(job, "reward", "reward_model")
+        stage = open_stage(job, "reward", "reward_model")
         if stage.finished:
             load_adapter(models.reward, stage.folder / ADAPTER, "reward")
         accuracy = train_reward_model(job, stage, models.reward)
         reward = RewardModelScorer(models.reward, job.tokenizer, job.config.microbatch_tokens)
 
         rows, prompts = job.rows("prompts", base.config, reserve=job.config.max_tokens)
-        parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value}
-        stage = PolicyStage(job, "ppo", "ppo", rows=rows, held_out=prompts, prompts=prompts, reward=reward, **parts)
+        stage = PolicyStage(
+            **vars(open_stage(job, "ppo", "ppo")),
+            policy=models.policy,
+            reference=models.reference,
+            value_model=models.value,
+            reward=reward,
+            rows=rows,
+            held_out=prompts,
+            prompts=prompts,
+        )
         before = stage.evaluate(models.reference)
         if stage.finished:
             load_adapter(models.policy, stage.folder / ADAPTER, "policy")

@@ -6,15 +6,15 @@ torchrun examples/reward_model.py --data pairs.jsonl --policy DIR  # {prompt, ch
 
 from minirlhf.algorithms import RewardConfig, RewardTrainer
 from minirlhf.errors import exits_cleanly
-from minirlhf.jobs import Job, Stage
+from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.reward_model import untrained_reward_model
 
 
 @exits_cleanly
 def main() -> None:
     with Job.open("reward", RewardConfig, section="reward_model", help=__doc__) as job:
-        stage = Stage(job, "reward", "reward_model")
-        model = untrained_reward_model(job, stage, job.policy().transformer)
+        stage = open_stage(job, "reward", "reward_model")
+        model = untrained_reward_model(job, stage, job.base().transformer)
         rows, held_out = job.rows("pairs", model.config)
         batches = stage.batches(rows)
         trainer = RewardTrainer(model, job.tokenizer, job.config, updates=len(batches))

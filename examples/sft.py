@@ -6,14 +6,14 @@ torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {message
 
 from minirlhf.algorithms import SFTConfig, SFTTrainer
 from minirlhf.errors import exits_cleanly
-from minirlhf.jobs import Job, Stage
+from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.sft import untrained_policy
 
 
 @exits_cleanly
 def main() -> None:
     with Job.open("sft", SFTConfig, help=__doc__) as job:
-        stage = Stage(job, "sft", "sft")
+        stage = open_stage(job, "sft", "sft")
         if not stage.finished:
             policy = untrained_policy(job, stage)  # random weights, or --policy
             rows, held_out = job.rows("sft", policy.transformer.config)

@@ -2,4 +2,4 @@
 
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.settings import JobConfig, PipelineConfig, RLJobConfig
-from minirlhf.jobs.stage import PolicyStage, Stage
+from minirlhf.jobs.stage import PolicyStage, Stage, open_stage

@@ -63,14 +63,14 @@ class Job(Opened):
             defaults: other defaults, such as {"grpo.group_size": 4}.   task: makes the rows.
         Raises: InputError for bad settings, before anything is written.
         """
-        started, section = time.perf_counter(), section or name
+        section = section or name
         classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
         settings = parse_settings(classes, description=help, epilogue=metrics_help())
         check_effects(settings)
         if not after:
             check_base(settings["job"])
         with session_of(settings["job"]) as device:
-            opened = cls.make(name, section, settings, device, started, task, needs, after)
+            opened = cls.make(name, section, settings, device, task, needs, after)
             try:
                 yield opened
             except Stopped as stage:
@@ -83,13 +83,12 @@ class Job(Opened):
         section: str,
         settings: dict[str, Any],
         device: torch.device,
-        started: float,
         task: Callable[[JobConfig], Task] = load_task,
         needs: tuple[str, ...] = (),
         after: tuple[str, ...] = (),
     ) -> Job:
         """Open folder, rows and tokenizer for settings that are already read."""
-        common = settings["job"]
+        started, common = time.perf_counter(), settings["job"]
         check_stop(common)
         folder, rows = open_output(common, name), task(common)
         if "reward" in after and not (common.reward or rows.reward):
@@ -99,10 +98,14 @@ class Job(Opened):
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         return cls(section, settings, folder, rows, tokenizer, device, started)
 
+    def base(self) -> Policy:
+        """`--policy`, or a policy with random weights. The stage that trains it moves it to the device."""
+        return first_policy(self.common, self.settings["model"], self.tokenizer)
+
     def policy(self, stop_at: float | None = None) -> Policy:
         """`--policy`, or a policy that SFT trains here, or trained at an earlier start of the job. See `train_sft`."""
-        if self.common.policy:  # the stage that trains the policy moves it to the device
-            return first_policy(self.common, self.settings["model"], self.tokenizer)
+        if self.common.policy:
+            return self.base()
         policy = train_sft(self, stop_at)
         self._stop_after("sft")
         return policy
@@ -137,7 +140,7 @@ class Job(Opened):
         return compiles(self.common, self.device)
 
     def _stop_after(self, stage: str) -> None:
-        if getattr(self.common, "stop_after", None) == stage:
+        if self.common.stop_after == stage:
             raise Stopped(stage)
 
 
@@ -152,8 +155,7 @@ def session_of(job: JobConfig) -> Any:
 
 def check_stop(job: JobConfig) -> None:
     """Refuse `--stop-after` of a stage that another flag replaces."""
-    stop_after = getattr(job, "stop_after", None)
-    if stop_after == "sft" and job.policy:
+    if job.stop_after == "sft" and job.policy:
         raise InputError("--policy replaces SFT, so --stop-after sft would do nothing; drop one of them")
-    if stop_after == "reward" and job.reward:
+    if job.stop_after == "reward" and job.reward:
         raise InputError("--reward replaces reward training, so --stop-after reward would do nothing; drop one of them")

@@ -11,7 +11,7 @@ from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError
 from minirlhf.jobs.models import adapt, check_vocabulary, choose_threads, resolve_model, to_device
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.stage import Stage
+from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy, RewardModel, copy_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.rewards.scoring import Reward, RewardModelScorer
@@ -30,7 +30,7 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
         return load_scorer(job, resolve_model(job.common.reward), tokens), None
     if job.task.reward:
         return job.task.reward, None
-    stage = Stage(job, "reward", "reward_model")
+    stage = open_stage(job, "reward", "reward_model")
     model = untrained_reward_model(job, stage, copy_of(policy).requires_grad_(True).transformer)
     accuracy = train_reward_model(job, stage, model)
     return RewardModelScorer(model, job.tokenizer, tokens), accuracy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from minirlhf.algorithms.reward_model import RewardConfig
 from minirlhf.algorithms.sft import SFTConfig
@@ -36,6 +36,9 @@ class JobConfig:
     gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
+
+    reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
+    stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
 
     def __post_init__(self) -> None:
         if self.freeze and self.train != "all":
@@ -122,9 +125,7 @@ def check_base(job: JobConfig) -> None:
     """Refuse LoRA or --freeze without --policy in a program without an earlier stage: it starts from random weights."""
     asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
     if asked and not job.policy:
-        raise InputError(
-            f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR"
-        )
+        raise InputError(f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR")
 
 
 def changed(config: Any) -> list[str]:

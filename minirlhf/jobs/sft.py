@@ -8,7 +8,7 @@ from minirlhf.evaluation.policies import evaluate_policy
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs.models import adapt, choose_threads, first_policy, load_finished, to_device
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.stage import Stage
+from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import say
 
@@ -20,7 +20,7 @@ def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
 
     stop_at: end as soon as the policy solves this share of training prompts greedily. Needs a task that checks answers.
     """
-    stage = Stage(job, "sft", "sft")
+    stage = open_stage(job, "sft", "sft")
     if stage.finished:
         return load_finished(stage.finished, job.common, job.device)
     policy = untrained_policy(job, stage)

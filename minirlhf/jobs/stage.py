@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,8 @@ class Stage:
     job: Opened
     name: str  # of the stage's folder, and of the shuffle of its rows
     section: str  # name of the stage's own settings
-    reads: tuple[str, ...] = field(default=(), kw_only=True)  # further sections that the stage depends on
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that the stage depends on."""
-        return stage_settings(self.job.settings, self.section, *self.reads)
+    settings: dict[str, Any]  # all that the stage depends on
+    finished: Path | None  # the final model, if an earlier start of the job has finished the stage
 
     @property
     def config(self) -> Any:
@@ -47,18 +42,6 @@ class Stage:
     @property
     def folder(self) -> Path:
         return self.job.folder / self.name
-
-    @cached_property
-    def finished(self) -> Path | None:
-        """The final model if an earlier start of the job has finished the stage, else None.
-
-        Raises: InputError if the stage was finished with other settings.
-        """
-        final = finished_model(self.folder)
-        if final:
-            check_same_settings(self.folder / "config.toml", settings_to_toml(self.settings))
-            say(f"{self.name}: finished already, {final}")
-        return final
 
     def batches(self, rows: list, stream: str | None = None, times: int = 1) -> Batches:
         """The batches of the stage. stream: name of the shuffle.   times: how many runs the batches must last for."""
@@ -91,6 +74,19 @@ class Stage:
         )
         parts = {"settings": self.settings, "tokenizer": job.tokenizer}
         return Run(config, trainer, batches, evaluate=evaluate, until=until, **parts)
+
+
+def open_stage(job: Opened, name: str, section: str, reads: tuple[str, ...] = ()) -> Stage:
+    """Look whether the stage is finished.
+
+    reads: further sections of settings that the stage depends on.
+    Raises: InputError if the stage was finished with other settings.
+    """
+    folder, settings = job.folder / name, stage_settings(job.settings, section, *reads)
+    if final := finished_model(folder):
+        check_same_settings(folder / "config.toml", settings_to_toml(settings))
+        say(f"{name}: finished already, {final}")
+    return Stage(job, name, section, settings, final)
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def open_policy_stage(
         teacher: another reference; `base` is then trained whole.
         reads:   further sections of settings that the stage depends on.
     """
-    stage = Stage(job, job.section, job.section, reads=reads)
+    stage = open_stage(job, job.section, job.section, reads)
     settings, config, common, device = stage.settings, stage.config, job.common, job.device
     choose_threads(teacher or base, common, device)
     shape = base.transformer.config

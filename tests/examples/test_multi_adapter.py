@@ -30,7 +30,9 @@ def program(monkeypatch):
 def test_four_models_hold_one_base_and_train_what_is_their_own(program, train):
     torch.manual_seed(0)
     base = Transformer(ModelConfig(**SHAPE))
-    models = program.models_on(base, {"job": program.Job(train=train), "lora": LoRAConfig(r=2)}, torch.device("cpu"))
+    models = program.models_on(
+        base, {"job": program.MultiAdapterJobConfig(train=train), "lora": LoRAConfig(r=2)}, torch.device("cpu")
+    )
     of = {name: getattr(models, name) for name in ("policy", "value", "reward", "reference")}
     pointers = {
         name: {t.data_ptr() for t in (*model.parameters(), *model.buffers()) if not t.requires_grad}
