@@ -1,55 +1,42 @@
 """Reward models of right and wrong: is the answer right (outcome), is each step right (process)?
 
 torchrun examples/process_reward.py                     # reviews, sentence by sentence
-torchrun examples/process_reward.py --kind outcome      # the same texts, one label each
+torchrun examples/process_reward.py --kind outcome      # the same texts, one label for each answer
 torchrun examples/process_reward.py --data rows.jsonl   # {prompt, steps: [text], labels: [true or false]}
 """
 
-from __future__ import annotations
-
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from minirlhf import job
-from minirlhf.algorithms.process_reward import ProcessRewardConfig, ProcessRewardTrainer, encode_steps
-from minirlhf.data import Batches
+from minirlhf.algorithms import ProcessRewardConfig, ProcessRewardTrainer
+from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.model import LoRAConfig, ModelConfig, ProcessRewardModel
+from minirlhf.jobs import Job, JobConfig, open_stage
+from minirlhf.jobs.models import adapt, choose_threads
+from minirlhf.model import ProcessRewardModel
 from minirlhf.tasks import Task, reviews
-from minirlhf.training import Run, RunSettings, parse_settings
 from minirlhf.training.table import table
-from minirlhf.training.vocabulary import metrics_help
 
 
 @dataclass(frozen=True)
-class Job(job.JobConfig):
-    kind: Literal["process", "outcome"] = "process"  # [-] a label on each step, or one on the whole answer
+class ProcessRewardJobConfig(JobConfig):
+    kind: Literal["process", "outcome"] = "process"  # [-] a label for each step, or a label for the whole answer
     rows: int = 20_000  # [rows] of the embedded task
 
 
-SETTINGS = {
-    "job": Job,
-    "model": ModelConfig,
-    "lora": LoRAConfig,
-    "process_reward": ProcessRewardConfig,
-    "run": RunSettings,
-}
-
-
-def load_rows(common: Job) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows)."""
-    if common.data is None:
-        rows = reviews.step_rows(common.rows, common.seed)
-        held_out = reviews.step_rows(1024, common.seed, held_out=True)
+def steps_task(job: ProcessRewardJobConfig) -> Task:
+    """A task whose SFT rows are {prompt, steps, labels, response}."""
+    if job.data is None:
+        rows, held_out = reviews.step_rows(job.rows, job.seed), reviews.step_rows(1024, job.seed, held_out=True)
     else:
-        rows = read_labelled(Path(common.data))
+        rows = read_labelled(Path(job.data))
         held_out, rows = rows[: len(rows) // 20 + 1], rows[len(rows) // 20 + 1 :]
-    if common.kind == "outcome":
+    if job.kind == "outcome":
         rows, held_out = ([as_outcome(row) for row in part] for part in (rows, held_out))
-    return rows, held_out
+    rows = [{**row, "response": "".join(row["steps"])} for row in rows]
+    return Task("steps", rows, [], [], held_out, [], [])
 
 
 def as_outcome(row: dict) -> dict:
@@ -78,41 +65,26 @@ def read_labelled(path: Path) -> list[dict]:
 
 @exits_cleanly
 def main() -> None:
-    started = time.perf_counter()
-    settings = parse_settings(SETTINGS, description=__doc__, epilogue=metrics_help())
-    common, config = settings["job"], settings["process_reward"]
-    job.check_base(common)
-    with job.session_of(settings) as device:
-        folder = job.open_output(common, "process_reward")
-        rows, held_out = load_rows(common)
-        texts = [{"prompt": row["prompt"], "response": "".join(row["steps"])} for row in rows]
-        tokenizer = job.load_tokenizer(common, Task("steps", texts, [], [], [], [], []), folder)
-        base = job.first_policy(common, settings["model"], tokenizer).transformer
-        model = job.adapt(ProcessRewardModel(base), settings, device)
-        job.choose_threads(model, common, device)
-        context = base.config.max_position_embeddings
-        encoded, held_out_rows = (encode_steps(tokenizer, part, context) for part in (rows, held_out))
-
-        steps = job.steps_for(config.steps, config.max_epochs, len(encoded), config.batch_size)
-        trainer = ProcessRewardTrainer(model, tokenizer, config, updates=steps)
-        before = trainer.evaluate(held_out_rows)
-        batches = Batches(encoded, batch_size=config.batch_size, steps=steps, seed=common.seed, stream="process")
-        run = Run(
-            job.stage_run(settings, folder, "process_reward"),
-            trainer,
-            batches,
-            settings=settings,
-            tokenizer=tokenizer,
-            evaluate=lambda: trainer.evaluate(held_out_rows),
-        )
+    options = {"job": ProcessRewardJobConfig, "task": steps_task}
+    with Job.open("process_reward", ProcessRewardConfig, help=__doc__, **options) as job:
+        stage = open_stage(job, "process_reward", "process_reward")
+        model = adapt(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
+        choose_threads(model, job.common, job.device)
+        context = model.config.max_position_embeddings
+        rows, held_out = (encode_steps(job.tokenizer, part, context) for part in (job.task.sft, job.task.held_out_sft))
+        batches = stage.batches(rows, "process")
+        trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
+        before = trainer.evaluate(held_out)
+        run = stage.run(trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
         for batch in run:
             run.record(trainer.step(batch))
-        after = trainer.evaluate(held_out_rows)
-        labels = [label for row in held_out for label in row["labels"]]
-        share = sum(labels) / len(labels)
-        shown = [["accuracy", before["accuracy"], after["accuracy"], max(share, 1 - share)]]
-        job.say(f"\n{table(['on held-out labels', 'before', 'after', 'always the same'], shown)}\n")
-        job.say(f"{time.perf_counter() - started:.0f} s; everything is in {folder}")
+        after = trainer.evaluate(held_out)
+
+        labels = [label for row in job.task.held_out_sft for label in row["labels"]]
+        always_the_same = max(sum(labels), len(labels) - sum(labels)) / len(labels)
+        header = ["on held-out labels", "before", "after", "always the same"]
+        cells = ["accuracy", before["accuracy"], after["accuracy"], always_the_same]
+        job.say(f"\n{table(header, [cells])}\n\neverything is in {job.folder}")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(refusal, broken, inputs):
 )
 def test_a_reward_function_with_a_wrong_count_or_no_number(refusal, inputs, finished, monkeypatch, scores, text):
     import minirlhf.evaluation.policies as policies
-    import minirlhf.rollout as rollout
+    import minirlhf.rollout.collect as rollout
     from minirlhf.rewards import RewardModelScorer
 
     def of_mine(self, prompts, completions, rows):
