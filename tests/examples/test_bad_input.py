@@ -206,14 +206,14 @@ def test_a_tokenizer_with_more_tokens_than_the_model(refusal, broken, inputs):
 )
 def test_a_reward_function_with_a_wrong_count_or_no_number(refusal, inputs, finished, monkeypatch, scores, text):
     import minirlhf.evaluation.policies as policies
-    import minirlhf.rollout.collect as rollout
     from minirlhf.rewards import RewardModelScorer
+    from minirlhf.rollout.collect import score_completions
 
     def of_mine(self, prompts, completions, rows):
         return scores(len(completions))
 
     monkeypatch.setattr(RewardModelScorer, "__call__", of_mine)
-    assert policies.score_completions is rollout.score_completions  # evaluation and training check alike
+    assert policies.score_completions is score_completions  # evaluation and training check alike
     found = refusal(
         "ppo", "--data", inputs / "pairs.jsonl", "--policy", finished / "sft", "--reward", finished / "reward"
     )
