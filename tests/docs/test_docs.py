@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
+from minirlhf.cli.main import main as minirlhf_command
+from minirlhf.jobs import opened
+from minirlhf.tasks import embedded_task
 from minirlhf.training.vocabulary import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +69,6 @@ SECTIONS = {
     "online_dpo": ["model", "sft", "reward_model", "online_dpo", "run"],
     "distillation": ["model", "sft", "distillation", "run"],
     "process_reward": ["model", "process_reward", "run"],
-    "chat": [],
 }
 TOP = {"distillation": {"student_width": 8, "student_steps": 2}}  # settings that stand in no table
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
@@ -137,7 +143,10 @@ def test_every_metric_has_a_section():
 
 def test_every_loss_is_explained():
     text = PROSE[ROOT / "docs/losses.md"]
-    missing = [name for name in dir(losses) if f"[`{name}`](" not in text]
+    public = [
+        name for name in dir(losses) if getattr(getattr(losses, name), "__module__", "").startswith("minirlhf.losses.")
+    ]
+    missing = [name for name in public if f"[`{name}`](" not in text]
     assert not missing
 
 
@@ -177,11 +186,14 @@ def test_install_commands_are_those_of_ci():
 
 
 class Workshop:
-    """A folder like a user's, in which the commands of all pages run in their order, each once."""
+    """A folder like a user's. The commands of all pages run there in their order, each once.
+
+    Programs run in this process, because a start takes longer than a tiny run; those of two processes start for real.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.results: dict[str, subprocess.CompletedProcess] = {}
+        self.results: dict[str, tuple[int, str, str]] = {}
         shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         words = ["kettle", "lamp", "tent", "desk"]
         pairs = [
@@ -199,43 +211,58 @@ class Workshop:
         for name, rows in {"pairs.jsonl": pairs, "turns.jsonl": turns, "steps.jsonl": steps}.items():
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(self, command: str) -> subprocess.CompletedProcess:
+    def run(self, command: str) -> tuple[int, str, str]:
+        """-> (exit code, stdout, stderr) of a command, after all commands before it."""
         for earlier in COMMANDS[: COMMANDS.index(command) + 1]:
             if earlier not in self.results:
-                self.results[earlier] = self._run(earlier)
+                words = self.with_tiny_settings(shlex.split(earlier))
+                start = self.start if "--nproc-per-node" in words else self.call
+                self.results[earlier] = start(words)
         return self.results[command]
 
-    def _run(self, command: str) -> subprocess.CompletedProcess:
+    def with_tiny_settings(self, words: list[str]) -> list[str]:
         """The command with tiny settings, in its own --config or one more flag, and few rows if it names none."""
-        words = shlex.split(command)
         flags = {word for word in words if word.startswith("--")}
-        if "--help" not in flags and words[0] != "minirlhf":
-            stage = next(Path(word).stem for word in words if word.startswith("examples/"))
-            top = {"device": "cpu", **TOP.get(stage, {})}
-            if stage != "chat":
-                top["vocab_size"] = 400
-            if stage != "chat" and not flags & {"--data", "--task"}:
-                top["data"] = ROWS.get(stage, "pairs.jsonl")
-            if "--config" in flags:
-                config = words[words.index("--config") + 1]
-            else:
-                config = f"tiny{len(self.results)}.toml"
-                words += ["--config", config]
-            tables = {"": top} | {name: TINY[name] for name in SECTIONS[stage]}
-            (self.folder / config).write_text("\n".join(toml(name, table) for name, table in tables.items()))
-        python = [sys.executable]
-        programs = {"python": python, "torchrun": [*python, "-m", "torch.distributed.run"]}
-        program = (programs | {"minirlhf": [*python, "-m", "minirlhf.cli"]})[words[0]]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [*program, *words[1:]],
-            cwd=self.folder,
-            env=env,
-            input="hello\n",  # only examples/chat.py reads it
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        program = next((Path(word).stem for word in words if word.startswith("examples/")), None)
+        if "--help" in flags or program not in SECTIONS:
+            return words + ["--device", "cpu"] * (words[:2] == ["minirlhf", "chat"])
+        top = {"device": "cpu", "vocab_size": 400, **TOP.get(program, {})}
+        if not flags & {"--data", "--task"}:
+            top["data"] = ROWS.get(program, "pairs.jsonl")
+        if "--config" in flags:
+            config = words[words.index("--config") + 1]
+        else:
+            config = f"tiny{len(self.results)}.toml"
+            words = [*words, "--config", config]
+        tables = {"": top} | {name: TINY[name] for name in SECTIONS[program]}
+        (self.folder / config).write_text("\n".join(toml(name, table) for name, table in tables.items()))
+        return words
+
+    def start(self, words: list[str]) -> tuple[int, str, str]:
+        """A process of its own, as a user starts it."""
+        assert words[0] == "torchrun"
+        command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    def call(self, words: list[str]) -> tuple[int, str, str]:
+        """The program's own lines, in this process."""
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", words[1:] if words[0] != "minirlhf" else words)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))  # `minirlhf chat` reads it
+            patch.setattr(opened, "embedded_task", partial(embedded_task, sft_rows=200, pair_rows=200))
+            try:
+                if words[0] == "minirlhf":
+                    minirlhf_command()
+                else:
+                    runpy.run_path(str(self.folder / words[1]), run_name="__main__")
+                code = 0
+            except SystemExit as exit:
+                code = exit.code or 0
+        return code, *(stream.buffer.getvalue().decode() for stream in (out, err))
 
 
 def toml(name: str, table: dict) -> str:
@@ -250,9 +277,9 @@ def workshop(tmp_path_factory):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_work(command, workshop):
-    result = workshop.run(command)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "Traceback" not in result.stderr and "error: " not in result.stderr
+    code, out, err = workshop.run(command)
+    assert code == 0, err[-2000:]
+    assert "Traceback" not in err and "error: " not in err
 
 
 def test_a_pipeline_looks_as_runs_md_says(workshop):
