@@ -12,6 +12,25 @@ import minirlhf
 PACKAGE = Path(minirlhf.__file__).parent
 ROOMS = ["errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation", "rewards"]
 ROOMS += ["rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
+# The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
+CORE_FILES = {
+    "errors": "",
+    "losses": "masking logprobs kl advantages policy reward supervised",
+    "runtime": "device compile distributed randomness",
+    "model": "config rope attention cache transformer policy",
+    "text": "tokenizer chat streaming",
+    "data": "reading formats splitting encoding batches",
+    "generation": "sampling engine",
+    "rewards": "scoring",
+    "rollout": "rollout read collect statistics",
+    "training": "optimizer update settings run checkpoint vocabulary journal table",
+    "algorithms": "on_policy offline sft reward_model ppo",
+    "tasks": "task reviews arithmetic",
+    "evaluation": "texts policies",
+    "jobs": "settings models opened stage sft reward_model report job",
+}
+CORE = {*CORE_FILES, *(f"{room}.{name}" for room, names in CORE_FILES.items() for name in names.split())}
+CORE_LINES = 6000  # at most, blank lines and docstrings too
 RUN_TIME = {"torch", "tokenizers", "safetensors", "numpy", "tqdm"}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
@@ -27,8 +46,12 @@ def room(name):
 
 def imports(path):
     """Full dotted names of what a file imports, inside functions too: names of our own without "minirlhf."."""
+    return imported(ast.parse(path.read_text(encoding="utf-8")), str(path))
+
+
+def imported(tree, path=""):
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -65,6 +88,32 @@ def test_within_a_room_no_two_files_need_each_other():
         for name in free:
             del needs[name]
     assert needs == {}
+
+
+def test_the_core_is_at_most_6000_lines():
+    modules = {module(path): path for path in FILES}
+    assert CORE <= modules.keys()
+    assert sum(len(modules[name].read_text(encoding="utf-8").splitlines()) for name in CORE) <= CORE_LINES
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module(path) in CORE], ids=module)
+def test_the_core_imports_no_leaf(path):
+    """At module level; a function may import a leaf when it needs it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+        function.body = []
+    found = {name.removeprefix("minirlhf.") for name in imported(tree) if name.startswith("minirlhf.")}
+    assert sorted(found - CORE) == []
+
+
+def test_loading_the_core_loads_no_leaf():
+    program = """
+import sys, minirlhf.jobs
+print(*sorted(name.removeprefix("minirlhf.") for name in sys.modules if name.startswith("minirlhf.")))
+assert not {"jinja2"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert sorted(set(done.stdout.split()) - CORE) == []
 
 
 def test_losses_import_torch_and_one_another_only():
