@@ -92,7 +92,7 @@ def test_within_a_room_no_two_files_need_each_other():
 
 def test_the_core_is_at_most_6000_lines():
     modules = {module(path): path for path in FILES}
-    assert CORE <= modules.keys()
+    assert modules.keys() >= CORE
     assert sum(len(modules[name].read_text(encoding="utf-8").splitlines()) for name in CORE) <= CORE_LINES
 
 

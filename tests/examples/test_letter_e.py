@@ -11,5 +11,5 @@ def test_the_policy_learns_to_write_the_letter_e(capsys):
     spec.loader.exec_module(program)
     last = program.main()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 30 and "share of e 0.01" in lines[0]
-    assert last["score_mean"] > 0.3  # 0.01 at first
+    assert len(lines) == 30 and "share of e 0.00" in lines[0]
+    assert last["score_mean"] > 0.3  # 0.5 to 0.8 on seeds 0 to 4

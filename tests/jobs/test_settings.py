@@ -1,0 +1,79 @@
+"""Settings of a job: which sections a program has, on which of them a stage depends, and which are refused."""
+
+import pytest
+
+from minirlhf.algorithms import PPOConfig
+from minirlhf.errors import InputError
+from minirlhf.jobs import JobConfig, PipelineConfig, RLJobConfig
+from minirlhf.jobs.settings import check_base, check_effects, sections, stage_settings
+from minirlhf.training.settings import settings_to_toml
+
+
+def built(classes, **instances):
+    return {name: instances.get(name) or cls() for name, cls in classes.items()}
+
+
+def test_a_program_has_its_own_section_those_of_the_stages_before_it_and_the_common_ones():
+    assert list(sections("ppo", PPOConfig)) == ["job", "model", "lora", "ppo", "run"]
+    names = ["job", "model", "lora", "sft", "reward_model", "ppo", "run"]
+    assert list(sections("ppo", PPOConfig, after=("sft", "reward"))) == names
+    assert "lora" not in sections("ppo", PPOConfig, adapters=False)
+
+
+def test_other_defaults_reach_their_sections_and_no_other():
+    classes = sections("ppo", PPOConfig, defaults={"task": "arithmetic", "ppo.lam": 0.5, "ppo.steps": 7})
+    assert (classes["job"]().task, classes["ppo"]().lam, classes["ppo"]().steps) == ("arithmetic", 0.5, 7)
+    assert (JobConfig().task, PPOConfig().lam) == ("reviews", 0.95)
+    assert isinstance(classes["ppo"](), PPOConfig)
+
+
+@pytest.mark.parametrize("name", ["ppo.lambda", "colour", "grpo.steps"])
+def test_a_default_of_a_setting_that_does_not_exist_is_an_error(name):
+    with pytest.raises((TypeError, KeyError, InputError)):
+        sections("ppo", PPOConfig, defaults={name: 1})
+
+
+def test_sft_and_reward_training_do_not_depend_on_the_settings_of_later_stages():
+    classes = sections("ppo", PPOConfig, job=PipelineConfig, after=("sft", "reward"))
+    one = built(classes, job=PipelineConfig(reward="DIR", stop_after="sft"))
+    other = built(classes, ppo=PPOConfig(lam=0.5))
+    for section in ("sft", "reward_model"):
+        texts = [settings_to_toml(stage_settings(settings, section)) for settings in (one, other)]
+        assert texts[0] == texts[1]
+    assert stage_settings(one, "ppo") != stage_settings(other, "ppo")
+
+
+def test_a_stage_depends_on_lora_only_where_adapters_are_trained_and_on_sections_that_it_names():
+    settings = built(sections("ppo", PPOConfig, after=("sft",)))
+    assert list(stage_settings(settings, "ppo")) == ["job", "model", "ppo", "run"]
+    assert list(stage_settings(settings, "ppo", "sft")) == ["job", "model", "ppo", "run", "sft"]
+    settings["job"] = JobConfig(train="lora")
+    assert list(stage_settings(settings, "ppo")) == ["job", "model", "lora", "ppo", "run"]
+
+
+def test_settings_that_would_be_ignored_are_refused():
+    classes = sections("ppo", PPOConfig)
+    check_effects(built(classes))
+    with pytest.raises(InputError, match="--template: needs"):
+        check_effects(built(classes, job=JobConfig(template="zephyr")))
+    with pytest.raises(InputError, match="--lora.r: all weights are trained"):
+        check_effects(built(classes, lora=classes["lora"](r=4)))
+    check_effects(built(classes, lora=classes["lora"](r=4), job=JobConfig(train="lora")))
+    with pytest.raises(InputError, match="--freeze: --train lora freezes"):
+        JobConfig(train="lora", freeze=("layers.0",))
+
+
+def test_adapters_need_a_trained_base():
+    check_base(JobConfig())
+    check_base(JobConfig(train="lora", policy="DIR"))
+    with pytest.raises(InputError, match="--train qlora: needs a trained model"):
+        check_base(JobConfig(train="qlora"))
+    with pytest.raises(InputError, match="--freeze layers.0,norm: needs"):
+        check_base(JobConfig(freeze=("layers.0", "norm")))
+
+
+def test_a_program_without_the_flags_of_reward_and_stop_has_none():
+    assert (JobConfig().reward, JobConfig().stop_after, RLJobConfig().stop_after) == (None, None, None)
+    assert PipelineConfig(reward="DIR", stop_after="reward").stop_after == "reward"
+    with pytest.raises(TypeError):
+        JobConfig(reward="DIR")
