@@ -103,8 +103,16 @@ class ModelConfig:
         """`head_dim`, given or derived."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
+    @property
+    def attention_scale(self) -> float | None:
+        """The factor on attention scores; None: the usual head_width^-0.5."""
+        return None if self.query_pre_attn_scalar is None else self.query_pre_attn_scalar**-0.5
+
     def has_experts(self, layer: int) -> bool:
         return self.num_experts > 0 and layer not in self.mlp_only_layers
+
+    def uses_rope(self, layer: int) -> bool:
+        return self.positions == "rope" and layer not in self.no_rope_layers
 
     def layer_type(self, layer: int) -> str:
         return self.layer_types[layer] if self.layer_types else FULL

@@ -64,6 +64,11 @@ class Policy(nn.Module):
         return self.value_head(self.transformer.model(input_ids, attention_mask), attention_mask)
 
 
+def core_of(model: nn.Module) -> nn.Module:
+    """The part whose module names are the names in a checkpoint: a policy's transformer, any other model itself."""
+    return model.transformer if isinstance(model, Policy) else model
+
+
 def copy_of(policy: Policy) -> Policy:
     """The same weights, adapters included, in new storage, frozen, without value head: a reference policy."""
     reference = Policy(copy.deepcopy(policy.transformer)).requires_grad_(False).eval()

@@ -13,17 +13,13 @@ from torch.testing import assert_close
 from minirlhf.adapters.lora import (
     LoRAConfig,
     LoRALinear,
-    adapter,
+    active_adapter,
     adapter_names,
     adapter_view,
     apply_lora,
-    disabled,
-    merge,
     merge_lora,
     reference_of,
     select_linears,
-    unmerge,
-    use_adapter,
 )
 from minirlhf.adapters.select import count_parameters, freeze
 from minirlhf.errors import InputError
@@ -203,7 +199,7 @@ def test_patterns_choose(make, patterns, count):
 
 
 def test_a_pattern_that_fits_nothing_or_a_head_is_refused(make):
-    with refuses("pattern 'c_attn' fits no Linear of the model; there are down_proj, gate_proj, k_proj"):
+    with refuses("pattern 'c_attn' fits no Linear of the model; its Linears are down_proj, gate_proj, k_proj"):
         apply_lora(make(), LoRAConfig(target_modules=("q_proj", "c_attn")))
     for pattern in ("score", "*"):
         with refuses(f"pattern '{pattern}' fits the head score, which is trained whole; leave it out"):
@@ -231,17 +227,15 @@ def test_an_adapter_on_the_head_acts_in_every_loss_and_not_on_the_reference(make
         assert mine.abs().max() > 1e-3
         assert_close(mine, other)
     assert torch.equal(reference_of(policy).transformer(ids, mask), base.transformer(ids, mask))
-    merge(policy)
-    with torch.no_grad():
-        assert_close(policy.transformer(ids, mask), logits)
-    assert_close(merge_lora(policy).transformer.lm_head.weight, moved)
+    assert_close(merge_lora(policy).transformer(ids, mask), logits)
+    assert_close(policy.transformer.lm_head.weight, moved)
 
 
 def test_a_head_with_adapters_cannot_grow_or_be_quantised(make):
     model = apply_lora(make(tie_word_embeddings=False), LoRAConfig(r=2, target_modules=("lm_head",)))
     with refuses("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora"):
         resize_embeddings(model, 40)
-    with refuses("quantise_linears: lm_head is read whole by the losses and stays as it is; leave it out"):
+    with refuses("quantise_linears: the losses read the whole weight of lm_head, so it stays in full; leave it out"):
         quantise_linears(make(tie_word_embeddings=False), ("q_proj", "lm_head"))
 
 
@@ -267,31 +261,44 @@ def test_names_must_be_new_plain_and_known(make):
     for name in ("", "a.b", "keys"):
         with refuses(f"an adapter cannot be named {name!r}"):
             apply_lora(model, LoRAConfig(r=1), name)
-    with refuses("adapter 'valeu' is not on the model; there are: policy"):
-        use_adapter(model, "valeu")
-    with refuses("adapter 'x' is not on the model; there are: none"):
+    with refuses("adapter 'valeu' is not on the model; its adapters: policy"):
+        adapter_view(model, "valeu")
+    with refuses("adapter 'x' is not on the model; its adapters: none"):
         adapter_view(make(), "x")
 
 
-# On, off, several
+# Views: an adapter alone, no adapter, several on one base
 
 
 @each_kind
-def test_with_the_adapter_off_logits_are_the_bases_bit_for_bit(make, adapted, ids, mask, config):
+def test_a_view_without_adapter_computes_the_bases_logits_bit_for_bit(make, adapted, ids, mask, config):
     model, base = adapted(config), make()
-    assert not torch.equal(model(ids, mask), base(ids, mask))
-    with disabled(model):
-        assert torch.equal(model(ids, mask), base(ids, mask))
+    before = model(ids, mask)
+    assert not torch.equal(before, base(ids, mask))
     assert torch.equal(adapter_view(model, None)(ids, mask), base(ids, mask))
-    assert not torch.equal(model(ids, mask), base(ids, mask))
+    assert torch.equal(model(ids, mask), before)  # the view left the model as it was
 
 
-def test_the_adapter_comes_back_after_an_exception(adapted, ids):
-    model = adapted()
-    before = model(ids)
-    with pytest.raises(KeyError), disabled(model):
-        raise KeyError
-    assert torch.equal(model(ids), before)
+def test_a_model_computes_with_the_adapter_that_was_put_on_last(make, ids):
+    model = make()
+    assert active_adapter(model) is None
+    for name in ("one", "two"):
+        stir(apply_lora(model, LoRAConfig(r=2), name))
+    assert active_adapter(model) == "two" and torch.equal(model(ids), adapter_view(model, "two")(ids))
+    view = adapter_view(model, "one")
+    assert active_adapter(view) == "one" and adapter_names(view) == ["one"]
+    assert not torch.equal(model(ids), view(ids))
+
+
+def test_an_adapter_that_comes_later_is_not_in_a_view(make, ids):
+    model = stir(apply_lora(make(), LoRAConfig(r=2), "one"))
+    view = adapter_view(model, "one")
+    before = view(ids)
+    stir(apply_lora(model, LoRAConfig(r=2), "two"))
+    assert adapter_names(view) == ["one"] and adapter_names(model) == ["one", "two"]
+    view = adapter_view(model, "one")
+    stir(apply_lora(view, LoRAConfig(r=2), "three"))  # nor does the model see an adapter that is put on a view
+    assert adapter_names(model) == ["one", "two"] and not torch.equal(view(ids), before)
 
 
 def test_named_adapters_do_not_disturb_one_another(make, ids):
@@ -307,19 +314,16 @@ def test_named_adapters_do_not_disturb_one_another(make, ids):
         stir(adapter_view(model, name), seed=len(name))
     assert adapter_names(model) == list(KINDS)
     for name in KINDS:
-        with adapter(model, name):
-            assert torch.equal(model(ids), outputs[name])
         assert torch.equal(adapter_view(model, name)(ids), outputs[name])
 
 
-def test_an_adapter_on_some_layers_leaves_the_others_the_base(make, ids):
+def test_layers_without_the_adapter_compute_the_base(make, ids):
     model = apply_lora(make(), LoRAConfig(r=2), "wide")
     apply_lora(model, LoRAConfig(r=2, target_modules=("layers.1.*",)), "narrow")
     stir(model)
     narrow = adapter_view(model, "narrow")
     assert len([m for m in narrow.modules() if isinstance(m, LoRALinear)]) == 7
-    with adapter(model, "narrow"):
-        assert torch.equal(model(ids), narrow(ids))
+    assert torch.equal(model(ids), narrow(ids))  # "narrow" was put on last
     same(merge_lora(narrow)(ids), adapter_view(model, "narrow")(ids))
 
 
@@ -344,9 +348,9 @@ def test_policy_value_and_reward_are_views_of_one_base_and_train_apart(make, ids
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, mask, checkpointing):
-    # blocks run again in the backward pass, after other views have run
+    # blocks run again in the backward pass, after another view has run
     base = make()
-    for name in ("policy", "value"):
+    for name in ("value", "policy"):  # the base itself computes with "policy"
         apply_lora(base, KINDS["LoRA"], name)
     stir(base)
     base.model.gradient_checkpointing = checkpointing
@@ -355,14 +359,13 @@ def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, m
     other(ids, mask)
     grads = torch.autograd.grad(logps.sum(), [p for p in policy.parameters() if p.requires_grad])
     base.model.gradient_checkpointing = False
-    use_adapter(base, "policy")
     own = [p for name, p in base.named_parameters() if ".adapters.policy." in name]
     wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), own)
     for got, want in zip(grads, wanted, strict=True):
         assert_close(got, want)
 
 
-def test_the_reference_is_the_policy_with_the_adapter_off(make, ids, mask):
+def test_the_reference_is_the_policy_without_its_adapter(make, ids, mask):
     plain = Policy(make())(ids, mask)
     policy = apply_lora(Policy(make(), value_head=True), KINDS["DoRA"])
     reference = reference_of(policy)
@@ -383,27 +386,23 @@ def test_a_reference_of_a_policy_whose_base_is_trained_is_refused(make):
 def test_generation_runs_with_adapters_merged_or_not(adapted):
     model = adapted(KINDS["DoRA"])
     prompts, config = [[1, 2, 3], [4]], SamplingConfig(max_tokens=8)
-    plain = generate(model, prompts, config)
-    merge(model)
-    assert [c.ids for c in generate(model, prompts, config)] == [c.ids for c in plain]
-    assert [c.ids for c in generate(adapter_view(model, None), prompts, config)] != [c.ids for c in plain]
+    wanted = [c.ids for c in generate(model, prompts, config)]
+    assert [c.ids for c in generate(adapter_view(model, None), prompts, config)] != wanted
+    assert [c.ids for c in generate(merge_lora(model), prompts, config)] == wanted
 
 
 # Merging
 
 
 @each_kind
-def test_merged_is_the_same_and_unmerged_is_what_was_bit_for_bit(adapted, make, ids, config):
+def test_a_merged_view_computes_the_same_and_leaves_the_model_alone_bit_for_bit(adapted, make, ids, config):
     model = adapted(config)
     with torch.no_grad():
         before, weights = model(ids), {n: p.clone() for n, p in model.state_dict().items()}
-        merge(model)
-        same(model(ids), before)
-        assert not torch.equal(model(ids), before)
-        with disabled(model):
-            assert torch.equal(model(ids), make()(ids))
-        unmerge(model)
-        assert torch.equal(model(ids), before)
+        merged = merge_lora(adapter_view(model, "default"))
+        same(merged(ids), before)
+        assert not torch.equal(merged(ids), before)
+        assert torch.equal(model(ids), before) and torch.equal(adapter_view(model, None)(ids), make()(ids))
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(p, weights[n]) for n, p in model.state_dict().items())
 
@@ -429,24 +428,28 @@ def test_a_merged_model_saves_as_any_other(tmp_path, adapted, ids, config):
     same(load_pretrained(tmp_path)(ids), before)
 
 
-def test_training_while_merged_is_refused_and_so_is_switching(make, ids):
+def test_after_one_view_is_merged_the_other_adapter_still_learns(make, ids):
     model = apply_lora(apply_lora(make(), LoRAConfig(r=2), "one"), LoRAConfig(r=2), "two")
-    merge(model)
-    with pytest.raises(ValueError, match="a merged adapter learns nothing; unmerge before training"):
-        model(ids)
-    with refuses("adapters are merged; unmerge before switching to 'one'"):
-        use_adapter(model, "one")
-    other = adapter_view(model, "one")
-    other(ids).sum().backward()  # a view is merged on its own
+    merged, other = merge_lora(adapter_view(model, "two")), adapter_view(model, "one")
+    assert not any(isinstance(module, LoRALinear) for module in merged.modules())
+    other(ids).sum().backward()
+    assert trained(other) == {name for name, p in other.named_parameters() if p.grad is not None} != set()
 
 
-def test_merging_without_an_active_adapter_is_refused(adapted):
-    model = adapted()
-    use_adapter(model, None)
-    with refuses("merge: needed an active adapter or weights by name, got neither"):
-        merge_lora(model)
-    with refuses("adapter 'x' is not on the model; there are: default"):
-        merge(model, {"x": 1.0})
+def test_weights_name_the_adapters_to_merge_whichever_is_active(make, ids):
+    model = make()
+    for name in ("one", "two"):
+        stir(apply_lora(model, LoRAConfig(r=2), name))
+    wanted = adapter_view(model, "one")(ids)
+    assert active_adapter(model) == "two"
+    same(merge_lora(model, {"one": 1.0})(ids), wanted)
+
+
+def test_merging_an_adapter_that_the_model_lacks_is_refused(make, adapted):
+    with refuses("merge_lora: needed a model with an adapter, got none; use apply_lora or load_adapter"):
+        merge_lora(make())
+    with refuses("adapter 'x' is not on the model; its adapters: default"):
+        merge_lora(adapted(), {"x": 1.0})
 
 
 # Freezing
@@ -679,19 +682,6 @@ def test_merging_within_a_bf16_session_adds_up_in_full(make, adapted):
         plainly = layer.merged_weight({"default": 1.0})
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(layer.merged_weight({"default": 1.0}), plainly)
-
-
-def test_merging_while_the_adapter_is_off_turns_it_on_and_off_it_may_be_turned_again(make, adapted, ids):
-    model = adapted()
-    with torch.no_grad():
-        wanted, base = model(ids), adapter_view(model, None)(ids)
-        use_adapter(model, None)
-        merge(model, {"default": 1.0})
-        same(model(ids), wanted)
-        use_adapter(model, None)
-        assert torch.equal(model(ids), base)
-        use_adapter(model, "default")
-        same(model(ids), wanted)
 
 
 def test_a_value_models_adapter_is_known_as_one_and_fits_no_language_model(tmp_path, make, ids, mask):

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from minirlhf.errors import InputError
 from minirlhf.model import KVCache, ModelConfig, Transformer
 from minirlhf.model.config import FULL
+from minirlhf.model.context import check_right_padding
 from minirlhf.model.rope import rope_tables, rotate
-from minirlhf.model.transformer import check_right_padding
 
 
 def plain_forward(model, tokens):
