@@ -21,7 +21,7 @@ from minirlhf.adapters.lora import (
     reference_of,
     select_linears,
 )
-from minirlhf.adapters.select import count_parameters, freeze
+from minirlhf.adapters.select import count_parameters, fits, freeze
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import (
@@ -34,7 +34,7 @@ from minirlhf.model import (
     resize_embeddings,
     save_pretrained,
 )
-from minirlhf.model.policy import disable_dropout
+from minirlhf.model.policy import core_of, disable_dropout
 from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
 from minirlhf.pretrained.config_json import config_from
 
@@ -701,3 +701,17 @@ def test_patterns_are_names_parts_of_names_or_the_names_of_the_familys_files(mak
     assert list(select_linears(gpt2, ["c_attn"])) == list(select_linears(gpt2, ["qkv_proj"]))
     assert len(select_linears(gpt2, ["transformer.h.1"])) == len(select_linears(gpt2, ["layers.1"])) == 4
     assert {name.split(".")[-1] for name in select_linears(make(), ["self_attn"])} == {*SEVEN[:4]}
+
+
+def test_a_pattern_fits_a_name_its_end_or_a_module_around_it_and_no_part_of_a_word(make):
+    model = make()
+    name = "model.layers.1.self_attn.q_proj"
+    for pattern in (name, "q_proj", "layers.1", "self_attn", "model.layers.?.self_attn", "*_proj"):
+        assert fits(model, name, pattern)
+    for pattern in ("proj", "layers.11", "attn", "k_proj", "layer"):
+        assert not fits(model, name, pattern)
+
+
+def test_the_core_of_a_policy_is_its_transformer(make):
+    model, reward = make(), RewardModel(make())
+    assert core_of(Policy(model)) is core_of(model) is model and core_of(reward) is reward
