@@ -1,4 +1,4 @@
-"""attend(): every path computes softmax(scale q k) v over the visible columns, and the norms and caps beside it."""
+"""attend() computes softmax(scale q k) v over the visible columns; soft cap and norms by hand."""
 
 import math
 
@@ -21,8 +21,8 @@ def inputs(visible=None):
     ("scale", "cap", "scores"), [(None, None, [0.0, math.log(3)]), (2.0, 1.0, [0.0, math.tanh(2 * math.log(3))])]
 )
 def test_attention_by_hand(scale, cap, scores):
-    # E = 1, so the default scale is 1. Keys 0 and ln 3, queries 1. Token 0 sees itself only, and reads 8.
-    # Token 1 has scores 0 and ln 3: weights 1/4 and 3/4 on 8 and 4 give 5. With scale 2 and cap 1: tanh(2 ln 3).
+    # E = 1, so the default scale is 1. Keys are 0 and ln 3, values 8 and 4, queries 1. Token 0 sees itself only: 8.
+    # Token 1 has scores 0 and ln 3, so weights 1/4 and 3/4: 5. With scale 2 and cap 1 its scores are 0, tanh(2 ln 3).
     q, k, v = torch.ones(1, 1, 2, 1), torch.tensor([0.0, math.log(3)]), torch.tensor([8.0, 4.0])
     out = attend(q, k.view(1, 1, 2, 1), v.view(1, 1, 2, 1), inputs(), scale, cap).flatten()
     weights = torch.tensor(scores).softmax(0)
@@ -39,7 +39,7 @@ def test_a_causal_mask_and_plain_causal_attention_are_the_same(cap):
     assert_close(attend(q, k, v, inputs(mask), None, cap), attend(q, k, v, inputs(), None, cap))
 
 
-def test_a_cap_that_is_far_away_changes_nothing():
+def test_a_very_large_cap_changes_nothing():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 5, 4, generator=generator) for heads in (6, 2, 2))
     assert_close(attend(q, k, v, inputs(), None, 1e4), attend(q, k, v, inputs(), None, None))

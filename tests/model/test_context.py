@@ -14,13 +14,13 @@ def test_without_a_cache_only_a_short_window_needs_a_mask():
     assert context.positions.tolist() == [[0, 1, 2, 3]] and context.from_start
     assert context.inputs[FULL].visible is None
     # a token sees itself and the token before it
-    seen = [[True, False, False, False], [True, True, False, False], [False, True, True, False]]
-    assert context.inputs[SLIDING].visible[0, 0].tolist() == [*seen, [False, False, True, True]]
+    visible = [[True, False, False, False], [True, True, False, False], [False, True, True, False]]
+    assert context.inputs[SLIDING].visible[0, 0].tolist() == [*visible, [False, False, True, True]]
     short = forward_context(WINDOW, torch.zeros(3, 2, dtype=torch.int64), None, None)
     assert short.inputs[SLIDING].visible is None  # the window holds the whole text
 
 
-def test_each_row_goes_on_behind_its_own_tokens():
+def test_each_row_continues_after_its_own_tokens():
     cache = KVCache(WINDOW, 2, 8, torch.device("cpu"))
     first = forward_context(WINDOW, torch.zeros(2, 3, dtype=torch.int64), None, cache)
     assert first.from_start and first.positions.tolist() == [[0, 1, 2]] * 2 and cache.width == 3
@@ -32,5 +32,5 @@ def test_each_row_goes_on_behind_its_own_tokens():
     assert context.inputs[FULL].cos.shape == (2, 1, 1, WINDOW.head_width)
 
 
-def test_layers_without_types_are_full():
+def test_without_layer_types_all_layers_are_full():
     assert forward_context(ModelConfig(), torch.zeros(1, 2, dtype=torch.int64), None, None).inputs.keys() == {FULL}
