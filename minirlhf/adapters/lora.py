@@ -1,4 +1,4 @@
-"""LoRA: small trained matrices beside a frozen base. Several such adapters may stand on one base.
+"""LoRA: adapters, small trained matrices beside a frozen base. A base may have several adapters.
 
     W x + scale B A x      Hu et al. 2021, arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353
 
@@ -88,12 +88,12 @@ class Adapter(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A frozen Linear with named adapters. It computes with the adapter `active`, which `attach` sets."""
+    """A frozen Linear with named adapters. It computes with the adapter named `active`; `attach` sets the name."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base, self.adapters = base, nn.ModuleDict()
-        self.active = ""  # the adapter that was put on the model last; a layer without it computes the base alone
+        self.active = ""  # the model's newest adapter; a layer without this adapter computes the base alone
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
@@ -127,12 +127,12 @@ def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> n
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The model's adapters, in the order in which they were put on."""
+    """Names of the model's adapters, oldest first."""
     return list(dict.fromkeys(name for layer in lora_layers(model) for name in layer.adapters))
 
 
 def active_adapter(model: nn.Module) -> str | None:
-    """The adapter that the model computes with: the last that was put on, or that of a view. None without adapters."""
+    """Name of the adapter that the model computes with: a view's adapter, else the newest. None without adapters."""
     return next((layer.active for layer in lora_layers(model)), None)
 
 
@@ -148,7 +148,7 @@ def adapter_view(model: nn.Module, name: str | None) -> nn.Module:
 
 
 def reference_of(policy: Policy) -> Policy:
-    """The policy without its adapter: a reference that costs no memory. Raises: InputError if the base is trained."""
+    """The policy without its adapter: a reference that needs no memory. Raises: InputError if the base is trained."""
     reference = adapter_view(policy, None).eval()
     reference.value_head = None
     if trained := [name for name, p in reference.named_parameters() if p.requires_grad]:
@@ -160,10 +160,10 @@ def reference_of(policy: Policy) -> Policy:
 
 
 def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.Module:
-    """Replace every adapted layer by a plain Linear of weight W + sum of weights[name] * delta, in place.
+    """In place, replace every adapted layer by a plain Linear with the weight W + sum of weights[name] * delta.
 
-    `weights` None takes the active adapter. Merging a view leaves the model under it as it is.
-    Raises: InputError if the model lacks an adapter that is asked for, or has none.
+    `weights` None: the active adapter with weight 1. Merging a view does not change the model that it was made from.
+    Raises: InputError if the model lacks an adapter named in `weights`, or has no adapter at all.
     """
     if weights is None:
         active = active_adapter(model)
@@ -257,7 +257,7 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
     Raises: InputError if a pattern fits no Linear, or fits a head with one output.
     """
     linears = {name: base_of(layer) for name, layer in linears_of(model).items()}
-    heads = {name for name, x in linears.items() if name.split(".")[-1] in SCALAR_HEADS or x.out_features == 1}
+    heads = {n for n, linear in linears.items() if n.split(".")[-1] in SCALAR_HEADS or linear.out_features == 1}
     chosen = set()
     for pattern in patterns:
         if pattern == ALL:
@@ -269,7 +269,7 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
             raise InputError(f"pattern {pattern!r} fits no Linear of the model; its Linears are {', '.join(ends)}")
         if fitting_heads := found & heads:
             raise InputError(
-                f"pattern {pattern!r} fits the head {min(fitting_heads)}, which is trained whole; leave it out"
+                f"pattern {pattern!r} fits the head {min(fitting_heads)}: this head is trained whole; leave it out"
             )
         chosen |= found
     return {name: linear for name, linear in linears.items() if name in chosen}

@@ -50,8 +50,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = torch.cat((largest, largest[-1:].expand(-len(largest) % GROUP))).view(-1, GROUP)
     least = groups.amin(dim=1)
     ranges = torch.stack((least, (groups.amax(dim=1) - least) / 255), dim=1)
-    levels = (groups - ranges[:, :1]) / ranges[:, 1:].clamp(min=torch.finfo(torch.float32).tiny)
-    scales = levels.round().flatten()[: len(blocks)].to(torch.uint8)
+    steps = (groups - ranges[:, :1]) / ranges[:, 1:].clamp(min=torch.finfo(torch.float32).tiny)
+    scales = steps.round().flatten()[: len(blocks)].to(torch.uint8)
     ranges = ranges.contiguous().view(torch.int32)
     # divide by the rounded scale: choosing the nearest level then corrects part of the scale's rounding error
     scaled = blocks / _read_scales(scales, ranges).clamp(min=torch.finfo(torch.float32).tiny)[:, None]

@@ -46,7 +46,7 @@ def fits(model: nn.Module, name: str, pattern: str) -> bool:
     """Does the pattern fit this module or parameter, or a module around it, by our name or the family's?"""
     names = (name, name_in_files(model, name.removeprefix("transformer.")))
     forms = (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*")
-    return any(fnmatchcase(name, form) for name in names for form in forms)
+    return any(fnmatchcase(x, form) for x in names for form in forms)
 
 
 def name_in_files(model: nn.Module, name: str) -> str:

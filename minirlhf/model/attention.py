@@ -39,12 +39,12 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: ForwardContext, layer: int) -> Tensor:
         inputs = context.inputs[self.layer_type]
-        q_BTHE, k_BSKE, v_BSKE = self._project(x_BTD)  # S = T so far
+        q_BTHE, k_BSKE, v_BSKE = self._project(x_BTD)  # S is T, unless a cache adds columns
         if self.uses_rope:
             q_BTHE, k_BSKE = (rotate(x, inputs.cos, inputs.sin) for x in (q_BTHE, k_BSKE))
         if context.cache is not None:
             cached = context.cache.write(layer, context.positions, k_BSKE, v_BSKE)
-            if not context.from_start:
+            if not context.from_start:  # earlier tokens count too
                 k_BSKE, v_BSKE = (x.to(q_BTHE.dtype) for x in cached)
         q_BHTE, k_BKSE, v_BKSE = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
@@ -68,9 +68,9 @@ class Attention(nn.Module):
 def attend(
     q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, inputs: AttentionInputs, scale: float | None, cap: float | None
 ) -> Tensor:
-    """Queries read values: [B, H, T, E]. Scores are multiplied by `scale` (None: E^-0.5) and bounded by `cap`.
+    """softmax(scale q k) v over the visible columns -> [B, H, T, E]. This function alone chooses the kernel.
 
-    The only place that chooses a kernel.
+    scale: None means E^-0.5.   cap: bound of the scores, see `softcap`; None: no bound.
     """
     if cap is not None:
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap)

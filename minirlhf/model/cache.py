@@ -50,6 +50,6 @@ class KVCache:
         self.width = max(self.width, source.width)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows only (those of unfinished completions)."""
+        """Keep these rows only, such as the rows of unfinished completions."""
         self.keys_LBSKE, self.values_LBSKE = self.keys_LBSKE[:, rows], self.values_LBSKE[:, rows]
         self.lengths = self.lengths[rows]

@@ -23,7 +23,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True  # [-] the head uses the weight of the embedding
     model_type: str = "llama"  # [-] family of the saved files: a row of FAMILIES in pretrained/families.py
 
-    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # [-] RMSNorm, RMSNorm times 1 + weight, or LayerNorm
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # [-] RMSNorm, RMSNorm with 1 + weight, or LayerNorm
     rms_norm_eps: float = 1e-6  # [-] added to the mean square before the root
     norm_before: bool = True  # [-] norms on the inputs of attention and MLP
     norm_after: bool = False  # [-] norms on the outputs of attention and MLP
@@ -61,7 +61,7 @@ class ModelConfig:
     rope_beta_fast: float = 32.0  # [turns] yarn: keep waves with more turns in the original context
     rope_beta_slow: float = 1.0  # [turns] yarn: slow down waves with fewer turns in the original context
     rope_attention_factor: float | None = None  # [-] yarn: factor on cos and sin; none: 0.1 ln(rope_factor) + 1
-    rope_truncate: bool = True  # [-] yarn: round the limits between kept and slowed pairs to whole pairs
+    rope_truncate: bool = True  # [-] yarn: round both limits to whole pairs
 
     def __post_init__(self) -> None:
         check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)

@@ -1,6 +1,6 @@
 """Where the tokens of a forward stand, and which columns each token may attend to.
 
-B sequences, T tokens of this forward, S columns of keys (cached tokens and these), E head width.
+B sequences, T tokens of this forward, S columns of keys in use, E head width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ForwardContext(NamedTuple):
     positions: Tensor  # [1, T] or, with a cache, [B, T]
     inputs: dict[str, AttentionInputs]  # by layer type
     cache: KVCache | None
-    from_start: bool  # no token was cached before, so the keys and values of this forward are enough
+    from_start: bool  # no token was cached before: attention needs the keys and values of this forward only
 
 
 def forward_context(
@@ -56,7 +56,7 @@ def forward_context(
         from_start, cache.width = cache.width == 0, columns
         positions = positions.expand(len(input_ids), T) if from_start else cache.lengths[:, None] + positions
     layer_types = {*config.layer_types} or {FULL}
-    inputs = {each: attention_inputs(config, each, positions, columns, from_start) for each in layer_types}
+    inputs = {name: attention_inputs(config, name, positions, columns, from_start) for name in layer_types}
     return ForwardContext(positions, inputs, cache, from_start)
 
 
@@ -72,7 +72,7 @@ def attention_inputs(
     is_windowed = layer_type == SLIDING and config.sliding_window < columns
     if from_start and not is_windowed:
         return AttentionInputs(cos, sin, None)
-    distance = positions[:, None, :, None] - torch.arange(columns, device=positions.device)  # how far back
+    distance = positions[:, None, :, None] - torch.arange(columns, device=positions.device)  # from a column to a token
     visible = distance >= 0
     if is_windowed:
         visible = visible & (distance < config.sliding_window)

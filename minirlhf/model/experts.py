@@ -1,8 +1,8 @@
-"""A mixture of experts: many MLPs, of which a router chooses k for each token (Shazeer et al. 2017, arXiv:1701.06538).
+"""A mixture of experts: a router chooses k of E MLPs for each token (Shazeer et al. 2017, arXiv:1701.06538).
 
-Dropless (Gale et al. 2022, arXiv:2211.15841): an expert has no limit, so every token gets the k experts that it chose.
+Dropless (Gale et al. 2022, arXiv:2211.15841): an expert takes any number of tokens, so no token loses an expert.
 
-N tokens (padding too, as in any MLP here), D width, E experts, k chosen experts per token.
+N tokens (padding counts too), D width, E experts, k chosen experts per token.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """x [..., D] -> sum over its k experts e of weight_e(x) expert_e(x). The weights come from a softmax over all E.
+    """x [..., D] -> sum over the k chosen experts e of weight_e(x) expert_e(x), with weights from a softmax over all E.
 
     Cost: N k rows pass through experts, in one call per expert. Memory: N k D numbers, nothing of size N E D. Once per
     layer the host waits for the device, to learn how many rows each expert gets.

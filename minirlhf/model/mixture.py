@@ -14,8 +14,8 @@ from minirlhf.model.transformer import Transformer
 class GeometricMixture(nn.Module):
     """pi^(1 - a) pi_ref^a, normalised: logits (1 - a) z + a z_ref (Munos et al. 2023, arXiv:2312.00886, Eq. 4).
 
-    `generate` uses it like a transformer. Its hidden states are those of both models side by side, and its cache has
-    the layers of both. The two models have the same config.
+    `generate` uses it like a transformer. Its hidden states are both models' hidden states side by side,
+    and its cache has the layers of both models. The models have the same config.
     """
 
     def __init__(self, transformer: Transformer, reference: Transformer, reference_weight: float) -> None:

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: norm, attention, norm, MLP, each block added to the residual stream.
+"""A decoder-only transformer: each block adds attention and an MLP to the residual stream.
 
 The defaults are Llama's: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Touvron et al. 2023,
 arXiv:2302.13971 and 2307.09288). ModelConfig's settings turn them into the other families. Modules have the names of
@@ -92,7 +92,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = norm(config)
         self.apply(self._init_weights)
-        # the residual stream sums 2 * layers outputs: this keeps its variance independent of the number of layers
+        # the residual stream sums 2 * layers outputs: smaller weights keep its variance from growing with the depth
         for block in self.layers:
             downs = [module.down_proj for module in block.modules() if isinstance(module, MLP)]
             for projection in (block.self_attn.o_proj, *downs):
@@ -115,7 +115,7 @@ class Trunk(nn.Module):
         """
         context = forward_context(self.config, input_ids, attention_mask, cache)
         x = self.embed_tokens(input_ids)
-        if self.config.embedding_scale:  # in the weights' dtype: Gemma was trained so
+        if self.config.embedding_scale:  # Gemma was trained with the factor in the weights' dtype
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
         if self.config.positions == "learned":
             x = x + self.embed_positions(context.positions)

@@ -31,7 +31,7 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
             "a model may have more rows than its tokenizer has ids"
         )
     untied = isinstance(core, Transformer) and not core.config.tie_word_embeddings
-    if untied and not isinstance(core.lm_head, nn.Linear):  # a LoRALinear, which is no nn.Linear
+    if untied and not isinstance(core.lm_head, nn.Linear):  # it is a LoRALinear
         raise InputError("resize_embeddings: the head has adapters of the old size; resize before apply_lora")
     embedding = core.model.embed_tokens
     embedding.weight, embedding.num_embeddings = _grown(embedding.weight, size), size

@@ -203,7 +203,7 @@ def test_a_pattern_that_fits_nothing_or_a_head_is_refused(make):
     with refuses("pattern 'c_attn' fits no Linear of the model; its Linears are down_proj, gate_proj, k_proj"):
         apply_lora(make(), LoRAConfig(target_modules=("q_proj", "c_attn")))
     for pattern in ("score", "*"):
-        with refuses(f"pattern '{pattern}' fits the head score, which is trained whole; leave it out"):
+        with refuses(f"pattern '{pattern}' fits the head score: this head is trained whole; leave it out"):
             apply_lora(RewardModel(make()), LoRAConfig(target_modules=(pattern,)))
 
 
