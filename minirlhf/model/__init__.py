@@ -1,4 +1,4 @@
-"""The transformer, and the policy, value model and reward model made of it."""
+"""The transformer, and the policy, value and reward models built on it."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the tokens of a forward stand, and which columns each token may attend to.
+"""The positions of the tokens in a forward, and the columns that each token may attend to.
 
 B sequences, T tokens of this forward, S columns of keys in use, E head width.
 """

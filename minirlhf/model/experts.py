@@ -76,8 +76,8 @@ class Experts(nn.Module):
 def recorded_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside this context, a forward appends each router's logits [B, T, E], with their graph, to the list.
 
-    For `load_balancing_loss`. The list stays empty for a model without experts. Run the backward pass outside:
-    checkpointing runs blocks again there, and recording them would keep their activations alive.
+    For `load_balancing_loss`. The list stays empty for a model without experts. Run the backward pass outside of
+    it: checkpointing runs blocks again in the backward pass, and recording would keep their activations alive.
     """
     record: list[Tensor] = []
     layers = [module for module in model.modules() if isinstance(module, Experts)]

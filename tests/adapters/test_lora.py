@@ -1,4 +1,4 @@
-"""LoRA: a fresh adapter changes nothing, without it the base is exact, merging and saving keep what it computes."""
+"""LoRA: a fresh adapter changes nothing; a view without adapter is the exact base; merging and saving keep outputs."""
 
 import json
 import re
@@ -128,7 +128,7 @@ def test_gradients_numerically(config, bias):
     torch.manual_seed(0)
     model, adapter = single(replace(config, r=1), [[0.3, -1.0], [0.7, 2.0]], bias)
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    # DoRA's length is a constant to the gradient of A and B, so gradcheck would find another slope there
+    # DoRA's length is a constant to the gradient of A and B, so gradcheck would find other slopes
     parts = [adapter.A, adapter.B] if adapter.magnitude is None else [adapter.magnitude]
 
     def out(x, *parts):
@@ -194,7 +194,7 @@ def test_all_linear_leaves_out_linears_with_one_output():
     [(("q_proj",), 2), (("q_proj", "mlp.up_proj"), 4), (("layers.1.*",), 7), (("model.layers.0.self_attn.?_proj",), 4)],
 )
 def test_patterns_choose_linears(make, patterns, count):
-    for model in (make(), Policy(make())):  # names are those inside the transformer
+    for model in (make(), Policy(make())):  # names begin inside the transformer
         assert len(select_linears(model, patterns)) == count
         assert len(select_linears(apply_lora(model, LoRAConfig(target_modules=patterns)), patterns)) == count
 

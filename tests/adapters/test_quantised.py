@@ -144,9 +144,8 @@ def test_gradients_numerically(config):
     if config:
         adapter = apply_lora(model, config)[0].adapters["default"].double()
         adapter.B.data = normal(5, 2, seed=5, dtype=torch.float64)
-        parts = (
-            [adapter.magnitude] if config.use_dora else [adapter.A, adapter.B]
-        )  # DoRA's length is a constant to the gradient of A and B
+        # DoRA's length is a constant to the gradient of A and B, so gradcheck would find other slopes
+        parts = [adapter.magnitude] if config.use_dora else [adapter.A, adapter.B]
     x = normal(3, 6, seed=1, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, *parts: model(x), (x, *parts))
 

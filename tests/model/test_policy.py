@@ -1,4 +1,4 @@
-"""Outputs of policy, value model and reward model: at which column, and independent of padding."""
+"""Outputs of policy, value model and reward model stand at the right column and do not depend on padding."""
 
 import pytest
 import torch
