@@ -1,6 +1,6 @@
-"""Every test runs on one thread: tiny tensors gain nothing from a second, and neighbours stay out of the timing.
+"""Fixtures: tiny transformers whose weights are large enough that every part changes the output.
 
-Tiny transformers whose weights are large enough that every part of them shows in the output.
+Tests run on one thread: a second thread does not speed up tiny tensors, and makes timings depend on the machine's load.
 """
 
 import os
@@ -27,7 +27,7 @@ SHAPE = {
 
 @pytest.fixture
 def loud():
-    """loud(model): the same model, every parameter moved by noise; what starts at 0 or 1 is no longer there."""
+    """loud(model): add noise to every parameter, also to those that start at 0 or 1."""
 
     def loud(model, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ def loud():
 
 @pytest.fixture
 def make(loud):
-    """make(seed, **changes of SHAPE): a transformer."""
+    """make(seed, **changes): a transformer of SHAPE with these changes."""
 
     def make(seed=0, **changes):
         torch.manual_seed(seed)
@@ -63,5 +63,5 @@ def mask():
 
 @pytest.fixture
 def junk(ids, mask):
-    """The same real tokens with other ids in the padding."""
+    """`ids` with other ids in the padding."""
     return torch.where(mask, ids, (ids + 11) % 37)

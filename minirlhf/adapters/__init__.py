@@ -1,4 +1,4 @@
-"""Small trained matrices beside frozen weights: LoRA, frozen weights in 4 bits, and which modules take part."""
+"""LoRA adapters, frozen weights in 4 bits, and choosing modules by pattern."""
 
 from minirlhf.adapters.lora import LoRAConfig, adapter_names, adapter_view, apply_lora, merge_lora, reference_of
 from minirlhf.adapters.quantised import memory_report, plain, quantise_linears

@@ -1,7 +1,9 @@
 """Frozen weights in 4 bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
-A number is one of 16 levels times the largest of its block of 64, and that is one of 256 levels between the least and
-the largest of 256 blocks. Bytes a number: 1/2 + 1/64 + 8 / (64 * 256) = 0.516, 0.129 of fp32 (sizes that fill blocks).
+A block is 64 numbers, and its scale is its largest absolute value. Each number is stored as one of 16 levels (4 bits)
+times the scale. A group is 256 blocks. Each scale is stored as one of 256 steps (8 bits) between the least and the
+largest scale of its group, and these two are stored as fp32. Bytes per number: 1/2 + 1/64 + 8 / (64 * 256) = 0.516,
+0.129 of fp32 (for sizes that fill their blocks).
 """
 
 from __future__ import annotations
@@ -22,34 +24,36 @@ from minirlhf.adapters.lora import (
     linears_of,
     select_linears,
 )
-from minirlhf.adapters.select import ALL, HEAD, core_of
+from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.errors import InputError
+from minirlhf.model.policy import core_of
 
-BLOCK, GROUP = 64, 256  # numbers that share a scale; scales that share a range
-# 16 quantiles of the normal distribution, 0 among them, scaled to [-1, 1] (appendix E)
+BLOCK, GROUP = 64, 256  # numbers per scale; scales per range
+# quantiles of the normal distribution, scaled to [-1, 1], with 0 as a level (appendix E)
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
 NF4 += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634)
 NF4 += (0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """-> codes [blocks * 32] uint8, two a byte; scales [blocks] uint8; ranges [groups, 2]: least scale and step.
+    """-> codes [blocks * 32] uint8, two per byte; scales [blocks] uint8; ranges [groups, 2]: least scale and step.
 
-    The ranges are fp32 that travel as int32: `model.to(bfloat16)` must not round them. The paper keeps the scales in an
-    8-bit float around their mean; levels between least and largest take as much room and are nearer.
+    The ranges are fp32 numbers stored as int32, so that `model.to(bfloat16)` cannot round them. The paper stores each
+    scale as an 8-bit float around the mean scale. Even steps between least and largest take as many bytes and have a
+    smaller error.
     """
     table = torch.tensor(NF4, device=weight.device)
     flat = weight.detach().float().flatten()
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     largest = blocks.abs().amax(dim=1)
-    # the last group is filled up with a scale of its own, which widens no range
+    # fill the last group with copies of the last scale: that does not widen its range
     groups = torch.cat((largest, largest[-1:].expand(-len(largest) % GROUP))).view(-1, GROUP)
     least = groups.amin(dim=1)
     ranges = torch.stack((least, (groups.amax(dim=1) - least) / 255), dim=1)
-    levels = (groups - ranges[:, :1]) / ranges[:, 1:].clamp(min=torch.finfo(torch.float32).tiny)
-    scales = levels.round().flatten()[: len(blocks)].to(torch.uint8)
+    steps = (groups - ranges[:, :1]) / ranges[:, 1:].clamp(min=torch.finfo(torch.float32).tiny)
+    scales = steps.round().flatten()[: len(blocks)].to(torch.uint8)
     ranges = ranges.contiguous().view(torch.int32)
-    # divided by the scale as it will be read back, so that its rounding is made up for where it can be
+    # divide by the rounded scale: choosing the nearest level then corrects part of the scale's rounding error
     scaled = blocks / _read_scales(scales, ranges).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
     codes = torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True).view(-1, 2)
     return (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), scales, ranges
@@ -58,15 +62,15 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def dequantise(
     codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int], pairs: Tensor | None = None
 ) -> Tensor:
-    """The weight, fp32, of what `quantise` gave. `pairs`: the table of `levels`, for callers who have it."""
+    """Codes, scales and ranges from `quantise` -> the weight, fp32. `pairs`: the table of `levels`, if at hand."""
     pairs = levels(codes.device) if pairs is None else pairs
     blocks = F.embedding(codes.int(), pairs).view(-1, BLOCK) * _read_scales(scales, ranges)[:, None]
     return blocks.flatten()[: shape[0] * shape[1]].view(shape)
 
 
 def levels(device: torch.device) -> Tensor:
-    """[256, 2]: both numbers of a byte, so that one look-up reads two."""
-    return _make_levels(device) if torch.compiler.is_compiling() else _kept_levels(device)
+    """[256, 2]: the two numbers that each byte stands for, so that one look-up reads both."""
+    return _make_levels(device) if torch.compiler.is_compiling() else _cached_levels(device)
 
 
 def _make_levels(device: torch.device) -> Tensor:
@@ -75,8 +79,8 @@ def _make_levels(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _kept_levels(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # whoever asks first, training may use it too
+def _cached_levels(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached table must work in training too
         return _make_levels(device)
 
 
@@ -86,7 +90,7 @@ def _read_scales(scales: Tensor, ranges: Tensor) -> Tensor:
 
 
 class QuantisedProduct(torch.autograd.Function):
-    """x W^T with gradient to x alone. Saved for the backward pass are the codes, not the weight made of them."""
+    """x W^T with a gradient for x only. It saves the codes for the backward pass, not the weight."""
 
     @staticmethod
     def forward(
@@ -103,7 +107,7 @@ class QuantisedProduct(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen Linear whose weight exists in 4 bits and, while it multiplies, in full. It may stand under LoRA."""
+    """A frozen Linear whose weight is stored in 4 bits and restored for each product. LoRA may adapt it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -114,24 +118,26 @@ class QuantisedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], fp32, made anew each time; no parameter."""
+        """[out, in], fp32, computed at each access; not a parameter."""
         return dequantise(self.codes, self.scales, self.ranges, (self.out_features, self.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
-        table = levels(x.device)  # outside of the product: inside, torch.compile cannot make it
+        table = levels(x.device)  # out here: torch.compile cannot make the table inside the autograd function
         product = QuantisedProduct.apply(x, self.codes, self.scales, self.ranges, shape, table)
         return product if self.bias is None else product + self.bias
 
 
 def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.Module:
-    """Replace the Linears that fit a pattern, in place, with or without adapters on them; see `select_linears`.
+    """Quantise the Linears that a pattern fits, in place, with or without adapters on them; see `select_linears`.
 
-    Raises: InputError for lm_head too, which losses read whole.
+    Raises: InputError as `select_linears`, and for lm_head: the losses read its whole weight.
     """
     found = select_linears(model, patterns)
     if HEAD in found:
-        raise InputError(f"quantise_linears: {HEAD} is read whole by the losses and stays as it is; leave it out")
+        raise InputError(
+            f"quantise_linears: the losses read the whole weight of {HEAD}, so it stays in full; leave it out"
+        )
     chosen = {id(linear) for linear in found.values()}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -141,23 +147,26 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model in ordinary Linears that computes the same, to be saved: its adapter merged, weights of 4 bits written
-    out in the type of the rest, layer by layer onto the CPU. The model itself is left as it is, and shares what did not
-    change.
+    """A model of plain Linears that computes the same, for saving: the adapter is merged, 4-bit weights are restored.
+
+    Changed weights get the embedding's dtype and are moved to the CPU layer by layer. All other weights are shared
+    with `model`, and `model` does not change.
     """
     active = active_adapter(model)
-    twin = adapter_view(model, active)
-    for name, layer in linears_of(twin).items():
+    view = adapter_view(model, active)
+    dtype = core_of(view).model.embed_tokens.weight.dtype
+    for name, layer in linears_of(view).items():
         if isinstance(layer, LoRALinear | QuantisedLinear):
-            base = base_of(layer)
             weight = layer.merged_weight({active: 1.0}) if isinstance(layer, LoRALinear) else layer.weight
-            dtype = core_of(twin).model.embed_tokens.weight.dtype
-            core_of(twin).set_submodule(name, linear_of(weight.to(dtype).cpu(), base.bias))
-    return twin
+            core_of(view).set_submodule(name, linear_of(weight.to(dtype).cpu(), base_of(layer).bias))
+    return view
 
 
 def memory_report(model: nn.Module) -> dict[str, int | float]:
-    """Bytes of the weights by kind, each tensor counted once, and what share of its fp32 size the quantised part is."""
+    """Bytes of quantised, trained and frozen weights, and the quantised bytes as a fraction of their size in fp32.
+
+    A tensor that several modules share counts once.
+    """
     layers = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
     quantised = sum(t.nbytes for layer in layers for t in (layer.codes, layer.scales, layer.ranges))
     as_fp32 = sum(4 * layer.in_features * layer.out_features for layer in layers)

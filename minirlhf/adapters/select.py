@@ -1,4 +1,4 @@
-"""Choosing modules and parameters by pattern."""
+"""Choose modules and parameters by pattern: freeze some, count the trained ones."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from torch import nn
 
 from minirlhf.errors import InputError
 from minirlhf.model.names import name_in_family
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import core_of
 
 ALL = "all-linear"
-HEAD = "lm_head"  # not one of ALL
-NUMBERS = ("score", "value_head")  # heads of one number: trained whole, so an adapter there would do nothing
+HEAD = "lm_head"  # ALL leaves it out
+SCALAR_HEADS = ("score", "value_head")  # heads with one output: trained whole, so an adapter would add nothing
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> int:
-    """Stop training the parameters that, or whose modules, fit a pattern, by our name or the family's -> how many
-    numbers that are.
+    """Freeze every parameter that a pattern fits, by itself or by a module around it -> how many numbers are frozen.
 
     Raises: InputError if a pattern fits nothing and `strict` is set.
     """
-    parameters, kind = dict(model.named_parameters()), core_of(model).config.model_type
-    there = {n: name_in_family(kind, n.removeprefix("transformer.")) for n in parameters}
-    frozen = {}
+    parameters, frozen = dict(model.named_parameters()), {}
     for pattern in patterns:
-        found = {n: p for n, p in parameters.items() if fits_within(n, pattern) or fits_within(there[n], pattern)}
+        found = {name: p for name, p in parameters.items() if fits(model, name, pattern)}
         if strict and not found:
             raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
         frozen |= found
@@ -36,27 +33,22 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """-> (trained, all) numbers; those of a quantised weight, which is no parameter, too."""
+    """-> (trained, all) numbers. A quantised weight counts too, although it is no parameter."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    quantised = sum(one.in_features * one.out_features for one in linears if "weight" not in one._parameters)
+    quantised = sum(
+        linear.in_features * linear.out_features for linear in linears if "weight" not in linear._parameters
+    )
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes) + quantised
 
 
-def core_of(model: nn.Module) -> nn.Module:
-    """The part whose module names are those of a checkpoint."""
-    return model.transformer if isinstance(model, Policy) else model
+def fits(model: nn.Module, name: str, pattern: str) -> bool:
+    """Does the pattern fit this module or parameter, or a module around it, by our name or the family's?"""
+    names = (name, name_in_files(model, name.removeprefix("transformer.")))
+    forms = (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*")
+    return any(fnmatchcase(x, form) for x in names for form in forms)
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
-
-
-def fits_within(name: str, pattern: str) -> bool:
-    """Does the pattern fit, or the module that this one is in?"""
-    return _fits(name, pattern) or _fits(name, f"{pattern}.*")
-
-
-def name_in_files(model: nn.Module, module: str) -> str:
-    """The module's name in the files of its family."""
-    return name_in_family(core_of(model).config.model_type, f"{module}.weight").removesuffix(".weight")
+def name_in_files(model: nn.Module, name: str) -> str:
+    """The name of a module in the files of the model's family."""
+    return name_in_family(core_of(model).config.model_type, f"{name}.weight").removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""The transformer, and the policy, value model and reward model made of it."""
+"""The transformer, and the policy, value and reward models built on it."""
 
 import importlib
 from typing import Any
@@ -18,7 +18,7 @@ from minirlhf.model.transformer import Transformer
 
 # Names of leaves: their files are loaded on first use, so that the core does not need them.
 LEAVES = {
-    "minirlhf.adapters.lora": "LoRAConfig adapter_names adapter_view apply_lora disabled merge_lora reference_of",
+    "minirlhf.adapters.lora": "LoRAConfig adapter_names adapter_view apply_lora merge_lora reference_of",
     "minirlhf.adapters.quantised": "memory_report plain quantise_linears",
     "minirlhf.adapters.select": "count_parameters freeze",
     "minirlhf.model.experts": "recorded_routing",

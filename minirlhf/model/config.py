@@ -1,4 +1,4 @@
-"""The shape of a model. Names are those of the Hugging Face config.json wherever one is there."""
+"""The shape of a model. Settings have the names of the Hugging Face config.json, where it has such a setting."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ from typing import Literal
 
 from minirlhf.errors import InputError, check_range
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer may look back on, as config.json calls it
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer types: see all earlier tokens, or a window of them
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    vocab_size: int = 2048  # [tokens] rows of the embedding; set from the tokenizer when a model is made
+    vocab_size: int = 2048  # [tokens] rows of the embedding; a new model takes the tokenizer's size
     hidden_size: int = 64  # [numbers] width of the residual stream
     num_hidden_layers: int = 2  # [blocks] attention + MLP pairs
     num_attention_heads: int = 4  # [heads] query heads
-    num_key_value_heads: int = 2  # [heads] key and value heads, each shared by a group of query heads
-    head_dim: int | None = None  # [numbers] width of a head; none means hidden_size / num_attention_heads
+    num_key_value_heads: int = 2  # [heads] key-value heads; each serves a group of query heads
+    head_dim: int | None = None  # [numbers] width of a head; none: hidden_size / num_attention_heads
     intermediate_size: int = 192  # [numbers] width inside the MLP
     max_position_embeddings: int = 1024  # [tokens] the context: prompt and response together
-    tie_word_embeddings: bool = True  # [-] the head is the embedding, transposed
-    model_type: str = "llama"  # [-] whose files these are: a row of FAMILIES in model/families.py
+    tie_word_embeddings: bool = True  # [-] the head uses the weight of the embedding
+    model_type: str = "llama"  # [-] family of the saved files: a row of FAMILIES in pretrained/families.py
 
-    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # [-] RMSNorm; with 1 + weight; LayerNorm
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # [-] RMSNorm, RMSNorm with 1 + weight, or LayerNorm
     rms_norm_eps: float = 1e-6  # [-] added to the mean square before the root
-    norm_before: bool = True  # [-] norms on what enters attention and MLP
-    norm_after: bool = False  # [-] norms on what leaves them
-    qk_norm: Literal["none", "head", "width"] = "none"  # [-] norm on queries and keys: of each head, of all together
+    norm_before: bool = True  # [-] norms on the inputs of attention and MLP
+    norm_after: bool = False  # [-] norms on the outputs of attention and MLP
+    qk_norm: Literal["none", "head", "width"] = "none"  # [-] norm on queries and keys: per head, or over all heads
 
     hidden_act: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # [-] the MLP's activation
-    gated_mlp: bool = True  # [-] activation(gate) * up; without: activation(up)
-    fused_projections: bool = False  # [-] query, key and value are one matrix; gate and up too
+    gated_mlp: bool = True  # [-] true: activation(gate) * up; false: activation(up)
+    fused_projections: bool = False  # [-] one matrix for query, key and value, and one for gate and up
     attention_bias: bool = False  # [-] biases of query, key and value
     output_bias: bool = False  # [-] bias of attention's output
     mlp_bias: bool = False  # [-] biases of the MLP
-    num_experts: int = 0  # [experts] MLPs that a router chooses from; 0: one MLP, and no router
-    num_experts_per_tok: int = 2  # [experts] that each token goes to
+    num_experts: int = 0  # [experts] MLPs per layer; a router chooses among them; 0: one MLP, no router
+    num_experts_per_tok: int = 2  # [experts] chosen for each token
     moe_intermediate_size: int = 64  # [numbers] width inside an expert
-    norm_topk_prob: bool = True  # [-] the chosen experts' shares add up to 1
-    mlp_only_layers: tuple[int, ...] = ()  # [-] layers with one MLP all the same, counted from 0
+    norm_topk_prob: bool = True  # [-] scale the weights of a token's experts to a sum of 1
+    mlp_only_layers: tuple[int, ...] = ()  # [-] layers with one MLP instead of experts, counted from 0
     router_aux_loss_coef: float = 0.001  # [-] weight of the router loss in SFT
-    embedding_scale: bool = False  # [-] embeddings times the root of hidden_size
-    final_logit_softcapping: float | None = None  # [logits] c tanh(z / c) on the head's output
-    attn_logit_softcapping: float | None = None  # [logits] the same on attention scores
-    query_pre_attn_scalar: float | None = None  # [-] scores are divided by its root; none: by that of head_dim
+    embedding_scale: bool = False  # [-] multiply embeddings by the square root of hidden_size
+    final_logit_softcapping: float | None = None  # [logits] c of c tanh(z / c) on the head's output z; none: no cap
+    attn_logit_softcapping: float | None = None  # [logits] c of the same cap on attention scores; none: no cap
+    query_pre_attn_scalar: float | None = None  # [-] divide attention scores by its square root; none: head_dim
 
-    sliding_window: int | None = None  # [tokens] how far a sliding layer looks back, itself included
-    layer_types: tuple[str, ...] = ()  # [-] full_attention or sliding_attention for each layer; nothing: all full
-    no_rope_layers: tuple[int, ...] = ()  # [-] layers without positions at all, counted from 0
+    sliding_window: int | None = None  # [tokens] a sliding layer sees this many, the current token included
+    layer_types: tuple[str, ...] = ()  # [-] full_attention or sliding_attention per layer; empty: all full
+    no_rope_layers: tuple[int, ...] = ()  # [-] layers without rotary positions, counted from 0
 
-    positions: Literal["rope", "learned"] = "rope"  # [-] rotary, or an embedding for each position
+    positions: Literal["rope", "learned"] = "rope"  # [-] rotary positions, or a learned embedding per position
     rope_theta: float = 10_000.0  # [-] base of the rotary wavelengths
-    rope_local_theta: float | None = None  # [-] base in sliding layers, which are not scaled; none: the same
-    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"  # [-] for longer contexts
-    rope_factor: float = 1.0  # [ratio] how much longer than trained for
-    rope_original_context: int | None = None  # [tokens] trained for; none: max_position_embeddings
-    rope_low_freq_factor: float = 1.0  # [-] llama3: waves longer than original context / this are slowed down
-    rope_high_freq_factor: float = 4.0  # [-] llama3: waves shorter than original context / this are left alone
-    rope_beta_fast: float = 32.0  # [turns] yarn: waves with more turns in the original context are left alone
-    rope_beta_slow: float = 1.0  # [turns] yarn: waves with fewer turns are slowed down
-    rope_attention_factor: float | None = None  # [-] yarn: on cos and sin; none: 0.1 ln(factor) + 1
-    rope_truncate: bool = True  # [-] yarn: the two limits are rounded to whole pairs
+    rope_local_theta: float | None = None  # [-] base in sliding layers (unscaled); none: as in full layers
+    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"  # [-] how to lengthen the context
+    rope_factor: float = 1.0  # [ratio] context / context trained for
+    rope_original_context: int | None = None  # [tokens] context trained for; none: max_position_embeddings
+    rope_low_freq_factor: float = 1.0  # [-] llama3: slow down waves longer than original context / this
+    rope_high_freq_factor: float = 4.0  # [-] llama3: keep waves shorter than original context / this
+    rope_beta_fast: float = 32.0  # [turns] yarn: keep waves with more turns in the original context
+    rope_beta_slow: float = 1.0  # [turns] yarn: slow down waves with fewer turns in the original context
+    rope_attention_factor: float | None = None  # [-] yarn: factor on cos and sin; none: 0.1 ln(rope_factor) + 1
+    rope_truncate: bool = True  # [-] yarn: round both limits to whole pairs
 
     def __post_init__(self) -> None:
         check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)
@@ -96,15 +96,23 @@ class ModelConfig:
                 f"{', '.join(self.layer_types)}"
             )
         if SLIDING in self.layer_types and self.sliding_window is None:
-            raise InputError("ModelConfig: sliding_attention needs sliding_window, got none; set it")
+            raise InputError("ModelConfig: sliding_attention needs a sliding_window, got none; set it")
 
     @property
     def head_width(self) -> int:
-        """`head_dim`, given or derived."""
+        """`head_dim`, or its default."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def attention_scale(self) -> float | None:
+        """The factor on attention scores; None: the usual head_width^-0.5."""
+        return None if self.query_pre_attn_scalar is None else self.query_pre_attn_scalar**-0.5
 
     def has_experts(self, layer: int) -> bool:
         return self.num_experts > 0 and layer not in self.mlp_only_layers
+
+    def uses_rope(self, layer: int) -> bool:
+        return self.positions == "rope" and layer not in self.no_rope_layers
 
     def layer_type(self, layer: int) -> str:
         return self.layer_types[layer] if self.layer_types else FULL

@@ -14,37 +14,39 @@ from minirlhf.model.transformer import Transformer
 class GeometricMixture(nn.Module):
     """pi^(1 - a) pi_ref^a, normalised: logits (1 - a) z + a z_ref (Munos et al. 2023, arXiv:2312.00886, Eq. 4).
 
-    It looks like a transformer of both widths and all layers of both, hidden states side by side, so that `generate`
-    needs not know. Two models of one shape.
+    `generate` uses it like a transformer. Its hidden states are both models' hidden states side by side,
+    and its cache has the layers of both models. The models have the same config.
     """
 
-    def __init__(self, transformer: Transformer, reference: Transformer, share: float) -> None:
+    def __init__(self, transformer: Transformer, reference: Transformer, reference_weight: float) -> None:
         super().__init__()
-        self.parts, self.share = (transformer, reference), share  # a tuple: their weights belong to others
+        self.models = (transformer, reference)  # a tuple registers no weights: the models own their weights
+        self.weight = reference_weight
         shape = transformer.config
         layers = {"num_hidden_layers": 2 * shape.num_hidden_layers, "layer_types": 2 * shape.layer_types}
         self.config = replace(shape, **layers)
 
     @property
     def device(self) -> torch.device:
-        return self.parts[0].device
+        return self.models[0].device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
+        return self.models[0].dtype
 
     def model(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """-> hidden states of both [B, T, 2 D]; see `Trunk.forward`."""
+        """-> hidden states of both models [B, T, 2 D]; see `Trunk.forward`."""
         halves = (None, None) if cache is None else cache.halves()
-        hidden = [part.model(input_ids, attention_mask, half) for part, half in zip(self.parts, halves, strict=True)]
+        hidden = [part.model(input_ids, attention_mask, half) for part, half in zip(self.models, halves, strict=True)]
         if cache is not None:
             cache.lengths, cache.width = halves[0].lengths, halves[0].width
         return torch.cat(hidden, dim=-1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """-> mixed logits [B, T, V]."""
         return self.logits(self.model(input_ids, attention_mask, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., 2 D] -> [..., V], each part capped as its family caps."""
+        """[..., 2 D] -> [..., V]. Each model applies its own soft cap."""
         first, second = hidden.chunk(2, dim=-1)
-        return (1 - self.share) * self.parts[0].logits(first) + self.share * self.parts[1].logits(second)
+        return (1 - self.weight) * self.models[0].logits(first) + self.weight * self.models[1].logits(second)

@@ -1,5 +1,5 @@
-"""Names of weights in the files of each family. Our names are those of the Hugging Face Llama; a family that uses
-others has a row in NAMES.
+"""Names of weights in the files of each family. We use the names of the Hugging Face Llama. A family with other names
+has a row in NAMES.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ GEMMA = {
     ".attention_output_norm.": ".post_attention_layernorm.",
     ".mlp_output_norm.": ".post_feedforward_layernorm.",
 }
-# model_type -> {part of our name: part of the name in the family's files}
+# model_type -> {part of our name: the same part of the name in the family's files}
 NAMES: dict[str, dict[str, str]] = {
     "gemma2": GEMMA,
     "gemma3_text": GEMMA,
@@ -38,7 +38,7 @@ def name_in_family(model_type: str, name: str) -> str:
 
 def name_here(model_type: str, name: str) -> str:
     """The name of a weight in a family's files -> our name."""
-    return _replaced(name, {theirs: ours for ours, theirs in NAMES.get(model_type, {}).items()})
+    return _replaced(name, {in_files: ours for ours, in_files in NAMES.get(model_type, {}).items()})
 
 
 def _replaced(name: str, table: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
-"""What RLHF asks of a transformer: a policy (with values), a value model, a reward model.
+"""The models of RLHF, each built on a transformer: policy (with values), value model, reward models.
 
-B sequences, T tokens. Per-token outputs obey the index rule: column t speaks about choosing token t, column 0 is 0.
+B sequences, T tokens, D width, V vocabulary. Per-token outputs obey the index rule: column t speaks about choosing
+token t, column 0 is 0.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from minirlhf.model.transformer import Transformer
 class TokenOutputs(NamedTuple):
     logps: Tensor  # [B, T] nats
     entropy: Tensor  # [B, T] nats
-    values: Tensor | None  # [B, T] score units, made just before token t was chosen
+    values: Tensor | None  # [B, T] score units, estimated just before token t is chosen; None without value head
 
 
 class Policy(nn.Module):
-    """A transformer that says how likely its tokens are and, with a value head on the same trunk, what it expects."""
+    """A transformer that gives the log-prob of each token and, with a value head on its trunk, value estimates."""
 
     def __init__(self, transformer: Transformer, value_head: bool = False) -> None:
         super().__init__()
@@ -41,18 +42,19 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         head: Callable[[Tensor, Tensor], Any] | None = None,
     ) -> TokenOutputs | Any:
-        """The one forward that carries gradient: ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding.
+        """ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding. Every gradient passes through this forward.
 
-        Logits exist a chunk at a time only: [B, T, V] is never built. A `head`, called with the hidden states [B, T,
-        D] in model order and the head's weight [V, D], takes the place of all that follows the trunk, and its answer is
-        returned: a fused loss, a divergence from a teacher. So its gradient, too, passes through DDP's or FSDP's
-        forward.
+        Logits are computed in chunks: [B, T, V] never exists as a whole. With a `head`, such as a fused loss or a
+        divergence from a teacher, the policy returns head(hidden [B, T, D] in model order, weight [V, D]) instead. So
+        the head's gradient passes through DDP's or FSDP's forward too.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             if cap is not None:
-                raise InputError("Policy: fused losses and distillation need logits without a cap; leave them out")
+                raise InputError(
+                    "Policy: fused losses and distillation need logits without a cap, but this model caps them"
+                )
             return head(hidden, weight)
         logps, entropy = linear_logps_and_entropy(hidden, weight, input_ids, temperature, softcap=cap)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
@@ -60,12 +62,17 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The values alone, [B, T], without gradient and without the cost of the language-model head."""
+        """The values [B, T] without gradient. The language-model head is not computed."""
         return self.value_head(self.transformer.model(input_ids, attention_mask), attention_mask)
 
 
+def core_of(model: nn.Module) -> nn.Module:
+    """The part whose module names are the names in a checkpoint: a policy's transformer, any other model itself."""
+    return model.transformer if isinstance(model, Policy) else model
+
+
 def copy_of(policy: Policy) -> Policy:
-    """The same weights, adapters included, in new storage, frozen, without value head: a reference policy."""
+    """A reference policy: a frozen copy of all weights, adapters included, without value head."""
     reference = Policy(copy.deepcopy(policy.transformer)).requires_grad_(False).eval()
     reference.zero_grad(set_to_none=True)
     return reference
@@ -93,21 +100,21 @@ def check_reference(who: str, policy: Policy, reference: Policy) -> None:
 
 
 @torch.no_grad()
-def move_towards(reference: Policy, policy: Policy, share: float) -> None:
-    """reference <- share * policy + (1 - share) * reference, weight by weight, in place.
+def move_towards(reference: Policy, policy: Policy, policy_weight: float) -> None:
+    """reference <- policy_weight * policy + (1 - policy_weight) * reference, in place. A weight of 1 copies.
 
-    Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO); share 1 copies.
-    Raises: InputError if the reference has other weights, as the base without the policy's adapter has.
+    Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO).
+    Raises: InputError if their parameters differ, as when the reference is the policy's base without the adapter.
     """
-    theirs, ours = (dict(model.transformer.named_parameters()) for model in (reference, policy))
-    if theirs.keys() != ours.keys():
+    old, new = (dict(model.transformer.named_parameters()) for model in (reference, policy))
+    if old.keys() != new.keys():
         raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")
-    for name, weight in theirs.items():
-        weight.lerp_(ours[name].to(weight.dtype), share)
+    for name, p in old.items():
+        p.lerp_(new[name].to(p.dtype), policy_weight)
 
 
 class ValueHead(nn.Linear):
-    """Hidden state before token t -> the value of column t. Starts at 0, so early returns are not fought over."""
+    """Hidden state before token t -> the value of column t. It starts at 0: random values would only add noise."""
 
     def __init__(self, transformer: Transformer) -> None:
         like = {"device": transformer.device, "dtype": trainable(transformer.dtype)}
@@ -121,7 +128,7 @@ class ValueHead(nn.Linear):
 
 
 class ValueModel(nn.Module):
-    """A critic with a trunk of its own: ids -> values [B, T]."""
+    """A value head on a trunk of its own: ids [B, T], mask [B, T] bool -> values [B, T], 0 at padding."""
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
@@ -137,7 +144,7 @@ class ValueModel(nn.Module):
 
 
 class RewardModel(nn.Module):
-    """A trunk and one number, read at the last real token: ids [B, T], mask [B, T] bool -> scores [B]."""
+    """A score per sequence, read at the last real token: ids [B, T], mask [B, T] bool -> scores [B]."""
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
@@ -158,7 +165,7 @@ class RewardModel(nn.Module):
 
 
 class ProcessRewardModel(nn.Module):
-    """A trunk and one number for each token, read at the token itself, unshifted: ids [B, T] -> scores [B, T]."""
+    """A score per token, read at the token itself (unshifted): ids [B, T], mask [B, T] bool -> scores [B, T]."""
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
@@ -178,18 +185,18 @@ class ProcessRewardModel(nn.Module):
 
 
 def trainable(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for a new head on a trunk in half precision: small steps must not be rounded away."""
+    """The dtype of a new head or adapter: at least fp32, because bf16 and fp16 lose small updates."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A head of one number in the weights' own type: bf16 autocast would leave scores two digits."""
+    """Apply a head in the dtype of its weight: under bf16 autocast, scores would have two digits."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn dropout off permanently: with it, log-probs of before and after an update would differ by noise."""
+    """Turn dropout off permanently: with it, policy and old log-probs would differ by noise."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

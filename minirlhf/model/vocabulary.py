@@ -1,4 +1,4 @@
-"""More rows for the embedding and the head: a model for a vocabulary that has grown."""
+"""Add rows to the embedding and the head of a model whose vocabulary has grown."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from torch import nn
 
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import Policy
+from minirlhf.model.policy import core_of
 from minirlhf.model.transformer import Transformer
 
 
 def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
-    """Give any model here `size` rows of embedding and head, in place; the new ones are the mean of the old.
+    """Grow the embedding and the head of any model to `size` rows, in place. A new row is the mean of the old rows.
 
-    A new token's logit is then the mean of the old logits, and exp(mean) <= mean(exp): it gets at most 1 / size of the
-    probability, whatever the text (with capped logits: nearly). The logit of a random row has no bound, and can
-    outshine all others. Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html
+    So a new token's logit is the mean of the old logits. As exp(mean) <= mean(exp), its probability is at most
+    1 / size for every text (with capped logits: nearly). A random row could have any logit.
+    Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html
 
-    Types, devices and requires_grad stay, so a row of a frozen embedding does not learn. Make optimizers and adapter
-    views afterwards: they would hold the old weights, or the old size.
-    Raises: InputError if rows would be lost, or the head has adapters.
+    dtype, device and requires_grad stay, so a new row of a frozen embedding does not learn. Make optimizers and
+    adapter views afterwards: earlier ones would hold the old weights or the old size.
+    Raises: InputError if rows would be lost, or if the head has adapters.
     """
-    core = model.transformer if isinstance(model, Policy) else model
+    core = core_of(model)
     if size < core.config.vocab_size:
         raise InputError(
-            f"resize_embeddings: size must be at least the {core.config.vocab_size} rows there are, got {size}; rows "
-            "beyond the tokenizer's ids do no harm"
+            f"resize_embeddings: size must be at least {core.config.vocab_size}, the number of rows now, got {size}; "
+            "a model may have more rows than its tokenizer has ids"
         )
-    own_head = isinstance(core, Transformer) and not core.config.tie_word_embeddings
-    if own_head and not isinstance(core.lm_head, nn.Linear):  # LoRALinear is none
-        raise InputError("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora")
+    untied = isinstance(core, Transformer) and not core.config.tie_word_embeddings
+    if untied and not isinstance(core.lm_head, nn.Linear):  # it is a LoRALinear
+        raise InputError("resize_embeddings: the head has adapters of the old size; resize before apply_lora")
     embedding = core.model.embed_tokens
     embedding.weight, embedding.num_embeddings = _grown(embedding.weight, size), size
-    if own_head:
+    if untied:
         core.lm_head.weight, core.lm_head.out_features = _grown(core.lm_head.weight, size), size
     config = replace(core.config, vocab_size=size)
     for module in core.model.modules():
-        if isinstance(vars(module).get("config"), ModelConfig):  # every part that reads it holds it
+        if isinstance(vars(module).get("config"), ModelConfig):  # trunk and attention each hold the config
             module.config = config
     return model
 

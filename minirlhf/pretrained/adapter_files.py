@@ -19,7 +19,6 @@ from minirlhf.adapters.lora import (
     base_of,
     check_names,
     linears_of,
-    use_adapter,
 )
 from minirlhf.adapters.select import ALL, core_of, name_in_files
 from minirlhf.errors import InputError
@@ -108,7 +107,6 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         for n, p in _saved(model, name).items():
             if n in weights:  # all but a value head that was not saved
                 p.copy_(weights[n])
-    use_adapter(model, name)
     return config
 
 

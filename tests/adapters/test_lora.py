@@ -1,4 +1,4 @@
-"""LoRA: fresh it changes nothing, off it is gone bit for bit, merged it is the same, saved it comes back."""
+"""LoRA: a fresh adapter changes nothing; a view without adapter is the exact base; merging and saving keep outputs."""
 
 import json
 import re
@@ -13,19 +13,15 @@ from torch.testing import assert_close
 from minirlhf.adapters.lora import (
     LoRAConfig,
     LoRALinear,
-    adapter,
+    active_adapter,
     adapter_names,
     adapter_view,
     apply_lora,
-    disabled,
-    merge,
     merge_lora,
     reference_of,
     select_linears,
-    unmerge,
-    use_adapter,
 )
-from minirlhf.adapters.select import count_parameters, freeze
+from minirlhf.adapters.select import count_parameters, fits, freeze
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import (
@@ -38,7 +34,7 @@ from minirlhf.model import (
     resize_embeddings,
     save_pretrained,
 )
-from minirlhf.model.policy import disable_dropout
+from minirlhf.model.policy import core_of, disable_dropout
 from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
 from minirlhf.pretrained.config_json import config_from
 
@@ -56,7 +52,7 @@ def refuses(text):
 
 
 def stir(model, seed=0):
-    """Move every trained parameter: adapters that do something."""
+    """Add noise to every trained parameter, so that adapters change the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -67,7 +63,7 @@ def stir(model, seed=0):
 
 @pytest.fixture
 def adapted(make):
-    """adapted(config): a transformer with an adapter that does something."""
+    """adapted(config): a transformer with an adapter that changes its output."""
     return lambda config=KINDS["LoRA"], **changes: stir(apply_lora(make(**changes), config)).eval()
 
 
@@ -88,9 +84,9 @@ def single(config, weight, bias=None):
     if bias is not None:
         linear.bias.data = torch.tensor(bias, dtype=torch.float64)
     model = apply_lora(nn.Sequential(linear), config)
-    one = model[0].adapters["default"]
-    one.A.data, one.B.data = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([[1.0], [0.0]]).double()
-    return model, one
+    adapter = model[0].adapters["default"]
+    adapter.A.data, adapter.B.data = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([[1.0], [0.0]]).double()
+    return model, adapter
 
 
 def test_lora_by_hand():
@@ -104,35 +100,36 @@ def test_rslora_divides_by_the_root_of_the_rank():
 
 
 def test_dora_by_hand():
-    # W + 1 B A = [[3 + 1, 0 + 1], [0, 3]] with W = [[3, 0], [0, 3]] - but A = (1, 1): first row (4, 1), length root 17.
-    # magnitude starts at the rows' lengths 3 and 3: first row 3 / root 17 * (4 + 2) with x = (1, 2), second 6
-    model, one = single(LoRAConfig(r=1, alpha=1.0, use_dora=True), [[3.0, 0.0], [0.0, 3.0]], [10.0, 0.0])
-    assert_close(one.magnitude.data, torch.tensor([3.0, 3.0]).double())
+    # W = [[3, 0], [0, 3]], B A = [[1, 1], [0, 0]]: W + B A has the first row (4, 1) of length root 17.
+    # The magnitudes start at W's lengths 3 and 3. x = (1, 2): first output 3 / root 17 * (4 + 2), second 6, plus bias.
+    model, adapter = single(LoRAConfig(r=1, alpha=1.0, use_dora=True), [[3.0, 0.0], [0.0, 3.0]], [10.0, 0.0])
+    assert_close(adapter.magnitude.data, torch.tensor([3.0, 3.0]).double())
     x = torch.tensor([[1.0, 2.0]]).double()
     assert_close(model(x), torch.tensor([[10 + 18 / 17**0.5, 6.0]]).double())
     # the length is a constant to the gradient: d out_0 / d B_0 = 3 / root 17 * A x
     model(x)[0, 0].backward()
-    assert one.B.grad[0, 0].item() == pytest.approx(9 / 17**0.5)
-    assert one.magnitude.grad[0].item() == pytest.approx(6 / 17**0.5)
+    assert adapter.B.grad[0, 0].item() == pytest.approx(9 / 17**0.5)
+    assert adapter.magnitude.grad[0].item() == pytest.approx(6 / 17**0.5)
 
 
-def test_dora_scales_what_dropout_left():
-    # B = 0, magnitude doubled: W x + (2 - 1) W dropout(x). Dropout leaves nothing: W x = 3; in evaluation 2 * 3
+def test_dora_scales_the_dropped_out_input_too():
+    # B = 0 and a doubled magnitude: W x + (2 - 1) W dropout(x). Here dropout makes x 0: W x = 3; in evaluation 2 * 3
     model = apply_lora(nn.Sequential(nn.Linear(1, 2, bias=False)), LoRAConfig(r=1, dropout=0.999, use_dora=True))
     model[0].base.weight.data = torch.tensor([[3.0], [0.0]])
     model[0].adapters["default"].magnitude.data = torch.tensor([6.0, 0.0])
     torch.manual_seed(0)
     assert_close(model(torch.ones(1, 1)), torch.tensor([[3.0, 0.0]]))
-    assert_close(model.eval()(torch.ones(1, 1)), torch.tensor([[6.0, 0.0]]))  # and a row of zeros is not nan
+    assert_close(model.eval()(torch.ones(1, 1)), torch.tensor([[6.0, 0.0]]))  # a row of zeros gives no nan
 
 
 @each_kind
 @pytest.mark.parametrize("bias", [None, [0.3, -2.0]])
 def test_gradients_numerically(config, bias):
     torch.manual_seed(0)
-    model, one = single(replace(config, r=1), [[0.3, -1.0], [0.7, 2.0]], bias)
+    model, adapter = single(replace(config, r=1), [[0.3, -1.0], [0.7, 2.0]], bias)
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    parts = [one.A, one.B] if one.magnitude is None else [one.magnitude]  # DoRA holds a length constant: A, B differ
+    # DoRA's length is a constant to the gradient of A and B, so gradcheck would find other slopes
+    parts = [adapter.A, adapter.B] if adapter.magnitude is None else [adapter.magnitude]
 
     def out(x, *parts):
         return model(x)
@@ -147,21 +144,21 @@ def test_a_fresh_adapter_changes_no_logit(make, ids, config):
     assert torch.equal(apply_lora(model, config)(ids), before)
 
 
-def test_a_starts_as_peft_starts_it_and_b_at_0(make):
-    # kaiming-uniform with a = root 5: uniform on +- 1 / root(in); standard deviation 1 / root(3 in)
+def test_matrix_a_starts_as_in_peft_and_b_at_0(make):
+    # kaiming-uniform with a = root 5 is uniform on +- 1 / root(in), with standard deviation 1 / root(3 in)
     torch.manual_seed(0)
     model = apply_lora(nn.Sequential(nn.Linear(64, 8)), LoRAConfig(r=64))
-    one = model[0].adapters["default"]
-    assert one.A.abs().max().item() == pytest.approx(1 / 8, rel=0.01) and not one.B.any()
-    assert one.A.std().item() == pytest.approx(1 / 192**0.5, rel=0.05)
+    adapter = model[0].adapters["default"]
+    assert adapter.A.abs().max().item() == pytest.approx(1 / 8, rel=0.01) and not adapter.B.any()
+    assert adapter.A.std().item() == pytest.approx(1 / 192**0.5, rel=0.05)
 
 
-def test_dropout_acts_in_training_alone_and_on_the_adapter_alone(make, ids):
+def test_dropout_acts_in_training_only_and_on_the_adapter_only(make, ids):
     for config in (LoRAConfig(r=3, dropout=0.5), LoRAConfig(r=3, dropout=0.5, use_dora=True)):
         model = stir(apply_lora(make(), config))
         assert not torch.equal(model.train()(ids), model(ids))
         assert torch.equal(model.eval()(ids), model(ids))
-        model = stir(apply_lora(make().eval(), config))  # a new adapter is in the mode the model is in
+        model = stir(apply_lora(make().eval(), config))  # a new adapter takes the model's mode
         assert torch.equal(model(ids), model(ids))
     model = apply_lora(make(), LoRAConfig(r=3, dropout=0.5)).train()
     assert torch.equal(model(ids), make()(ids))
@@ -176,10 +173,10 @@ def test_a_base_in_bfloat16_has_adapters_in_fp32_and_outputs_in_bfloat16(make, i
         assert_close(merge_lora(model)(ids), model(ids))
 
 
-# Where they go
+# Which layers get adapters
 
 
-def test_all_linear_takes_seven_a_block_and_no_head(make):
+def test_all_linear_takes_the_seven_linears_of_a_block_and_no_head(make):
     model = apply_lora(RewardModel(make(tie_word_embeddings=False)), LoRAConfig(r=2))
     found = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
     assert sorted(n.split(".")[-1] for n in found) == sorted(2 * SEVEN)
@@ -188,7 +185,7 @@ def test_all_linear_takes_seven_a_block_and_no_head(make):
     )
 
 
-def test_all_linear_leaves_out_whatever_gives_one_number():
+def test_all_linear_leaves_out_linears_with_one_output():
     assert list(select_linears(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), ("all-linear",))) == ["0"]
 
 
@@ -196,52 +193,50 @@ def test_all_linear_leaves_out_whatever_gives_one_number():
     "patterns, count",
     [(("q_proj",), 2), (("q_proj", "mlp.up_proj"), 4), (("layers.1.*",), 7), (("model.layers.0.self_attn.?_proj",), 4)],
 )
-def test_patterns_choose(make, patterns, count):
-    for model in (make(), Policy(make())):  # names are those inside the transformer
+def test_patterns_choose_linears(make, patterns, count):
+    for model in (make(), Policy(make())):  # names begin inside the transformer
         assert len(select_linears(model, patterns)) == count
         assert len(select_linears(apply_lora(model, LoRAConfig(target_modules=patterns)), patterns)) == count
 
 
 def test_a_pattern_that_fits_nothing_or_a_head_is_refused(make):
-    with refuses("pattern 'c_attn' fits no Linear of the model; there are down_proj, gate_proj, k_proj"):
+    with refuses("pattern 'c_attn' fits no Linear of the model; its Linears are down_proj, gate_proj, k_proj"):
         apply_lora(make(), LoRAConfig(target_modules=("q_proj", "c_attn")))
     for pattern in ("score", "*"):
-        with refuses(f"pattern '{pattern}' fits the head score, which is trained whole; leave it out"):
+        with refuses(f"pattern '{pattern}' fits the head score: this head is trained whole; leave it out"):
             apply_lora(RewardModel(make()), LoRAConfig(target_modules=(pattern,)))
 
 
 @each_kind
 def test_an_adapter_on_the_head_acts_in_every_loss_and_not_on_the_reference(make, ids, mask, config):
-    """The head is read by losses, not called: they must read W + scale B A, and send gradient to A and B."""
+    """Losses read the head's weight and do not call it: it must be W + scale B A, with gradient to A and B."""
     base = Policy(make(tie_word_embeddings=False))
     policy = apply_lora(Policy(make(tie_word_embeddings=False)), replace(config, target_modules=("lm_head",)))
     assert torch.equal(policy.transformer(ids, mask), base.transformer(ids, mask))  # B is 0
-    one = stir(policy).transformer.lm_head.adapters["default"].double()
+    adapter = stir(policy).transformer.lm_head.adapters["default"].double()
     base.double(), policy.double()
     head = base.transformer.lm_head.weight
-    moved = head + config.scale * one.B @ one.A
+    moved = head + config.scale * adapter.B @ adapter.A
     if config.use_dora:
-        moved = one.magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True).detach()
+        moved = adapter.magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True).detach()
     logits = base.transformer.model(ids, mask) @ moved.T
     assert_close(policy.transformer(ids, mask), logits)
     wanted = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)[mask[:, 1:]].sum()
     got = policy(ids, mask).logps.sum()
     assert_close(got, wanted)
-    for mine, other in zip(*(torch.autograd.grad(x, [one.A, one.B]) for x in (got, wanted)), strict=True):
-        assert mine.abs().max() > 1e-3
-        assert_close(mine, other)
+    for first, second in zip(*(torch.autograd.grad(x, [adapter.A, adapter.B]) for x in (got, wanted)), strict=True):
+        assert first.abs().max() > 1e-3
+        assert_close(first, second)
     assert torch.equal(reference_of(policy).transformer(ids, mask), base.transformer(ids, mask))
-    merge(policy)
-    with torch.no_grad():
-        assert_close(policy.transformer(ids, mask), logits)
-    assert_close(merge_lora(policy).transformer.lm_head.weight, moved)
+    assert_close(merge_lora(policy).transformer(ids, mask), logits)
+    assert_close(policy.transformer.lm_head.weight, moved)
 
 
 def test_a_head_with_adapters_cannot_grow_or_be_quantised(make):
     model = apply_lora(make(tie_word_embeddings=False), LoRAConfig(r=2, target_modules=("lm_head",)))
-    with refuses("resize_embeddings: the head has adapters, whose rows are its rows; resize before apply_lora"):
+    with refuses("resize_embeddings: the head has adapters of the old size; resize before apply_lora"):
         resize_embeddings(model, 40)
-    with refuses("quantise_linears: lm_head is read whole by the losses and stays as it is; leave it out"):
+    with refuses("quantise_linears: the losses read the whole weight of lm_head, so it stays in full; leave it out"):
         quantise_linears(make(tie_word_embeddings=False), ("q_proj", "lm_head"))
 
 
@@ -267,31 +262,44 @@ def test_names_must_be_new_plain_and_known(make):
     for name in ("", "a.b", "keys"):
         with refuses(f"an adapter cannot be named {name!r}"):
             apply_lora(model, LoRAConfig(r=1), name)
-    with refuses("adapter 'valeu' is not on the model; there are: policy"):
-        use_adapter(model, "valeu")
-    with refuses("adapter 'x' is not on the model; there are: none"):
+    with refuses("adapter 'valeu' is not on the model; its adapters: policy"):
+        adapter_view(model, "valeu")
+    with refuses("adapter 'x' is not on the model; its adapters: none"):
         adapter_view(make(), "x")
 
 
-# On, off, several
+# Views: an adapter alone, no adapter, several on one base
 
 
 @each_kind
-def test_with_the_adapter_off_logits_are_the_bases_bit_for_bit(make, adapted, ids, mask, config):
+def test_a_view_without_adapter_computes_the_bases_logits_bit_for_bit(make, adapted, ids, mask, config):
     model, base = adapted(config), make()
-    assert not torch.equal(model(ids, mask), base(ids, mask))
-    with disabled(model):
-        assert torch.equal(model(ids, mask), base(ids, mask))
+    before = model(ids, mask)
+    assert not torch.equal(before, base(ids, mask))
     assert torch.equal(adapter_view(model, None)(ids, mask), base(ids, mask))
-    assert not torch.equal(model(ids, mask), base(ids, mask))
+    assert torch.equal(model(ids, mask), before)  # the view left the model as it was
 
 
-def test_the_adapter_comes_back_after_an_exception(adapted, ids):
-    model = adapted()
-    before = model(ids)
-    with pytest.raises(KeyError), disabled(model):
-        raise KeyError
-    assert torch.equal(model(ids), before)
+def test_a_model_computes_with_the_adapter_that_was_put_on_last(make, ids):
+    model = make()
+    assert active_adapter(model) is None
+    for name in ("one", "two"):
+        stir(apply_lora(model, LoRAConfig(r=2), name))
+    assert active_adapter(model) == "two" and torch.equal(model(ids), adapter_view(model, "two")(ids))
+    view = adapter_view(model, "one")
+    assert active_adapter(view) == "one" and adapter_names(view) == ["one"]
+    assert not torch.equal(model(ids), view(ids))
+
+
+def test_an_adapter_that_comes_later_is_not_in_a_view(make, ids):
+    model = stir(apply_lora(make(), LoRAConfig(r=2), "one"))
+    view = adapter_view(model, "one")
+    before = view(ids)
+    stir(apply_lora(model, LoRAConfig(r=2), "two"))
+    assert adapter_names(view) == ["one"] and adapter_names(model) == ["one", "two"]
+    view = adapter_view(model, "one")
+    stir(apply_lora(view, LoRAConfig(r=2), "three"))  # nor does the model see an adapter that is put on a view
+    assert adapter_names(model) == ["one", "two"] and not torch.equal(view(ids), before)
 
 
 def test_named_adapters_do_not_disturb_one_another(make, ids):
@@ -307,23 +315,20 @@ def test_named_adapters_do_not_disturb_one_another(make, ids):
         stir(adapter_view(model, name), seed=len(name))
     assert adapter_names(model) == list(KINDS)
     for name in KINDS:
-        with adapter(model, name):
-            assert torch.equal(model(ids), outputs[name])
         assert torch.equal(adapter_view(model, name)(ids), outputs[name])
 
 
-def test_an_adapter_on_some_layers_leaves_the_others_the_base(make, ids):
+def test_layers_without_the_adapter_compute_the_base(make, ids):
     model = apply_lora(make(), LoRAConfig(r=2), "wide")
     apply_lora(model, LoRAConfig(r=2, target_modules=("layers.1.*",)), "narrow")
     stir(model)
     narrow = adapter_view(model, "narrow")
     assert len([m for m in narrow.modules() if isinstance(m, LoRALinear)]) == 7
-    with adapter(model, "narrow"):
-        assert torch.equal(model(ids), narrow(ids))
+    assert torch.equal(model(ids), narrow(ids))  # "narrow" was put on last
     same(merge_lora(narrow)(ids), adapter_view(model, "narrow")(ids))
 
 
-def test_policy_value_and_reward_are_views_of_one_base_and_train_apart(make, ids, mask):
+def test_policy_value_and_reward_are_views_of_the_same_base_and_train_separately(make, ids, mask):
     base = make()
     for name in ("policy", "value", "reward"):
         apply_lora(base, KINDS["LoRA"], name)
@@ -343,10 +348,10 @@ def test_policy_value_and_reward_are_views_of_one_base_and_train_apart(make, ids
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, mask, checkpointing):
-    # blocks run again in the backward pass, after other views have run
+def test_a_view_has_the_right_gradient_under_gradient_checkpointing(make, ids, mask, checkpointing):
+    # blocks run again in the backward pass, after another view has run
     base = make()
-    for name in ("policy", "value"):
+    for name in ("value", "policy"):  # the base itself computes with "policy"
         apply_lora(base, KINDS["LoRA"], name)
     stir(base)
     base.model.gradient_checkpointing = checkpointing
@@ -355,14 +360,13 @@ def test_views_give_their_own_gradient_under_gradient_checkpointing(make, ids, m
     other(ids, mask)
     grads = torch.autograd.grad(logps.sum(), [p for p in policy.parameters() if p.requires_grad])
     base.model.gradient_checkpointing = False
-    use_adapter(base, "policy")
-    own = [p for name, p in base.named_parameters() if ".adapters.policy." in name]
-    wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), own)
+    adapter = [p for name, p in base.named_parameters() if ".adapters.policy." in name]
+    wanted = torch.autograd.grad(Policy(base)(ids, mask).logps.sum(), adapter)
     for got, want in zip(grads, wanted, strict=True):
         assert_close(got, want)
 
 
-def test_the_reference_is_the_policy_with_the_adapter_off(make, ids, mask):
+def test_the_reference_is_the_policy_without_its_adapter(make, ids, mask):
     plain = Policy(make())(ids, mask)
     policy = apply_lora(Policy(make(), value_head=True), KINDS["DoRA"])
     reference = reference_of(policy)
@@ -383,33 +387,29 @@ def test_a_reference_of_a_policy_whose_base_is_trained_is_refused(make):
 def test_generation_runs_with_adapters_merged_or_not(adapted):
     model = adapted(KINDS["DoRA"])
     prompts, config = [[1, 2, 3], [4]], SamplingConfig(max_tokens=8)
-    plain = generate(model, prompts, config)
-    merge(model)
-    assert [c.ids for c in generate(model, prompts, config)] == [c.ids for c in plain]
-    assert [c.ids for c in generate(adapter_view(model, None), prompts, config)] != [c.ids for c in plain]
+    wanted = [c.ids for c in generate(model, prompts, config)]
+    assert [c.ids for c in generate(adapter_view(model, None), prompts, config)] != wanted
+    assert [c.ids for c in generate(merge_lora(model), prompts, config)] == wanted
 
 
 # Merging
 
 
 @each_kind
-def test_merged_is_the_same_and_unmerged_is_what_was_bit_for_bit(adapted, make, ids, config):
+def test_a_merged_view_computes_the_same_and_leaves_the_model_alone_bit_for_bit(adapted, make, ids, config):
     model = adapted(config)
     with torch.no_grad():
         before, weights = model(ids), {n: p.clone() for n, p in model.state_dict().items()}
-        merge(model)
-        same(model(ids), before)
-        assert not torch.equal(model(ids), before)
-        with disabled(model):
-            assert torch.equal(model(ids), make()(ids))
-        unmerge(model)
-        assert torch.equal(model(ids), before)
+        merged = merge_lora(adapter_view(model, "default"))
+        same(merged(ids), before)
+        assert not torch.equal(merged(ids), before)
+        assert torch.equal(model(ids), before) and torch.equal(adapter_view(model, None)(ids), make()(ids))
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(p, weights[n]) for n, p in model.state_dict().items())
 
 
-def test_several_merge_with_weights():
-    # W = 0; deltas of scale 2: first B A = [[1, 1], [0, 0]] * 2; second [[0, 0], [3, 0]] * 2: 0.5 and -1 of them
+def test_several_adapters_merge_with_weights():
+    # W = 0 and scale 2. First delta 2 [[1, 1], [0, 0]], second 2 [[0, 0], [3, 0]]: 0.5 first - 1 second
     linear = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(linear.weight)
     model = nn.Sequential(linear)
@@ -422,31 +422,35 @@ def test_several_merge_with_weights():
 
 
 @each_kind
-def test_a_merged_model_saves_as_any_other(tmp_path, adapted, ids, config):
+def test_a_merged_model_is_saved_like_any_model(tmp_path, adapted, ids, config):
     model = adapted(config, tie_word_embeddings=False)
     before = model(ids)
     save_pretrained(merge_lora(model), tmp_path)
     same(load_pretrained(tmp_path)(ids), before)
 
 
-def test_training_while_merged_is_refused_and_so_is_switching(make, ids):
+def test_after_one_view_is_merged_the_other_adapter_still_learns(make, ids):
     model = apply_lora(apply_lora(make(), LoRAConfig(r=2), "one"), LoRAConfig(r=2), "two")
-    merge(model)
-    with pytest.raises(ValueError, match="a merged adapter learns nothing; unmerge before training"):
-        model(ids)
-    with refuses("adapters are merged; unmerge before switching to 'one'"):
-        use_adapter(model, "one")
-    other = adapter_view(model, "one")
-    other(ids).sum().backward()  # a view is merged on its own
+    merged, other = merge_lora(adapter_view(model, "two")), adapter_view(model, "one")
+    assert not any(isinstance(module, LoRALinear) for module in merged.modules())
+    other(ids).sum().backward()
+    assert trained(other) == {name for name, p in other.named_parameters() if p.grad is not None} != set()
 
 
-def test_merging_without_an_active_adapter_is_refused(adapted):
-    model = adapted()
-    use_adapter(model, None)
-    with refuses("merge: needed an active adapter or weights by name, got neither"):
-        merge_lora(model)
-    with refuses("adapter 'x' is not on the model; there are: default"):
-        merge(model, {"x": 1.0})
+def test_weights_name_the_adapters_to_merge_whichever_is_active(make, ids):
+    model = make()
+    for name in ("one", "two"):
+        stir(apply_lora(model, LoRAConfig(r=2), name))
+    wanted = adapter_view(model, "one")(ids)
+    assert active_adapter(model) == "two"
+    same(merge_lora(model, {"one": 1.0})(ids), wanted)
+
+
+def test_merging_an_adapter_that_the_model_lacks_is_refused(make, adapted):
+    with refuses("merge_lora: needed a model with an adapter, got none; use apply_lora or load_adapter"):
+        merge_lora(make())
+    with refuses("adapter 'x' is not on the model; its adapters: default"):
+        merge_lora(adapted(), {"x": 1.0})
 
 
 # Freezing
@@ -456,7 +460,7 @@ def test_freezing_by_pattern(make):
     policy = Policy(make(), value_head=True)
     before, total = count_parameters(policy)
     assert before == total
-    # embed_tokens 37 * 24; an MLP 3 * 24 * 40
+    # embed_tokens has 37 * 24 numbers, an MLP 3 * 24 * 40
     assert freeze(policy, ["embed_tokens", "layers.0.mlp"]) == 37 * 24 + 3 * 24 * 40
     assert count_parameters(policy) == (total - 37 * 24 - 3 * 24 * 40, total)
     frozen = {name for name, _ in policy.named_parameters()} - trained(policy)
@@ -477,7 +481,7 @@ def test_freezing_by_the_familys_own_names():
 
 def test_lora_trains_adapters_and_heads_only(make):
     policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2, target_modules=("q_proj",)))
-    # two layers, A [2, 24] and B [24, 2] each; the head 24 + 1
+    # two layers with A [2, 24] and B [24, 2] each; the value head has 24 + 1
     assert count_parameters(policy)[0] == 2 * (2 * 24 + 24 * 2) + 25
 
 
@@ -540,20 +544,20 @@ def test_an_adapter_of_another_family_is_refused(tmp_path, make, adapted):
         load_adapter(Transformer(config_from(raw)), tmp_path)
 
 
-def test_loading_fills_an_adapter_that_is_there_in_place(tmp_path, make, adapted, ids):
+def test_loading_fills_an_existing_adapter_in_place(tmp_path, make, adapted, ids):
     model = adapted()
     save_adapter(model, tmp_path)
     fresh = apply_lora(make(), KINDS["LoRA"])
     before = list(fresh.parameters())
     load_adapter(fresh, tmp_path)
     assert torch.equal(fresh(ids), model(ids))
-    assert all(one is two for one, two in zip(fresh.parameters(), before, strict=True))  # an optimizer holds them
+    assert all(p is q for p, q in zip(fresh.parameters(), before, strict=True))  # an optimizer may hold them
     for config in (replace(KINDS["LoRA"], alpha=7.0), KINDS["DoRA"], LoRAConfig(r=3, target_modules=("q_proj",))):
         with refuses("differs from the adapter 'default' on the model; load it under another name"):
             load_adapter(apply_lora(make(), config), tmp_path)
 
 
-def test_a_value_head_is_left_alone_by_those_who_want_no_values_and_kept_where_none_was_saved(tmp_path, make, loud):
+def test_a_value_head_is_loaded_if_the_policy_has_one_and_the_file_has_one(tmp_path, make, loud):
     policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2))
     save_adapter(stir(policy), tmp_path / "with")
     load_adapter(Policy(make()), tmp_path / "with")
@@ -660,41 +664,28 @@ def test_an_adapter_for_another_base_is_refused_and_changes_nothing(folder, make
         load_adapter(make(), folder)
 
 
-# Dropout, autocast, and what is switched off
+# Dropout and autocast
 
 
-def test_dropout_acts_only_where_a_gradient_is_wanted(make, ids):
+def test_dropout_acts_only_with_gradients_on(make, ids):
     model = stir(apply_lora(make(), LoRAConfig(r=3, dropout=0.5, use_dora=True))).train()
     assert not torch.equal(model(ids), model(ids))
-    with torch.no_grad():  # sampling, scoring, evaluation: the same function every time, and that of eval mode
+    with torch.no_grad():  # sampling, scoring and evaluation compute the same function every time, as in eval mode
         assert torch.equal(model(ids), model(ids)) and torch.equal(model(ids), model.eval()(ids))
     model.train()
     disable_dropout(model)
     assert torch.equal(model(ids), model(ids))
 
 
-def test_merging_within_a_bf16_session_adds_up_in_full(make, adapted):
+def test_merging_under_bf16_autocast_adds_up_in_fp32(make, adapted):
     for config in KINDS.values():
         layer = adapted(config).model.layers[0].self_attn.q_proj
-        plainly = layer.merged_weight({"default": 1.0})
+        wanted = layer.merged_weight({"default": 1.0})
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(layer.merged_weight({"default": 1.0}), plainly)
+            assert torch.equal(layer.merged_weight({"default": 1.0}), wanted)
 
 
-def test_merging_while_the_adapter_is_off_turns_it_on_and_off_it_may_be_turned_again(make, adapted, ids):
-    model = adapted()
-    with torch.no_grad():
-        wanted, base = model(ids), adapter_view(model, None)(ids)
-        use_adapter(model, None)
-        merge(model, {"default": 1.0})
-        same(model(ids), wanted)
-        use_adapter(model, None)
-        assert torch.equal(model(ids), base)
-        use_adapter(model, "default")
-        same(model(ids), wanted)
-
-
-def test_a_value_models_adapter_is_known_as_one_and_fits_no_language_model(tmp_path, make, ids, mask):
+def test_a_value_models_adapter_is_recognised_and_does_not_fit_a_language_model(tmp_path, make, ids, mask):
     value = stir(apply_lora(ValueModel(make()), LoRAConfig(r=2))).eval()
     save_adapter(value, tmp_path)
     assert read_adapter(tmp_path).model is ValueModel
@@ -705,9 +696,23 @@ def test_a_value_models_adapter_is_known_as_one_and_fits_no_language_model(tmp_p
         load_adapter(make(), tmp_path)
 
 
-def test_patterns_are_names_parts_of_names_or_the_names_of_the_familys_files(make):
+def test_patterns_may_use_the_names_of_the_familys_files(make):
     raw = {"model_type": "gpt2", "vocab_size": 37, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16}
     gpt2 = Transformer(config_from(raw))
     assert list(select_linears(gpt2, ["c_attn"])) == list(select_linears(gpt2, ["qkv_proj"]))
     assert len(select_linears(gpt2, ["transformer.h.1"])) == len(select_linears(gpt2, ["layers.1"])) == 4
     assert {name.split(".")[-1] for name in select_linears(make(), ["self_attn"])} == {*SEVEN[:4]}
+
+
+def test_a_pattern_fits_a_name_its_last_parts_or_a_module_around_it_but_no_part_of_a_word(make):
+    model = make()
+    name = "model.layers.1.self_attn.q_proj"
+    for pattern in (name, "q_proj", "layers.1", "self_attn", "model.layers.?.self_attn", "*_proj"):
+        assert fits(model, name, pattern)
+    for pattern in ("proj", "layers.11", "attn", "k_proj", "layer"):
+        assert not fits(model, name, pattern)
+
+
+def test_the_core_of_a_policy_is_its_transformer(make):
+    model, reward = make(), RewardModel(make())
+    assert core_of(Policy(model)) is core_of(model) is model and core_of(reward) is reward

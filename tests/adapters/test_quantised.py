@@ -1,4 +1,4 @@
-"""Weights in 4 bits: how many bytes, how near, gradients to the input alone, adapters that learn on top."""
+"""Weights in 4 bits: bytes, rounding error, gradients to the input only, adapters that learn on top."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from minirlhf.adapters.lora import LoRAConfig, apply_lora, disabled, merge_lora, reference_of
+from minirlhf.adapters.lora import LoRAConfig, adapter_view, apply_lora, merge_lora, reference_of
 from minirlhf.adapters.quantised import (
     NF4,
     QuantisedLinear,
@@ -38,11 +38,11 @@ def linear_of(weight, bias=None):
     return linear
 
 
-# The numbers
+# Quantising and restoring
 
 
 def test_the_levels_themselves_come_back_exactly_and_two_codes_share_a_byte():
-    # one block of 64: the 16 levels four times, times 2; codes 0, 1, ..., 15: bytes 0x01, 0x23, ...
+    # a block of 64 numbers: the 16 levels four times, times 2. Codes 0, 1, ..., 15 are the bytes 0x01, 0x23, ...
     weight = 2 * torch.tensor(NF4).repeat(4).view(8, 8)
     codes, scales, ranges = quantise(weight)
     assert codes.tolist() == [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF] * 4
@@ -64,8 +64,8 @@ def dequantised_scales(weight):
     return dequantise(top, scales, ranges, weight.shape).view(-1, 64)[:, 0]
 
 
-def test_scales_are_kept_to_half_a_step_of_their_group():
-    # 2 groups of 256 scales, the second a thousand times smaller
+def test_scales_are_rounded_by_at_most_half_a_step_of_their_group():
+    # 2 groups of 256 scales; the second group's scales are a thousand times smaller
     weight = torch.cat((normal(256, 64), 1e-3 * normal(256, 64, seed=1)))
     largest = weight.abs().amax(1).view(2, 256)
     step = (largest.amax(1) - largest.amin(1)) / 255
@@ -80,25 +80,28 @@ def test_relative_error_on_normal_weights_is_9_percent():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 64), (64, 257)])
-def test_shapes_that_fill_no_block_come_back_in_shape(shape):
+def test_shapes_that_do_not_fill_their_blocks_come_back(shape):
     weight = normal(*shape)
     back = dequantise(*quantise(weight), shape)
-    assert back.shape == shape and (back - weight).abs().max() <= 0.16 * weight.abs().max()  # half the widest gap
+    assert (
+        back.shape == shape and (back - weight).abs().max() <= 0.16 * weight.abs().max()
+    )  # half the widest gap between levels
     assert (weight == weight.clamp(back.min() - 1, back.max() + 1)).all()
 
 
 def test_zeros_stay_zeros():
     weight = torch.zeros(4, 64)
     assert torch.equal(dequantise(*quantise(weight), (4, 64)), weight)
-    weight[1] = 3.0  # beside others: a scale of 0 at the lower end of the group's range
+    weight[1] = 3.0  # now a scale of 0 is the least of a group with larger scales
     assert_close(dequantise(*quantise(weight), (4, 64)), weight)
 
 
 # The layer
 
 
-def test_bytes_are_a_half_and_a_64th_and_8_of_16384_a_number():
-    # 256 * 256 = 65536 numbers: 32768 + 1024 scales + 4 ranges of 8 bytes = 33824; 4 * 65536 = 262144: 0.129
+def test_a_number_takes_a_half_plus_a_64th_plus_8_of_16384_bytes():
+    # 256 * 256 = 65536 numbers: 32768 bytes of codes + 1024 scales + 4 ranges of 8 bytes = 33824.
+    # In fp32 they take 4 * 65536 = 262144 bytes: the fraction is 0.129
     report = memory_report(QuantisedLinear(linear_of(normal(256, 256), normal(256))))
     assert report["quantised_bytes"] == 32768 + 1024 + 4 * 8
     assert report["quantised_share_of_fp32"] == 33824 / 262144 < 0.16
@@ -127,11 +130,11 @@ def test_forward_and_gradient_are_those_of_the_dequantised_weight(bias):
     assert not any(p.requires_grad for p in layer.parameters())
 
 
-def test_nothing_as_large_as_the_weight_is_kept_for_the_backward_pass():
-    layer, kept = QuantisedLinear(linear_of(normal(128, 128))), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+def test_the_backward_pass_saves_the_codes_and_not_the_weight():
+    layer, saved = QuantisedLinear(linear_of(normal(128, 128))), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         layer(normal(1, 128).requires_grad_())
-    assert sum(kept) == 128 * 128 // 2 + 256 + 8 + 2048  # the last is the table of levels, one for all layers
+    assert sum(saved) == 128 * 128 // 2 + 256 + 8 + 2048  # 2048: the table of levels, the same for all layers
 
 
 @pytest.mark.parametrize("config", [None, LoRAConfig(r=2), LoRAConfig(r=2, use_dora=True)])
@@ -139,14 +142,15 @@ def test_gradients_numerically(config):
     model = nn.Sequential(QuantisedLinear(linear_of(normal(5, 6), normal(5, seed=4)))).double()
     parts = []
     if config:
-        one = apply_lora(model, config)[0].adapters["default"].double()
-        one.B.data = normal(5, 2, seed=5, dtype=torch.float64)
-        parts = [one.magnitude] if config.use_dora else [one.A, one.B]  # DoRA holds a length constant
+        adapter = apply_lora(model, config)[0].adapters["default"].double()
+        adapter.B.data = normal(5, 2, seed=5, dtype=torch.float64)
+        # DoRA's length is a constant to the gradient of A and B, so gradcheck would find other slopes
+        parts = [adapter.magnitude] if config.use_dora else [adapter.A, adapter.B]
     x = normal(3, 6, seed=1, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, *parts: model(x), (x, *parts))
 
 
-def test_changing_the_models_type_does_not_change_the_weight():
+def test_changing_the_models_dtype_does_not_change_the_weight():
     layer = QuantisedLinear(linear_of(normal(64, 64)))
     before = layer.weight
     for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
@@ -154,7 +158,7 @@ def test_changing_the_models_type_does_not_change_the_weight():
         assert layer(normal(2, 64, dtype=dtype)).dtype == dtype
 
 
-def test_under_autocast_gradients_return_in_the_inputs_type():
+def test_under_autocast_the_inputs_gradient_has_the_inputs_dtype():
     layer, x = QuantisedLinear(linear_of(normal(64, 64))), normal(4, 64).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
@@ -184,7 +188,7 @@ def test_patterns_choose_what_is_quantised_and_the_head_is_not(make):
     model = quantise_linears(make(), ("layers.1.mlp.*",))
     assert quantised(model) == [f"model.layers.1.mlp.{name}_proj" for name in ("down", "gate", "up")]
     first = model.model.layers[1].mlp.up_proj
-    assert quantise_linears(model).model.layers[1].mlp.up_proj is first  # not a second time
+    assert quantise_linears(model).model.layers[1].mlp.up_proj is first  # quantised once only
 
 
 def test_lora_before_or_after_quantising_is_the_same(make, ids):
@@ -195,15 +199,14 @@ def test_lora_before_or_after_quantising_is_the_same(make, ids):
     assert torch.equal(after(ids), before(ids)) and after.state_dict().keys() == before.state_dict().keys()
 
 
-def test_off_it_is_the_quantised_base_and_merged_a_dense_model(make, ids, mask, tmp_path):
+def test_without_adapter_it_is_the_quantised_base_and_merged_a_dense_model(make, ids, mask, tmp_path):
     base = quantise_linears(make())
     policy = apply_lora(Policy(quantise_linears(make())), LoRAConfig(r=2))
     with torch.no_grad():
         for name, p in policy.named_parameters():
             if name.endswith(".B"):
                 p += 0.1
-    with disabled(policy):
-        assert torch.equal(policy.transformer(ids), base(ids))
+    assert torch.equal(adapter_view(policy, None).transformer(ids), base(ids))
     assert torch.equal(reference_of(policy).transformer(ids), base(ids))
     assert len(generate(policy.transformer, [[1, 2]], SamplingConfig(max_tokens=4))[0].ids) == 4
     save_adapter(policy, tmp_path)
@@ -217,7 +220,7 @@ def test_off_it_is_the_quantised_base_and_merged_a_dense_model(make, ids, mask, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_written_out_is_of_the_type_of_the_rest(make, ids, dtype):
+def test_restored_weights_have_the_dtype_of_the_other_weights(make, ids, dtype):
     policy = apply_lora(Policy(quantise_linears(make().to(dtype))), LoRAConfig(r=2))
     written = plain(policy)
     assert {p.dtype for p in written.parameters()} == {dtype}
@@ -226,7 +229,7 @@ def test_what_is_written_out_is_of_the_type_of_the_rest(make, ids, dtype):
 
 
 def trained_loss(quantised):
-    """A base that has learned a rule (the next id is twice this one, mod 31), then a new rule (three times) by LoRA."""
+    """Train a base on a rule (next id = 2 * id mod 31), then LoRA on a second rule (3 * id mod 31) -> both losses."""
     torch.manual_seed(0)
     shape = {"vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
     model = Transformer(ModelConfig(**shape, max_position_embeddings=16))
@@ -249,9 +252,9 @@ def trained_loss(quantised):
     return learned, learn(3, 40, 5e-3)
 
 
-def test_a_tiny_run_on_4_bits_ends_within_5_percent_of_the_same_run_on_32():
+def test_a_tiny_run_on_4_bits_ends_within_5_percent_of_the_run_in_fp32():
     (_, plain), (learned, quantised) = trained_loss(False), trained_loss(True)
-    assert plain < 2.5 and learned < 1.0  # 3.4 is chance
+    assert plain < 2.5 and learned < 1.0  # chance is ln 31 = 3.4
     assert quantised == pytest.approx(plain, rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""A ModelConfig that cannot be built is refused, with both numbers."""
+"""An impossible ModelConfig is refused, and the error names the numbers."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def test_head_dim_is_hidden_size_over_heads_unless_given():
     assert ModelConfig(hidden_size=96, num_attention_heads=4, head_dim=10).head_width == 10
 
 
-def test_head_dim_sets_the_width_of_attention_apart_from_hidden_size(make, ids):
+def test_head_dim_sets_the_width_of_attention_whatever_hidden_size_is(make, ids):
     model = make(head_dim=10)
     assert model.model.layers[0].self_attn.q_proj.weight.shape == (40, 24)
     assert model(ids).shape == (4, 9, 37)

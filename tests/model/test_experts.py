@@ -1,4 +1,4 @@
-"""Experts: the chosen ones' weighted sum and nothing else, for every token, whoever else chose the same."""
+"""Experts: each token gets the weighted sum of its chosen experts, whatever the other tokens chose."""
 
 import copy
 import json
@@ -34,12 +34,12 @@ MOE = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 5, "moe_inte
 
 @pytest.fixture
 def mixture(make):
-    """mixture(**changes): two layers, five experts, two for each token."""
+    """mixture(**changes): a transformer of two layers with five experts each, two per token."""
     return lambda **changes: make(**MOE | changes)
 
 
 def scaling(*factors):
-    """Experts that multiply by a number."""
+    """Experts that multiply by a constant each."""
     experts = [nn.Linear(2, 2, bias=False) for _ in factors]
     for expert, factor in zip(experts, factors, strict=True):
         expert.weight = nn.Parameter(factor * torch.eye(2))
@@ -54,8 +54,8 @@ def refuses(text):
     ("k", "normalises", "factors"), [(1, True, [2, -1]), (1, False, [1.5, -0.75]), (2, True, [1.25, -0.25])]
 )
 def test_two_experts_by_hand(k, normalises, factors):
-    # logits x0 ln 3 and 0: the token (1, 0) has shares 3/4 and 1/4, the token (-1, 2) has 1/4 and 3/4. Experts 2x, -x.
-    # One expert: 2x and -x, times 3/4 if shares stay as they are. Both: 2 3/4 - 1/4 = 5/4 and 2 1/4 - 3/4 = -1/4.
+    # logits x0 ln 3 and 0: the token (1, 0) has weights 3/4 and 1/4, the token (-1, 2) 1/4 and 3/4. Experts: 2x, -x.
+    # k = 1: 2x and -x, times 3/4 if not normalised. k = 2: 2 * 3/4 - 1/4 = 5/4 and 2 * 1/4 - 3/4 = -1/4.
     shape = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
     config = ModelConfig(num_experts=2, num_experts_per_tok=k, norm_topk_prob=normalises, **shape)
     layer, x = Experts(config, scaling(2, -1)), torch.tensor([[[1.0, 0.0], [-1.0, 2.0]]])
@@ -95,27 +95,27 @@ def test_gradients_are_those_of_the_function(mixture):
     assert torch.autograd.gradcheck(function, (x, *weights))
 
 
-def test_an_expert_that_nobody_chose_costs_nothing_and_has_gradient_0(mixture):
-    layer, seen = mixture().model.layers[0].mlp, []
+def test_an_expert_that_no_token_chose_is_not_run_in_sampling_and_has_gradient_0_in_training(mixture):
+    layer, calls = mixture().model.layers[0].mlp, []
     for e, expert in enumerate(layer.experts):
-        expert.register_forward_hook(lambda *_, e=e: seen.append(e))
+        expert.register_forward_hook(lambda *_, e=e: calls.append(e))
     x = torch.randn(1, 1, 24)
     with torch.no_grad():
         layer(x)
-    assert len(seen) == 2
+    assert len(calls) == 2
     layer(x).sum().backward()
     moved = [e for e, expert in enumerate(layer.experts) if expert.up_proj.weight.grad.any()]
-    assert moved == sorted(seen[:2])  # the others have one all the same, all 0
+    assert moved == sorted(calls[:2])  # every other expert has a gradient of zeros
 
 
-def test_layers_may_be_plain(mixture):
+def test_a_layer_may_have_an_mlp_instead_of_experts(mixture):
     layers = mixture(mlp_only_layers=(1,)).model.layers
     assert isinstance(layers[0].mlp, Experts)
     assert layers[0].mlp.experts[4].up_proj.weight.shape == (12, 24)
     assert layers[1].mlp.up_proj.weight.shape == (40, 24)
 
 
-def test_fresh_weights_are_small_and_those_that_end_in_the_residual_stream_smaller():
+def test_down_projections_start_smaller_than_the_router():
     torch.manual_seed(0)
     layer = Transformer(ModelConfig(hidden_size=128, num_hidden_layers=8, **MOE)).model.layers[0].mlp
     for weight, std in ((layer.gate.weight, 0.02), (layer.experts[4].down_proj.weight, 0.005)):
@@ -130,7 +130,7 @@ def test_cached_decoding_equals_the_full_forward(mixture, ids, mask, chunk):
     assert_close(torch.cat(parts, 1)[mask], model(ids, mask)[mask], atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_does_not_depend_on_padding_or_on_the_others(mixture, ids, mask, junk):
+def test_a_row_does_not_depend_on_padding_or_on_other_rows(mixture, ids, mask, junk):
     model = mixture()
     together = model(ids, mask)
     assert_close(model(junk, mask)[mask], together[mask])
@@ -148,21 +148,21 @@ def test_it_generates(mixture):
 
 
 def routed(model, ids, mask):
-    """Logits of all routers, and the loss of a forward in which they have a part."""
+    """-> logits of all routers, and a loss that contains the load-balancing loss."""
     with recorded_routing(model) as record:
         hidden = model.model(ids, mask)
     balance = load_balancing_loss(torch.stack(record), mask, model.config.num_experts_per_tok)
     return record, hidden[mask].square().mean() + balance
 
 
-def test_routing_is_recorded_while_asked_for_and_no_longer(mixture, make, ids, mask):
-    model, seen = mixture(mlp_only_layers=(0,)), []
-    model.model.layers[1].mlp.gate.register_forward_hook(lambda *args: seen.append(args[2]))
+def test_routing_is_recorded_inside_the_context_only(mixture, make, ids, mask):
+    model, outputs = mixture(mlp_only_layers=(0,)), []
+    model.model.layers[1].mlp.gate.register_forward_hook(lambda *args: outputs.append(args[2]))
     with recorded_routing(model) as record:
         model(ids, mask)
     model(ids, mask)
-    assert len(record) == 1 and torch.equal(record[0], seen[0].view(4, 9, 5)) and record[0].requires_grad
-    copy.deepcopy(model)  # which a tensor with a graph in a module would forbid
+    assert len(record) == 1 and torch.equal(record[0], outputs[0].view(4, 9, 5)) and record[0].requires_grad
+    copy.deepcopy(model)  # fails if a module holds a tensor with a graph
     with pytest.raises(ValueError, match="Transformer"), recorded_routing(model) as record:
         model(ids, mask.long())
     assert model.model.layers[1].mlp.record is None
@@ -178,17 +178,17 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_no_second_gra
         model.model.gradient_checkpointing = on
         record, loss = routed(model, ids, mask)
         loss.backward()
-        assert len(record) == 2  # the backward pass runs blocks again, and adds nothing
+        assert len(record) == 2  # the backward pass runs blocks again and must not record
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     assert_close(gradients[1], gradients[0])
     assert all(gradients[0][f"model.layers.{n}.mlp.gate.weight"].any() for n in (0, 1))
 
 
-def test_in_half_precision_the_router_keeps_its_own(mixture):
+def test_under_autocast_the_router_computes_in_fp32(mixture):
     layer, x = mixture().model.layers[0].mlp, torch.randn(2, 3, 24)
     with recorded_routing(layer) as record, torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
-    assert out.dtype == torch.bfloat16  # as the MLP's
+    assert out.dtype == torch.bfloat16  # as an MLP's output
     assert torch.equal(record[0], x @ layer.gate.weight.T)
     assert_close(out.float(), layer(x), atol=0.03, rtol=0.03)
     assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
@@ -234,15 +234,15 @@ SIZES = {"model_type": "qwen3_moe", "vocab_size": 9, "hidden_size": 8, "num_hidd
         ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (0, 2, 3)),
     ],
 )
-def test_plain_layers_are_those_listed_and_those_between_the_steps(raw, plain):
+def test_layers_without_experts_are_listed_or_stand_between_the_sparse_steps(raw, plain):
     assert config_from(SIZES | raw).mlp_only_layers == plain
 
 
-def test_what_config_json_leaves_out_is_as_the_family_has_it():
+def test_settings_missing_in_config_json_get_the_familys_defaults():
     config = config_from(SIZES)
     assert (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (128, 8, 768)
     assert not config.norm_topk_prob and config.router_aux_loss_coef == 0.001 and config.head_dim is None
-    assert config_from(SIZES | {"num_local_experts": 16}).num_experts == 16  # as newer writers call it
+    assert config_from(SIZES | {"num_local_experts": 16}).num_experts == 16  # the key of newer writers
     assert config_from(SIZES | {"use_sliding_window": True}).sliding_window == 4096
     assert config_from(SIZES | {"sliding_window": 16}).sliding_window is None
 
@@ -256,7 +256,7 @@ def test_what_config_json_leaves_out_is_as_the_family_has_it():
         ({"num_experts": None}, "num_experts must be int, got None"),
     ],
 )
-def test_a_config_json_that_cannot_be_is_refused(raw, text):
+def test_an_impossible_config_json_is_refused(raw, text):
     with refuses(text):
         config_from(SIZES | raw)
 
@@ -276,6 +276,6 @@ def test_impossible_mixtures_are_refused(settings, text):
         ModelConfig(**settings)
 
 
-def test_experts_in_a_family_without_them_would_be_lost(tmp_path, make):
+def test_saving_experts_in_a_family_without_experts_is_refused(tmp_path, make):
     with pytest.raises(InputError, match="num_experts.* cannot be said in a llama config.json"):
         save_pretrained(make(num_experts=2), tmp_path)

@@ -1,4 +1,4 @@
-"""Two transformers that sample as one: its logits, its cache, and that generate() needs not know."""
+"""A mixture of two transformers: its logits, its cache, and generate() with it."""
 
 import pytest
 import torch
@@ -14,16 +14,16 @@ PROMPTS = [[1, 5, 9], [1, 2], [1, 30, 31, 32, 33], [1]]
 
 @pytest.fixture
 def two(make):
-    """Two tied and one untied pair would be the same test: the head's weight is asked for by name."""
+    """Two transformers with other weights."""
     return make(0), make(1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_the_mixed_logits(make, ids, mask, tied):
     policy, reference = (make(seed, tie_word_embeddings=tied).double() for seed in (0, 1))
-    for share in (0.0, 0.25, 1.0):
-        expected = (1 - share) * policy(ids, mask) + share * reference(ids, mask)
-        assert_close(GeometricMixture(policy, reference, share)(ids, mask)[mask], expected[mask])
+    for weight in (0.0, 0.25, 1.0):
+        expected = (1 - weight) * policy(ids, mask) + weight * reference(ids, mask)
+        assert_close(GeometricMixture(policy, reference, weight)(ids, mask)[mask], expected[mask])
 
 
 def test_its_distribution_is_the_normalised_geometric_mean(two, ids):
@@ -34,7 +34,7 @@ def test_its_distribution_is_the_normalised_geometric_mean(two, ids):
 
 
 @torch.no_grad()
-def test_reading_in_pieces_through_one_cache_is_reading_at_once(two, ids):
+def test_reading_a_text_in_pieces_through_a_cache_gives_the_same_logits(two, ids):
     mixture = GeometricMixture(*two, 0.4)
     cache = KVCache(mixture.config, 4, 9, torch.device("cpu"))
     parts = [mixture(ids[:, a:b], None, cache) for a, b in ((0, 4), (4, 5), (5, 9))]
@@ -57,13 +57,13 @@ def test_the_halves_of_a_cache_are_its_layers_in_the_same_storage():
 
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_of_full_forwards_of_mixed_logits(two):
-    share = 0.4
-    found = generate(GeometricMixture(*two, share), PROMPTS, SamplingConfig(max_tokens=9, temperature=0.0))
+    weight = 0.4
+    found = generate(GeometricMixture(*two, weight), PROMPTS, SamplingConfig(max_tokens=9, temperature=0.0))
     for prompt, completion in zip(PROMPTS, found, strict=True):
         ids = list(prompt)
         for token in completion.ids:
             logits = [model(torch.tensor([ids]))[0, -1] for model in two]
-            assert token == int(((1 - share) * logits[0] + share * logits[1]).argmax())
+            assert token == int(((1 - weight) * logits[0] + weight * logits[1]).argmax())
             ids.append(token)
         assert len(completion.ids) == 9
     alone = [generate(model, PROMPTS, SamplingConfig(max_tokens=9, temperature=0.0)) for model in two]
@@ -81,14 +81,14 @@ def test_sampled_tokens_carry_the_mixtures_log_probs(two):
         assert_close(torch.tensor(completion.logps), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("share", "which"), [(0.0, 0), (1.0, 1)])
-def test_a_share_of_0_is_the_policy_and_of_1_the_reference(two, share, which):
+@pytest.mark.parametrize(("weight", "index"), [(0.0, 0), (1.0, 1)])
+def test_a_weight_of_0_is_the_policy_and_of_1_the_reference(two, weight, index):
     sampling = SamplingConfig(max_tokens=8)
-    found = generate(GeometricMixture(*two, share), PROMPTS, sampling, seed=1)
-    expected = generate(two[which], PROMPTS, sampling, seed=1)
+    found = generate(GeometricMixture(*two, weight), PROMPTS, sampling, seed=1)
+    expected = generate(two[index], PROMPTS, sampling, seed=1)
     assert [c.ids for c in found] == [c.ids for c in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.logps == pytest.approx(theirs.logps, abs=1e-5)
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.logps == pytest.approx(wanted.logps, abs=1e-5)
 
 
 def test_it_owns_no_weights(two):

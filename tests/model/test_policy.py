@@ -1,4 +1,4 @@
-"""What policy, value model and reward model say of each token, and that padding has no part in it."""
+"""Outputs of policy, value model and reward model stand at the right column and do not depend on padding."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_read_values_are_the_values_without_gradient(policy, ids, mask):
     assert not values.requires_grad
 
 
-def test_value_model_is_the_value_head_on_a_trunk_of_its_own(policy, make, ids, mask):
+def test_a_value_model_is_a_value_head_on_a_trunk_of_its_own(policy, make, ids, mask):
     critic = ValueModel(make())
     critic.model.load_state_dict(policy.transformer.model.state_dict())
     critic.value_head.load_state_dict(policy.value_head.state_dict())
@@ -144,10 +144,10 @@ def test_autocast_stays_close_and_leaves_the_heads_at_full_precision(policy, rew
     assert_close(out.logps, plain.logps, atol=0.15, rtol=0.05)
     assert_close(out.values, plain.values, atol=0.1, rtol=0.05)
     assert_close(scores, plain_scores, atol=0.1, rtol=0.05)
-    assert not torch.equal(out.logps, plain.logps)  # it was on
+    assert not torch.equal(out.logps, plain.logps)  # autocast was on
     for x in (out.logps, out.entropy, out.values, values, scores):
         assert x.dtype == torch.float32
-    for x in (out.values[mask], scores):  # more digits than bf16 holds
+    for x in (out.values[mask], scores):  # values and scores have more digits than bf16 can hold
         assert (x.bfloat16().float() != x).sum() > len(x) / 2
 
 
@@ -159,7 +159,7 @@ def test_float64_stays_float64(make, loud, ids, mask):
     assert_close(out.logps.float(), Policy(make())(ids, mask).logps, atol=1e-4, rtol=1e-4)
 
 
-def test_a_trainer_without_value_loss_refuses_a_value_head_and_a_reference_that_would_move_along(make):
+def test_check_policy_refuses_a_value_head_and_a_reference_with_trained_weights(make):
     policy = Policy(make())
     check_policy("Trainer", policy)
     check_policy("Trainer", policy, copy_of(policy))

@@ -1,4 +1,7 @@
-"""B sequences, T tokens: the forward against a plain rewriting of it, cached against full, padding unseen."""
+"""The forward against the equations written as loops; with a cache against without; no influence of padding.
+
+B sequences, T tokens.
+"""
 
 import math
 import re
@@ -10,8 +13,8 @@ from torch.testing import assert_close
 from minirlhf.errors import InputError
 from minirlhf.model import KVCache, ModelConfig, Transformer
 from minirlhf.model.config import FULL
+from minirlhf.model.context import check_right_padding
 from minirlhf.model.rope import rope_tables, rotate
-from minirlhf.model.transformer import check_right_padding
 
 
 def plain_forward(model, tokens):
@@ -54,12 +57,12 @@ def plain_forward(model, tokens):
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 1, "tie_word_embeddings": False, "rope_theta": 50.0}])
-def test_forward_equals_a_plain_rewriting(make, ids, changes):
+def test_the_forward_equals_the_equations_written_as_loops(make, ids, changes):
     model = make(**changes).double()
     assert_close(model(ids[:1])[0], plain_forward(model, ids[0]), atol=1e-6, rtol=1e-6)  # rotary tables are fp32
 
 
-def test_rotary_turns_by_position_in_halves():
+def test_rotary_positions_turn_pairs_of_the_two_halves_by_hand():
     # E = 4, theta = 10,000: pairs (0, 2) and (1, 3) turn by p and p / 100
     config = ModelConfig(head_dim=4, max_position_embeddings=8)
     cos, sin = (table[[0, 3], None] for table in rope_tables(config, FULL, None, torch.device("cpu")))
@@ -84,8 +87,8 @@ def test_cached_decoding_equals_the_full_forward(make, ids, mask, chunk):
     assert cache.lengths.tolist() == [9, 4, 1, 7]
 
 
-def test_ragged_prompts_go_on_where_each_row_ended(make, ids, mask):
-    # what generation does: prompts of 9, 4, 1 and 7 tokens, then three tokens for every row
+def test_after_ragged_prompts_each_row_continues_at_its_own_end(make, ids, mask):
+    # as in generation: prompts of 9, 4, 1 and 7 tokens, then three tokens for every row
     model, more = make(), torch.tensor([[3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14]])
     cache = KVCache(model.config, 4, 12, torch.device("cpu"))
     model(ids, mask, cache)
@@ -95,7 +98,7 @@ def test_ragged_prompts_go_on_where_each_row_ended(make, ids, mask):
         assert_close(logits[row], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_kept_in_the_cache_go_on_as_before(make, ids, mask):
+def test_selected_rows_of_a_cache_continue_as_before(make, ids, mask):
     model, rows = make(), torch.tensor([3, 1])
     whole, some = (KVCache(model.config, 4, 12, torch.device("cpu")) for _ in range(2))
     for cache in (whole, some):
@@ -121,10 +124,10 @@ def test_width_of_padding_changes_no_real_output(make, ids, mask):
     assert_close(model(ids[1:2, :4])[0], model(ids, mask)[1, :4])
 
 
-def test_gradient_checkpointing_leaves_a_cache_alone(make, ids):
+def test_with_a_cache_gradient_checkpointing_changes_nothing(make, ids):
     model = make(num_hidden_layers=3)
     wanted = model(ids)
-    model.model.gradient_checkpointing = True  # and gradients are wanted
+    model.model.gradient_checkpointing = True  # with gradients on
     cache = KVCache(model.config, 4, 9, torch.device("cpu"))
     parts = [model(part, cache=cache) for part in ids.split(4, dim=1)]
     assert_close(torch.cat(parts, dim=1), wanted)
@@ -135,11 +138,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_runs_blocks_twice(m
     for on in (False, True):
         model = make()
         model.model.gradient_checkpointing = on
-        seen = []
-        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        runs = []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         model(ids, mask).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
-        calls.append(len(seen))
+        calls.append(len(runs))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert calls == [1, 2]
 
@@ -170,7 +173,7 @@ def test_grouped_query_attention_is_attention_with_repeated_key_value_heads(make
     assert_close(grouped(ids), full(ids))
 
 
-def test_last_projections_of_a_block_start_smaller_the_deeper_the_network():
+def test_output_projections_start_smaller_in_a_deeper_network():
     torch.manual_seed(0)
     block = Transformer(ModelConfig(num_hidden_layers=8)).model.layers[0]
     # 0.02 / sqrt(2 * 8) = 0.005
@@ -211,7 +214,7 @@ def test_mask_that_is_not_bool_is_refused(make, dtype):
         make()(torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=dtype))
 
 
-def test_full_and_empty_rows_are_right_padded():
+def test_full_and_empty_rows_count_as_right_padded():
     check_right_padding(torch.tensor([[True, True], [True, False], [False, False]]), torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"attention_mask must be \(2, 3\) like input_ids, got \(2, 2\)"):
         check_right_padding(torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 3))

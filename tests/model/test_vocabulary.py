@@ -1,4 +1,4 @@
-"""A vocabulary that grows: old tokens keep their weights and logits, new ones begin at the mean and learn."""
+"""A growing vocabulary: old tokens keep their weights and logits, new tokens start at the mean and learn."""
 
 import re
 
@@ -29,7 +29,7 @@ each_head = pytest.mark.parametrize("tied", [True, False])
 
 
 @each_head
-def test_the_new_row_is_the_mean_and_the_old_ones_stay(tied):
+def test_a_new_row_is_the_mean_and_old_rows_stay(tied):
     model = Transformer(ModelConfig(vocab_size=2, hidden_size=4, num_attention_heads=2, tie_word_embeddings=tied))
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.tensor([[1.0, 2, 3, 4], [3.0, -2, 5, 0]]))
@@ -55,19 +55,19 @@ def test_old_logits_stay_bit_for_bit_and_the_new_token_is_never_likelier_than_un
     assert model(torch.full((1, 3), 38)).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", [Policy, ValueModel, RewardModel, ProcessRewardModel])
-def test_every_kind_of_model_grows_and_says_the_same_of_old_tokens(make, loud, ids, mask, kind):
-    model = loud(kind(make()) if kind is not Policy else Policy(make(), value_head=True))
+@pytest.mark.parametrize("model_class", [Policy, ValueModel, RewardModel, ProcessRewardModel])
+def test_every_model_class_grows_and_keeps_its_outputs_for_old_tokens(make, loud, ids, mask, model_class):
+    model = loud(model_class(make()) if model_class is not Policy else Policy(make(), value_head=True))
     before = model(ids, mask)
     after = resize_embeddings(model, 38)(ids, mask)
-    if kind is Policy:
+    if model_class is Policy:
         assert torch.equal(after.values, before.values)
-        assert ((after.logps <= before.logps) & (after.logps > before.logps - 0.1)).all()  # a share went to the new one
+        assert ((after.logps <= before.logps) & (after.logps > before.logps - 0.1)).all()  # the new token took some
     else:
         assert torch.equal(after, before)
 
 
-def test_every_part_knows_the_new_size(make):
+def test_every_module_that_holds_the_config_gets_the_new_size(make):
     policy = resize_embeddings(Policy(make(tie_word_embeddings=False)), 40)
     configs = {m.config for m in policy.modules() if isinstance(getattr(m, "config", None), ModelConfig)}
     assert [config.vocab_size for config in configs] == [40]
@@ -83,7 +83,7 @@ def test_type_and_requires_grad_stay(make):
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = torch.tensor(
             [256.0] + [1.0] * 36
-        )  # 292 / 37; in bf16 sums, 256 + 1 = 256
+        )  # mean 292 / 37; summed in bf16, 256 + 1 would be 256
     resize_embeddings(model, 38)
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     assert embedding.dtype == head.dtype == torch.bfloat16
@@ -115,7 +115,7 @@ def test_a_grown_model_is_saved_and_comes_back(tmp_path, make, tied):
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["grown first", "adapter first"])
-def test_an_adapter_and_a_new_token_come_in_either_order(make, ids, mask, first):
+def test_an_adapter_and_a_new_token_may_come_in_either_order(make, ids, mask, first):
     policy, plain = Policy(make()), resize_embeddings(Policy(make()), 38)
     if first:
         resize_embeddings(policy, 38)
@@ -139,15 +139,17 @@ def test_the_same_size_changes_nothing_and_a_smaller_one_is_refused(make, ids):
     model = make()
     before = model(ids)
     assert torch.equal(resize_embeddings(model, 37)(ids), before)
-    with pytest.raises(InputError, match=f"^{re.escape('resize_embeddings: size must be at least the 37 rows there')}"):
+    with pytest.raises(
+        InputError, match=f"^{re.escape('resize_embeddings: size must be at least 37, the number of rows now, got 36')}"
+    ):
         resize_embeddings(model, 36)
     assert model.config.vocab_size == 37
 
 
-@pytest.mark.parametrize("kind", [ValueModel, RewardModel, ProcessRewardModel])
-def test_models_on_one_trunk_grow_together(make, ids, tmp_path, kind):
+@pytest.mark.parametrize("model_class", [ValueModel, RewardModel, ProcessRewardModel])
+def test_models_on_the_same_trunk_grow_together(make, ids, tmp_path, model_class):
     transformer = make()
-    other = kind(transformer)
+    other = model_class(transformer)
     resize_embeddings(Policy(transformer), 40)
     assert other.config.vocab_size == transformer.config.vocab_size == 40
     save_pretrained(other, tmp_path)
