@@ -17,7 +17,7 @@ CORE_FILES = {
     "errors": "",
     "losses": "masking logprobs kl advantages policy reward supervised",
     "runtime": "device compile distributed randomness",
-    "model": "config rope attention cache transformer policy",
+    "model": "config rope norms cache context attention transformer policy",
     "text": "tokenizer chat streaming",
     "data": "reading formats splitting encoding batches",
     "generation": "sampling engine",
