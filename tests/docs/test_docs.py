@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,9 @@ from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli.main import main as minirlhf_command
 from minirlhf.jobs import opened
-from minirlhf.tasks import embedded_task
 from minirlhf.training.vocabulary import METRICS
+
+from ..examples.conftest import small_task
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -253,7 +253,7 @@ class Workshop:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", words[1:] if words[0] != "minirlhf" else words)
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))  # `minirlhf chat` reads it
-            patch.setattr(opened, "embedded_task", partial(embedded_task, sft_rows=200, pair_rows=200))
+            patch.setattr(opened, "embedded_task", small_task)
             try:
                 if words[0] == "minirlhf":
                     minirlhf_command()

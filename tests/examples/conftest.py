@@ -4,9 +4,12 @@ import importlib
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from minirlhf.tasks import embedded_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -37,6 +40,13 @@ STAGES["ppo"] += STAGES["sft"] + STAGES["reward_model"]
 STAGES |= {name: text + STAGES["sft"] for name, text in MORE.items()}
 STAGES["multi_adapter"] = STAGES["ppo"]
 STAGES["process_reward"] = "[process_reward]\nsteps = 3\nbatch_size = 8\n"
+
+
+def small_task(name, seed):
+    """An embedded task with few rows of each kind."""
+    task = embedded_task(name, seed, sft_rows=200, pair_rows=200)
+    held_out = {part: getattr(task, part)[:32] for part in ("held_out_sft", "held_out_pairs", "held_out_prompts")}
+    return replace(task, prompts=task.prompts[:300], **held_out)
 
 
 def make_pairs(n=60):

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from minirlhf.jobs import opened
-from minirlhf.tasks import embedded_task
+
+from .conftest import small_task
 
 MEASURES = {"gold_reward", "model_reward", "grammatical", "length", "distinct_2"}
 EXAMPLES = os.path.join(os.path.dirname(__file__), "..", "..", "examples")
@@ -158,8 +159,7 @@ def test_a_reward_model_from_an_sft_model(call, inputs, finished, tmp_path, caps
 
 @pytest.mark.parametrize(("name", "grammatical"), [("reviews", True), ("arithmetic", False)])
 def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, grammatical):
-    small = lambda name, seed: embedded_task(name, seed, sft_rows=200, pair_rows=200)  # noqa: E731
-    monkeypatch.setattr(opened, "embedded_task", small)
+    monkeypatch.setattr(opened, "embedded_task", small_task)
     call("ppo", tmp_path, "--task", name, "--output", tmp_path / "job", "--sft.steps", "2", "--ppo.steps", "1")
     for measures in (summary(tmp_path / "job")["before"], summary(tmp_path / "job")["after"]):
         assert isinstance(measures["gold_reward"], float)

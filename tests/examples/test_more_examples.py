@@ -2,12 +2,13 @@
 
 import json
 import sys
-from functools import partial
 
 import pytest
 
 from minirlhf.jobs import opened, stage
-from minirlhf.tasks import embedded_task, reviews
+from minirlhf.tasks import reviews
+
+from .conftest import small_task
 
 PROGRAMS = {
     "grpo": ["--stop_sft_at", "none"],
@@ -20,8 +21,7 @@ PROGRAMS = {
 
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
-    small = partial(embedded_task, sft_rows=200, pair_rows=200)
-    monkeypatch.setattr(opened, "embedded_task", small)
+    monkeypatch.setattr(opened, "embedded_task", small_task)
     monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 32)
 
 
