@@ -71,8 +71,19 @@ def copy_of(policy: Policy) -> Policy:
     return reference
 
 
+def check_policy(who: str, policy: Policy, reference: Policy | None = None) -> None:
+    """Raise InputError if the policy has a value head, or if the reference shares weights that the policy trains.
+
+    For trainers whose loss reads no values: a value head would stay untrained. `who` names the trainer in the error.
+    """
+    if policy.value_head is not None:
+        raise InputError(f"{who}: needed a policy without value head, because no loss here would train it")
+    if reference is not None:
+        check_reference(who, policy, reference)
+
+
 def check_reference(who: str, policy: Policy, reference: Policy) -> None:
-    """Raise InputError if a reference holds weights that the policy trains: the KL would be 0 for ever."""
+    """Raise InputError if the reference holds weights that the policy trains: the KL would always be 0."""
     trained = {id(p) for p in policy.transformer.parameters() if p.requires_grad}
     if any(id(p) in trained for p in reference.transformer.parameters()):
         raise InputError(

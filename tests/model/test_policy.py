@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from minirlhf.errors import InputError
 from minirlhf.losses import token_entropy, token_logps
 from minirlhf.model import Policy, RewardModel, ValueModel, copy_of
+from minirlhf.model.policy import check_policy
 
 ON_CPU_IN_BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
@@ -155,3 +157,13 @@ def test_float64_stays_float64(make, loud, ids, mask):
     scores, values = RewardModel(make().double())(ids, mask), ValueModel(make().double())(ids, mask)
     assert {x.dtype for x in (*out, scores, values)} == {torch.float64}
     assert_close(out.logps.float(), Policy(make())(ids, mask).logps, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trainer_without_value_loss_refuses_a_value_head_and_a_reference_that_would_move_along(make):
+    policy = Policy(make())
+    check_policy("Trainer", policy)
+    check_policy("Trainer", policy, copy_of(policy))
+    with pytest.raises(InputError, match="Trainer: needed a policy without value head"):
+        check_policy("Trainer", Policy(make(), value_head=True))
+    with pytest.raises(InputError, match="Trainer: the reference must be a frozen copy"):
+        check_policy("Trainer", policy, policy)
