@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,3 +38,29 @@ class Sums(dict[str, Tensor]):
         for name, term in terms.items():
             term = term.detach()
             self[name] = self.get(name, 0) + (term.sum() / count if mask is None else masked_mean(term, mask, count))
+
+
+def state_of(trainer: Any, names: Sequence[str]) -> dict[str, Any]:
+    """{name: state} of these attributes of a trainer, for its checkpoint. An attribute that is None is left out.
+
+    The state of a number is the number. The state of any other attribute is its `state_dict()`.
+    """
+    parts = {name: getattr(trainer, name) for name in names}
+    return {
+        name: part if isinstance(part, int | float) else part.state_dict()
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def load_state(trainer: Any, names: Sequence[str], state: dict[str, Any]) -> None:
+    """Put the result of `state_of` back into a trainer with the same settings.
+
+    Raises: KeyError if the state lacks a part that this trainer has.
+    """
+    for name in names:
+        part = getattr(trainer, name)
+        if isinstance(part, int | float):
+            setattr(trainer, name, state[name])
+        elif part is not None:
+            part.load_state_dict(state[name])

@@ -1,0 +1,25 @@
+"""The settings of every algorithm that learns from given rows: how many steps, how large, how often over the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minirlhf.errors import check_range
+from minirlhf.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class OfflineConfig(OptimizerConfig):
+    steps: int = 300  # [steps] one batch each
+    max_epochs: float = 4.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
+    batch_size: int = 64  # [rows] per step, over all processes; a pair is one row
+    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
+        check_range(self, "max_epochs", above=0)
+
+    def steps_for(self, rows: int) -> int:
+        """The steps of a run on this number of rows: `steps`, or fewer so that it makes at most `max_epochs` epochs."""
+        return max(1, min(self.steps, round(self.max_epochs * rows / self.batch_size)))
