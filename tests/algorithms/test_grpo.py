@@ -1,7 +1,7 @@
 """GRPO and its family: each paper's gradient in plain loops, its settings one by one, what is resampled or refused."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import tiny
@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
-from minirlhf.algorithms.grpo import ALGORITHMS, OF_ONE_TOKEN
+from minirlhf.algorithms.grpo_recipes import ALGORITHMS, DEFAULTS, PER_TOKEN_SURROGATES
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
 from minirlhf.generation import generate
@@ -45,7 +45,7 @@ def rows_of(trainer, rollout):
         mask = rollout.completion_mask[b]
         row = {"ids": rollout.input_ids[b : b + 1, :length], "here": mask[:length], "n": int(mask.sum())}
         row |= {"logps": rollout.logps[b][mask].tolist(), "ref": rollout.ref_logps[b][mask].tolist()}
-        row |= {"parts": rollout.parts[b].tolist(), "ended": bool(rollout.ended[b]), "penalty": 0.0}
+        row |= {"parts": rollout.scores_by_function[b].tolist(), "ended": bool(rollout.ended[b]), "penalty": 0.0}
         weighted = [w * s for w, s in zip(trainer.config.reward_weights, row["parts"], strict=True) if s == s]
         rows.append({**row, "score": sum(weighted) if weighted else math.nan})
     return rows
@@ -188,7 +188,7 @@ def settings_of(name):
     weights = (1.0, 0.5) if name == "gdpo" else (1.0,)
     penalty = 0.0 if name in ("bnpo", "gdpo") else 0.3
     settings = {"algorithm": name, "resample": 0, "kl_coef": 0.3, "temperature": 0.8}
-    if ALGORITHMS[name].advantage in ("returns", "whitened_returns"):
+    if GRPOConfig(algorithm=name).recipe.advantage in ("returns", "whitened_returns"):
         settings["gamma"] = 0.9
     return {**settings, "reward_weights": weights, "missing_eos_penalty": penalty, "rewards": rewards}
 
@@ -230,7 +230,9 @@ def test_reductions_by_hand(name):
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.surrogate in OF_ONE_TOKEN])
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHMS if GRPOConfig(algorithm=name).recipe.surrogate in PER_TOKEN_SURROGATES]
+)
 def test_fused_is_open(name):
     found = {}
     for fused in (False, True):
@@ -251,12 +253,33 @@ def test_one_completion_a_microbatch_is_all_in_one(fused):
     assert others == pytest.approx(metrics, rel=1e-6, abs=1e-9)
 
 
+def choices(config):
+    """The settings that a row of ALGORITHMS may choose, without the settings that stay None."""
+    names = {"kl_estimator", *DEFAULTS, *(name for row in ALGORITHMS.values() for name in row)}
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
 def test_the_papers_rows_reach_the_recipe_and_single_settings_replace_them():
-    assert GRPOConfig(algorithm="dapo").recipe == ALGORITHMS["dapo"]
+    dapo = choices(GRPOConfig(algorithm="dapo").recipe)
+    assert dapo == {**DEFAULTS, **ALGORITHMS["dapo"], "kl_estimator": "k3"}
     mixed = GRPOConfig(algorithm="dapo", reduction="sequence", clip_eps=0.1, resample=0).recipe
-    assert mixed == replace(ALGORITHMS["dapo"], reduction="sequence", clip_eps=0.1, resample=0)
-    assert GRPOConfig(algorithm="rloo").recipe.estimator == "k1" and GRPOConfig().recipe.estimator == "k3"
-    assert GRPOConfig(kl_in="reward").recipe.estimator == "k1"
+    assert choices(mixed) == {**dapo, "reduction": "sequence", "clip_eps": 0.1, "resample": 0}
+    assert GRPOConfig(algorithm="rloo").recipe.kl_estimator == "k1" and GRPOConfig().recipe.kl_estimator == "k3"
+    assert GRPOConfig(kl_in="reward").recipe.kl_estimator == "k1"
+    assert GRPOConfig(algorithm="reinforce++_baseline").recipe.kl_estimator == "k2"
+
+
+def test_a_recipe_leaves_the_settings_as_they_are_and_is_its_own_recipe():
+    config = GRPOConfig(algorithm="dapo", group_size=5)
+    recipe = config.recipe
+    assert config == GRPOConfig(algorithm="dapo", group_size=5) and config.clip_eps is None
+    assert recipe.group_size == 5 and recipe.recipe == recipe
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_row_chooses_settings_that_exist(name):
+    assert ALGORITHMS[name].keys() <= {field.name for field in fields(GRPOConfig)}
+    GRPOConfig(**ALGORITHMS[name])  # each choice may be made as a setting too
 
 
 # Scores that teach nothing, or are missing

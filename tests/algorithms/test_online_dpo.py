@@ -34,13 +34,20 @@ def logps_of(policy, prompt, completion, temperature):
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_that_of_the_papers_formula(batch, kind, loss):
-    settings = {"algorithm": kind, "loss": loss, "beta": 0.3, "alpha": 0.05, "temperature": 0.8, "minibatch_size": 8}
+    settings = {
+        "algorithm": kind,
+        "loss": loss,
+        "beta": 0.3,
+        "xpo_alpha": 0.05,
+        "temperature": 0.8,
+        "minibatch_size": 8,
+    }
     trainer = tiny.online_dpo(**settings)
     match = trainer.play(batch)
     policy, losses = trainer.models["policy"], []
     for i, prompt in enumerate(match.prompts):
         ratios = []
-        for completion in (match.mine[i], match.other[i]):
+        for completion in (match.by_policy[i], match.by_opponent[i]):
             now, ref = (logps_of(p, prompt, completion, 0.8) for p in (policy, trainer.ref_policy))
             ratios.append((now - ref.detach(), now))
         (mine, my_logps), (other, their_logps) = ratios
@@ -66,11 +73,11 @@ def test_the_opponent_is_the_policy_the_reference_or_a_mixture(batch, kind):
     policy, reference = trainer.models["policy"].transformer, trainer.ref_policy.transformer
     opponent = {"online_dpo": policy, "xpo": reference, "nash_md": GeometricMixture(policy, reference, 0.3)}[kind]
     sampling = trainer.config.sampling(trainer.tokenizer.eos_ids)
-    for side, model, sample in ((match.mine, policy, 0), (match.other, opponent, 1)):
+    for side, model, sample in ((match.by_policy, policy, 0), (match.by_opponent, opponent, 1)):
         keys = [(draw.epoch, draw.index, sample) for draw in batch]
         expected = generate(model, match.prompts, sampling, stream="rollout", keys=keys)
         assert [c.ids for c in side] == [c.ids for c in expected]
-    assert [c.ids for c in match.mine] != [c.ids for c in match.other]
+    assert [c.ids for c in match.by_policy] != [c.ids for c in match.by_opponent]
 
 
 def test_the_judge_sees_both_completions_with_prompt_and_row(batch):
@@ -83,8 +90,8 @@ def test_the_judge_sees_both_completions_with_prompt_and_row(batch):
     trainer = tiny.online_dpo(judge=judge)
     match = trainer.play(batch)
     decode = trainer.tokenizer.decode_completions
-    assert seen == [([draw.row.source["prompt"] for draw in batch], decode([c.ids for c in match.mine]),
-                     decode([c.ids for c in match.other]), [draw.row.source for draw in batch])]  # fmt: skip
+    assert seen == [([draw.row.source["prompt"] for draw in batch], decode([c.ids for c in match.by_policy]),
+                     decode([c.ids for c in match.by_opponent]), [draw.row.source for draw in batch])]  # fmt: skip
     assert [s["completion"] for s in trainer.samples] == seen[0][1][:4]
     assert [s["win_prob"] for s in trainer.samples] == [0.75] * 4
 
@@ -92,9 +99,9 @@ def test_the_judge_sees_both_completions_with_prompt_and_row(batch):
 def test_a_completion_that_was_cut_off_loses_chances(batch):
     trainer = tiny.online_dpo(judge=lambda p, a, b, rows: [0.9] * len(p), missing_eos_penalty=0.25)
     match = trainer.play(batch)
-    kinds = {(mine.finish, other.finish) for mine, other in zip(match.mine, match.other, strict=True)}
+    kinds = {(mine.finish, other.finish) for mine, other in zip(match.by_policy, match.by_opponent, strict=True)}
     assert len(kinds) >= 3  # each against each, so all three cases are seen
-    for mine, other, chance in zip(match.mine, match.other, match.win_prob.tolist(), strict=True):
+    for mine, other, chance in zip(match.by_policy, match.by_opponent, match.win_prob.tolist(), strict=True):
         # 0.9 - 0.25 if only mine was cut off, and 0.9 + 0.25 would be more than certain
         expected = {("length", "stop"): 0.65, ("stop", "length"): 1.0}.get((mine.finish, other.finish), 0.9)
         assert chance == pytest.approx(expected)
@@ -126,10 +133,10 @@ def test_metrics_are_finite_explained_and_right(batch, kind):
     metrics = trainer.step(batch)
     assert metrics.keys() <= METRICS.keys() and all(map(math.isfinite, metrics.values()))
     assert metrics["win_prob"] == pytest.approx(match.win_prob.mean().item(), rel=1e-5)
-    assert metrics["response_length"] == sum(len(c.ids) for c in match.mine) / 8
+    assert metrics["response_length"] == sum(len(c.ids) for c in match.by_policy) / 8
     fresh = tiny.online_dpo(algorithm=kind)
     gaps = [(logps_of(fresh.models["policy"], p, c, 1.0) - logps_of(fresh.ref_policy, p, c, 1.0)).sum().item()
-            for p, c in zip(match.prompts, match.mine, strict=True)]  # fmt: skip
+            for p, c in zip(match.prompts, match.by_policy, strict=True)]  # fmt: skip
     assert metrics["kl"] == pytest.approx(sum(gaps) / 8, rel=1e-5)
     assert metrics["approx_kl"] < 1e-5  # nothing has moved since
 
@@ -167,7 +174,7 @@ def test_it_learns_what_the_judge_likes(kind):
     ("settings", "text"),
     [
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
-        ({"alpha": -1.0}, "alpha must be at least 0, got -1.0"),
+        ({"xpo_alpha": -1.0}, "xpo_alpha must be at least 0, got -1.0"),
         ({"mixture": 1.5}, "mixture must be at least 0 and at most 1, got 1.5"),
         ({"missing_eos_penalty": 2.0}, "missing_eos_penalty must be at least 0 and at most 1, got 2.0"),
         ({"batch_size": 6, "minibatch_size": 4}, "batch_size must be a multiple of minibatch_size"),

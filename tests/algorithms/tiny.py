@@ -265,7 +265,7 @@ CASES: dict[str, Callable] = {
     "kto": lambda: unpaired(desirable_weight=1.5),
     "bco": lambda: unpaired(loss="bco"),
     "online_dpo": lambda: online_dpo(missing_eos_penalty=0.2),
-    "xpo": lambda: online_dpo(algorithm="xpo", alpha=0.05),
+    "xpo": lambda: online_dpo(algorithm="xpo", xpo_alpha=0.05),
     "nash_md": lambda: online_dpo(algorithm="nash_md", epochs=2, temperature=0.7),
     "gkd": lambda: distillation(temperature=0.7),
     "minillm": lambda: distillation(algorithm="minillm", beta=1.0, on_policy=1.0),

@@ -90,7 +90,7 @@ def test_truncated_log_prob_is_the_plain_one_renormalised(transformer, prompts):
         best = logps.topk(3)
         mass = best.values.exp().sum()
         assert completion.ids[0] in best.indices
-        assert completion.kept == pytest.approx(mass.item(), rel=1e-4)
+        assert completion.mass_kept == pytest.approx(mass.item(), rel=1e-4)
         assert completion.logps[0] == pytest.approx((logps[completion.ids[0]] - mass.log()).item(), abs=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_kept_is_the_mean_over_the_tokens_of_the_completion():
     table = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.1, 0.7], [0.9, 0.05, 0.05]]).log()
     completion = generate(Bigram(table), [[0]], SamplingConfig(max_tokens=9, top_k=1, stop_ids=(EOS,)))[0]
     assert completion.ids == [1, EOS]
-    assert completion.kept == pytest.approx(0.6)
+    assert completion.mass_kept == pytest.approx(0.6)
     assert completion.logps == pytest.approx([0, 0], abs=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_the_noise_of_token_t_is_keyed_by_draw_prompt_sample_and_t():
 def test_stop_token_ends_a_completion_and_belongs_to_it():
     completion = generate(chain(3, 4, 5, EOS, 6), [[3]], SamplingConfig(max_tokens=9, stop_ids=(EOS,)))[0]
     assert (completion.ids, completion.finish) == ([4, 5, EOS], "stop")
-    assert len(completion.logps) == 3 and completion.kept == 1
+    assert len(completion.logps) == 3 and completion.mass_kept == 1
 
 
 def test_any_of_several_stop_ids_ends_a_completion():
@@ -350,7 +350,7 @@ def test_stop_strings_without_tokenizer_are_refused(transformer):
         ({"max_tokens": 0}, "SamplingConfig: max_tokens and batch_size must be at least 1, got 0 and 256"),
         (
             {"stop_strings": ("a", "")},
-            "SamplingConfig: a stop string must not be empty: it would end everything at once",
+            "SamplingConfig: a stop string must not be empty: it would end every completion at once",
         ),
         *(
             (
