@@ -173,6 +173,29 @@ def test_advantages_are_whitened_over_all_completion_tokens(batch, spy):
         assert (abs(kept.mean()) < 1e-5 and abs(kept.var() - 1) < 1e-4) == whiten
 
 
+def test_the_surrogate_is_a_row_of_the_table(batch, monkeypatch):
+    calls = []
+
+    def spo(logps, old_logps, advantages, mask, config):  # README.md, "A new loss in ten lines"
+        calls.append((mask, config, advantages))
+        ratio = torch.exp(logps - old_logps)
+        return -(ratio * advantages - advantages.abs() * (ratio - 1).square() / (2 * config.clip_eps))
+
+    monkeypatch.setitem(ppo.SURROGATES, "spo", spo)
+    settings = {"minibatch_size": 8, "microbatch_tokens": 10_000, "whiten_advantages": False, "epochs": 2, "lr": 5e-2}
+    trainer, clipped = tiny.ppo(surrogate="spo", **settings), tiny.ppo(**settings)
+    rollout = trainer.collect(batch)
+    metrics, others = trainer.step(batch), clipped.step(batch)
+    assert calls[0][1] is trainer.config and calls[0][0].sum() == rollout.completion_mask.sum()
+    assert metrics["policy_loss"] != pytest.approx(others["policy_loss"], rel=1e-3)  # they differ once the ratio moves
+    first = [tiny.gradients(tiny.ppo(surrogate=name, **settings), batch)[0] for name in ("spo", "clip")]
+    assert_close(*first, rtol=1e-5, atol=1e-7)  # at ratio 1 both have the gradient of -ratio * advantage
+
+
+def test_an_unknown_surrogate_is_refused():
+    assert refusal(lambda: PPOConfig(surrogate="clap")) == "PPOConfig: surrogate must be one of clip, got 'clap'"
+
+
 def test_reward_whitening_divides_by_the_deviation_and_keeps_the_mean(batch, spy):
     calls = spy("gae")
     plain, whitened = tiny.ppo(kl_coef=0.3), tiny.ppo(kl_coef=0.3, whiten_rewards=True)
