@@ -42,7 +42,7 @@ from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import moments_of_all
 
-# The choices of a paper that leaves them open.
+# The choices that a paper of the table does not make itself.
 DEFAULTS: dict[str, Any] = dict(
     advantage="group",
     surrogate="clip",
@@ -110,7 +110,12 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     ),
     "vespo": lambda now, old, A, mask, c: vespo_policy_loss(now, old_logps=old, advantages=A, mask=mask),
 }
-PER_TOKEN_SURROGATES = ("reinforce", "clip", "cispo", "sapo")  # each loss depends on its own token: can be fused
+PER_TOKEN_SURROGATES = (
+    "reinforce",
+    "clip",
+    "cispo",
+    "sapo",
+)  # the loss of a token depends on no other token, so `fused` works
 CLIP_SETTINGS = {  # surrogate -> the settings that it reads
     "clip": ("clip_eps", "clip_eps_high", "dual_clip"),
     "cispo": ("clip_eps", "clip_eps_high"),
@@ -120,7 +125,7 @@ CLIP_SETTINGS = {  # surrogate -> the settings that it reads
     **dict.fromkeys(("reinforce", "sapo", "vespo"), ()),
 }
 
-# Name -> (tokens and rows of the update, length of each row [B, 1], max_tokens) -> weight of each token's loss
+# Name -> (number of tokens and of rows in the update, lengths of the rows [B, 1], max_tokens) -> weight of each token
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "token": lambda tokens, rows, lengths, max_tokens: 1 / tokens,
     "sequence": lambda tokens, rows, lengths, max_tokens: 1 / (rows * lengths),
@@ -136,7 +141,7 @@ def _whitened_group(scores: Tensor, by_function: Tensor, config: GRPOConfig) -> 
 
 
 def _each_function(scores: Tensor, by_function: Tensor, config: GRPOConfig) -> Tensor:
-    weights = by_function.new_tensor([*config.reward_weights, 1.0])  # 1 for the penalties
+    weights = by_function.new_tensor([*config.reward_weights, 1.0])  # the penalties have weight 1
     summed = gdpo_advantages(by_function, weights, config.group_size).masked_fill(scores.isnan(), nan)
     return whiten_judged(summed, _moments(summed))
 
@@ -228,17 +233,19 @@ class GRPOConfig(OnPolicyConfig):
     kl_in: Literal["reward", "loss"] | None = None  # [-] subtract the KL from the reward or add it to the loss
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # [-] k1 is exact in the reward and does nothing in the loss
 
-    reward_weights: tuple[float, ...] = (1.0,)  # [-] one for each reward function
+    reward_weights: tuple[float, ...] = (1.0,)  # [-] one weight for each reward function
     gamma: float = 1.0  # [-] discount of returns
-    overlong_share: float | None = None  # [share of max_tokens] soft penalty in the last part of max_tokens (DAPO)
+    overlong_share: float | None = None  # [share of max_tokens] a completion that ends in this last part loses
+    #                               score (DAPO)
     overlong_filter: bool = False  # [-] completions that were cut off have no loss
-    resample: int | None = None  # [times] replace a prompt whose completions score all alike (dynamic sampling)
+    resample: int | None = None  # [times] how often to replace a prompt whose completions have equal scores
+    #                               (dynamic sampling)
     entropy_coef: float = 0.0  # [score per nat] bonus for entropy; the first value, if adaptive
     entropy_target: float | None = None  # [nats per token] adapt the bonus to keep this entropy
     entropy_delta: float = 0.001  # [score per nat] step of the adaptive bonus
     high_entropy_share: float = 1.0  # [share] train on this share of the tokens: the tokens of highest entropy
     sampler_cap: float | None = None  # [ratio] weigh tokens by trainer / sampler probability, at most this; none: off
-    fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster, harder to read
+    fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,7 +253,7 @@ class GRPOConfig(OnPolicyConfig):
 
     @property
     def recipe(self) -> GRPOConfig:
-        """The same settings with the choice of the paper in place of each none."""
+        """These settings, with the choice of the paper wherever a setting is None."""
         row = {**DEFAULTS, **ALGORITHMS[self.algorithm]}
         filled = copy.copy(self)  # not dataclasses.replace: `check` refuses settings of the user, not of the row
         vars(filled).update({name: value for name, value in row.items() if getattr(self, name) is None})

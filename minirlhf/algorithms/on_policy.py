@@ -19,9 +19,7 @@ class OnPolicyConfig(OptimizerConfig):
     minibatch_size: int = 64  # [prompts] per update, over all processes
     epochs: int = 2  # [epochs] how often a step goes over its batch
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = (
-        1e-3  # [per update] peak learning rate; 1e-3 is for a model below a million parameters, 1e-6 for a billion
-    )
+    lr: float = 1e-3  # [per update] peak learning rate; models of a billion parameters need about 1e-6
 
     max_tokens: int = 48  # [tokens] longest completion, its EOS included
     temperature: float = 1.0  # [-] divides the logits in sampling, and so in policy, reference and KL
@@ -81,7 +79,8 @@ def over_minibatches(
     """Call `update(prompts of a minibatch)` for every update of one step -> metrics, averaged over the updates.
 
     Prompts come in random order, so consecutive prompts are a random minibatch. The split does not depend on the number
-    of processes, so the result does not either.   Raises: InputError if the prompts of this process do not fill it.
+    of processes, so the result does not either.
+    Raises: InputError if the prompts of this process cannot be split evenly.
     """
     size, rest = divmod(prompts, config.minibatches)
     if rest:

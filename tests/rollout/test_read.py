@@ -1,4 +1,4 @@
-"""One reader for log-probs, values and sums over rows: the micro-batches cannot be seen in its result."""
+"""The reader of log-probs, values and sums over rows: its result does not depend on the micro-batches."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ LENGTHS = [2, 4, 1]
 
 def test_numbers_per_token_come_back_in_the_order_of_the_rows():
     # rows of 4, 2 and 1 tokens; at most 4 tokens a micro-batch: row 1 alone, then rows 0 and 2, cut to 2 columns
-    seen = []
+    calls = []
 
     def double(ids, mask):
-        seen.append((ids.tolist(), mask.tolist()))
+        calls.append((ids.tolist(), mask.tolist()))
         return 2 * ids
 
     result = read(double, (IDS, MASK), LENGTHS, max_tokens=4)
-    assert seen == [([[5, 6, 7, 8]], [[True] * 4]), ([[1, 2], [9, 10]], [[True, True], [True, False]])]
+    assert calls == [([[5, 6, 7, 8]], [[True] * 4]), ([[1, 2], [9, 10]], [[True, True], [True, False]])]
     assert result.tolist() == [[2, 4, 0, 0], [10, 12, 14, 16], [18, 20, 0, 0]]
 
 
