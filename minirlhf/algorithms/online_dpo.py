@@ -30,10 +30,8 @@ LOSSES = {"sigmoid": dpo_sigmoid_loss, "ipo": ipo_loss}
 
 @dataclass(frozen=True)
 class OnlineDPOConfig(OnPolicyConfig):
-    algorithm: Literal["online_dpo", "xpo", "nash_md"] = (
-        "online_dpo"  # [-] the policy's opponent: itself (online_dpo), the
-    )
-    #                               reference (xpo) or a mixture of both (nash_md)
+    algorithm: Literal["online_dpo", "xpo", "nash_md"] = "online_dpo"  # [-] the opponent: the policy itself, the
+    #                               reference, or a mixture of both
     batch_size: int = 128  # [prompts] per step, over all processes; two completions for each prompt
     minibatch_size: int = 128  # [prompts] per update
     epochs: int = 1  # [epochs] how often a step goes over its batch
@@ -100,8 +98,10 @@ class OnlineDPOTrainer:
         """Sample an answer of the policy and of its opponent to each prompt, and let the judge compare them."""
         config, rows = self.config, [draw.row.source for draw in batch]
         policy, reference = self.policy.transformer, self.ref_policy.transformer
-        opponent = {"online_dpo": policy, "xpo": reference}.get(config.algorithm)
-        if config.algorithm == "nash_md":
+        opponent = policy
+        if config.algorithm == "xpo":
+            opponent = reference
+        elif config.algorithm == "nash_md":
             opponent = GeometricMixture(policy, reference, config.mixture)
         sides = self._sample(policy, batch, sample=0), self._sample(opponent, batch, sample=1)
         texts = [self.tokenizer.decode_completions([completion.ids for completion in side]) for side in sides]
