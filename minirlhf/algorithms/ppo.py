@@ -186,7 +186,8 @@ class PPOTrainer:
             losses = policy_losses + config.value_coef * value_losses
             if config.entropy_coef:  # without it no time goes into the gradient of the entropy
                 losses = losses - config.entropy_coef * now.entropy
-            backward(masked_mean(losses, mask, count))
+            loss = masked_mean(losses, mask, count)
+            backward(loss)
             terms = ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **clip_of(config))
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy, **terms}
             sums.add(count, mask, loss=losses, **terms)
