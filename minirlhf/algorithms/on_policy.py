@@ -1,17 +1,14 @@
-"""What PPO, GRPO and online preference learning share: how a batch is sampled, and how it is cut into updates."""
+"""The base of PPO, GRPO and online preference learning: settings of sampling, and the updates of one step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import Any, Literal
 
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig
-from minirlhf.losses import masked_mean
 from minirlhf.training.optimizer import OptimizerConfig
 
 
@@ -22,16 +19,16 @@ class OnPolicyConfig(OptimizerConfig):
     minibatch_size: int = 64  # [prompts] per update, over all processes
     epochs: int = 2  # [epochs] how often a step goes over its batch
     microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
-    lr: float = 1e-3  # [per update] peak learning rate; for models of under a million parameters, a billion wants 1e-6
+    lr: float = 1e-3  # [per update] peak learning rate; models of a billion parameters need about 1e-6
 
     max_tokens: int = 48  # [tokens] longest completion, its EOS included
-    temperature: float = 1.0  # [-] of sampling, and so of policy, reference and KL
+    temperature: float = 1.0  # [-] divides the logits in sampling, and so in policy, reference and KL
     top_k: int = 0  # [tokens] truncated sampling; needs allow_truncation
     top_p: float = 1.0  # [probability] truncated sampling; needs allow_truncation
-    allow_truncation: bool = False  # [-] sample from a truncated distribution although training scores the whole one
-    stop_token: Literal["eos"] | int = "eos"  # [id] what ends a completion
-    stop_strings: tuple[str, ...] = ()  # [text] these end a completion too
-    missing_eos_penalty: float = 1.0  # [score] taken from completions that did not end by themselves
+    allow_truncation: bool = False  # [-] allow top_k and top_p, although training scores the whole distribution
+    stop_token: Literal["eos"] | int = "eos"  # [id] the token that ends a completion
+    stop_strings: tuple[str, ...] = ()  # [text] each of these texts ends a completion too
+    missing_eos_penalty: float = 1.0  # [score] subtracted if a completion reached max_tokens without an end
     target_kl: float | None = None  # [nats per token] stop the step's updates once approx_kl exceeds this
 
     def __post_init__(self) -> None:
@@ -39,13 +36,13 @@ class OnPolicyConfig(OptimizerConfig):
         check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
         check_range(self, "temperature", "target_kl", above=0)
         check_range(self, "missing_eos_penalty", least=0)
-        self.sampling(eos_ids=(0,))  # refuses what sampling cannot do, now and not after the other stages
+        self.sampling(eos_ids=(0,))  # refuse bad sampling settings now, not after the stages before this one
         who = type(self).__name__
         if self.batch_size % self.minibatch_size:
-            fits = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
+            nearest = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
             raise InputError(
                 f"{who}: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "
-                f"{self.minibatch_size}; the nearest that fits is {fits}"
+                f"{self.minibatch_size}; the nearest that fits is {nearest}"
             )
         if (self.top_k or self.top_p < 1) and not self.allow_truncation:
             raise InputError(
@@ -63,7 +60,7 @@ class OnPolicyConfig(OptimizerConfig):
         return self.steps * self.epochs * self.minibatches
 
     def sampling(self, eos_ids: tuple[int, ...]) -> SamplingConfig:
-        """As these settings sample, with a tokenizer that ends texts with one of `eos_ids`."""
+        """The settings of `generate`. `eos_ids` are the tokenizer's end tokens."""
         return SamplingConfig(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -79,10 +76,11 @@ class OnPolicyConfig(OptimizerConfig):
 def over_minibatches(
     who: str, config: OnPolicyConfig, prompts: int, update: Callable[[range], dict[str, float]]
 ) -> dict[str, float]:
-    """All updates of one step, `update(prompts of a minibatch)` each -> metrics averaged over them.
+    """Call `update(prompts of a minibatch)` for every update of one step -> metrics, averaged over the updates.
 
-    Prompts come in random order, so consecutive ones are a random minibatch already; that the split is fixed makes the
-    minibatches of two processes those of one.   Raises: InputError if this process's prompts do not fill them.
+    Prompts come in random order, so consecutive prompts are a random minibatch. The split does not depend on the number
+    of processes, so the result does not either.
+    Raises: InputError if the prompts of this process cannot be split evenly.
     """
     size, rest = divmod(prompts, config.minibatches)
     if rest:
@@ -95,22 +93,21 @@ def over_minibatches(
         start = i % config.minibatches * size
         history.append(update(range(start, start + size)))
         if not math.isfinite(history[-1]["loss"] + history[-1]["grad_norm"]):
-            break  # nothing was changed, and nothing more shall be: `Run.record` stops the run
+            break  # the optimizer changed nothing; `Run.record` stops the run
         if config.target_kl and history[-1].get("approx_kl", 0.0) > config.target_kl:
             break
-    names = {name: None for metrics in history for name in metrics}  # an update may have nothing to say of some
-    said = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
-    means = {name: sum(values) / len(values) for name, values in said.items()}
+    names = {name: None for metrics in history for name in metrics}  # an update may lack some metrics
+    values = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
+    means = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
     return {**means, "lr": history[-1]["lr"], "updates": len(history)}
 
 
 def check_stop_token(who: str, config: OnPolicyConfig, vocab_size: int) -> None:
-    """Raise InputError if completions are to end with a token that the vocabulary does not have."""
+    """Raise InputError if `stop_token` is no id of the vocabulary."""
     if config.stop_token != "eos" and not 0 <= config.stop_token < vocab_size:
         raise InputError(f"{who}: stop_token must be an id of the vocabulary, got {config.stop_token}")
 
 
-def add_means(sums: dict[str, Tensor], terms: dict[str, Tensor], mask: Tensor, count: Tensor) -> None:
-    """Add each term's share of its mean over the whole minibatch to the running sums. No gradient."""
-    for name, term in terms.items():
-        sums[name] = sums.get(name, 0) + masked_mean(term.detach(), mask, count)
+def clip_of(config: Any) -> dict[str, float | None]:
+    """The settings of the clipped surrogate, as `ppo_policy_loss` and `ratio_diagnostics` take them."""
+    return {"clip_eps": config.clip_eps, "clip_eps_high": config.clip_eps_high, "dual_clip": config.dual_clip}

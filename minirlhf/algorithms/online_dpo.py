@@ -1,4 +1,4 @@
-"""Preference learning on pairs that are written as one goes and ranked by a judge: Online DPO, XPO, Nash-MD.
+"""Preference learning on sampled pairs that a judge ranks: Online DPO, XPO, Nash-MD.
 
 Online DPO: Guo et al. 2024, arXiv:2402.04792. XPO: Xie et al. 2024, arXiv:2405.21046. Nash-MD: Munos et al. 2023,
 arXiv:2312.00886. B prompts, T tokens.
@@ -14,47 +14,48 @@ from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
 from minirlhf.model.mixture import GeometricMixture
-from minirlhf.model.policy import Policy, check_reference, disable_dropout
+from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.rewards.judges import Judge, judge_pairs
-from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
+from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 LOSSES = {"sigmoid": dpo_sigmoid_loss, "ipo": ipo_loss}
 
 
 @dataclass(frozen=True)
 class OnlineDPOConfig(OnPolicyConfig):
-    algorithm: Literal["online_dpo", "xpo", "nash_md"] = "online_dpo"  # [-] whom the policy is compared with: itself,
-    #                               the reference, a mixture of both
-    batch_size: int = 128  # [prompts] per step, over all processes; two completions each
+    algorithm: Literal["online_dpo", "xpo", "nash_md"] = "online_dpo"  # [-] the opponent: the policy itself, the
+    #                               reference, or a mixture of both
+    batch_size: int = 128  # [prompts] per step, over all processes; two completions for each prompt
     minibatch_size: int = 128  # [prompts] per update
     epochs: int = 1  # [epochs] how often a step goes over its batch
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"  # [-] of the pair, for online_dpo and xpo
-    beta: float = 0.1  # [score per nat] what a nat of KL costs
-    alpha: float = 1e-3  # [-] XPO's bonus for leaving what the reference says
-    mixture: float = 0.5  # [share] of the reference in Nash-MD's opponent
-    missing_eos_penalty: float = 0.0  # [chance] taken from the winning chance of a completion that did not end
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"  # [-] the loss of a pair, in online_dpo and xpo
+    beta: float = 0.1  # [score per nat] cost of KL to the reference
+    xpo_alpha: float = 1e-3  # [-] XPO: bonus for making the reference's answers less likely
+    mixture: float = 0.5  # [share] Nash-MD: share of the reference in the opponent
+    missing_eos_penalty: float = 0.0  # [chance] subtracted from the chance to win if the completion did not end
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "beta", above=0)
-        check_range(self, "alpha", least=0)
+        check_range(self, "xpo_alpha", least=0)
         check_range(self, "mixture", "missing_eos_penalty", least=0, most=1)
 
 
 @dataclass(frozen=True)
 class Match:
-    """One batch of prompts, each completed twice, and who won."""
+    """A batch of prompts, a completion of each by the policy and by its opponent, and the judge's answers."""
 
     prompts: list[list[int]]
-    mine: list[Completion]  # by the policy
-    other: list[Completion]  # by its opponent
-    win_prob: Tensor  # [B] that mine is better
+    by_policy: list[Completion]
+    by_opponent: list[Completion]
+    win_prob: Tensor  # [B] chance that the policy's completion is better
 
 
 class OnlineDPOTrainer:
@@ -62,6 +63,7 @@ class OnlineDPOTrainer:
 
     headline = ("win_prob", "kl", "eval/gold_reward")
     best = ("eval/gold_reward", "max")
+    saved = ("optimizer",)
 
     def __init__(
         self,
@@ -73,102 +75,98 @@ class OnlineDPOTrainer:
         *,
         seed: int = 0,
     ) -> None:
-        check_reference("OnlineDPOTrainer", policy, ref_policy)
-        if policy.value_head is not None:
-            raise InputError("OnlineDPOTrainer: needed a policy without value head, which no loss here would train")
+        check_policy("OnlineDPOTrainer", policy, ref_policy)
         check_stop_token("OnlineDPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.judge, self.seed = config, tokenizer, judge, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         disable_dropout(policy)
+        self.policy, self.wrapped_policy = policy, wrap(policy)
         self.models = {"policy": policy}
-        self.policy = wrap(policy)
         self.optimizer = Optimizer(self.models, config, config.updates)
         self.device = policy.transformer.device
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """Write two answers to each prompt, ask the judge, learn from the result."""
+        """Sample two answers to each prompt, ask the judge, learn from the result."""
         match = self.play(batch)
         metrics = over_minibatches("OnlineDPOTrainer", self.config, len(batch), lambda rows: self.update(match, rows))
-        lengths = torch.tensor([float(sum(len(c.ids) for c in match.mine)), float(len(batch))], device=self.device)
-        tokens, n = all_sum(lengths).tolist()
+        tokens = sum(len(completion.ids) for completion in match.by_policy)
+        tokens, n = all_sum(torch.tensor([float(tokens), float(len(batch))], device=self.device)).tolist()
         return {**metrics, "response_length": tokens / n}
 
     def play(self, batch: list[Draw]) -> Match:
+        """Sample an answer of the policy and of its opponent to each prompt, and let the judge compare them."""
         config, rows = self.config, [draw.row.source for draw in batch]
-        mine = self._write(self.models["policy"].transformer, batch, sample=0)
-        opponent = {
-            "online_dpo": lambda: self.models["policy"].transformer,
-            "xpo": lambda: self.ref_policy.transformer,
-            "nash_md": lambda: GeometricMixture(
-                self.models["policy"].transformer, self.ref_policy.transformer, config.mixture
-            ),
-        }[config.algorithm]()
-        other = self._write(opponent, batch, sample=1)
-        texts = [self.tokenizer.decode_completions([c.ids for c in side]) for side in (mine, other)]
+        policy, reference = self.policy.transformer, self.ref_policy.transformer
+        opponent = policy
+        if config.algorithm == "xpo":
+            opponent = reference
+        elif config.algorithm == "nash_md":
+            opponent = GeometricMixture(policy, reference, config.mixture)
+        sides = self._sample(policy, batch, sample=0), self._sample(opponent, batch, sample=1)
+        texts = [self.tokenizer.decode_completions([completion.ids for completion in side]) for side in sides]
         prompts = [row["prompt"] for row in rows]
         chances = torch.tensor(judge_pairs(self.judge, prompts, *texts, rows), device=self.device)
-        cut = [torch.tensor([float(c.finish != "stop") for c in side], device=self.device) for side in (mine, other)]
-        chances = (chances - config.missing_eos_penalty * (cut[0] - cut[1])).clamp(0, 1)
-        shown = zip(prompts, *texts, chances.tolist(), strict=True)
-        self.samples = [{"prompt": p, "completion": a, "other": b, "win_prob": c} for p, a, b, c in shown][:4]
-        return Match([draw.row.prompt for draw in batch], mine, other, chances)
+        cut, cut_opponent = (
+            torch.tensor([float(completion.finish != "stop") for completion in side], device=self.device)
+            for side in sides
+        )
+        chances = (chances - config.missing_eos_penalty * (cut - cut_opponent)).clamp(0, 1)
+        results = zip(prompts, *texts, chances.tolist(), strict=True)
+        self.samples = [{"prompt": p, "completion": a, "other": b, "win_prob": c} for p, a, b, c in results][:4]
+        return Match([draw.row.prompt for draw in batch], *sides, chances)
 
     def update(self, match: Match, rows: range) -> dict[str, float]:
         """One optimizer step on some prompts, taken in micro-batches of similar length."""
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))
-        lengths = [len(match.prompts[i]) + max(len(match.mine[i].ids), len(match.other[i].ids)) for i in rows]
-        groups = microbatches(lengths, self.config.microbatch_tokens // 2)
-        sums: dict[str, Tensor] = {}
-        for group in groups:
-            picked = [rows[i] for i in group]
-            with gradient_sync(self.policy, group is groups[-1]):
-                losses, terms = self.losses(match, picked)
-                loss = losses.sum() / count
-                backward(loss)
-            for name, x in {"loss": losses, "win_prob": match.win_prob[picked], **terms}.items():
-                sums[name] = sums.get(name, 0) + x.detach().sum() / count
+        pairs = [(match.by_policy[i].ids, match.by_opponent[i].ids) for i in rows]
+        lengths = [len(match.prompts[i]) + max(map(len, pair)) for i, pair in zip(rows, pairs, strict=True)]
+        sums = Sums()
+        for group in micro_batches(microbatches(lengths, self.config.microbatch_tokens // 2), self.wrapped_policy):
+            group_rows = [rows[i] for i in group]
+            losses, terms = self.losses(match, group_rows)
+            backward(losses.sum() / count)
+            sums.add(count, loss=losses, win_prob=match.win_prob[group_rows], **terms)
         return self.optimizer.step(sums)
 
     def losses(self, match: Match, rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (losses [B], what to look at [B])."""
+        """-> (losses [B], terms to report [B])."""
         config, wins = self.config, match.win_prob[rows]
-        both = [match.mine[i].ids for i in rows] + [match.other[i].ids for i in rows]
-        if config.algorithm == "nash_md":  # the opponent's answer serves the judge alone
-            both = both[: len(rows)]
-        batch = pad_sequences([match.prompts[i] for i in rows] * (len(both) // len(rows)), both, 0, self.device)
-        logps = self.policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
+        answers = [match.by_policy[i].ids for i in rows]
+        if config.algorithm != "nash_md":  # in Nash-MD only the judge reads the opponent's answer
+            answers += [match.by_opponent[i].ids for i in rows]
+        batch = pad_sequences([match.prompts[i] for i in rows] * (len(answers) // len(rows)), answers, 0, self.device)
+        logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
         with torch.no_grad():
             ref = self.ref_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
         ratios = sum_logps(logps - ref, batch.completion_mask)
-        kl = ratios[: len(rows)].detach()
-        # approx_kl, for target_kl: how far this update's policy is from the one that wrote
-        written = torch.tensor([sum(match.mine[i].logps) for i in rows], device=self.device)
-        moved = (written - sum_logps(logps, batch.completion_mask)[: len(rows)].detach()).abs()
+        # approx_kl, for target_kl: the distance from the policy that sampled, per token
+        sampled = torch.tensor([sum(match.by_policy[i].logps) for i in rows], device=self.device)
+        moved = (sampled - sum_logps(logps, batch.completion_mask)[: len(rows)].detach()).abs()
         lengths = batch.completion_mask[: len(rows)].sum(-1)
-        terms = {"kl": kl, "approx_kl": moved / lengths}
+        terms = {"kl": ratios[: len(rows)].detach(), "approx_kl": moved / lengths}
         if config.algorithm == "nash_md":
             options = {"ref_logps": ref, "mask": batch.completion_mask, "win_prob": wins, "beta": config.beta}
             return nash_md_loss(logps, **options), terms
-        mine, other = ratios.chunk(2)
+        policy_ratios, opponent_ratios = ratios.chunk(2)
         won = wins > 0.5
-        pairs = torch.where(won, mine, other), torch.where(won, other, mine)
-        decided = (wins != 0.5).to(mine.dtype)  # a tie is no preference
+        pairs = torch.where(won, policy_ratios, opponent_ratios), torch.where(won, opponent_ratios, policy_ratios)
+        decided = (wins != 0.5).to(ratios.dtype)  # a tie is no preference
         losses = decided * LOSSES[config.loss](*pairs, beta=config.beta)
         terms["accuracy"] = decided * (pairs[0] > pairs[1])
         if config.algorithm == "xpo":
-            theirs, mask = logps.chunk(2)[1], batch.completion_mask.chunk(2)[1]
-            losses = losses + xpo_bonus(theirs, mask=mask, alpha=config.alpha)
+            opponent_logps, mask = logps.chunk(2)[1], batch.completion_mask.chunk(2)[1]
+            losses = losses + xpo_bonus(opponent_logps, mask=mask, alpha=config.xpo_alpha)
         return losses, terms
 
-    def _write(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> list[Completion]:
+    def _sample(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> list[Completion]:
         keys = [(draw.epoch, draw.index, sample) for draw in batch]
         prompts, sampling = [draw.row.prompt for draw in batch], self.config.sampling(self.tokenizer.eos_ids)
         options = {"seed": self.seed, "stream": "rollout", "keys": keys, "tokenizer": self.tokenizer}
         return generate(transformer, prompts, sampling, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
+        return state_of(self, self.saved)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self, self.saved, state)

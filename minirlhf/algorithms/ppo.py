@@ -5,13 +5,14 @@ B sequences, T tokens; column t of every per-token tensor speaks about choosing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from minirlhf.algorithms.on_policy import OnPolicyConfig, add_means, check_stop_token, over_minibatches
+from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, clip_of, over_minibatches
 from minirlhf.data.batches import Draw, microbatches
 from minirlhf.errors import InputError, check_range
 from minirlhf.losses import (
@@ -30,34 +31,39 @@ from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.collect import collect
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe, explained_variance, moments_of_all
-from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
+from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 
 @dataclass(frozen=True)
 class PPOConfig(OnPolicyConfig):
-    gamma: float = 1.0  # [-] discount; 1, because a completion is worth the same however long
+    gamma: float = 1.0  # [-] discount; with 1 the length of a completion does not change the worth of its score
     lam: float = 0.95  # [-] GAE: 1 trusts returns, 0 trusts the value function
+    surrogate: str = "clip"  # [-] the loss of the policy: a row of SURROGATES in algorithms/ppo.py
     clip_eps: float = 0.2  # [ratio] half-width of the trust region; the paper's best value
-    clip_eps_high: float | None = None  # [ratio] upper half-width if another (clip-higher)
-    dual_clip: float | None = None  # [ratio] bound on the loss where the advantage is negative, above 1
-    value_clip: float | None = 0.2  # [score] half-width for the value function; none for none
+    clip_eps_high: float | None = None  # [ratio] upper half-width (clip-higher); none: clip_eps
+    dual_clip: float | None = None  # [ratio] above 1: bound on the loss of tokens with a negative advantage
+    value_clip: float | None = 0.2  # [score] how far a value may move from the old value; none: no limit
     value_coef: float = 0.5  # [-] weight of the value loss
-    entropy_coef: float = 0.0  # [score per nat] reward for undecided tokens
-    whiten_advantages: bool = True  # [-] to mean 0 and variance 1 over the whole batch's tokens
-    whiten_rewards: bool = False  # [-] to variance 1, keeping the mean
-    separate_value_model: bool = False  # [-] a critic with a trunk of its own, instead of a head on the policy's
-    value_warmup: int = 0  # [steps] at first train the value function alone
+    entropy_coef: float = 0.0  # [score per nat] bonus for entropy
+    whiten_advantages: bool = True  # [-] scale advantages to mean 0 and variance 1 over the tokens of the batch
+    whiten_rewards: bool = False  # [-] scale rewards to variance 1, with the mean kept
+    separate_value_model: bool = False  # [-] train a value model with its own trunk instead of a head on the policy
+    value_warmup: int = 0  # [steps] train the value function alone in the first steps
 
-    kl_coef: float = 0.14  # [score per nat] what a nat of KL to the reference costs (the first value, if adaptive)
+    kl_coef: float = 0.14  # [score per nat] cost of KL to the reference; the first value, if adaptive
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
-    kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] does the coefficient adapt
-    kl_target: float = 6.0  # [nats per sequence] where the adaptive coefficient steers
-    kl_horizon: int = 10_000  # [sequences] over which it does
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] adaptive: change kl_coef to reach kl_target
+    kl_target: float = 6.0  # [nats per sequence] KL that the adaptive coefficient aims at
+    kl_horizon: int = 10_000  # [sequences] how slowly the adaptive coefficient changes
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.surrogate not in SURROGATES:
+            known = ", ".join(SURROGATES)
+            raise InputError(f"PPOConfig: surrogate must be one of {known}, got {self.surrogate!r}")
         check_range(self, "clip_eps", "clip_eps_high", "value_clip", above=0)
         check_range(self, "kl_target", "kl_horizon", above=0)
         check_range(self, "dual_clip", above=1)
@@ -65,14 +71,24 @@ class PPOConfig(OnPolicyConfig):
         check_range(self, "value_coef", "kl_coef", "value_warmup", least=0)
 
 
+def clip_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, config: PPOConfig) -> Tensor:
+    """-min(r A, clip(r, 1 - eps, 1 + eps) A) with r = exp(logps - old_logps): Schulman et al. 2017, Eq. 7."""
+    return ppo_policy_loss(logps, old_logps=old_logps, advantages=advantages, **clip_of(config))
+
+
+# Name -> a function with these arguments. It returns the loss of each token [B, T]; `update` masks and averages.
+SURROGATES: dict[str, Callable[..., Tensor]] = {"clip": clip_surrogate}
+
+
 class PPOTrainer:
     """Policy with a value head (or a separate value model), frozen reference, reward function -> better policy.
 
-    Raises: InputError if the reference shares weights with the policy: the KL would be 0 for ever.
+    Raises: InputError if the reference shares weights with the policy: the KL would always be 0.
     """
 
     headline = ("score_mean", "kl", "eval/gold_reward")
     best = ("eval/model_reward", "max")
+    saved = ("optimizer", "kl", "steps_done")
 
     def __init__(
         self,
@@ -93,14 +109,13 @@ class PPOTrainer:
         check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
         self.ref_policy = ref_policy.requires_grad_(False).eval()
-        disable_dropout(policy)
+        self.policy, self.value_model = policy, value_model
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
-        self.value_model = value_model
-        if value_model:
-            disable_dropout(value_model)
-        self.policy, self.critic = wrap(policy), value_model and wrap(value_model)
+        for model in self.models.values():
+            disable_dropout(model)
+        self.wrapped_policy, self.wrapped_value_model = wrap(policy), value_model and wrap(value_model)
         self.optimizer = Optimizer(self.models, config, config.updates)
-        self.clip = {name: getattr(config, name) for name in ("clip_eps", "clip_eps_high", "dual_clip")}
+        self.surrogate = SURROGATES[config.surrogate]
         self.kl = (
             AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)
             if config.kl_controller == "adaptive"
@@ -139,7 +154,7 @@ class PPOTrainer:
 
     def collect(self, batch: list[Draw]) -> Rollout:
         rollout = collect(
-            self.models["policy"],
+            self.policy,
             self.ref_policy,
             self.value_model,
             self.reward,
@@ -148,8 +163,8 @@ class PPOTrainer:
             self.config.sampling(self.tokenizer.eos_ids),
             seed=self.seed,
         )
-        shown = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
-        self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in shown]
+        first = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
+        self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first]
         return rollout
 
     def update(self, rollout: Rollout, rows: range, advantages: Tensor, returns: Tensor) -> dict[str, float]:
@@ -157,42 +172,34 @@ class PPOTrainer:
         config = self.config
         count = all_sum(rollout.completion_mask[rows.start : rows.stop].sum())
         groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
-        sums: dict[str, Tensor] = {}
-        for group in groups:
+        sums = Sums()
+        for group in micro_batches(groups, self.wrapped_policy, self.wrapped_value_model):
             group_rows = [rows[i] for i in group]
             old = rollout.select(group_rows)
             mask, width = old.completion_mask, old.input_ids.shape[1]
             A, R = advantages[group_rows, :width], returns[group_rows, :width]
-            last = group is groups[-1]
-            with gradient_sync(self.policy, last), gradient_sync(self.critic, last):
-                now = self.policy(old.input_ids, old.attention_mask, temperature=config.temperature)
-                values = self.critic(old.input_ids, old.attention_mask) if self.critic else now.values
-                logps = torch.where(mask, now.logps, 0)  # a prompt's log-probs say nothing about choices
-                policy_losses = ppo_policy_loss(logps, old_logps=old.logps, advantages=A, **self.clip)
-                value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
-                losses = policy_losses + config.value_coef * value_losses
-                if config.entropy_coef:  # without it the entropy's backward pass is not paid for
-                    losses = losses - config.entropy_coef * now.entropy
-                loss = masked_mean(losses, mask, count)
-                backward(loss)
-            terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy}
-            terms |= ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **self.clip)
-            add_means(sums, {"loss": losses, **terms}, mask, count)
+            now = self.wrapped_policy(old.input_ids, old.attention_mask, temperature=config.temperature)
+            values = self.wrapped_value_model(old.input_ids, old.attention_mask) if self.value_model else now.values
+            logps = torch.where(mask, now.logps, 0)  # the policy did not choose the prompt's tokens
+            policy_losses = self.surrogate(logps, old.logps, A, mask, config)
+            value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
+            losses = policy_losses + config.value_coef * value_losses
+            if config.entropy_coef:  # without it no time goes into the gradient of the entropy
+                losses = losses - config.entropy_coef * now.entropy
+            loss = masked_mean(losses, mask, count)
+            backward(loss)
+            terms = ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **clip_of(config))
+            terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy, **terms}
+            sums.add(count, mask, loss=losses, **terms)
         if self.steps_done < config.value_warmup:
             self.optimizer.drop_gradients(kept=self.value_parameters())
         return self.optimizer.step(sums)
 
     def value_parameters(self) -> list[torch.nn.Parameter]:
-        return list((self.value_model or self.models["policy"].value_head).parameters())
+        return list((self.value_model or self.policy.value_head).parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "kl": self.kl.state_dict(),
-            "steps_done": self.steps_done,
-        }
+        return state_of(self, self.saved)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.kl.load_state_dict(state["kl"])
-        self.steps_done = state["steps_done"]
+        load_state(self, self.saved, state)

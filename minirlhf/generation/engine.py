@@ -1,6 +1,7 @@
 """Batched sampling with a KV cache: ragged prompts in, completions with their log-probs out.
 
-B rows, V vocabulary. Rows are sorted by prompt length and finished rows leave the batch, so little padding is computed.
+B rows, V vocabulary. Rows are sorted by prompt length and finished rows leave the batch, so that little padding is
+computed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from minirlhf.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class SamplingConfig:
     max_tokens: int = 64  # [tokens] longest completion, its EOS included
-    temperature: float = 1.0  # [-] divides the logits; 0 is greedy
-    top_k: int = 0  # [tokens] sample among the k likeliest; 0 among all
-    top_p: float = 1.0  # [probability] sample among the likeliest tokens of this mass; 1 among all
-    stop_ids: tuple[int, ...] = ()  # [ids] tokens that end a completion and belong to it (EOS)
-    stop_strings: tuple[str, ...] = ()  # [text] a completion ends with the token that completes one of these
+    temperature: float = 1.0  # [-] divides the logits; 0 takes the likeliest token
+    top_k: int = 0  # [tokens] sample among the k likeliest tokens; 0: among all
+    top_p: float = 1.0  # [probability] sample among the likeliest tokens of this mass; 1: among all
+    stop_ids: tuple[int, ...] = ()  # [ids] each of these tokens ends a completion and belongs to it (EOS)
+    stop_strings: tuple[str, ...] = ()  # [text] the token that completes one of these texts ends a completion
     batch_size: int = 256  # [rows] completions in progress at a time
     microbatch_tokens: int = 16_384  # [tokens] one forward over prompts or finished rows, padding included
 
@@ -47,15 +48,15 @@ class SamplingConfig:
                 f"{self.temperature}, {self.top_k} and {self.top_p}"
             )
         if "" in self.stop_strings:
-            raise InputError("SamplingConfig: a stop string must not be empty: it would end everything at once")
+            raise InputError("SamplingConfig: a stop string must not be empty: it would end every completion at once")
 
 
 @dataclass(frozen=True)
 class Completion:
     ids: list[int]  # the tokens sampled, the stop token included
-    logps: list[float]  # nats, of the distribution each token was really drawn from
+    logps: list[float]  # nats, under the distribution that the token was drawn from
     finish: str  # "stop" (a stop token or string) or "length"
-    kept: float = 1.0  # mean probability mass that top-k and top-p left
+    mass_kept: float = 1.0  # mean probability mass that top-k and top-p left
 
 
 def generate(
@@ -73,11 +74,12 @@ def generate(
 
     Args:
         prompts:   ragged lists of ids, none empty.
-        keys:      for each prompt (draw, prompt index, sample index): how often the prompt was sampled before, which
-                   prompt, which of its samples. With `seed` and `stream` they alone decide the noise; None counts rows.
+        keys:      (draw, prompt index, sample index) for each prompt: how often the prompt was sampled before, its
+                   number, the number of the sample. Noise depends on `seed`, `stream` and the key alone. None takes
+                   the key (0, i, 0) for prompt i.
         tokenizer: needed for stop strings.
-        on_token:  called with (index of the prompt, id) for each token as it is drawn, the last one included. What it
-                   raises ends the sampling.
+        on_token:  called with (index of the prompt, id) for each token as it is drawn, the stop token included. An
+                   exception that it raises ends the sampling.
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
@@ -105,10 +107,9 @@ def generate(
     for start in range(0, len(order), config.batch_size):
         rows = order[start : start + config.batch_size]
         batch = [prompts[i] for i in rows], [keys[i] for i in rows]
-        tell = on_token and (lambda row, token, rows=rows: on_token(rows[row], token))
-        for i, completion in zip(
-            rows, _generate_batch(transformer, *batch, config, seed, stream, tokenizer, tell), strict=True
-        ):
+        on_row_token = on_token and (lambda row, token, rows=rows: on_token(rows[row], token))
+        finished = _generate_batch(transformer, *batch, config, seed, stream, tokenizer, on_row_token)
+        for i, completion in zip(rows, finished, strict=True):
             completions[i] = completion
     return completions
 
@@ -125,38 +126,44 @@ def _generate_batch(
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
     device = transformer.device
+    # All noise is drawn before the loop: each call copies numbers to the device, and a GPU waits for every copy.
     key_columns = torch.tensor(keys, device=device).unbind(-1)
+    positions = torch.arange(config.max_tokens, device=device)
+    uniforms = keyed_uniforms(seed, stream, *(column[:, None] for column in key_columns), positions, device=device)
     stops = torch.tensor(config.stop_ids, dtype=torch.int64, device=device)
     shape = (len(prompts), config.max_tokens)
-    ids, logps, kept = (torch.zeros(shape, dtype=d, device=device) for d in (torch.int64, torch.float32, torch.float32))
+    ids = torch.zeros(shape, dtype=torch.int64, device=device)
+    logps, mass_kept = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
     lengths = torch.full((len(prompts),), config.max_tokens, device=device)
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
     cache, logits = _read_prompts(transformer, prompts, config, device)
-    rows = torch.arange(len(prompts), device=device)  # which completion each row of the running batch is
-    # asking a GPU whether rows have finished makes it wait, and so does reading its tokens
+    rows = torch.arange(len(prompts), device=device)  # the completion of each row of the running batch
+    # To ask a GPU for finished rows makes it wait, so ask seldom. `on_token` reads every token anyway.
     look_every = 1 if device.type == "cpu" or on_token else 16
     for position in range(config.max_tokens):
-        uniforms = keyed_uniforms(seed, stream, *(column[rows] for column in key_columns), position, device=device)
-        tokens, token_logps, token_kept = sample(
-            logits, uniforms, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+        tokens, token_logps, token_mass = sample(
+            logits,
+            uniforms[rows, position],
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
         )
-        ids[rows, position], logps[rows, position], kept[rows, position] = (
-            tokens,
-            token_logps.float(),
-            token_kept.float(),
-        )
+        ids[rows, position] = tokens
+        logps[rows, position] = token_logps.float()
+        mass_kept[rows, position] = token_mass.float()
         if on_token:
             running = ~stopped[rows]
             for row, token in zip(rows[running].tolist(), tokens[running].tolist(), strict=True):
                 on_token(row, token)
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
-            # every token has a byte, so the one that completes a stop string is close to the one that began it
+            # Every token has at least one byte, so as many tokens as the stop string has bytes hold it. The 3 tokens
+            # before them may hold the beginning of a character that was cut.
             window = max(len(stop.encode()) for stop in config.stop_strings) + 3
             latest = ids[rows, max(0, position + 1 - window) : position + 1]
             ends |= _completes_stop_string(latest, config.stop_strings, tokenizer)
-        # a row that has finished runs on until it is dropped: only its first end counts
+        # A finished row runs on until it leaves the batch, so only its first end counts.
         first_end = ends & ~stopped[rows]
         lengths[rows] = torch.where(first_end, position + 1, lengths[rows])
         stopped[rows] = stopped[rows] | ends
@@ -166,13 +173,13 @@ def _generate_batch(
             running = (~stopped[rows]).nonzero().squeeze(-1)
             if len(running) == 0:
                 break
-            if len(running) <= 0.75 * len(rows):  # dropping rows copies the cache: do it when it pays
+            if len(running) <= 0.75 * len(rows):  # to drop rows copies the cache, so drop many at a time
                 rows, tokens = rows[running], tokens[running]
                 cache.select(running)
         logits = transformer(tokens[:, None], cache=cache)[:, 0]
     if not bool(logps.isfinite().all()):
         raise InputError("generate: the model's logits are not finite; its weights are broken or its precision too low")
-    return _collect(ids, logps, kept, lengths, stopped)
+    return _completions(ids, logps, mass_kept, lengths, stopped)
 
 
 def _read_prompts(
@@ -180,28 +187,27 @@ def _read_prompts(
 ) -> tuple[KVCache, Tensor]:
     """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
 
-    In groups of similar length, so that one long prompt does not pad all others; a prompt that is there several times
-    is read once.
+    Prompts run in groups of similar length, so that a long prompt does not pad all others. Equal prompts are read once.
     """
-    places: dict[tuple[int, ...], list[int]] = {}
+    rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
-        places.setdefault(tuple(prompt), []).append(row)
-    distinct, rows_of = list(places), list(places.values())
+        rows_of.setdefault(tuple(prompt), []).append(row)
+    distinct = list(rows_of)
     lengths = [len(prompt) for prompt in distinct]
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else transformer.dtype
     cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
-    last, order = [], []  # hidden states of the last tokens, [K, D] a group, and whose they are
+    last_hidden, order = [], []  # hidden states [K, D] of last prompt tokens, group by group, and their rows
     for group in microbatches(lengths, config.microbatch_tokens):
         batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
-        part = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
-        hidden = transformer.model(batch.input_ids, batch.attention_mask, part)
-        hidden = hidden[torch.arange(len(group), device=device), part.lengths - 1]
-        copies = torch.tensor([k for k, i in enumerate(group) for _ in rows_of[i]], device=device)
-        rows = [row for i in group for row in rows_of[i]]
-        last.append(hidden[copies])
+        group_cache = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
+        hidden = transformer.model(batch.input_ids, batch.attention_mask, group_cache)
+        hidden = hidden[torch.arange(len(group), device=device), group_cache.lengths - 1]
+        rows = [row for i in group for row in rows_of[distinct[i]]]
+        copies = torch.tensor([k for k, i in enumerate(group) for _ in rows_of[distinct[i]]], device=device)
+        last_hidden.append(hidden[copies])
         order += rows
-        cache.adopt(rows, part, copies)
-    return cache, transformer.logits(torch.cat(last)[torch.tensor(order, device=device).argsort()])
+        cache.adopt(rows, group_cache, copies)
+    return cache, transformer.logits(torch.cat(last_hidden)[torch.tensor(order, device=device).argsort()])
 
 
 def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
@@ -209,8 +215,9 @@ def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer
     return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
 
 
-def _collect(ids: Tensor, logps: Tensor, kept: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
-    columns = zip(ids.tolist(), logps.tolist(), kept.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+def _completions(ids: Tensor, logps: Tensor, mass_kept: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
+    columns = (x.tolist() for x in (ids, logps, mass_kept, lengths, stopped))
     return [
-        Completion(i[:n], lp[:n], "stop" if s else "length", sum(k[:n]) / n if n else 1.0) for i, lp, k, n, s in columns
+        Completion(ids[:n], logps[:n], "stop" if stopped else "length", sum(mass[:n]) / n if n else 1.0)
+        for ids, logps, mass, n, stopped in zip(*columns, strict=True)
     ]

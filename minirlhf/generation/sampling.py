@@ -1,4 +1,4 @@
-"""From logits and one uniform number a row to a token and its log-probability.
+"""Logits and one uniform number per row -> a token and its log-probability.
 
 A pure function: a completion depends on the weights and its keys, never on its batch. B rows, V vocabulary.
 """
@@ -14,14 +14,15 @@ from minirlhf.losses.masking import wide_dtype
 def sample(
     logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token a row -> (tokens [B], logps [B] nats, kept [B]).
+    """Draw one token per row -> (tokens [B], logps [B] nats, mass_kept [B]).
 
-    The token is the first index whose float64 cumulative probability exceeds the uniform. The log-prob is that of the
-    distribution drawn from, truncation and temperature included; `kept` is the probability mass truncation left.
+    The token is the first index whose float64 cumulative probability exceeds the uniform. The log-prob belongs to the
+    distribution that the token is drawn from: temperature and truncation are included. `mass_kept` is the probability
+    mass that truncation left.
 
     Args:
         logits:      [B, V].   uniforms: [B] in [0, 1).
-        temperature: >= 0; 0 takes the largest logit (log-prob 0: that token was certain).
+        temperature: >= 0; 0 takes the largest logit, with log-prob 0, because the choice is certain.
         top_k:       keep the k likeliest tokens; 0 keeps all.
         top_p:       in (0, 1], keep the likeliest tokens until their mass reaches p; 1 keeps all.
     """
@@ -29,22 +30,22 @@ def sample(
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(uniforms), torch.ones_like(uniforms)
     logps = (logits.float() / temperature).log_softmax(-1)
-    logps, kept = truncate(logps, top_k, top_p)
+    logps, mass_kept = truncate(logps, top_k, top_p)
     tokens = first_exceeding(logps, uniforms)
-    return tokens, logps.gather(-1, tokens[:, None]).squeeze(-1), kept
+    return tokens, logps.gather(-1, tokens[:, None]).squeeze(-1), mass_kept
 
 
 def first_exceeding(logps: Tensor, uniforms: Tensor) -> Tensor:
     """[B, V] log-probs, [B] uniforms -> [B]: the first index whose cumulative probability exceeds the uniform."""
     cumulative = logps.to(wide_dtype(logps)).exp().cumsum(-1)
-    # scaled by the total, which rounding leaves a hair off 1, so that a uniform near 1 cannot run past the last
-    # token that has any probability
+    # Rounding makes the total differ a little from 1. Scaled by the total, a uniform near 1 still finds a token that
+    # has probability.
     threshold = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logps.shape[-1] - 1)
 
 
 def truncate(logps: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Set all but the likeliest tokens to -inf and renormalise -> (logps [B, V], mass kept [B])."""
+    """Set all but the likeliest tokens to -inf and renormalise -> (logps [B, V], mass_kept [B])."""
     B, V = logps.shape
     if (top_k <= 0 or top_k >= V) and top_p >= 1:
         return logps, torch.ones(B, dtype=logps.dtype, device=logps.device)

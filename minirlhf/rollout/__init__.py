@@ -1,5 +1,6 @@
 """Prompts to rollouts: sampled completions with their scores, and numbers about them."""
 
 from minirlhf.rollout.collect import collect
+from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe, explained_variance, moments_of_all

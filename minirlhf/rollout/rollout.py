@@ -1,4 +1,4 @@
-"""Prompts -> rollout: what the policy wrote, what it got for it, and what it and the others thought of each token.
+"""The result of sampling: tokens, their log-probs, values and scores.
 
 B sequences, T tokens; column t speaks about choosing token t.
 """
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# The fields with one column per token. `select` cuts their columns, `replaced` pads them.
+PER_TOKEN = ("input_ids", "attention_mask", "completion_mask", "logps", "ref_logps", "values")
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -21,19 +24,19 @@ class Rollout:
     logps: Tensor  # [B, T] nats, as sampled
     ref_logps: Tensor  # [B, T] nats, frozen reference
     values: Tensor  # [B, T] score units
-    scores: Tensor  # [B] weighted sum of the reward functions; nan where none applies
-    parts: Tensor  # [B, F] what each of them said; nan where it does not apply
-    ended: Tensor  # [B] bool, a stop token or string came
-    kept: Tensor  # [B] probability mass that top-k / top-p left
+    scores: Tensor  # [B] weighted sum of the reward functions; nan if no function applies
+    scores_by_function: Tensor  # [B, F] the score of each reward function; nan if the function does not apply
+    ended: Tensor  # [B] bool, a stop token or stop string ended the completion
+    mass_kept: Tensor  # [B] probability mass that top-k / top-p left
     completions: list[str]  # B texts
-    lengths: list[int]  # B real tokens, prompt included, known to the host
+    lengths: list[int]  # B real tokens, prompt included; a list, so that nobody waits for a GPU to know them
 
     def select(self, rows: Sequence[int]) -> Rollout:
-        """These rows, cut to the longest of them."""
+        """Some rows, cut to the longest of them."""
         width = max(self.lengths[i] for i in rows)
         index = torch.as_tensor(rows, device=self.input_ids.device)
         tensors = {
-            name: value[index][:, :width] if value.shape == self.input_ids.shape else value[index]
+            name: value[index][:, :width] if name in PER_TOKEN else value[index]
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
@@ -41,21 +44,21 @@ class Rollout:
             **tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows]
         )
 
-    def replaced(self, places: Sequence[int], other: Rollout, group_size: int) -> Rollout:
-        """The same with the groups at `places` taken from `other`, in order."""
-        rows = [g * group_size + i for g in places for i in range(group_size)]
+    def replaced(self, groups: Sequence[int], other: Rollout, group_size: int) -> Rollout:
+        """This rollout with the groups of `other` in place of the given groups, in the order given."""
+        rows = [group * group_size + i for group in groups for i in range(group_size)]
         order = list(range(len(self.lengths)))
         for new, row in enumerate(rows):
             order[row] = len(self.lengths) + new
-        both = {}
-        for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            if not isinstance(mine, Tensor):
-                joined = [*mine, *theirs]
-                both[name] = [joined[i] for i in order]
+        fields = {}
+        for name, old in vars(self).items():
+            new = getattr(other, name)
+            if not isinstance(old, Tensor):
+                joined = [*old, *new]
+                fields[name] = [joined[i] for i in order]
                 continue
-            if mine.shape == self.input_ids.shape:
-                width = max(mine.shape[1], theirs.shape[1])
-                mine, theirs = (F.pad(x, (0, width - x.shape[1])) for x in (mine, theirs))
-            both[name] = torch.cat((mine, theirs))[order]
-        return Rollout(**both)
+            if name in PER_TOKEN:
+                width = max(old.shape[1], new.shape[1])
+                old, new = (F.pad(x, (0, width - x.shape[1])) for x in (old, new))
+            fields[name] = torch.cat((old, new))[order]
+        return Rollout(**fields)

@@ -12,7 +12,7 @@ from minirlhf.runtime.distributed import all_sum
 
 
 def describe(rollout: Rollout) -> dict[str, float]:
-    """What a rollout was like, over all processes: the metrics of the samples, before any update."""
+    """The metrics of the samples, before any update: means over the completions of all processes."""
     mask = rollout.completion_mask
     wide = wide_dtype(mask)
     scores = rollout.scores.to(wide)
@@ -24,11 +24,11 @@ def describe(rollout: Rollout) -> dict[str, float]:
         "kl": masked_sum((rollout.logps - rollout.ref_logps).to(wide), mask),
         "response_length": mask.sum(),
         "ended": rollout.ended.sum(),
-        "mass_kept": rollout.kept.sum(),
+        "mass_kept": rollout.mass_kept.sum(),
     }
     totals = all_sum(torch.stack([value.to(wide) for value in sums.values()])).tolist()
-    n, judged, total, total_sq, *others = totals
-    means = {name: value / n for name, value in zip(list(sums)[4:], others, strict=True)}
+    n, judged, total, total_sq, *rest = totals
+    means = {name: value / n for name, value in zip(list(sums)[4:], rest, strict=True)}
     mean = total / max(judged, 1)
     variance = max(total_sq / max(judged, 1) - mean**2, 0.0) * judged / max(judged - 1, 1)
     return {"score_mean": mean, "score_std": variance**0.5, **means}

@@ -1,7 +1,7 @@
-"""GRPO and its family: each paper's gradient in plain loops, its settings one by one, what is resampled or refused."""
+"""GRPO and its family: the gradient of each paper in plain loops, each setting, resampling, refusals."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import tiny
@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
-from minirlhf.algorithms.grpo import ALGORITHMS, OF_ONE_TOKEN
+from minirlhf.algorithms.grpo_recipes import ALGORITHMS, DEFAULTS, PER_TOKEN_SURROGATES
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
 from minirlhf.generation import generate
@@ -21,7 +21,7 @@ BATCH = tiny.batches(4, 6)
 
 
 def moved(trainer, batch=None):
-    """The rollout that the trainer's next step learns from; by then its weights have moved, so no ratio is 1."""
+    """Collect the rollout of the trainer's next step, then move the weights, so that no ratio is 1."""
     rollout = trainer.collect(batch or BATCH[0])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -35,18 +35,24 @@ def one_update(settings, **more):
     return tiny.grpo(**{"batch_size": 4, "minibatch_size": 4, **settings}, **more)
 
 
-# The papers, in plain loops. Row: what a rollout says about one completion.
+# The papers, in plain loops. A row is one completion.
 
 
 def rows_of(trainer, rollout):
-    """[{ids, here, logps (as sampled), ref, score, parts, ended, n}] of each completion, floats on its own tokens."""
+    """A dict for each completion. logps (as sampled) and ref are lists with one number per completion token."""
     rows = []
     for b, length in enumerate(rollout.lengths):
         mask = rollout.completion_mask[b]
-        row = {"ids": rollout.input_ids[b : b + 1, :length], "here": mask[:length], "n": int(mask.sum())}
+        row = {"ids": rollout.input_ids[b : b + 1, :length], "mask": mask[:length], "n": int(mask.sum())}
         row |= {"logps": rollout.logps[b][mask].tolist(), "ref": rollout.ref_logps[b][mask].tolist()}
-        row |= {"parts": rollout.parts[b].tolist(), "ended": bool(rollout.ended[b]), "penalty": 0.0}
-        weighted = [w * s for w, s in zip(trainer.config.reward_weights, row["parts"], strict=True) if s == s]
+        row |= {
+            "scores_by_function": rollout.scores_by_function[b].tolist(),
+            "ended": bool(rollout.ended[b]),
+            "penalty": 0.0,
+        }
+        weighted = [
+            w * s for w, s in zip(trainer.config.reward_weights, row["scores_by_function"], strict=True) if s == s
+        ]
         rows.append({**row, "score": sum(weighted) if weighted else math.nan})
     return rows
 
@@ -81,7 +87,7 @@ def beta_density(x, a, b):
 
 
 def advantages_of(trainer, rows, greedy):
-    """What each paper calls the advantage: a list for each completion, one number per token."""
+    """The advantage of each paper: for each completion a list with one number per token."""
     config, G, name = trainer.config, trainer.config.group_size, trainer.config.algorithm
     if name in ("reinforce", "reinforce++"):
         returns = [token_returns(row, config.kl_coef, config.gamma) for row in rows]
@@ -112,7 +118,10 @@ def advantages_of(trainer, rows, greedy):
         flat = [(s - q) / beta_density(q, *law) if 0 < q < 1 else 0.0
                 for group, q in zip(groups, p, strict=True) for s in group]  # fmt: skip
     elif name == "gdpo":
-        columns = [[a for g in grouped([row["parts"][f] for row in rows], G) for a in normalised(g)] for f in (0, 1)]
+        columns = [
+            [a for g in grouped([row["scores_by_function"][f] for row in rows], G) for a in normalised(g)]
+            for f in (0, 1)
+        ]
         summed = [sum(w * c[i] for w, c in zip(config.reward_weights, columns, strict=True)) for i in range(len(rows))]
         mean, std = mean_std(summed)
         flat = [(s - mean) / (std + 1e-4) for s in summed]
@@ -167,19 +176,19 @@ def papers_loss(trainer, rollout, greedy=None):
     config, name = trainer.config, trainer.config.algorithm
     rows, losses = rows_of(trainer, rollout), []
     for row in rows:
-        if name == "dapo":  # 8 tokens of room, the last fifth of it is 2
+        if name == "dapo":  # max_tokens is 8, a fifth of it is 2 tokens
             row["score"] += max(-1.0, min(0.0, (8 - 2 - row["n"]) / 2))
         row["score"] -= 0 if row["ended"] else config.missing_eos_penalty
     for row, advantages in zip(rows, advantages_of(trainer, rows, greedy), strict=True):
         logits = trainer.models["policy"].transformer(row["ids"])  # unpadded, one row at a time, from the full logits
-        logps = token_logps(logits, row["ids"], config.temperature)[0, row["here"]]
+        logps = token_logps(logits, row["ids"], config.temperature)[0, row["mask"]]
         old, ref, A = (torch.tensor(x, dtype=torch.float64) for x in (row["logps"], row["ref"], advantages))
-        here = surrogate_of(name, logps, old, A)
+        token_losses = surrogate_of(name, logps, old, A)
         if name not in ("reinforce", "rloo", "remax", "reinforce++"):
             d = logps - ref
             kl = 0.5 * d**2 if name == "reinforce++_baseline" else torch.exp(-d) - 1 + d
-            here = here + config.kl_coef * kl
-        losses.append(here)
+            token_losses = token_losses + config.kl_coef * kl
+        losses.append(token_losses)
     return reduced(REDUCTION.get(name, "token"), losses)
 
 
@@ -188,7 +197,7 @@ def settings_of(name):
     weights = (1.0, 0.5) if name == "gdpo" else (1.0,)
     penalty = 0.0 if name in ("bnpo", "gdpo") else 0.3
     settings = {"algorithm": name, "resample": 0, "kl_coef": 0.3, "temperature": 0.8}
-    if ALGORITHMS[name].advantage in ("returns", "whitened_returns"):
+    if GRPOConfig(algorithm=name).recipe.advantage in ("returns", "whitened_returns"):
         settings["gamma"] = 0.9
     return {**settings, "reward_weights": weights, "missing_eos_penalty": penalty, "rewards": rewards}
 
@@ -219,7 +228,7 @@ def test_reductions_by_hand(name):
     rollout, losses = moved(trainer), []
     for row in (rows := rows_of(trainer, rollout)):
         logits = trainer.models["policy"].transformer(row["ids"])
-        row["now"] = token_logps(logits, row["ids"])[0, row["here"]]
+        row["now"] = token_logps(logits, row["ids"])[0, row["mask"]]
     for group in grouped(rows, 4):
         total = sum(row["score"] for row in group)
         losses += [-(row["score"] - (total - row["score"]) / 3) * row["now"] for row in group]
@@ -230,7 +239,9 @@ def test_reductions_by_hand(name):
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.surrogate in OF_ONE_TOKEN])
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHMS if GRPOConfig(algorithm=name).recipe.surrogate in PER_TOKEN_SURROGATES]
+)
 def test_fused_is_open(name):
     found = {}
     for fused in (False, True):
@@ -251,12 +262,33 @@ def test_one_completion_a_microbatch_is_all_in_one(fused):
     assert others == pytest.approx(metrics, rel=1e-6, abs=1e-9)
 
 
+def choices(config):
+    """The settings that a row of ALGORITHMS may choose, without the settings that stay None."""
+    names = {"kl_estimator", *DEFAULTS, *(name for row in ALGORITHMS.values() for name in row)}
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
 def test_the_papers_rows_reach_the_recipe_and_single_settings_replace_them():
-    assert GRPOConfig(algorithm="dapo").recipe == ALGORITHMS["dapo"]
+    dapo = choices(GRPOConfig(algorithm="dapo").recipe)
+    assert dapo == {**DEFAULTS, **ALGORITHMS["dapo"], "kl_estimator": "k3"}
     mixed = GRPOConfig(algorithm="dapo", reduction="sequence", clip_eps=0.1, resample=0).recipe
-    assert mixed == replace(ALGORITHMS["dapo"], reduction="sequence", clip_eps=0.1, resample=0)
-    assert GRPOConfig(algorithm="rloo").recipe.estimator == "k1" and GRPOConfig().recipe.estimator == "k3"
-    assert GRPOConfig(kl_in="reward").recipe.estimator == "k1"
+    assert choices(mixed) == {**dapo, "reduction": "sequence", "clip_eps": 0.1, "resample": 0}
+    assert GRPOConfig(algorithm="rloo").recipe.kl_estimator == "k1" and GRPOConfig().recipe.kl_estimator == "k3"
+    assert GRPOConfig(kl_in="reward").recipe.kl_estimator == "k1"
+    assert GRPOConfig(algorithm="reinforce++_baseline").recipe.kl_estimator == "k2"
+
+
+def test_a_recipe_leaves_the_settings_as_they_are_and_is_its_own_recipe():
+    config = GRPOConfig(algorithm="dapo", group_size=5)
+    recipe = config.recipe
+    assert config == GRPOConfig(algorithm="dapo", group_size=5) and config.clip_eps is None
+    assert recipe.group_size == 5 and recipe.recipe == recipe
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_row_chooses_settings_that_exist(name):
+    assert ALGORITHMS[name].keys() <= {field.name for field in fields(GRPOConfig)}
+    GRPOConfig(**ALGORITHMS[name])  # each choice may be made as a setting too
 
 
 # Scores that teach nothing, or are missing
@@ -276,7 +308,7 @@ def test_equal_groups_are_counted():
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++_baseline", "gdpo", "bnpo", "remax", "dapo"])
-def test_completions_that_nobody_judges_have_no_advantage_and_no_part_in_the_others(name):
+def test_completions_without_a_score_have_no_advantage_and_change_no_other_advantage(name):
     judged = lambda p, c, rows: [None if i % 4 == 1 else len(t) % 2 for i, t in enumerate(c)]  # noqa: E731
     settings = settings_of(name) | {"rewards": judged, "reward_weights": (1.0,), "kl_coef": 0.0}
     trainer = one_update(settings)
@@ -284,16 +316,16 @@ def test_completions_that_nobody_judges_have_no_advantage_and_no_part_in_the_oth
     advantages = trainer.advantages(rollout)
     assert rollout.scores.isnan().tolist() == [i % 4 == 1 for i in range(16)]
     assert advantages.isfinite().all() and (advantages[1::4] == 0).all() and (advantages != 0).any()
-    if name == "rloo":  # by hand: the mean of the two others that were judged
+    if name == "rloo":  # by hand: the baseline is the mean of the two other scores
         scores = rollout.scores - 0.3 * ~rollout.ended
         for g in range(0, 16, 4):
             first, third, fourth = (scores[g + i].item() for i in (0, 2, 3))
-            here = rollout.completion_mask[g]
-            assert_close(advantages[g][here], torch.full((int(here.sum()),), first - (third + fourth) / 2))
+            mask = rollout.completion_mask[g]
+            assert_close(advantages[g][mask], torch.full((int(mask.sum()),), first - (third + fourth) / 2))
 
 
 @pytest.mark.parametrize("name", ["reinforce", "reinforce++"])
-def test_a_completion_that_nobody_judges_has_no_return(name):
+def test_a_completion_without_a_score_has_no_return(name):
     judged = lambda p, c, rows: [None if i % 4 == 1 else 1.0 + i for i in range(len(c))]  # noqa: E731
     trainer = one_update({"algorithm": name, "kl_coef": 0.0}, rewards=judged)
     advantages = trainer.advantages(trainer.collect(BATCH[0]))
@@ -308,7 +340,7 @@ def test_a_score_that_is_nan_is_refused_by_name():
         one_update({}, rewards=broken).step(BATCH[0])
 
 
-def test_several_rewards_are_weighed_and_none_counts_for_nothing():
+def test_several_rewards_are_weighed_and_none_adds_nothing():
     trainer = one_update({"reward_weights": (2.0, 0.5)}, rewards=[tiny.has_e, tiny.short])
     rollout = trainer.collect(BATCH[0])
     assert any(len(text) < 3 for text in rollout.completions)
@@ -320,7 +352,7 @@ def test_several_rewards_are_weighed_and_none_counts_for_nothing():
 # Penalties
 
 
-def test_unended_completions_pay_and_long_ones_on_the_way_there():
+def test_cut_and_long_completions_lose_score():
     nothing = lambda p, c, rows: [0.0] * len(c)  # noqa: E731
     settings = {"advantage": "greedy", "kl_coef": 0.0, "missing_eos_penalty": 0.25, "overlong_share": 0.5}
     trainer = one_update(settings, rewards=nothing)
@@ -328,12 +360,12 @@ def test_unended_completions_pay_and_long_ones_on_the_way_there():
     advantages = trainer.advantages(rollout)
     assert 0 < rollout.ended.sum() < 16
     for b, n in enumerate(rollout.completion_mask.sum(-1).tolist()):
-        # 8 tokens of room, half of it free: 5, 6, 7, 8 tokens pay 1/4, 1/2, 3/4, 1
+        # max_tokens is 8, and the last half is penalised: 5, 6, 7, 8 tokens lose 1/4, 1/2, 3/4, 1
         expected = -max(0, n - 4) / 4 - (0 if rollout.ended[b] else 0.25)
         assert_close(advantages[b][rollout.completion_mask[b]], torch.full((n,), expected))
 
 
-def test_the_overlong_filter_leaves_out_what_was_cut_off():
+def test_the_overlong_filter_drops_the_loss_of_cut_completions():
     trainer = one_update({"overlong_filter": True, "kl_coef": 0.3, "reduction": "token"})
     rollout = moved(trainer)
     assert 0 < rollout.ended.sum() < 16
@@ -342,9 +374,9 @@ def test_the_overlong_filter_leaves_out_what_was_cut_off():
     losses = []
     for row, a in zip(rows, advantages, strict=True):
         if not row["ended"]:
-            continue  # it has its part in its group's mean, but no loss
+            continue  # its score counts in the mean of its group, but it has no loss
         logits = trainer.models["policy"].transformer(row["ids"])
-        logps = token_logps(logits, row["ids"])[0, row["here"]]
+        logps = token_logps(logits, row["ids"])[0, row["mask"]]
         old, ref = (torch.tensor(x, dtype=torch.float64) for x in (row["logps"], row["ref"]))
         d = logps - ref
         A = torch.full_like(logps, a)
@@ -360,7 +392,7 @@ def test_the_overlong_filter_leaves_out_what_was_cut_off():
 
 
 def only(good):
-    """Completions of the prompts in `good` differ in reward, those of all others do not."""
+    """Completions of the prompts in `good` differ in reward; all other completions get 0."""
     return lambda p, c, rows: [float(i % 2) if row["prompt"] in good else 0.0 for i, row in enumerate(rows)]
 
 
@@ -368,29 +400,29 @@ def texts(draws):
     return [draw.row.source["prompt"] for draw in draws]
 
 
-def test_resampling_replaces_groups_of_equal_reward_only_each_by_the_spare_prompt_of_its_place():
+def test_only_a_group_of_equal_reward_is_replaced_and_by_the_spare_prompt_of_its_number():
     batch = BATCH[0]
     spare = tiny.grpo(batch_size=4, minibatch_size=4).spare
     prompts, first, second = texts(batch), texts(spare[0]), texts(spare[1])
     assert not {*first, *second} & {*prompts} and not {*first} & {*second}
-    # places 1 and 3 teach something at once, 0 does with the first spare prompt, 2 with the second
+    # groups 1 and 3 differ in reward at once, group 0 with its first spare prompt, group 2 with its second
     good = {prompts[1], prompts[3], first[0], second[2]}
     settings = {"batch_size": 4, "minibatch_size": 4, "resample": 2}
     trainer, plain = (tiny.grpo(rewards=only(good), **settings | {"resample": n}) for n in (2, 0))
     rollout, before = trainer.collect(batch), plain.collect(batch)
     assert texts(trainer.drawn) == [first[0], prompts[1], second[2], prompts[3]]
-    asked = [trainer.tokenizer.decode(rollout.input_ids[b, 1 : n - int(rollout.completion_mask[b].sum())].tolist())
+    sampled = [trainer.tokenizer.decode(rollout.input_ids[b, 1 : n - int(rollout.completion_mask[b].sum())].tolist())
              for b, n in enumerate(rollout.lengths)]  # fmt: skip
-    assert asked == [prompt for prompt in texts(trainer.drawn) for _ in range(4)]
+    assert sampled == [prompt for prompt in texts(trainer.drawn) for _ in range(4)]
     assert rollout.scores.tolist() == [0.0, 1.0, 0.0, 1.0] * 4
-    for group in (1, 3):  # the others stay as they were sampled
-        kept = slice(4 * group, 4 * group + 4)
-        assert rollout.completions[kept] == before.completions[kept]
+    for group in (1, 3):  # these groups stay as they were sampled
+        rows = slice(4 * group, 4 * group + 4)
+        assert rollout.completions[rows] == before.completions[rows]
         width = min(rollout.logps.shape[1], before.logps.shape[1])
-        assert_close(rollout.logps[kept, :width], before.logps[kept, :width], rtol=0, atol=0)
+        assert_close(rollout.logps[rows, :width], before.logps[rows, :width], rtol=0, atol=0)
     assert [s["prompt"] for s in trainer.samples] == texts(trainer.drawn)
-    ours = trainer.policy(rollout.input_ids, rollout.attention_mask).logps
-    assert_close(torch.where(rollout.completion_mask, ours, 0).float(), rollout.logps, atol=1e-5, rtol=1e-5)
+    logps = trainer.policy(rollout.input_ids, rollout.attention_mask).logps
+    assert_close(torch.where(rollout.completion_mask, logps, 0).float(), rollout.logps, atol=1e-5, rtol=1e-5)
 
 
 def test_resampling_gives_up_after_its_attempts_and_goes_on_in_the_next_step():
@@ -412,16 +444,16 @@ def test_a_batch_without_equal_groups_is_left_as_it_is():
 
 
 def test_only_the_tokens_of_highest_entropy_carry_a_policy_gradient():
-    share = 0.25
-    trainer = one_update({"high_entropy_share": share, "kl_coef": 0.0, "algorithm": "reinforce++_baseline"})
+    fraction = 0.25
+    trainer = one_update({"high_entropy_share": fraction, "kl_coef": 0.0, "algorithm": "reinforce++_baseline"})
     rollout = moved(trainer)
     now = trainer.policy(rollout.input_ids, rollout.attention_mask)
     mask = rollout.completion_mask
-    kept = mask & (now.entropy >= now.entropy[mask].quantile(1 - share))
-    assert int(kept.sum()) == pytest.approx(share * int(mask.sum()), abs=1)
+    trained = mask & (now.entropy >= now.entropy[mask].quantile(1 - fraction))
+    assert int(trained.sum()) == pytest.approx(fraction * int(mask.sum()), abs=1)
     A = trainer.advantages(rollout)
     losses = clipped((now.logps - rollout.logps).exp(), A)
-    loss = losses[kept].sum() / mask.sum()  # over all tokens, as in the paper
+    loss = losses[trained].sum() / mask.sum()  # over all tokens, as in the paper
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, _ = tiny.gradients(trainer, BATCH[0])
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
@@ -432,14 +464,14 @@ def test_the_entropy_bonus_is_the_mean_entropy_of_the_tokens():
     trainer = one_update({"entropy_coef": 0.7, "kl_coef": 0.0, "reduction": "token"}, rewards=constant)
     rollout = moved(trainer)
     now = trainer.policy(rollout.input_ids, rollout.attention_mask)
-    loss = -0.7 * now.entropy[rollout.completion_mask].mean()  # nothing else: equal rewards have no advantage
+    loss = -0.7 * now.entropy[rollout.completion_mask].mean()  # the whole loss: equal rewards have no advantage
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, _ = tiny.gradients(trainer, BATCH[0])
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
 
 
 def test_the_adaptive_bonus_follows_its_rule():
-    # at or below the target it rises by delta and is paid; above it falls and is not
+    # At or below the target the bonus rises by delta. Above the target it falls, and the loss has no bonus.
     low = tiny.train(one_update({"entropy_coef": 0.5, "entropy_target": 9.0, "entropy_delta": 0.125}), BATCH)
     assert [m["entropy_coef"] for m in low] == [0.625, 0.75, 0.875, 1.0, 1.125, 1.25]
     trainer = one_update({"entropy_coef": 0.5, "entropy_target": 0.1, "entropy_delta": 0.125})
@@ -457,12 +489,14 @@ def test_correcting_for_a_sampler_that_is_the_trainer_changes_nothing():
 
 def test_a_sampler_of_other_weights_is_corrected_for():
     trainer = one_update({"sampler_cap": 1.1, "kl_coef": 0.0, "reduction": "token"})
-    rollout = moved(trainer)  # the rollout's log-probs are those of other weights than the trainer's
+    rollout = moved(trainer)  # the rollout's log-probs come from the weights before the move
     now = trainer.policy(rollout.input_ids, rollout.attention_mask).logps
     mask = rollout.completion_mask
     weights = (now - rollout.logps).exp().clamp(max=1.1).detach()
     assert weights[mask].max() == pytest.approx(1.1) and weights[mask].min() < 0.9
-    losses = -weights * trainer.advantages(rollout) * (now - now.detach()).exp()  # ratio 1 to the trainer itself
+    losses = (
+        -weights * trainer.advantages(rollout) * (now - now.detach()).exp()
+    )  # the old log-probs are the trainer's, so the ratio is 1
     expected = torch.autograd.grad(losses[mask].sum() / mask.sum(), list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, BATCH[0])
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
@@ -487,17 +521,17 @@ def test_without_kl_the_policy_loss_is_the_loss(reduction):
     assert metrics["policy_loss"] == pytest.approx(metrics["loss"], abs=1e-7)
 
 
-def test_an_update_that_teaches_nothing_is_no_observation():
+def test_an_update_without_advantages_reports_no_ratio_and_no_entropy():
     constant = lambda p, c, rows: [0.0] * len(c)  # noqa: E731
     metrics = one_update({"kl_coef": 0.0}, rewards=constant).step(BATCH[0])
     assert metrics["loss"] == metrics["grad_norm"] == 0 and not {"ratio", "entropy", "approx_kl"} & metrics.keys()
-    first = {draw.row.source["prompt"] for draw in BATCH[0][:2]}  # of the two updates only the first has advantages
+    first = {draw.row.source["prompt"] for draw in BATCH[0][:2]}  # only the first of the two updates has advantages
     trainer = tiny.grpo(batch_size=4, minibatch_size=2, kl_coef=0.0, rewards=only(first))
     assert trainer.step(BATCH[0])["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("surrogate", ["gspo", "sapo", "reinforce"])
-def test_what_clips_no_tokens_reports_no_clipped_tokens(surrogate):
+def test_a_surrogate_that_clips_no_tokens_reports_no_clip_fraction(surrogate):
     assert "clip_fraction" not in one_update({"surrogate": surrogate}).step(BATCH[0])
     assert "clip_fraction" in one_update({}).step(BATCH[0])
 
@@ -525,7 +559,7 @@ def test_a_group_stands_side_by_side_and_its_completions_differ():
     assert all(len({*group}) == 4 for group in grouped(rollout.completions, 4))
 
 
-def test_an_unused_reference_is_not_asked():
+def test_a_reference_is_read_only_if_it_is_given():
     assert (one_update({"kl_coef": 0.1}).collect(BATCH[0]).ref_logps != 0).any()
     trainer = GRPOTrainer(
         Policy(tiny.transformer()), None, tiny.likes_e, tiny.tokenizer(), one_update({"kl_coef": 0}).config
@@ -580,7 +614,7 @@ def test_it_learns_the_toy_reward(name):
         ({"batch_size": 6, "minibatch_size": 4}, "GRPOConfig: batch_size must be a multiple of minibatch_size"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_work_are_refused(settings, text):
+def test_impossible_settings_are_refused(settings, text):
     with pytest.raises(InputError, match=f"^{text}"):
         GRPOConfig(**{"minibatch_size": 4, "batch_size": 8} | settings)
 
@@ -613,7 +647,7 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 def test_a_policy_with_a_value_head_that_nothing_would_train_is_refused():
-    # its parameters have no gradient, of which DistributedDataParallel dies in the second update
+    # Parameters without gradient make DistributedDataParallel fail in the second update.
     with pytest.raises(InputError, match="value head"):
         make(Policy(tiny.transformer(), value_head=True))
 

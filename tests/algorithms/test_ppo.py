@@ -1,4 +1,4 @@
-"""PPO: its gradient against the paper's formulas in plain loops, its settings one by one, and that it learns."""
+"""PPO: its gradient against the paper's formulas in plain loops, each setting, learning, refusals."""
 
 import copy
 import math
@@ -39,12 +39,12 @@ def spy(monkeypatch):
 
 
 def chosen(x, rollout):
-    """x where the policy chose."""
+    """The numbers of x on completion tokens."""
     return x[rollout.completion_mask]
 
 
 def advantages_by_loops(trainer, rollout):
-    """Row by row: scores and KL to rewards to (advantages, returns), lists of what stands on completion tokens."""
+    """For each row (advantages, returns): lists with one number per completion token."""
     config, rows = trainer.config, []
     for b in range(len(rollout.scores)):
         logps, ref_logps, values = (
@@ -65,10 +65,10 @@ def chosen_row(x, rollout, b):
     return x[b][rollout.completion_mask[b]].tolist()
 
 
-@pytest.mark.parametrize("critic", [False, True])
-def test_gradient_is_that_of_the_papers_loss_in_plain_loops(batch, critic):
+@pytest.mark.parametrize("value_model", [False, True])
+def test_gradient_is_that_of_the_papers_loss_in_plain_loops(batch, value_model):
     settings = {"entropy_coef": 0.03, "temperature": 0.7, "gamma": 0.9, "lam": 0.8, "value_coef": 0.3, "kl_coef": 0.5}
-    trainer = tiny.ppo(critic=critic, minibatch_size=8, **settings)
+    trainer = tiny.ppo(value_model=value_model, minibatch_size=8, **settings)
     models, rollout = trainer.models, trainer.collect(batch)
     by_row = advantages_by_loops(trainer, rollout)
     flat = [a for advantages, _ in by_row for a in advantages]
@@ -78,18 +78,20 @@ def test_gradient_is_that_of_the_papers_loss_in_plain_loops(batch, critic):
     loss = 0.0
     for b, (advantages, returns) in enumerate(by_row):  # unpadded, one row at a time, from the full logits
         ids = rollout.input_ids[b : b + 1, : rollout.lengths[b]]
-        here, all_true = slice(rollout.lengths[b] - len(returns), None), torch.ones_like(ids, dtype=torch.bool)
+        completion, all_true = slice(rollout.lengths[b] - len(returns), None), torch.ones_like(ids, dtype=torch.bool)
         logits = models["policy"].transformer(ids)
-        logps, entropy = token_logps(logits, ids, 0.7)[0, here], token_entropy(logits, 0.7)[0, here]
-        values = models["value"](ids, all_true) if critic else models["policy"](ids, all_true).values
+        logps, entropy = token_logps(logits, ids, 0.7)[0, completion], token_entropy(logits, 0.7)[0, completion]
+        values = models["value"](ids, all_true) if value_model else models["policy"](ids, all_true).values
         ratio = torch.exp(logps - torch.tensor(chosen_row(rollout.logps, rollout, b)))
         A = (torch.tensor(advantages, dtype=torch.float64) - mean) / std
-        squares = (values[0, here] - torch.tensor(returns)).square()  # nothing has moved, so nothing is clipped
+        squares = (
+            values[0, completion] - torch.tensor(returns)
+        ).square()  # the values have not moved, so none is clipped
         loss = loss + (-ratio * A + 0.3 * 0.5 * squares - 0.03 * entropy).sum() / len(flat)
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
 
     found, metrics = tiny.gradients(trainer, batch)
-    # advantages and old log-probs are float32
+    # advantages and old log-probs are float32, hence the tolerance
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-4, atol=2e-6)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
@@ -106,10 +108,10 @@ def test_the_first_ratio_is_1(batch, temperature):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("critic", [False, True])
-def test_eight_microbatches_of_one_row_are_one_of_eight(batch, dtype, tolerance, critic):
+@pytest.mark.parametrize("value_model", [False, True])
+def test_eight_microbatches_of_one_row_are_one_of_eight(batch, dtype, tolerance, value_model):
     joined, split = (
-        tiny.gradients(tiny.ppo(dtype, critic, minibatch_size=8, microbatch_tokens=n), batch) for n in (10_000, 1)
+        tiny.gradients(tiny.ppo(dtype, value_model, minibatch_size=8, microbatch_tokens=n), batch) for n in (10_000, 1)
     )
     assert_close(split[0], joined[0], rtol=tolerance, atol=tolerance)
     assert split[1] == pytest.approx(joined[1], rel=1e-5, abs=1e-6)
@@ -139,7 +141,7 @@ def test_metrics_are_finite_explained_and_of_completion_tokens_only(batch):
     assert (metrics["mass_kept"], metrics["updates"], metrics["kl_coef"]) == (1, 4, PPOConfig.kl_coef)
 
 
-def test_the_score_stands_on_the_eos_and_only_unended_completions_pay(batch, spy):
+def test_the_score_stands_on_the_eos_and_only_cut_completions_are_penalised(batch, spy):
     calls = spy("kl_shaped_rewards")
     tiny.ppo(kl_coef=0.0, missing_eos_penalty=5.0, reward=lambda p, c, rows: [2.0] * len(c)).step(batch)
     rollout, (_, _, rewards) = tiny.ppo().collect(batch), calls[0]
@@ -150,7 +152,7 @@ def test_the_score_stands_on_the_eos_and_only_unended_completions_pay(batch, spy
         assert rewards[b, length - 1] == (2 if rollout.ended[b] else -3)
 
 
-def test_kl_lowers_the_reward_where_the_policy_prefers_a_token_more_than_the_reference(batch, spy):
+def test_kl_lowers_the_reward_of_a_token_that_the_policy_prefers_more_than_the_reference(batch, spy):
     calls = spy("kl_shaped_rewards")
     tiny.ppo(kl_coef=0.5, missing_eos_penalty=0.0, reward=lambda p, c, rows: [0.0] * len(c)).step(batch)
     rollout = tiny.ppo().collect(batch)
@@ -169,8 +171,31 @@ def test_advantages_are_whitened_over_all_completion_tokens(batch, spy):
         trainer = tiny.ppo(epochs=1, minibatch_size=8, microbatch_tokens=10_000, whiten_advantages=whiten)
         trainer.step(batch)
         advantages = calls[0][1]["advantages"]
-        kept = advantages[advantages != 0]
-        assert (abs(kept.mean()) < 1e-5 and abs(kept.var() - 1) < 1e-4) == whiten
+        numbers = advantages[advantages != 0]
+        assert (abs(numbers.mean()) < 1e-5 and abs(numbers.var() - 1) < 1e-4) == whiten
+
+
+def test_the_surrogate_is_a_row_of_the_table(batch, monkeypatch):
+    calls = []
+
+    def spo(logps, old_logps, advantages, mask, config):  # README.md, "A new loss in ten lines"
+        calls.append((mask, config, advantages))
+        ratio = torch.exp(logps - old_logps)
+        return -(ratio * advantages - advantages.abs() * (ratio - 1).square() / (2 * config.clip_eps))
+
+    monkeypatch.setitem(ppo.SURROGATES, "spo", spo)
+    settings = {"minibatch_size": 8, "microbatch_tokens": 10_000, "whiten_advantages": False, "epochs": 2, "lr": 5e-2}
+    trainer, clipped = tiny.ppo(surrogate="spo", **settings), tiny.ppo(**settings)
+    rollout = trainer.collect(batch)
+    metrics, others = trainer.step(batch), clipped.step(batch)
+    assert calls[0][1] is trainer.config and calls[0][0].sum() == rollout.completion_mask.sum()
+    assert metrics["policy_loss"] != pytest.approx(others["policy_loss"], rel=1e-3)  # they differ once the ratio moves
+    first = [tiny.gradients(tiny.ppo(surrogate=name, **settings), batch)[0] for name in ("spo", "clip")]
+    assert_close(*first, rtol=1e-5, atol=1e-7)  # at ratio 1 both have the gradient of -ratio * advantage
+
+
+def test_an_unknown_surrogate_is_refused():
+    assert refusal(lambda: PPOConfig(surrogate="clap")) == "PPOConfig: surrogate must be one of clip, got 'clap'"
 
 
 def test_reward_whitening_divides_by_the_deviation_and_keeps_the_mean(batch, spy):
@@ -186,17 +211,17 @@ def test_reward_whitening_divides_by_the_deviation_and_keeps_the_mean(batch, spy
 def test_target_kl_ends_the_updates_of_a_step(batch):
     free, stopped = tiny.ppo(epochs=3, lr=5e-2), tiny.ppo(epochs=3, lr=5e-2, target_kl=1e-4)
     assert free.step(batch)["updates"] == 6
-    assert stopped.step(batch)["updates"] == 2  # the first has ratio 1, the second sees what it did
+    assert stopped.step(batch)["updates"] == 2  # at the first update every ratio is 1, at the second no longer
     assert stopped.optimizer.update == 2
 
 
-@pytest.mark.parametrize("critic", [False, True])
-def test_value_warmup_leaves_the_policy_bit_for_bit(critic):
-    trainer, batches = tiny.ppo(critic=critic, value_warmup=1), tiny.batches(8)
+@pytest.mark.parametrize("value_model", [False, True])
+def test_value_warmup_leaves_the_policy_bit_for_bit(value_model):
+    trainer, batches = tiny.ppo(value_model=value_model, value_warmup=1), tiny.batches(8)
     before = tiny.weights(trainer)
     trainer.step(batches[0])
     moved = {name for name, w in tiny.weights(trainer).items() if not torch.equal(w, before[name])}
-    assert moved == {name for name in before if name.startswith("value." if critic else "policy.value_head")}
+    assert moved == {name for name in before if name.startswith("value." if value_model else "policy.value_head")}
     trainer.step(batches[1])
     assert not torch.equal(tiny.weights(trainer)["policy.transformer.model.norm.weight"],
                            before["policy.transformer.model.norm.weight"])  # fmt: skip
@@ -229,7 +254,7 @@ def test_the_adaptive_coefficient_follows_its_formula_and_the_fixed_one_stays():
 def test_truncated_sampling_by_consent_logs_the_mass_it_keeps(batch):
     metrics = tiny.ppo(top_k=3, allow_truncation=True, epochs=1, minibatch_size=8).step(batch)
     assert 0 < metrics["mass_kept"] < 1
-    assert metrics["ratio"] < 0.9  # the whole distribution gives each of these tokens less
+    assert metrics["ratio"] < 0.9  # the whole distribution gives each token a lower probability
 
 
 def test_stop_strings_and_stop_tokens_end_completions(batch):
@@ -269,23 +294,23 @@ def test_state_and_weights_continue_identically():
 
 
 def test_a_non_finite_update_is_the_last_of_its_step(batch):
-    # the run ends on it and says that the weights were left as they stood
+    # the run stops at it and reports that the weights did not change
     trainer = tiny.ppo(epochs=2)
-    step, seen = trainer.optimizer.step, []
+    step, calls = trainer.optimizer.step, []
 
     def second_is_nan(sums):
-        seen.append(sums)
-        return step(sums | {"loss": sums["loss"] * math.nan} if len(seen) == 2 else sums)
+        calls.append(sums)
+        return step(sums | {"loss": sums["loss"] * math.nan} if len(calls) == 2 else sums)
 
     trainer.optimizer.step = second_is_nan
     metrics = trainer.step(batch)
-    assert not math.isfinite(metrics["loss"]) and trainer.optimizer.update == 1 and len(seen) == 2
+    assert not math.isfinite(metrics["loss"]) and trainer.optimizer.update == 1 and len(calls) == 2
 
 
-@pytest.mark.parametrize("critic", [False, True])
-def test_it_learns_the_toy_reward(critic):
+@pytest.mark.parametrize("value_model", [False, True])
+def test_it_learns_the_toy_reward(value_model):
     options = {"batch_size": 32, "minibatch_size": 16, "lr": 2e-2, "microbatch_tokens": 10_000}
-    trainer = tiny.ppo(torch.float32, critic, steps=25, kl_coef=0.01, missing_eos_penalty=0.0, **options)
+    trainer = tiny.ppo(torch.float32, value_model, steps=25, kl_coef=0.01, missing_eos_penalty=0.0, **options)
     log = tiny.train(trainer, tiny.batches(32, 25))
     assert log[0]["score_mean"] < -0.2 and sum(m["score_mean"] for m in log[-5:]) / 5 > 0.5
 
@@ -314,10 +339,10 @@ def test_a_policy_without_any_value_function_is_refused():
 
 
 def test_a_value_head_beside_a_value_model_is_refused():
-    # its head would have no gradient, and DistributedDataParallel dies of that in the second update
-    policy, critic = Policy(tiny.transformer(), value_head=True), ValueModel(tiny.transformer())
+    # A head without gradient makes DistributedDataParallel fail in the second update.
+    policy, value_model = Policy(tiny.transformer(), value_head=True), ValueModel(tiny.transformer())
     models = policy, copy_of(policy), tiny.likes_e, tiny.tokenizer(), PPOConfig()
-    assert "value" in refusal(lambda: PPOTrainer(*models, value_model=critic))
+    assert "value" in refusal(lambda: PPOTrainer(*models, value_model=value_model))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +367,7 @@ def test_a_value_head_beside_a_value_model_is_refused():
         ({"warmup": 1.5}, "PPOConfig: warmup must be at least 0 and at most 1, got 1.5"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings, text):
+def test_impossible_settings_are_refused(settings, text):
     assert refusal(lambda: PPOConfig(**settings)).startswith(text)
 
 
@@ -354,7 +379,7 @@ def test_settings_that_cannot_work_are_refused(settings, text):
         (lambda p, c, rows: [None] * len(c), "got None for completion 0"),
     ],
 )
-def test_a_reward_that_is_no_number_per_completion_stops_before_anything_is_trained(batch, reward, text):
+def test_a_reward_without_a_number_per_completion_is_refused_before_training(batch, reward, text):
     trainer = tiny.ppo(reward=reward)
     before = tiny.weights(trainer)
     assert text in refusal(lambda: trainer.step(batch))

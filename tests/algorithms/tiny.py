@@ -130,17 +130,17 @@ def reward(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings)
 
 
 def ppo(
-    dtype: torch.dtype = torch.float64, critic: bool = False, reward: Callable = likes_e, seed: int = 0, **settings
+    dtype: torch.dtype = torch.float64, value_model: bool = False, reward: Callable = likes_e, seed: int = 0, **settings
 ) -> PPOTrainer:
-    """`critic`: a separate value model."""
+    """value_model: train a separate value model instead of a head."""
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
     config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
-    policy = Policy(transformer(dtype=dtype), value_head=not critic)
-    value_model = ValueModel(transformer(seed=2, dtype=dtype)) if critic else None
-    head = (value_model or policy).value_head
+    policy = Policy(transformer(dtype=dtype), value_head=not value_model)
+    separate = ValueModel(transformer(seed=2, dtype=dtype)) if value_model else None
+    head = (separate or policy).value_head
     with torch.no_grad():  # a fresh head is 0, and then its trunk has no gradient
         head.weight.normal_(std=0.3)
-    return PPOTrainer(policy, near(policy), reward, tokenizer(), config, value_model=value_model, seed=seed)
+    return PPOTrainer(policy, near(policy), reward, tokenizer(), config, value_model=separate, seed=seed)
 
 
 def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int = 0, **settings) -> PPOTrainer:
@@ -148,11 +148,11 @@ def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int 
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
     config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
     base = adapted(transformer(), ("policy", "value"), four_bits)
-    policy, critic = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
+    policy, value_model = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
     with torch.no_grad():
-        critic.value_head.weight.normal_(std=0.3)
+        value_model.value_head.weight.normal_(std=0.3)
     reference = Policy(adapter_view(base, None))
-    return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=critic, seed=seed)
+    return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=value_model, seed=seed)
 
 
 def adapted(
@@ -236,7 +236,7 @@ CASES: dict[str, Callable] = {
     "sft": sft,
     "reward": reward,
     "ppo_head": ppo,
-    "ppo_critic": lambda: ppo(critic=True),
+    "ppo_value_model": lambda: ppo(value_model=True),
     "ppo_adapters": ppo_adapters,
     "ppo_4_bits": lambda: ppo_adapters(four_bits=True, temperature=0.7),
     "ppo_options": lambda: ppo(
@@ -265,7 +265,7 @@ CASES: dict[str, Callable] = {
     "kto": lambda: unpaired(desirable_weight=1.5),
     "bco": lambda: unpaired(loss="bco"),
     "online_dpo": lambda: online_dpo(missing_eos_penalty=0.2),
-    "xpo": lambda: online_dpo(algorithm="xpo", alpha=0.05),
+    "xpo": lambda: online_dpo(algorithm="xpo", xpo_alpha=0.05),
     "nash_md": lambda: online_dpo(algorithm="nash_md", epochs=2, temperature=0.7),
     "gkd": lambda: distillation(temperature=0.7),
     "minillm": lambda: distillation(algorithm="minillm", beta=1.0, on_policy=1.0),

@@ -1,4 +1,4 @@
-"""Completions: what ends them, what they cost, and that each depends on the weights and its own key alone."""
+"""Completions: their ends, their cost, and that each depends on the weights and its own key alone."""
 
 import itertools
 import re
@@ -35,7 +35,7 @@ def prompts():
 
 
 class Bigram:
-    """Stands in for a transformer: the next token's logits are the last token's row of a table."""
+    """In place of a transformer: the logits of the next token are the row of the last token in a table."""
 
     def __init__(self, table, context=64):
         self.head_weight, self.device, self.dtype = table.T.contiguous(), table.device, table.dtype
@@ -57,10 +57,10 @@ class Bigram:
 
 
 def chain(*ids, size=300):
-    """A Bigram that writes each of these ids after the one before it, and the last one for ever."""
+    """A Bigram that writes these ids in order, and the last id again and again."""
     table = torch.zeros(size, size)
-    for one, following in itertools.pairwise((*ids, ids[-1])):
-        table[one, following] = 100.0
+    for token, following in itertools.pairwise((*ids, ids[-1])):
+        table[token, following] = 100.0
     return Bigram(table)
 
 
@@ -90,16 +90,16 @@ def test_truncated_log_prob_is_the_plain_one_renormalised(transformer, prompts):
         best = logps.topk(3)
         mass = best.values.exp().sum()
         assert completion.ids[0] in best.indices
-        assert completion.kept == pytest.approx(mass.item(), rel=1e-4)
+        assert completion.mass_kept == pytest.approx(mass.item(), rel=1e-4)
         assert completion.logps[0] == pytest.approx((logps[completion.ids[0]] - mass.log()).item(), abs=1e-4)
 
 
-def test_kept_is_the_mean_over_the_tokens_of_the_completion():
+def test_mass_kept_is_the_mean_over_the_tokens_of_the_completion():
     # after 0 the likeliest token (1) has 0.5, after 1 the likeliest (EOS) 0.7; the mean is 0.6
     table = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.1, 0.7], [0.9, 0.05, 0.05]]).log()
     completion = generate(Bigram(table), [[0]], SamplingConfig(max_tokens=9, top_k=1, stop_ids=(EOS,)))[0]
     assert completion.ids == [1, EOS]
-    assert completion.kept == pytest.approx(0.6)
+    assert completion.mass_kept == pytest.approx(0.6)
     assert completion.logps == pytest.approx([0, 0], abs=1e-6)
 
 
@@ -115,7 +115,9 @@ def test_greedy_equals_the_argmax_of_the_full_forward(transformer, prompts):
 # ---- a completion depends on the weights and its key
 
 
-def test_a_completion_does_not_depend_on_its_batch_or_order_or_on_when_others_finish(transformer, prompts, monkeypatch):
+def test_a_completion_does_not_depend_on_its_batch_its_order_or_the_end_of_other_rows(
+    transformer, prompts, monkeypatch
+):
     dropped = []
     select = KVCache.select
     monkeypatch.setattr(KVCache, "select", lambda cache, rows: (dropped.append(len(rows)), select(cache, rows))[1])
@@ -144,7 +146,7 @@ def test_a_longer_limit_only_adds_tokens(transformer, prompts):
     assert [c.ids for c in short] == [c.ids[:5] for c in long]
 
 
-def test_same_key_same_completion_and_any_other_key_another_one(transformer, prompts):
+def test_the_same_key_gives_the_same_completion_and_another_key_another_completion(transformer, prompts):
     def write(keys, **settings):
         completions = generate(
             transformer, [prompts[0]] * len(keys), SamplingConfig(max_tokens=20), keys=keys, **settings
@@ -182,7 +184,7 @@ def test_the_noise_of_token_t_is_keyed_by_draw_prompt_sample_and_t():
 def test_stop_token_ends_a_completion_and_belongs_to_it():
     completion = generate(chain(3, 4, 5, EOS, 6), [[3]], SamplingConfig(max_tokens=9, stop_ids=(EOS,)))[0]
     assert (completion.ids, completion.finish) == ([4, 5, EOS], "stop")
-    assert len(completion.logps) == 3 and completion.kept == 1
+    assert len(completion.logps) == 3 and completion.mass_kept == 1
 
 
 def test_any_of_several_stop_ids_ends_a_completion():
@@ -202,10 +204,10 @@ def test_max_tokens_counts_the_stop_token():
 
 
 def test_a_finished_row_that_runs_on_keeps_its_first_end():
-    # one of nine rows stops at once, too few to drop; run on, it would write 6, then EOS again
+    # A single row of nine stops at once. It is not dropped, so it runs on and writes 6, then EOS again.
     table = torch.zeros(9, 9)
-    for one, following in ((3, EOS), (EOS, 6), (6, EOS), (4, 5), (5, 4)):
-        table[one, following] = 100.0
+    for token, following in ((3, EOS), (EOS, 6), (6, EOS), (4, 5), (5, 4)):
+        table[token, following] = 100.0
     model = Bigram(table)
     first, *others = generate(model, [[3]] + [[4]] * 8, SamplingConfig(max_tokens=6, stop_ids=(EOS,)))
     assert model.batches == [9] * 5
@@ -221,7 +223,7 @@ def test_finished_rows_leave_the_batch_and_an_empty_batch_stops():
     assert model.batches == [3, 2, 1]
 
 
-def test_a_prompt_that_is_there_several_times_is_read_once(transformer, prompts, monkeypatch):
+def test_equal_prompts_are_read_once(transformer, prompts, monkeypatch):
     groups = [prompt for prompt in prompts[:6] for _ in range(4)]
     keys, config = [(0, i // 4, i % 4) for i in range(24)], SamplingConfig(max_tokens=6)
     alone = [generate(transformer, [p], config, keys=[k])[0] for p, k in zip(groups, keys, strict=True)]
@@ -233,7 +235,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(transformer, prompts,
     assert_close(torch.tensor(together[5].logps), torch.tensor(alone[5].logps), rtol=1e-5, atol=1e-5)
 
 
-def test_stop_string_of_several_tokens_ends_with_the_token_that_completes_it(tokenizer):
+def test_the_token_that_completes_a_stop_string_ends_the_completion(tokenizer):
     ids = tokenizer.encode(" stops")
     words = [*tokenizer.encode("the word"), *ids, *tokenizer.encode(" here")]
     assert len(set(words)) == len(words) and "d stops" not in tokenizer.decode_completions([[i] for i in words])
@@ -273,24 +275,24 @@ def test_the_earlier_of_stop_token_and_stop_string_counts(tokenizer):
 # ---- tokens as they come
 
 
-def test_on_token_is_told_what_each_completion_holds_and_changes_nothing(transformer, prompts):
+def test_on_token_gets_the_tokens_of_each_completion_and_changes_nothing(transformer, prompts):
     config = SamplingConfig(max_tokens=20, stop_ids=(EOS,), batch_size=7)
-    told = [[] for _ in prompts]
-    completions = generate(transformer, prompts, config, on_token=lambda prompt, token: told[prompt].append(token))
+    tokens = [[] for _ in prompts]
+    completions = generate(transformer, prompts, config, on_token=lambda prompt, token: tokens[prompt].append(token))
     assert {c.finish for c in completions} == {"stop", "length"}
-    assert told == [c.ids for c in completions]
+    assert tokens == [c.ids for c in completions]
     assert completions == generate(transformer, prompts, config)
 
 
-def test_on_token_hears_of_a_token_before_the_next_is_drawn():
+def test_on_token_gets_a_token_before_the_next_is_drawn():
     model = chain(3, 4, 5, EOS)
-    seen = []
+    calls = []
     config = SamplingConfig(max_tokens=9, stop_ids=(EOS,))
-    generate(model, [[3]], config, on_token=lambda _, token: seen.append((token, len(model.batches))))
-    assert seen == [(4, 0), (5, 1), (EOS, 2)]  # (token, forwards since the prompt was read)
+    generate(model, [[3]], config, on_token=lambda _, token: calls.append((token, len(model.batches))))
+    assert calls == [(4, 0), (5, 1), (EOS, 2)]  # (token, forwards since the prompt was read)
 
 
-def test_what_on_token_raises_ends_the_sampling():
+def test_an_exception_of_on_token_ends_the_sampling():
     def stop_at_5(_, token):
         if token == 5:
             raise KeyboardInterrupt
@@ -301,7 +303,7 @@ def test_what_on_token_raises_ends_the_sampling():
     assert len(model.batches) == 1
 
 
-# ---- nothing is left behind
+# ---- no side effects
 
 
 def test_weights_and_prompts_are_not_written_to_and_nothing_carries_gradient(transformer, prompts):
@@ -350,7 +352,7 @@ def test_stop_strings_without_tokenizer_are_refused(transformer):
         ({"max_tokens": 0}, "SamplingConfig: max_tokens and batch_size must be at least 1, got 0 and 256"),
         (
             {"stop_strings": ("a", "")},
-            "SamplingConfig: a stop string must not be empty: it would end everything at once",
+            "SamplingConfig: a stop string must not be empty: it would end every completion at once",
         ),
         *(
             (

@@ -1,4 +1,4 @@
-"""One uniform number to one token: worked by hand, at the edges, and on the average."""
+"""A token from a uniform number: worked by hand, at the edges, and on average."""
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ def draw(uniforms, probs=P, **settings):
 
 
 def test_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform():
-    tokens, logps, kept = draw([0.05, 0.15, 0.29, 0.31, 0.59, 0.61, 0.95])
+    tokens, logps, mass_kept = draw([0.05, 0.15, 0.29, 0.31, 0.59, 0.61, 0.95])
     assert tokens.tolist() == [0, 1, 1, 2, 2, 3, 3]
     assert_close(logps, torch.tensor([0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4]).log())
-    assert_close(kept, torch.ones(7))
+    assert_close(mass_kept, torch.ones(7))
 
 
 def test_a_uniform_on_the_boundary_belongs_to_the_next_token():
@@ -48,25 +48,25 @@ def test_tokens_without_probability_are_never_drawn(uniform):
 def test_cumulative_sum_is_taken_in_float64():
     # 2^20 equal tokens: in fp32 the steps of the running sum near 1 are wrong by more than half a token
     n = 2**20
-    places = torch.tensor([1, n // 3, n // 2 + 1, n - 2])
-    tokens = first_exceeding(torch.zeros(1, n).log_softmax(-1).expand(4, -1), (places.double() + 0.5) / n)
-    assert tokens.tolist() == places.tolist()
+    indices = torch.tensor([1, n // 3, n // 2 + 1, n - 2])
+    tokens = first_exceeding(torch.zeros(1, n).log_softmax(-1).expand(4, -1), (indices.double() + 0.5) / n)
+    assert tokens.tolist() == indices.tolist()
 
 
 def test_top_k_by_hand():
     # 0.3 and 0.4 are left, of mass 0.7: 3/7 and 4/7; 3/7 = 0.4286
-    tokens, logps, kept = draw([0.0, 0.42, 0.43, 0.99], top_k=2)
+    tokens, logps, mass_kept = draw([0.0, 0.42, 0.43, 0.99], top_k=2)
     assert tokens.tolist() == [2, 2, 3, 3]
     assert_close(logps, torch.tensor([3 / 7, 3 / 7, 4 / 7, 4 / 7]).log())
-    assert_close(kept, torch.full((4,), 0.7))
+    assert_close(mass_kept, torch.full((4,), 0.7))
 
 
 def test_top_p_by_hand():
     # likeliest first 0.4, 0.3, 0.2, 0.1: 0.4 < 0.65, so 0.3 joins; 0.7 >= 0.65, so 0.2 does not
-    tokens, logps, kept = draw([0.0, 0.42, 0.43, 0.99], top_p=0.65)
+    tokens, logps, mass_kept = draw([0.0, 0.42, 0.43, 0.99], top_p=0.65)
     assert tokens.tolist() == [2, 2, 3, 3]
     assert_close(logps, torch.tensor([3 / 7, 3 / 7, 4 / 7, 4 / 7]).log())
-    assert_close(kept, torch.full((4,), 0.7))
+    assert_close(mass_kept, torch.full((4,), 0.7))
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_top_p_by_hand():
     ],
 )
 def test_what_truncation_leaves(top_k, top_p, left):
-    logps, kept = truncate(P.log(), top_k, top_p)
+    logps, mass_kept = truncate(P.log(), top_k, top_p)
     assert logps.isfinite().squeeze(0).nonzero().squeeze(1).tolist() == left
     assert_close(logps.exp().sum(), torch.tensor(1.0))
-    assert_close(kept, P[:, left].sum(-1))
+    assert_close(mass_kept, P[:, left].sum(-1))
     assert_close(logps[:, left].exp(), P[:, left] / P[:, left].sum())
 
 
@@ -100,19 +100,19 @@ def test_top_k_keeps_the_first_of_equals():
 
 def test_temperature_divides_the_logits_before_truncation():
     # T = 0.5 squares: 1, 4, 9, 16 over 30; top-2 leaves 9 and 16 of 25
-    tokens, logps, kept = draw([0.1, 0.5, 0.9], temperature=0.5)
+    tokens, logps, mass_kept = draw([0.1, 0.5, 0.9], temperature=0.5)
     assert tokens.tolist() == [1, 3, 3]
     assert_close(logps, torch.tensor([4 / 30, 16 / 30, 16 / 30]).log())
-    tokens, logps, kept = draw([0.1, 0.5], temperature=0.5, top_k=2)
+    tokens, logps, mass_kept = draw([0.1, 0.5], temperature=0.5, top_k=2)
     assert tokens.tolist() == [2, 3]
     assert_close(logps, torch.tensor([9 / 25, 16 / 25]).log())
-    assert_close(kept, torch.full((2,), 25 / 30))
+    assert_close(mass_kept, torch.full((2,), 25 / 30))
 
 
 def test_greedy_takes_the_largest_logit_whatever_the_uniform():
-    tokens, logps, kept = draw([0.0, 0.5, LARGEST_UNIFORM], temperature=0)
+    tokens, logps, mass_kept = draw([0.0, 0.5, LARGEST_UNIFORM], temperature=0)
     assert tokens.tolist() == [3, 3, 3]
-    assert not logps.any() and kept.tolist() == [1, 1, 1]
+    assert not logps.any() and mass_kept.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -134,5 +134,5 @@ def test_rows_are_drawn_apart():
     together = sample(logits, uniforms, temperature=0.7, top_k=7, top_p=0.9)
     for i in range(50):
         alone = sample(logits[i : i + 1], uniforms[i : i + 1], temperature=0.7, top_k=7, top_p=0.9)
-        for all_rows, one in zip(together, alone, strict=True):
-            assert_close(all_rows[i], one[0])
+        for all_rows, single in zip(together, alone, strict=True):
+            assert_close(all_rows[i], single[0])

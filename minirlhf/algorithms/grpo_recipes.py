@@ -1,0 +1,340 @@
+"""The papers of GRPO's family: tables of advantages and surrogates, the settings, and the settings that are refused.
+
+A paper makes three choices: the advantage of a completion, the surrogate that carries the gradient, and the average
+over tokens. B sequences, T tokens, F reward functions, G completions of one prompt, side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nan
+
+from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, clip_of
+from minirlhf.data.batches import Batches
+from minirlhf.errors import InputError, check_range
+from minirlhf.losses import (
+    bnpo_advantages,
+    cispo_policy_loss,
+    discounted_returns,
+    gdpo_advantages,
+    gmpo_policy_loss,
+    group_advantages,
+    gspo_policy_loss,
+    gspo_token_policy_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_shaped_rewards,
+    masked_whiten,
+    ppo_policy_loss,
+    reinforce_policy_loss,
+    rloo_advantages,
+    sapo_policy_loss,
+    vespo_policy_loss,
+    whiten_judged,
+)
+from minirlhf.model.policy import Policy, check_policy
+from minirlhf.rewards.scoring import Reward
+from minirlhf.rollout.rollout import Rollout
+from minirlhf.rollout.statistics import moments_of_all
+
+# The choices that a paper of the table does not make itself.
+DEFAULTS: dict[str, Any] = dict(
+    advantage="group",
+    surrogate="clip",
+    reduction="token",
+    scale_rewards="group",
+    clip_eps=0.2,
+    kl_in="loss",
+    overlong_share=0.0,
+    resample=0,
+)
+
+# Name -> settings of GRPOConfig. A setting that the user gives replaces the paper's choice. PPO is not in the table:
+# its advantage comes from a value function, see ppo.py.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    # Williams 1992: the advantage of a token is the sum of the rewards that follow
+    "reinforce": dict(advantage="returns", surrogate="reinforce", reduction="sum", kl_in="reward"),
+    # Ahmadian et al. 2024, arXiv:2402.14740
+    "rloo": dict(advantage="leave_one_out", surrogate="reinforce", reduction="sum", kl_in="reward"),
+    # Li et al. 2023, arXiv:2310.10505
+    "remax": dict(advantage="greedy", surrogate="reinforce", reduction="sum", kl_in="reward"),
+    # Hu 2025, arXiv:2501.03262, without and with the mean of a group as baseline
+    "reinforce++": dict(advantage="whitened_returns", kl_in="reward"),
+    "reinforce++_baseline": dict(advantage="whitened_group", kl_estimator="k2"),
+    # Shao et al. 2024, arXiv:2402.03300
+    "grpo": dict(reduction="sequence"),
+    # Liu et al. 2025, arXiv:2503.20783: no division by the std or by the length
+    "dr_grpo": dict(scale_rewards="none", reduction="constant"),
+    # Yu et al. 2025, arXiv:2503.14476: clip-higher, token mean, overlong shaping, no groups of equal reward
+    "dapo": dict(clip_eps_high=0.28, overlong_share=0.2, resample=2),
+    # Xiao et al. 2025, arXiv:2506.02864, for rewards in [0, 1]
+    "bnpo": dict(advantage="beta"),
+    # Zheng et al. 2025, arXiv:2507.18071
+    "gspo": dict(surrogate="gspo", reduction="sequence", clip_eps=0.02),
+    "gspo_token": dict(surrogate="gspo_token", reduction="sequence", clip_eps=0.02),
+    # Zhao et al. 2025, arXiv:2507.20673
+    "gmpo": dict(surrogate="gmpo", reduction="sequence", clip_eps=0.4),
+    # MiniMax 2025, arXiv:2506.13585
+    "cispo": dict(surrogate="cispo", clip_eps_high=4.0),
+    # Gao et al. 2025, arXiv:2511.20347
+    "sapo": dict(surrogate="sapo", reduction="sequence"),
+    # Shen et al. 2026, arXiv:2602.10693: tolerates old samples
+    "vespo": dict(surrogate="vespo"),
+    # INTELLECT-2 2025, arXiv:2505.07291: a bound for negative advantages too
+    "two_sided": dict(dual_clip=4.0),
+    # Liu et al. 2026, arXiv:2601.05242, for several reward functions
+    "gdpo": dict(advantage="each_function"),
+}
+
+# Name -> (logps, old_logps, advantages, mask, config) -> losses [B, T]
+SURROGATES: dict[str, Callable[..., Tensor]] = {
+    "reinforce": lambda now, old, A, mask, c: reinforce_policy_loss(now, advantages=A),
+    "clip": lambda now, old, A, mask, c: ppo_policy_loss(now, old_logps=old, advantages=A, **clip_of(c)),
+    "cispo": lambda now, old, A, mask, c: cispo_policy_loss(
+        now, old_logps=old, advantages=A, clip_eps_high=c.clip_eps_high or c.clip_eps
+    ),
+    "sapo": lambda now, old, A, mask, c: sapo_policy_loss(now, old_logps=old, advantages=A),
+    "gspo": lambda now, old, A, mask, c: gspo_policy_loss(
+        now, old_logps=old, advantages=A, mask=mask, clip_eps=c.clip_eps, clip_eps_high=c.clip_eps_high
+    ),
+    "gspo_token": lambda now, old, A, mask, c: gspo_token_policy_loss(
+        now, old_logps=old, advantages=A, mask=mask, clip_eps=c.clip_eps, clip_eps_high=c.clip_eps_high
+    ),
+    "gmpo": lambda now, old, A, mask, c: gmpo_policy_loss(
+        now, old_logps=old, advantages=A, mask=mask, clip_eps=c.clip_eps
+    ),
+    "vespo": lambda now, old, A, mask, c: vespo_policy_loss(now, old_logps=old, advantages=A, mask=mask),
+}
+PER_TOKEN_SURROGATES = (
+    "reinforce",
+    "clip",
+    "cispo",
+    "sapo",
+)  # the loss of a token depends on no other token, so `fused` works
+CLIP_SETTINGS = {  # surrogate -> the settings that it reads
+    "clip": ("clip_eps", "clip_eps_high", "dual_clip"),
+    "cispo": ("clip_eps", "clip_eps_high"),
+    "gspo": ("clip_eps", "clip_eps_high"),
+    "gspo_token": ("clip_eps", "clip_eps_high"),
+    "gmpo": ("clip_eps",),
+    **dict.fromkeys(("reinforce", "sapo", "vespo"), ()),
+}
+
+# Name -> (number of tokens and of rows in the update, lengths of the rows [B, 1], max_tokens) -> weight of each token
+REDUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "token": lambda tokens, rows, lengths, max_tokens: 1 / tokens,
+    "sequence": lambda tokens, rows, lengths, max_tokens: 1 / (rows * lengths),
+    "constant": lambda tokens, rows, lengths, max_tokens: 1 / (rows * max_tokens),
+    "sum": lambda tokens, rows, lengths, max_tokens: 1 / rows,
+}
+ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def _whitened_group(scores: Tensor, by_function: Tensor, config: GRPOConfig) -> Tensor:
+    centred = group_advantages(scores, config.group_size, "none").masked_fill(scores.isnan(), nan)
+    return whiten_judged(centred, _moments(centred))
+
+
+def _each_function(scores: Tensor, by_function: Tensor, config: GRPOConfig) -> Tensor:
+    weights = by_function.new_tensor([*config.reward_weights, 1.0])  # the penalties have weight 1
+    summed = gdpo_advantages(by_function, weights, config.group_size).masked_fill(scores.isnan(), nan)
+    return whiten_judged(summed, _moments(summed))
+
+
+def _beta(scores: Tensor, by_function: Tensor, config: GRPOConfig) -> Tensor:
+    if bool(((scores < 0) | (scores > 1)).any()):
+        raise InputError(
+            f"GRPOTrainer: {config.algorithm} needs rewards in [0, 1], got {scores.min():.3g}..{scores.max():.3g}; "
+            "scale them, or choose another algorithm"
+        )
+    means = scores.view(-1, config.group_size).nanmean(-1)
+    return bnpo_advantages(scores, config.group_size, _moments(means))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return moments_of_all(x, ~x.isnan())
+
+
+# Name -> (scores [B] with penalties, scores by function [B, F + 1] with the penalties last, config) -> advantages [B].
+# A score is nan if no reward function applies.
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor, GRPOConfig], Tensor]] = {
+    "group": lambda scores, _, c: group_advantages(scores, c.group_size, c.scale_rewards, _moments(scores)),
+    "whitened_group": _whitened_group,
+    "leave_one_out": lambda scores, _, c: rloo_advantages(scores, c.group_size),
+    "beta": _beta,
+    "each_function": _each_function,
+}
+
+
+def _returns(rollout: Rollout, scores: Tensor, config: GRPOConfig) -> Tensor:
+    mask = _judged_tokens(rollout, scores)
+    kl_coef = config.kl_coef if config.kl_in == "reward" else 0.0
+    rewards = kl_shaped_rewards(
+        scores.nan_to_num(0.0),
+        logps=rollout.logps,
+        ref_logps=rollout.ref_logps if kl_coef else rollout.logps,
+        mask=mask,
+        kl_coef=kl_coef,
+        estimator=config.kl_estimator,
+    )
+    return discounted_returns(rewards, mask=mask, gamma=config.gamma)
+
+
+def _whitened_returns(rollout: Rollout, scores: Tensor, config: GRPOConfig) -> Tensor:
+    returns, mask = _returns(rollout, scores, config), _judged_tokens(rollout, scores)
+    return masked_whiten(returns, mask, moments_of_all(returns, mask))
+
+
+def _judged_tokens(rollout: Rollout, scores: Tensor) -> Tensor:
+    """[B, T] bool: a completion without a score has no advantage."""
+    return rollout.completion_mask & ~scores.isnan()[:, None]
+
+
+# Name -> (rollout, scores [B] with penalties, config) -> advantages [B, T], different for each token of a completion
+TOKEN_ADVANTAGES: dict[str, Callable[[Rollout, Tensor, GRPOConfig], Tensor]] = {
+    "returns": _returns,
+    "whitened_returns": _whitened_returns,
+}
+# These compare no completions of one prompt. `GRPOTrainer.advantages` computes "greedy", because it must sample.
+WITHOUT_GROUP = (*TOKEN_ADVANTAGES, "greedy")
+
+
+@dataclass(frozen=True)
+class GRPOConfig(OnPolicyConfig):
+    algorithm: str = "grpo"  # [-] which paper: a row of ALGORITHMS in algorithms/grpo_recipes.py; a setting below that
+    #                               is none takes its value from that row
+    steps: int = 300  # [steps] one batch of prompts each
+    batch_size: int = 64  # [prompts] sampled per step, over all processes
+    minibatch_size: int = 64  # [prompts] per update, with all of their completions
+    group_size: int = 16  # [completions] per prompt
+    epochs: int = 1  # [epochs] how often a step goes over its batch
+    lr_final: float = 0.05  # [share of lr] where the cosine ends
+    max_tokens: int = 24  # [tokens] longest completion, its EOS included
+    missing_eos_penalty: float = 0.0  # [score] subtracted if a completion reached max_tokens without an end
+
+    advantage: str | None = None  # [-] returns, whitened_returns, group, whitened_group, leave_one_out, greedy, beta
+    #                               or each_function
+    scale_rewards: Literal["group", "batch", "none"] | None = None  # [-] group advantages are divided by the std of the
+    #                               group, by the std of the batch, or not at all
+    surrogate: str | None = None  # [-] reinforce, clip, cispo, sapo, gspo, gspo_token, gmpo or vespo
+    reduction: Literal["token", "sequence", "constant", "sum"] | None = None  # [-] mean over all tokens; mean over the
+    #                               tokens of a sequence, then over sequences; sum over tokens / max_tokens, then mean
+    #                               over sequences; sum over tokens, then mean over sequences
+    clip_eps: float | None = None  # [ratio] half-width of the trust region
+    clip_eps_high: float | None = None  # [ratio] upper half-width (clip-higher)
+    dual_clip: float | None = None  # [ratio] above 1: bound on the loss of tokens with a negative advantage
+
+    kl_coef: float = 0.0  # [score per nat] cost of KL to the reference; 0 needs no reference
+    kl_in: Literal["reward", "loss"] | None = None  # [-] subtract the KL from the reward or add it to the loss
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # [-] k1 is exact in the reward and does nothing in the loss
+
+    reward_weights: tuple[float, ...] = (1.0,)  # [-] one weight for each reward function
+    gamma: float = 1.0  # [-] discount of returns
+    overlong_share: float | None = None  # [share of max_tokens] a completion that ends in this last part loses
+    #                               score (DAPO)
+    overlong_filter: bool = False  # [-] completions that were cut off have no loss
+    resample: int | None = None  # [times] how often to replace a prompt whose completions have equal scores
+    #                               (dynamic sampling)
+    entropy_coef: float = 0.0  # [score per nat] bonus for entropy; the first value, if adaptive
+    entropy_target: float | None = None  # [nats per token] adapt the bonus to keep this entropy
+    entropy_delta: float = 0.001  # [score per nat] step of the adaptive bonus
+    high_entropy_share: float = 1.0  # [share] train on this share of the tokens: the tokens of highest entropy
+    sampler_cap: float | None = None  # [ratio] weigh tokens by trainer / sampler probability, at most this; none: off
+    fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self)
+
+    @property
+    def recipe(self) -> GRPOConfig:
+        """These settings, with the choice of the paper wherever a setting is None."""
+        row = {**DEFAULTS, **ALGORITHMS[self.algorithm]}
+        filled = copy.copy(self)  # not dataclasses.replace: `check` refuses settings of the user, not of the row
+        vars(filled).update({name: value for name, value in row.items() if getattr(self, name) is None})
+        if filled.kl_estimator is None:
+            vars(filled)["kl_estimator"] = "k1" if filled.kl_in == "reward" else "k3"  # k1 is exact in the reward
+        return filled
+
+
+def check(config: GRPOConfig) -> None:
+    """Raise InputError for settings that cannot work together or would have no effect."""
+    for name, names in (
+        ("algorithm", ALGORITHMS),
+        ("advantage", (*TOKEN_ADVANTAGES, *ADVANTAGES, "greedy")),
+        ("surrogate", SURROGATES),
+    ):
+        if getattr(config, name) not in (*names, None):
+            raise InputError(f"GRPOConfig: {name} must be one of {', '.join(names)}, got {getattr(config, name)!r}")
+    check_range(config, "group_size", least=1)
+    check_range(config, "clip_eps", "clip_eps_high", "entropy_delta", above=0)
+    check_range(config, "dual_clip", above=1)
+    check_range(config, "sampler_cap", least=1)
+    check_range(config, "gamma", "overlong_share", least=0, most=1)
+    check_range(config, "high_entropy_share", above=0, most=1)
+    check_range(config, "kl_coef", "resample", "entropy_coef", least=0)
+    recipe = config.recipe
+    if config.group_size == 1 and recipe.advantage not in WITHOUT_GROUP:
+        raise InputError(
+            f"GRPOConfig: group_size must be at least 2 for {config.algorithm}, got 1: one completion has nothing to "
+            "be compared with; choose reinforce, reinforce++ or remax"
+        )
+    if config.group_size == 1 and recipe.resample:
+        raise InputError(
+            "GRPOConfig: resample needs groups of at least 2 completions, got group_size 1; set resample to 0"
+        )
+    _refuse_settings_without_effect(config, recipe)
+    if recipe.kl_in == "loss" and recipe.kl_estimator == "k1" and config.kl_coef:
+        raise InputError(
+            "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1: its expected gradient is 0 there; or set "
+            "kl_in to reward"
+        )
+    if recipe.kl_in == "reward" and config.kl_coef and recipe.advantage in ("each_function", "beta"):
+        raise InputError(
+            f"GRPOConfig: kl_in must be loss for {config.algorithm}, because its advantage takes the rewards alone, "
+            "got reward"
+        )
+    if recipe.advantage == "beta" and (config.missing_eos_penalty or recipe.overlong_share):
+        raise InputError(
+            f"GRPOConfig: {config.algorithm} needs rewards in [0, 1], so missing_eos_penalty and overlong_share must "
+            "be 0"
+        )
+    entropy_terms = config.entropy_coef or config.entropy_target is not None or config.high_entropy_share < 1
+    if config.fused and (recipe.surrogate not in PER_TOKEN_SURROGATES or entropy_terms):
+        raise InputError(
+            f"GRPOConfig: fused takes the surrogates {', '.join(PER_TOKEN_SURROGATES)} without entropy terms, got "
+            f"{recipe.surrogate}; leave fused out"
+        )
+
+
+def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig) -> None:
+    for name in ("clip_eps", "clip_eps_high", "dual_clip"):
+        # a surrogate that the user has added may read all of them
+        if getattr(config, name) is not None and name not in CLIP_SETTINGS.get(recipe.surrogate, (name,)):
+            raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
+    if config.scale_rewards and recipe.advantage != "group":
+        raise InputError(f"GRPOConfig: scale_rewards has no part in {recipe.advantage} advantages; leave it out")
+    if config.gamma != 1 and recipe.advantage not in TOKEN_ADVANTAGES:
+        raise InputError(f"GRPOConfig: gamma has no part in {recipe.advantage} advantages; leave it out")
+
+
+def check_parts(
+    policy: Policy, ref_policy: Policy | None, rewards: list[Reward], config: GRPOConfig, spare: Batches | None
+) -> None:
+    """Raise InputError if a part of the trainer is missing or does not fit its settings, where no choice is None."""
+    if len(rewards) != len(config.reward_weights):
+        raise InputError(
+            f"GRPOTrainer: needed one of reward_weights {config.reward_weights} for each reward function, got "
+            f"{len(rewards)} functions"
+        )
+    check_policy("GRPOTrainer", policy, ref_policy)
+    if config.kl_coef and ref_policy is None:
+        raise InputError("GRPOTrainer: kl_coef > 0 needs a reference, got none; pass copy_of(policy)")
+    if config.resample and spare is None:
+        raise InputError("GRPOTrainer: resample needs spare prompts, got none; pass spare=Batches(...)")
+    check_stop_token("GRPOTrainer", config, policy.transformer.config.vocab_size)
