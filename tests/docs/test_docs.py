@@ -23,6 +23,8 @@ from minirlhf.jobs import opened
 from minirlhf.training.vocabulary import METRICS
 
 from ..examples.conftest import small_task
+from ..test_imports import CORE, module
+from ..test_imports import FILES as PACKAGE_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,15 +95,16 @@ def test_the_source_is_as_long_as_the_pages_say():
     def count(files):
         return sum(1 for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
 
-    page = TEXT[ROOT / "docs" / "reading.md"]
-    whole, files, core = (
-        int(n.replace(",", "")) for n in re.findall(r"about ([\d,]+) lines in (\d+) .* is\n([\d,]+) lines", page)[0]
-    )
-    source = list((ROOT / "minirlhf").rglob("*.py"))
-    linked = re.findall(r"\]\(\.\./(minirlhf/[^)]+\.py)\)", page[page.index("## 1.") : page.index("## 4.")])
-    assert files == len(source) and f"about {whole:,} lines" in TEXT[ROOT / "README.md"]
-    assert count(source) == pytest.approx(whole, rel=0.03)
-    assert count({ROOT / file for file in linked}) == pytest.approx(core, rel=0.03)
+    def number(text, pattern):
+        return int(re.search(pattern, text)[1].replace(",", ""))
+
+    page, readme = TEXT[ROOT / "docs" / "reading.md"], TEXT[ROOT / "README.md"]
+    source = {module(path): path for path in PACKAGE_FILES}
+    assert number(page, r"The package has (\d+) files") == len(source)
+    assert count(source.values()) == pytest.approx(number(page, r"about ([\d,]+) lines, blank"), rel=0.03)
+    core = count(source[name] for name in CORE)
+    assert core == pytest.approx(number(page, r"embedded task: about ([\d,]+) lines"), rel=0.03)
+    assert core == pytest.approx(number(readme, r"needs, is about ([\d,]+) lines"), rel=0.03)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
