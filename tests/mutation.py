@@ -34,7 +34,7 @@ EQUIVALENT = Path(__file__).with_name("mutation_survivors.toml")
 GOAL = 0.95  # of the mutants that a test could kill
 SECONDS = 120  # of processor time for one mutant; a change may make a loop endless
 
-TESTS = {  # where they are not simply test_<file>
+TESTS = {  # of files whose tests stand elsewhere than in test_<file> alone
     "advantages.py": ["test_advantages.py", "test_group_advantages.py"],
     "dpo.py": ["test_dpo.py", "test_preference_edges.py"],
     "logprobs.py": ["test_logprobs.py", "test_fused.py"],

@@ -4,6 +4,7 @@ B sequences, T tokens, V vocabulary, D width.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ def test_by_hand():
 def test_the_chunks_of_this_file_are_what_it_says(tokens_a_chunk):
     tokens_a_chunk(3)
     assert _chunks(N, V) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+@losses
+def test_the_token_losses_of_this_file_look_at_each_token_by_itself(token_loss):
+    # tests/algorithms/test_token_losses.py asks the same of the token losses that the trainers use
+    inputs = {name: value[MASK] for name, value in inputs_of(token_loss).items()}
+    logps = -torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    slopes = torch.autograd.functional.jacobian(partial(token_loss, **inputs), logps)
+    assert slopes.diagonal().any() and torch.equal(slopes, slopes.diagonal().diag())
 
 
 @losses
@@ -381,12 +391,7 @@ def test_losses_of_whole_sequences_are_refused():
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean(), mask=MASK, count=1)
     with pytest.raises(ValueError, match=r"one number per token, \(7,\), got \(7, 1\)"):
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps[:, None], mask=MASK, count=1)
-    # nor one of the right shape whose tokens share something: chunk by chunk it would be another loss
-    with pytest.raises(
-        ValueError, match="^fused_linear_loss: token_loss must look at each token by itself, got a loss"
-    ):
-        fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean().exp().expand_as(logps), mask=MASK, count=1)
-    # one with a mask cannot be called a chunk at a time without it, nor with one of [B, T]
+    # a loss that needs a mask can be called neither without it nor with a mask [B, T]
     inputs = inputs_of(ppo_policy_loss)
     with pytest.raises(TypeError, match="mask"):
         fused_linear_loss(hidden, weight, ids, gspo_policy_loss, mask=MASK, count=1, inputs=inputs)

@@ -18,7 +18,7 @@ from minirlhf.losses import (
     sequence_mean,
     shift_right,
 )
-from minirlhf.losses.masking import check_mask, check_same_shape, wide_dtype
+from minirlhf.losses.masking import check_mask, check_same_shape, predicted_tokens, wide_dtype
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 X = torch.tensor([[1.0, 2.0, 7.0], [6.0, 8.0, 9.0]])  # 1, 2 and 6 count
@@ -54,6 +54,23 @@ def test_shift_right_moves_columns_by_one_and_puts_0_first():
     x = torch.arange(1.0, 13).reshape(2, 3, 2)
     assert_close(shift_right(x), torch.tensor([[[0.0, 0], [1, 2], [3, 4]], [[0, 0], [7, 8], [9, 10]]]))
     assert_close(shift_right(torch.tensor([[5]])), torch.tensor([[0]]))
+
+
+def test_predicted_tokens_by_hand():
+    # nothing predicts token 0; position 1 predicts token 2
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    tokens, positions = predicted_tokens(mask)
+    assert tokens.tolist() == [[False, False, True], [False, True, True]]
+    assert positions.tolist() == [[False, True, False], [True, True, False]]
+    assert mask[0, 0]  # the mask itself is not written to
+
+
+@few
+@given(masks, seeds)
+def test_predicted_tokens_turn_shift_right_around(mask, seed):
+    x = randn(seed, mask.shape)
+    tokens, positions = predicted_tokens(mask)
+    assert torch.equal(x[positions], shift_right(x)[tokens])
 
 
 def test_sum_counts_true_only():
