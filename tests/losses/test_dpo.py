@@ -168,7 +168,7 @@ V0_16 = {
     "exo_pair_ls0.1": partial(exo_loss, label_smoothing=0.1),
     "sppo_hard": sppo_hard_loss,
     "nca_pair": nca_loss,
-    "aot_pair": aot_unpaired_loss,  # the two names of AOT were the other way round then
+    "aot_pair": aot_unpaired_loss,  # v0.16 swapped the two names of AOT
     "aot_pair_ls0.1": partial(aot_unpaired_loss, label_smoothing=0.1),
     "apo_zero": apo_zero_loss,
     "apo_down": apo_down_loss,
@@ -206,7 +206,7 @@ def test_golden_1_16(figures, ratios, name):
 
 
 def test_golden_dpo_and_paired_aot_from_four_log_probs(figures, four_logps):
-    # "aot" is `aot_paired_loss` in both versions' figures: v0.16 took the name the other way round, see V0_16
+    # "aot" is `aot_paired_loss` in both versions' figures: v0.16 swapped the names, see V0_16
     assert_close(dpo_loss(**four_logps), f64(figures["dpo_0_16"]["sigmoid"]))
     assert_close(dpo_loss(**four_logps, label_smoothing=0.1), f64(figures["dpo_0_16"]["sigmoid_ls0.1"]))
     for version, rtol in (("dpo_0_16", 1e-7), ("dpo_1_16", 1e-6)):
@@ -221,7 +221,7 @@ def test_golden_without_a_reference(figures, four_logps):
 
 
 def test_golden_length_normalised(figures, ratios):
-    # "sigmoid_norm" and, since 1.9, "ipo" see log-ratios per token; ours takes what it is given
+    # "sigmoid_norm" and, since 1.9, "ipo" see log-ratios per token; our functions take any log-ratios
     means = [x / f64(figures["pairs"][f"len_{side}"]) for x, side in zip(ratios, ("chosen", "rejected"), strict=True)]
     assert_close(dpo_sigmoid_loss(*means), f64(figures["dpo_1_16"]["sigmoid_norm"]), rtol=1e-6, atol=0)
     assert_close(ipo_loss(*means), f64(figures["dpo_1_16"]["ipo"]), rtol=1e-6, atol=0)
@@ -236,8 +236,8 @@ def test_golden_length_normalised(figures, ratios):
     ],
 )
 def test_golden_links_under_ipo_of_means(figures, ratios, name, link, at_1):
-    # 1.9 divides our link by the length. 1.16 first takes off what it is at a ratio of 1: a constant, which cancels in
-    # a difference of sums, but not of means
+    # 1.9 divides our link by the length. 1.16 first subtracts the link's value at a ratio of 1: this constant
+    # cancels in a difference of sums, but not in a difference of means
     lengths = [f64(figures["pairs"][f"len_{side}"]) for side in ("chosen", "rejected")]
     for version, constant in (("dpo_1_9_where_it_differs", 0.0), ("dpo_1_16", at_1)):
         means = [(link(x) - constant) / n for x, n in zip(ratios, lengths, strict=True)]
@@ -348,7 +348,7 @@ def test_aot_does_not_add_up_over_parts_of_a_batch():
 
 @few
 @given(pairs, betas)
-def test_aot_of_one_pair_is_dpo_and_the_paired_form_is_blind_to_which_side_is_the_reference(pair, beta):
+def test_aot_of_one_pair_is_dpo_and_the_paired_form_is_too(pair, beta):
     c, r = pair
     assert_close(aot_unpaired_loss(c[:1], r[:1], beta=beta), dpo_sigmoid_loss(c[:1], r[:1], beta=beta))
     # with one pair (c - r) - (ref_c - ref_r) is DPO's margin too
@@ -387,7 +387,7 @@ def test_cdpo_and_exo_stop_at_a_margin_of_log_odds_over_beta(beta, e):
         assert abs(slope) < 1e-12
         for step in (-0.1, 0.1):
             assert loss(c + step, f64([0.0]), beta=beta, label_smoothing=e) > losses
-    assert_close(losses, f64([0.0]), atol=1e-12, rtol=0)  # exo's: the two distributions are one
+    assert_close(losses, f64([0.0]), atol=1e-12, rtol=0)  # exo: the two distributions are equal
 
 
 @few
@@ -536,7 +536,7 @@ def test_alpha_of_the_link_must_be_in_0_1(alpha):
         alpha_link(torch.zeros(1), alpha=alpha)
 
 
-def test_what_two_of_them_cannot_take_is_refused():
+def test_aot_refuses_a_matrix_and_discopop_a_temperature_of_0():
     matrix, row = torch.zeros(2, 2), torch.zeros(2)
     with pytest.raises(ValueError, match=r"^aot_unpaired_loss: needed log-ratios \[B\], got \(2, 2\)$"):
         L.aot_unpaired_loss(matrix, matrix)

@@ -1,4 +1,4 @@
-"""Tokens at which there is a decision, and a bonus that adapts. B sequences, T tokens."""
+"""The tokens with the highest entropy, and a bonus that adapts. B sequences, T tokens."""
 
 import math
 
@@ -13,7 +13,7 @@ few = settings(deadline=None, derandomize=True, max_examples=50)
 
 
 def test_threshold_by_hand():
-    # 1..5: the 60% quantile lies at place 0.6 * 4 = 2.4 from the bottom: 3.4
+    # 1..5: the 60% quantile lies at index 0.6 * 4 = 2.4 in sorted order: 3.4
     entropies = torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0])
     assert entropy_threshold(entropies, 0.4).item() == pytest.approx(3.4)
     assert entropy_threshold(entropies, 1).item() == 1
@@ -27,7 +27,7 @@ def test_mask_by_hand_looks_at_the_mask_only():
     kept = high_entropy_mask(entropy, mask, 0.4)
     assert kept.tolist() == [[False, False, True, False], [False, True, False, False]]
     assert torch.equal(high_entropy_mask(entropy, mask, 1.0), mask)
-    kept = high_entropy_mask(entropy, mask, 0.4, threshold=torch.tensor(3.0))  # of all ranks
+    kept = high_entropy_mask(entropy, mask, 0.4, threshold=torch.tensor(3.0))  # the threshold of all ranks
     assert kept.tolist() == [[False, False, True, False], [False, True, True, False]]
 
 
@@ -92,7 +92,7 @@ def test_controller_never_punishes_entropy():
         controller.update(2.0)
         assert controller.coef == 0 and controller.level >= 0
     controller.update(0.5)
-    assert controller.coef == pytest.approx(0.08)  # from 0, not from what it would owe
+    assert controller.coef == pytest.approx(0.08)  # it rises from 0: the level never goes below 0
 
 
 @pytest.mark.parametrize("entropies", [[], [0.5], [0.5, 2.0], [2.0, 2.0, 0.5]])
@@ -110,7 +110,7 @@ def test_controller_resumes_where_it_stopped(entropies):
 
 
 @pytest.mark.parametrize("init, delta", [(-0.1, 0.05), (0.1, 0.0), (0.1, -1.0), (0.1, math.nan)])
-def test_controller_refuses_what_cannot_adapt(init, delta):
+def test_controller_refuses_a_negative_start_or_step(init, delta):
     text = f"^AdaptiveEntropyController: needed init >= 0 and delta > 0, got {init} and {delta}$"
     with pytest.raises(ValueError, match=text):
         AdaptiveEntropyController(init, target=1.0, delta=delta)

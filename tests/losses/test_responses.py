@@ -25,7 +25,7 @@ def randn(seed, *shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_sums_and_means_by_hand_and_junk_outside_the_mask_counts_for_nothing():
+def test_sums_and_means_by_hand_ignore_junk_outside_the_mask():
     nan = math.nan
     logps = torch.tensor([[nan, -1.0, -2.0, nan], [-5.0, nan, nan, -1.0], [nan] * 4], requires_grad=True)
     mask = bools([0, 1, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0])
@@ -36,8 +36,8 @@ def test_sums_and_means_by_hand_and_junk_outside_the_mask_counts_for_nothing():
 
 
 def test_desensitised_logps_by_hand():
-    # the other side has 2 tokens: -1 - 2 in full, -4 and -8 by a quarter: -3 - 3 = -6.   1 token: -1 - 14 / 4 = -4.5
-    # 9 tokens: all in full.   Its mask starts elsewhere and is of another width
+    # the other side has 2 tokens: -1 - 2 count in full, -4 and -8 a quarter: -3 - 3 = -6.
+    # 1 token: -1 - 14 / 4 = -4.5.   9 tokens: all count in full.   The other mask has another start and width
     logps, mask = torch.tensor([[9.0, -1.0, -2.0, -4.0, -8.0]] * 3), bools([0, 1, 1, 1, 1]).expand(3, 5)
     other = bools([0] * 8 + [1, 1], [1] + [0] * 9, [0] + [1] * 9)
     assert_close(desensitised_logps(logps, mask, other_mask=other, alpha=0.25), torch.tensor([-6.0, -4.5, -15.0]))
@@ -62,7 +62,7 @@ def test_desensitised_logps_gives_the_tail_a_gradient_of_alpha_and_junk_none():
 
 
 def wpo(gaps_chosen, gaps_rejected, expected=-2.0):
-    """Weights of pairs whose tokens' log-probs lie `gaps` above what the policy expects of its own; nan: no token."""
+    """WPO weights of pairs: log-probs are `expected` plus a gap; a gap of nan means no token."""
     parts = {}
     for side, gaps in (("chosen", gaps_chosen), ("rejected", gaps_rejected)):
         gaps = f64(gaps)
@@ -78,7 +78,7 @@ def test_wpo_weights_by_hand():
     assert_close(wpo(chosen, rejected), f64([1 / 6, 1 / 2, math.exp(-1), math.exp(-1)]))
 
 
-def test_wpo_weights_are_1_on_ones_own_text_capped_at_1_and_detached():
+def test_wpo_weights_are_1_on_the_policys_own_text_capped_at_1_and_detached():
     weights = wpo([[0.0, 0.0], [3.0, 1.0], [1e4, 1e4]], [[0.0, 0.0], [-1.0, -1.0], [0.0, 0.0]])
     assert torch.equal(weights, torch.ones(3, dtype=torch.float64)) and not weights.requires_grad
     assert wpo([[-1e4]], [[-1e4]]).item() == 0
