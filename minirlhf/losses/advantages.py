@@ -40,7 +40,7 @@ def kl_shaped_rewards(
         )
     check_mask("kl_shaped_rewards", mask, logps=logps, ref_logps=ref_logps)
     if scores.shape != mask.shape[:1]:
-        raise ValueError(f"kl_shaped_rewards: needed scores [{mask.shape[0]}], one a row, got {tuple(scores.shape)}")
+        raise ValueError(f"kl_shaped_rewards: needed scores [{mask.shape[0]}], one per row, got {tuple(scores.shape)}")
     rewards = torch.where(mask, -kl_coef * REWARD_KL[estimator](logps, ref_logps=ref_logps), 0)
     columns = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, columns, -1).amax(-1, keepdim=True)
@@ -64,7 +64,7 @@ def gae(
     check_mask("gae", mask, rewards=rewards, values=values)
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gae: gamma and lam must be in [0, 1], got {gamma} and {lam}")
-    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)  # junk in padding must not turn nan
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)  # nan in padding would spread
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])
     for t in range(mask.shape[1] - 1, -1, -1):
@@ -92,7 +92,7 @@ def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
     if scores.dim() != 2 or weights.shape != scores.shape[1:]:
         raise ValueError(
             f"weighted_scores: needed scores [N, F] and weights [F], got {tuple(scores.shape)} and "
-            f"{tuple(weights.shape)}; one column a reward function, one weight each"
+            f"{tuple(weights.shape)}; one column and one weight per reward function"
         )
     return (scores * weights).nansum(-1).masked_fill(scores.isnan().all(-1), torch.nan)
 
@@ -109,9 +109,10 @@ def group_advantages(
     division Liu et al. 2025, arXiv:2503.20783 (Dr.GRPO). A group of equal scores gets 0: it teaches nothing. A score of
     NaN gets 0 and does not enter mean or std.
 
-    Division by the std of the group gives very easy and very hard prompts more weight (all but one answer right, or
-    wrong). The mean contains the sample itself, so "none" is the leave-one-out advantage times (G - 1) / G. A KL loss
-    is not scaled down with it, so its coefficient acts as if it were G / (G - 1) as large. See `rloo_advantages`.
+    Division by the std of the group gives more weight to very easy and very hard prompts (all answers but one right, or
+    all but one wrong). The mean contains the sample itself, so "none" is the leave-one-out advantage times (G - 1) / G.
+    A KL loss is not scaled down with it, so its coefficient acts as if it were G / (G - 1) as large. See
+    `rloo_advantages`.
 
     Args:
         scores:     [N * G].   group_size: G >= 2.
@@ -238,7 +239,7 @@ def _centred(groups: Tensor) -> Tensor:
 
 def _groups(name: str, scores: Tensor, group_size: int) -> Tensor:
     if group_size < 2:
-        raise ValueError(f"{name}: group_size must be at least 2, got {group_size}: one sample has nothing to beat")
+        raise ValueError(f"{name}: group_size must be at least 2, got {group_size}: a single sample has no baseline")
     if scores.dim() != 1 or len(scores) % group_size:
         raise ValueError(
             f"{name}: needed scores [N * {group_size}], whole groups side by side, got {tuple(scores.shape)}"

@@ -68,8 +68,8 @@ def robust_dpo_loss(
 ) -> Tensor:
     """(-(1 - e) log sigmoid(m) + e log sigmoid(-m)) / (1 - 2 e) -> [B] nats, m = beta (c - r).
 
-    Chowdhury et al. 2024, arXiv:2403.00409, Eq. 12. If labels are flipped with probability e, its expectation is
-    DPO's under the true labels, so its minimum is DPO's too.   Args: as `dpo_sigmoid_loss`.
+    Chowdhury et al. 2024, arXiv:2403.00409, Eq. 12. If labels are flipped with probability e, the expected
+    loss is DPO's expected loss under the true labels, so both have the same minimum.   Args: as `dpo_sigmoid_loss`.
     """
     margin = _margin("robust_dpo_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     losses = -(1 - label_smoothing) * F.logsigmoid(margin) + label_smoothing * F.logsigmoid(-margin)
@@ -243,7 +243,7 @@ def _margin(name: str, chosen: Tensor, rejected: Tensor, beta: float, label_smoo
     """beta (c - r), after the checks that all losses share."""
     check_same_shape(name, chosen_logratios=chosen, rejected_logratios=rejected)
     if not beta > 0:
-        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is what a nat of KL costs")
+        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is the price of a nat of KL")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(
             f"{name}: label_smoothing must be in [0, 0.5), got {label_smoothing}; at 0.5 labels say nothing"

@@ -1,7 +1,7 @@
 """Head, log-probs, loss and gradient, one chunk of tokens at a time. B sequences, T tokens, V vocabulary, D width.
 
 `linear_token_logps` leaves the loss in the open, so its backward pass computes each chunk's logits a second time. If
-the loss of a token depends on that token alone, its gradient can be taken in the forward pass, with the chunk at hand.
+the loss of a token depends on that token alone, the forward pass can take its gradient while the chunk's logits exist.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def fused_linear_loss(
     the forward to the backward pass. Tokens outside the mask are not computed; their log-prob and entropy are 0.
 
     token_loss must look at each token by itself, because it sees one chunk of tokens at a time. A loss that mixes
-    tokens, for example a ratio of whole sequences, would depend on the size of the chunks. Only a wrong shape is
-    noticed; use `linear_token_logps` for such a loss.
+    tokens, for example a ratio of whole sequences, would depend on the size of the chunks. Use
+    `linear_token_logps` for such a loss: this function notices a wrong shape only.
 
     Args:
         hidden:     [B, T, D] in model order.   weight: [V, D] of the head.   input_ids: [B, T].
@@ -70,7 +70,7 @@ def fused_linear_loss(
     for name, value in {**extras, "count": torch.as_tensor(count)}.items():
         if value.requires_grad:
             raise ValueError(
-                f"fused_linear_loss: {name} asks for a gradient, which only hidden and weight get; detach it, or "
+                f"fused_linear_loss: {name} asks for a gradient, but only hidden and weight get one; detach it, or "
                 "leave the loss in the open with linear_token_logps"
             )
     dtype = autocast_dtype(hidden)
@@ -171,15 +171,15 @@ def _loss_and_slope(
 
 def _refuse_other_leaves(total: Tensor, logps: Tensor) -> None:
     """Raise ValueError if token_loss uses another tensor that asks for a gradient, for example from its closure."""
-    seen, waiting = set(), [total.grad_fn]
+    visited, waiting = set(), [total.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if getattr(node, "variable", logps) is not logps:
             raise ValueError(
-                "fused_linear_loss: token_loss uses a tensor that asks for a gradient, which only hidden and weight "
-                "get; detach it, or leave the loss in the open with linear_token_logps"
+                "fused_linear_loss: token_loss uses a tensor that asks for a gradient, but only hidden and weight "
+                "get one; detach it, or leave the loss in the open with linear_token_logps"
             )
         waiting += [parent for parent, _ in node.next_functions]

@@ -39,7 +39,7 @@ def check_same_shape(name: str, **tensors: Tensor) -> None:
     shapes = {key: tuple(x.shape) for key, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
-            f"{name}: needed tensors of one shape, got {shapes}; check which one was transposed or shifted"
+            f"{name}: needed tensors of one shape, got {shapes}; check which tensor was transposed or shifted"
         )
 
 

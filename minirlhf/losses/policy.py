@@ -151,7 +151,7 @@ def sapo_policy_loss(
     Gao et al. 2025, arXiv:2511.20347 (SAPO), Eq. 5 and 6. At r = 1 it is -2 A / tau instead of -A; only the slope
     matters.
 
-    Args:   as `ppo_policy_loss`; tau_pos, tau_neg: > 0, sharpness where A > 0 and elsewhere; sharper where A <= 0.
+    Args:   as `ppo_policy_loss`; tau_pos, tau_neg: > 0, sharpness where A > 0 and elsewhere (sharper by default).
     """
     check_same_shape("sapo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
     if not (tau_pos > 0 and tau_neg > 0):

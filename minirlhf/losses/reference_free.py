@@ -73,7 +73,7 @@ def _check(name: str, chosen: Tensor, rejected: Tensor, beta: float) -> None:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, exact near 0 and far from it; x above -1e-7 counts as -1e-7."""
+    """log(1 - exp(x)) for x <= 0, accurate near 0 and far from 0; x above -1e-7 counts as -1e-7."""
     x = x.clamp(max=-1e-7)
     near = x > -0.6931472
     # each branch gets a safe input, because an unsafe one would put nan into the gradient of the other branch

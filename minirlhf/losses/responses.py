@@ -1,4 +1,4 @@
-"""From the log-probs of a response's tokens to one number per response. B responses or pairs, T tokens.
+"""Token log-probs of a response, reduced to one number per response. B responses or pairs, T tokens.
 
 The losses of dpo.py, reference_free.py and unpaired.py take these numbers. Every function raises ValueError if the
 shapes differ or a mask is not bool.

@@ -9,7 +9,7 @@ from minirlhf.losses.masking import check_mask
 
 
 def load_balancing_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
-    """E sum_e f_e P_e -> scalar without unit: top_k if all experts are used alike, E if always the same are used.
+    """E sum_e f_e P_e -> scalar without unit: top_k for an even use of all experts, E if always the same are used.
 
     f_e is the fraction of tokens that go to expert e, P_e its mean probability; only P_e has a gradient.
     Fedus et al. 2021, arXiv:2101.03961, Eq. 4-6. In the paper a token goes to one expert, here to `top_k`. The paper

@@ -19,7 +19,7 @@ from minirlhf.losses.masking import check_mask, predicted_tokens
 def cross_entropy(logps: Tensor) -> Tensor:
     """-log p of the given token -> [B, T] nats, to be averaged over the response with `masked_mean`.
 
-    The maximum-likelihood loss of supervised fine-tuning. The entropy is another number: it averages over all tokens.
+    The maximum-likelihood loss of supervised fine-tuning. It is not the entropy: the entropy is a mean over V.
 
     Args:
         logps: [B, T] nats, from `token_logps` or a policy's forward.
@@ -28,7 +28,7 @@ def cross_entropy(logps: Tensor) -> Tensor:
 
 
 def dft_loss(logps: Tensor) -> Tensor:
-    """-sg(p) log p -> [B, T] nats: maximum likelihood without its 1 / p.
+    """-sg(p) log p -> [B, T] nats: maximum likelihood without its factor 1 / p.
 
     Wu et al. 2025, arXiv:2508.05629, Eq. 9 (DFT): the gradient of -log p is a policy gradient with the reward 1 / p
     for the given token, so unlikely tokens dominate. The factor p gives every token the same weight.
@@ -42,8 +42,8 @@ def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float)
     """Divergence of two distributions over V -> [...] nats, the sum over the last axis.
 
     beta KL(teacher || m) + (1 - beta) KL(student || m),  m = beta teacher + (1 - beta) student
-    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). By the paper's definition beta 0 is the forward
-    KL(teacher || student), which covers all modes; beta 1 is the reverse KL(student || teacher), which seeks one mode.
+    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). As in the paper, the two ends are defined separately: beta 0 is
+    the forward KL(teacher || student) and covers all modes; beta 1 is the reverse KL(student || teacher) and seeks one.
 
     Args:
         student_logps, teacher_logps: [..., V] finite log-probs; only the student's carry gradient.
@@ -51,7 +51,7 @@ def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float)
     """
     if student_logps.shape != teacher_logps.shape or not 0 <= beta <= 1:
         raise ValueError(
-            f"generalised_js: needed two of one shape and beta in [0, 1], got {tuple(student_logps.shape)}, "
+            f"generalised_js: needed two tensors of one shape and beta in [0, 1], got {tuple(student_logps.shape)}, "
             f"{tuple(teacher_logps.shape)} and {beta}; student and teacher must share a tokenizer"
         )
     if beta == 0:

@@ -50,7 +50,7 @@ def kto_kl(
 ) -> Tensor:
     """max(0, mean log-ratio of completions paired with another prompt) -> scalar nats, detached: KTO's z_0, Eq. 7.
 
-    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these [B].
+    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these rows.
     """
     total = mismatched_logratios.sum() if total is None else torch.as_tensor(total)
     count = mismatched_logratios.numel() if count is None else count
@@ -116,4 +116,4 @@ def _check(name: str, logratios: Tensor, desirable: Tensor, beta: float) -> None
             f"{name}: desirable must be bool with True = good, got {desirable.dtype}; use desirable.bool()"
         )
     if not beta > 0:
-        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is what a nat of KL costs")
+        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is the price of a nat of KL")

@@ -281,7 +281,7 @@ def test_other_forms_of_kl_in_the_reward_are_refused_by_name(estimator):
 def test_shapes_and_mask_dtype_are_checked():
     x, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     for scores in (torch.zeros(3), torch.zeros(2, 1), torch.zeros(())):
-        text = f"kl_shaped_rewards: needed scores [2], one a row, got {tuple(scores.shape)}"
+        text = f"kl_shaped_rewards: needed scores [2], one per row, got {tuple(scores.shape)}"
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             shaped("k1")(scores, x, x, mask)
     with pytest.raises(ValueError, match=r"^kl_shaped_rewards: needed tensors of one shape.*'ref_logps': \(2, 2\)"):

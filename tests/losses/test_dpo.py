@@ -494,7 +494,7 @@ def test_pairs_must_be_of_one_shape(loss):
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan])
 def test_beta_must_be_positive(loss, beta):
     with pytest.raises(
-        ValueError, match=f"^{loss.__name__}: beta must be > 0, got {beta}; it is what a nat of KL costs"
+        ValueError, match=f"^{loss.__name__}: beta must be > 0, got {beta}; it is the price of a nat of KL"
     ):
         loss(torch.zeros(2), torch.zeros(2), beta=beta)
 

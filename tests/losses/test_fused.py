@@ -409,7 +409,7 @@ def test_only_hidden_and_weight_may_ask_for_a_gradient(culprit):
     hidden, weight, ids = head()
     options = {"inputs": inputs_of(reinforce_policy_loss), "weights": torch.ones(B, T), "count": torch.tensor(7.0)}
     (options["inputs"] if culprit == "advantages" else options)[culprit].requires_grad_()
-    text = f"^fused_linear_loss: {culprit} asks for a gradient, which only hidden and weight get; detach it, or leave"
+    text = f"^fused_linear_loss: {culprit} asks for a gradient, but only hidden and weight get one; detach it, or leave"
     with pytest.raises(ValueError, match=text):
         fused_linear_loss(hidden, weight, ids, reinforce_policy_loss, mask=MASK, **options)
 
@@ -417,7 +417,7 @@ def test_only_hidden_and_weight_may_ask_for_a_gradient(culprit):
 def test_a_closure_may_not_smuggle_in_a_gradient():
     hidden, weight, ids = head()
     coef = torch.tensor(0.5, requires_grad=True)
-    text = "^fused_linear_loss: token_loss uses a tensor that asks for a gradient, which only hidden and weight get"
+    text = "^fused_linear_loss: token_loss uses a tensor that asks for a gradient, but only hidden and weight get one"
     values = F.linear(hidden, torch.ones(1, D, dtype=torch.float64)).squeeze(-1)  # from a value head
     for captured in (coef, coef.exp(), values[MASK], values.mean(), weight.sum(), hidden[MASK][:, 0]):
         with pytest.raises(ValueError, match=text):

@@ -361,7 +361,7 @@ def test_large_scores_stay_finite(name):
 def test_scores_must_make_whole_groups_of_at_least_2(function):
     name = function.__name__
     for size in (1, 0, -2):
-        with pytest.raises(ValueError, match=f"^{name}: group_size must be at least 2, got {size}: one sample"):
+        with pytest.raises(ValueError, match=f"^{name}: group_size must be at least 2, got {size}: a single sample"):
             function(torch.zeros(4), size)
     for scores in (torch.zeros(4), torch.zeros(3, 1), torch.zeros(())):
         text = f"{name}: needed scores [N * 3], whole groups side by side, got {tuple(scores.shape)}"

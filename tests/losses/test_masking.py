@@ -276,7 +276,7 @@ def test_inputs_are_not_written_to():
 @pytest.mark.parametrize("name", ["sum", "mean", "sequence_mean", "moments", "whiten"])
 def test_errors_name_the_function_the_need_and_the_input(name):
     who = name if name == "sequence_mean" else f"masked_{name}"
-    shapes = r"needed tensors of one shape, got \{'mask': \(2, 2\), 'x': \(2, 3\)\}; check which one was transposed"
+    shapes = r"needed tensors of one shape, got \{'mask': \(2, 2\), 'x': \(2, 3\)\}; check which tensor was transposed"
     with pytest.raises(ValueError, match=f"^{who}: {shapes}"):
         FUNCTIONS[name](X, MASK[:, :2])
     dtype = r"mask must be bool with True = counts, got torch.float32; use mask.bool\(\)"

@@ -259,5 +259,5 @@ def test_bad_input_is_refused(loss, name):
     with pytest.raises(ValueError, match=f"^{name}: desirable must be bool with True = good, got torch.int64; use "):
         loss(x, desirable=good.long())
     for beta in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"^{name}: beta must be > 0, got {beta}; it is what a nat of KL costs"):
+        with pytest.raises(ValueError, match=f"^{name}: beta must be > 0, got {beta}; it is the price of a nat of KL"):
             loss(x, desirable=good, beta=beta)
