@@ -1,11 +1,11 @@
-"""Breaks the losses one small change at a time and asks whether the tests notice.
+"""Breaks the losses one small change at a time and counts how many changes the tests notice.
 
     python tests/mutation.py [--file policy.py] [--sample 100 --seed 0] [--jobs 2]
 
 Each mutant is one change of one file of minirlhf/losses: a sign, a bound, a constant, a forgotten detach or check. A
-forked child loads the changed file in the place of the real one and runs the file's tests (TESTS); the mutant is killed
-if one of them fails. Nothing is written to the package. Text (docstrings, messages, annotations) is left alone. Mutants
-that no test can kill stand in mutation_survivors.toml, each with its reason, and are not counted.
+forked child loads the changed file in place of the real file and runs the tests of that file (TESTS); the mutant is
+killed if a test fails. The tool writes nothing to the package. It does not change text (docstrings, messages,
+annotations). mutation_survivors.toml lists mutants that no test can kill, with reasons; they are not counted.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ROOT / "minirlhf" / "losses"
 EQUIVALENT = Path(__file__).with_name("mutation_survivors.toml")
-GOAL = 0.95  # of the mutants that a test could kill
+GOAL = 0.95  # fraction to be killed of the mutants that a test could kill
 SECONDS = 120  # of processor time for one mutant; a change may make a loop endless
 
-TESTS = {  # where they are not simply test_<file>
+TESTS = {  # of files whose tests stand elsewhere than in test_<file> alone
     "advantages.py": ["test_advantages.py", "test_group_advantages.py"],
     "dpo.py": ["test_dpo.py", "test_preference_edges.py"],
     "logprobs.py": ["test_logprobs.py", "test_fused.py"],
@@ -77,12 +77,12 @@ TEXT = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)  # nothing in here
 @dataclass(frozen=True)
 class Mutant:
     file: str
-    name: str  # function | change | source line, and #2 where a line has the same change twice
+    name: str  # function | change | source line; "#2" at the end if the line has the same change a second time
     code: CodeType
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """(what is changed, the node to put in place) for one node, its children left alone."""
+    """(name of the change, changed node) for one node; its children stay as they are."""
 
     def changed(**fields) -> ast.AST:
         new = copy.copy(node)
@@ -102,7 +102,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 if swap:
                     yield swap[0], changed(ops=[*node.ops[:i], swap[1], *node.ops[i + 1 :]])
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=1)):
-            pass  # mostly a dimension, and 1 is the same one for [B, T]; the constant itself becomes 0
+            pass  # mostly a dimension, and dimension 1 of [B, T] is dimension -1; the constant itself becomes 0
         case ast.UnaryOp(op=ast.USub() | ast.Not() | ast.Invert()):
             yield f"drop {SYMBOLS[type(node.op)]}", node.operand
         case ast.Constant(value=bool()):
@@ -136,7 +136,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     if called in IDENTITIES and isinstance(node.func, ast.Attribute):
         yield f"drop .{called}()", node.func.value
     if called == "where" and len(node.args) == 3:
-        yield "swap what where chooses from", changed(args=[node.args[0], node.args[2], node.args[1]])
+        yield "swap the choices of where", changed(args=[node.args[0], node.args[2], node.args[1]])
     for i, keyword in enumerate(node.keywords):
         if keyword.arg in ("min", "max"):
             new = ast.keyword(SWAPS[keyword.arg], keyword.value)
@@ -189,7 +189,7 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def start(file: str, code: CodeType) -> int:
-    """Fork a child that runs the tests of `file` with `code` in its place -> its process id."""
+    """Fork a child that runs the tests of `file` with `code` in place of the file -> the child's process id."""
     child = os.fork()
     if child:
         return child
@@ -208,7 +208,7 @@ def start(file: str, code: CodeType) -> int:
 
 
 def outcomes(todo: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
-    """(mutant, killed) as they come."""
+    """(mutant, was it killed), in the order in which the children end."""
     todo, running = todo[::-1], {}
     while todo or running:
         while todo and len(running) < jobs:
@@ -223,19 +223,19 @@ def outcomes(todo: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--file", action="append", help="a file of minirlhf/losses; again for more; default: all")
-    parser.add_argument("--sample", type=int, help="take so many mutants, drawn with --seed")
+    parser.add_argument("--file", action="append", help="a file of minirlhf/losses; may be given again; default: all")
+    parser.add_argument("--sample", type=int, help="run only this number of mutants, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    import hypothesis  # what every child needs, loaded once; minirlhf is not among it
+    import hypothesis  # loaded once for all children; minirlhf must not be loaded here
     import torch
 
     torch.set_num_threads(1)
-    # a failing example is enough, nobody reads the smallest
+    # do not shrink: any failing example kills the mutant
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("mutation", phases=phases, database=None)
     hypothesis.settings.load_profile("mutation")
@@ -258,9 +258,9 @@ def main() -> int:
             print(f"survived: {mutant.file} | {mutant.name}", flush=True)
     for file in sorted(made):
         print(f"{file}: {killed[file]} of {made[file]} killed, {len(equivalent.get(file, {}))} equivalent")
-    share = killed.total() / max(made.total(), 1)
-    print(f"all: {killed.total()} of {made.total()} killed, {share:.1%} (goal {GOAL:.0%})")
-    return 0 if share >= GOAL else 1
+    fraction = killed.total() / max(made.total(), 1)
+    print(f"all: {killed.total()} of {made.total()} killed, {fraction:.1%} (goal {GOAL:.0%})")
+    return 0 if fraction >= GOAL else 1
 
 
 if __name__ == "__main__":

@@ -60,15 +60,15 @@ from minirlhf.losses.supervised import (
 # Names of leaves: their files are loaded on first use, so that the core does not need them.
 LEAVES = {
     "minirlhf.losses.dpo": (
-        "alpha_link aot_paired_loss aot_unpaired_loss apo_down_loss apo_zero_loss bco_pair_loss "
-        "desensitised_logps discopop_loss dpo_loss dpo_sigmoid_loss exo_loss forward_kl_link "
-        "hinge_dpo_loss ipo_loss js_link mean_logps nca_loss robust_dpo_loss sppo_hard_loss sum_logps "
-        "wpo_weights"
+        "alpha_link aot_paired_loss aot_unpaired_loss apo_down_loss apo_zero_loss bco_pair_loss discopop_loss "
+        "dpo_loss dpo_sigmoid_loss exo_loss forward_kl_link hinge_dpo_loss ipo_loss js_link nca_loss "
+        "robust_dpo_loss sppo_hard_loss"
     ),
     "minirlhf.losses.entropy": "AdaptiveEntropyController entropy_threshold high_entropy_mask",
     "minirlhf.losses.fused": "fused_linear_loss",
     "minirlhf.losses.online": "nash_md_loss xpo_bonus",
     "minirlhf.losses.reference_free": "alphapo_loss cpo_loss orpo_loss simpo_loss",
+    "minirlhf.losses.responses": "desensitised_logps mean_logps sum_logps wpo_weights",
     "minirlhf.losses.router": "load_balancing_loss",
     "minirlhf.losses.unpaired": "RunningMean apo_zero_unpaired_loss bco_loss density_ratio kto_kl kto_loss",
 }

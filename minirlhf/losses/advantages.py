@@ -1,6 +1,9 @@
-"""From scores to per-token rewards to advantages. Nothing here carries gradient.
+"""From scores to per-token rewards to advantages. No result has a gradient.
 
-B sequences, T tokens; column t speaks about choosing token t.
+B sequences, T tokens; column t speaks about choosing token t. N prompts with G completions each; the G completions of a
+prompt stand side by side. A score of NaN means that no judge gave one.
+
+The functions raise ValueError if the shapes do not fit, the mask is not bool or group_size < 2.
 """
 
 from __future__ import annotations
@@ -17,18 +20,18 @@ REWARD_KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 def kl_shaped_rewards(
     scores: Tensor, *, logps: Tensor, ref_logps: Tensor, mask: Tensor, kl_coef: float, estimator: str = "k1"
 ) -> Tensor:
-    """Per-token rewards [B, T] in score units: -kl_coef * KL everywhere, plus the score on the last True column.
+    """Per-token rewards [B, T] in score units: -kl_coef * KL on each token, plus the score on the last True column.
 
     Ziegler et al. 2019, arXiv:1909.08593, Eq. 2, spread over the tokens as in Stiennon et al. 2020, arXiv:2009.01325.
 
     Args:
-        scores:          [B].   logps, ref_logps: [B, T] nats.   mask: [B, T], the tokens the policy chose.
+        scores:          [B].   logps, ref_logps: [B, T] nats.   mask: [B, T], the tokens that the policy chose.
         kl_coef:         score units per nat.
         estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k2" and "k3" are biased: the
-                         policy gradient of such a reward is not that of the KL (relative error 0.7 to 1.1 on enumerated
-                         spaces), and training starves most completions; they are here because some codes use them.
-    Returns: [B, T], 0 outside the mask; a row without a True column has no place for its score and gets none.
-    Raises: ValueError for another estimator, other shapes or a mask that is not bool.
+                         policy gradient of such a reward is not the gradient of the KL (relative error 0.7 to 1.1 on
+                         enumerated spaces), and training starves most completions. Some other libraries use them.
+    Returns: [B, T], 0 outside the mask; the score of a row without a True column is not used.
+    Raises: ValueError for another estimator.
     """
     if estimator not in REWARD_KL:
         raise ValueError(
@@ -37,7 +40,7 @@ def kl_shaped_rewards(
         )
     check_mask("kl_shaped_rewards", mask, logps=logps, ref_logps=ref_logps)
     if scores.shape != mask.shape[:1]:
-        raise ValueError(f"kl_shaped_rewards: needed scores [{mask.shape[0]}], one a row, got {tuple(scores.shape)}")
+        raise ValueError(f"kl_shaped_rewards: needed scores [{mask.shape[0]}], one per row, got {tuple(scores.shape)}")
     rewards = torch.where(mask, -kl_coef * REWARD_KL[estimator](logps, ref_logps=ref_logps), 0)
     columns = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, columns, -1).amax(-1, keepdim=True)
@@ -50,18 +53,18 @@ def gae(
     """Generalised advantage estimation -> (advantages, returns), both [B, T] in score units, 0 outside the mask.
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V.
-    Schulman et al. 2016, arXiv:1506.02438, Eq. 16.  t + 1 is the next True column: what stands between (a tool's
-    answer) was not chosen and is stepped over; after the last True column everything is 0. One reverse loop over T,
-    all rows at a time: O(B T).
+    Schulman et al. 2016, arXiv:1506.02438, Eq. 16.  t + 1 is the next True column: tokens between two True columns (a
+    tool's answer) were not chosen, so the loop skips them. After the last True column V and A are 0. One reverse loop
+    over T, all rows at a time: O(B T).
 
     Args:
         rewards, values: [B, T] score units.   mask: [B, T].   gamma, lam: in [0, 1].
-    Raises: ValueError if the shapes differ, the mask is not bool, or gamma or lam is outside [0, 1].
+    Raises: ValueError if gamma or lam is outside [0, 1].
     """
     check_mask("gae", mask, rewards=rewards, values=values)
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gae: gamma and lam must be in [0, 1], got {gamma} and {lam}")
-    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)  # junk in padding must not turn nan
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)  # nan in padding would spread
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])
     for t in range(mask.shape[1] - 1, -1, -1):
@@ -74,22 +77,22 @@ def gae(
 
 
 def discounted_returns(rewards: Tensor, *, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """What is still to come, r_t + gamma r_{t+1} + ... -> [B, T] score units: advantages of plain REINFORCE.
+    """r_t + gamma r_{t+1} + ... -> [B, T] score units: the advantages of plain REINFORCE.
 
-    It is `gae` without a value function and with lam = 1.   Raises: ValueError as `gae` does.
+    This is `gae` with lam = 1 and no value function.   gamma: in [0, 1].
     """
     return gae(rewards, values=torch.zeros_like(rewards), mask=mask, gamma=gamma, lam=1.0)[0]
 
 
 def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
-    """Sum over reward functions, [N, F] and [F] -> [N]; a function that does not apply (NaN) adds nothing.
+    """Weighted sum over reward functions, [N, F] and [F] -> [N]; a function that does not apply (NaN) adds nothing.
 
-    A row to which no function applies is NaN, and gets no advantage.   Raises: ValueError if the shapes do not fit.
+    If no function applies to a row, its sum is NaN, and it gets no advantage.
     """
     if scores.dim() != 2 or weights.shape != scores.shape[1:]:
         raise ValueError(
             f"weighted_scores: needed scores [N, F] and weights [F], got {tuple(scores.shape)} and "
-            f"{tuple(weights.shape)}; one column a reward function, one weight each"
+            f"{tuple(weights.shape)}; one column and one weight per reward function"
         )
     return (scores * weights).nansum(-1).masked_fill(scores.isnan().all(-1), torch.nan)
 
@@ -103,18 +106,19 @@ def group_advantages(
     """Score minus the mean of its group, over a standard deviation -> [N * G], no unit (score units with "none").
 
     (s - mean) / (std + 1e-4), std with ddof 1.   Shao et al. 2024, arXiv:2402.03300, 4.1.2 (GRPO); without the
-    division Liu et al. 2025, arXiv:2503.20783 (Dr.GRPO). A group of equal scores gets 0: it teaches nothing, and its
-    gradient is 0. A score that is NaN (nobody could judge) gets 0 and has no part in mean or std.
+    division Liu et al. 2025, arXiv:2503.20783 (Dr.GRPO). A group of equal scores gets 0: it teaches nothing. A score of
+    NaN gets 0 and does not enter mean or std.
 
-    Dividing by the group's std weighs easy and hard prompts up (all but one right or wrong). The mean holds the sample
-    itself, so "none" is the leave-one-out advantage times (G - 1) / G: beside a KL loss, whose size stays, the KL
-    coefficient acts as if it were G / (G - 1) as large. See `rloo_advantages`.
+    Division by the std of the group gives more weight to very easy and very hard prompts (all answers but one right, or
+    all but one wrong). The mean contains the sample itself, so "none" is the leave-one-out advantage times (G - 1) / G.
+    A KL loss is not scaled down with it, so its coefficient acts as if it were G / (G - 1) as large. See
+    `rloo_advantages`.
 
     Args:
-        scores:     [N * G], the G completions of a prompt side by side.   group_size: G >= 2.
+        scores:     [N * G].   group_size: G >= 2.
         scale:      the std of the "group", of the whole "batch", or "none".
-        moments:    for "batch": `masked_moments` of the scores summed over ranks; None takes those of `scores`.
-    Raises: ValueError if the scores do not make groups, for a group of 1 (it has no mean but itself), or another scale.
+        moments:    for "batch": `masked_moments` of the scores summed over ranks; None takes the moments of `scores`.
+    Raises: ValueError for another scale.
     """
     groups = _groups("group_advantages", scores, group_size)
     if scale not in ("group", "batch", "none"):
@@ -132,21 +136,21 @@ def group_advantages(
 def gdpo_advantages(scores: Tensor, weights: Tensor, group_size: int) -> Tensor:
     """Each reward function normalised within its groups, then the weighted sum -> [N * G], no unit.
 
-    Liu et al. 2026, arXiv:2601.05242 (GDPO), Eq. 4 and 5: normalised after the sum, functions of different spread would
-    drown each other. The paper's last step, whitening over the batch, is `whiten_judged`.
+    Liu et al. 2026, arXiv:2601.05242 (GDPO), Eq. 4 and 5. If the sum came first, the function with the largest spread
+    would drown the others. The paper's last step, whitening over the batch, is `whiten_judged`.
 
     Args:
         scores: [N * G, F], NaN where a function does not apply.   weights: [F].   group_size: G >= 2.
-    Returns: NaN where no function applies.   Raises: ValueError as `group_advantages` and `weighted_scores` do.
+    Returns: NaN where no function applies.
     """
     columns = [group_advantages(column, group_size) for column in scores.unbind(-1)]
     return weighted_scores(torch.stack(columns, -1).masked_fill(scores.isnan(), torch.nan), weights)
 
 
 def whiten_judged(scores: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-    """(s - mean) / (std + 1e-4) over all of [N] that is not NaN, which gets 0; std with ddof 1, no unit.
+    """(s - mean) / (std + 1e-4) over all scores [N] that are not NaN; NaN gets 0; std with ddof 1, no unit.
 
-    The baseline of REINFORCE over a batch.   moments: of all ranks, as for `group_advantages`.
+    The baseline of REINFORCE over a batch.   moments: as for `group_advantages`.
     """
     judged = ~scores.isnan()
     mean, var = mean_and_var(masked_moments(scores, judged) if moments is None else moments)
@@ -156,23 +160,21 @@ def whiten_judged(scores: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None 
 def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     """Score minus the mean of the *other* scores of its group -> [N * G] score units.
 
-    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, Eq. 6 (RLOO). Unbiased: the baseline does not know the
-    sample. NaN scores get 0 and stay out of the mean; one judged sample alone has nothing to be compared with: 0.
+    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, Eq. 6 (RLOO). Unbiased: the baseline does not depend on
+    the sample. A score of NaN gets 0 and does not enter the mean. A single judged sample in its group gets 0.
 
-    Args:   scores: [N * G], groups side by side.   group_size: G >= 2.
-    Raises: ValueError as `group_advantages` does.
+    Args:   scores: [N * G].   group_size: G >= 2.
     """
     groups = _groups("rloo_advantages", scores, group_size)
     judged = ~groups.isnan()
-    others = (judged.sum(-1, keepdim=True) - 1).clamp(min=1)
-    return torch.where(judged, _centred(groups) * (others + 1) / others, 0).flatten()
+    n_others = (judged.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return torch.where(judged, _centred(groups) * (n_others + 1) / n_others, 0).flatten()
 
 
 def remax_advantages(scores: Tensor, *, greedy_scores: Tensor) -> Tensor:
-    """Score minus that of the greedy completion of the same prompt -> [N] score units; NaN in either gives 0.
+    """Score minus the score of the greedy completion of the same prompt -> [N] score units; NaN in either gives 0.
 
-    Li et al. 2023, arXiv:2310.10505 (ReMax), Eq. 5. Unbiased, for one more completion a prompt.
-    Raises: ValueError if the shapes differ.
+    Li et al. 2023, arXiv:2310.10505 (ReMax), Eq. 5. Unbiased, at the cost of one more completion per prompt.
     """
     check_same_shape("remax_advantages", scores=scores, greedy_scores=greedy_scores)
     return (scores - greedy_scores).nan_to_num(0.0)
@@ -181,15 +183,16 @@ def remax_advantages(scores: Tensor, *, greedy_scores: Tensor) -> Tensor:
 def bnpo_advantages(scores: Tensor, group_size: int, moments: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
     """(s - p) / Beta(p; 1 + a / 3, 1 + b / 3) -> [N * G] for scores in [0, 1], p the mean of the group.
 
-    Xiao et al. 2025, arXiv:2506.02864 (BNPO), Eq. 10 and 13: Beta(a, b) is fitted to the p of the batch by its
-    moments, and the divisor is a density that follows it. A constant divisor is REINFORCE with a baseline; Beta(3/2,
-    3/2), which is proportional to a group's std, is GRPO. (Some libraries call the token mean alone "bnpo".)
+    Xiao et al. 2025, arXiv:2506.02864 (BNPO), Eq. 10 and 13: the moments of all p in the batch give a and b of a beta
+    distribution, and the divisor is a density made from it. A constant divisor is REINFORCE with a baseline.
+    Beta(3/2, 3/2) is GRPO, because it is proportional to the std of a group. (Some libraries use the name "bnpo" for
+    the token mean alone.)
 
     Args:
         scores:  [N * G] in [0, 1].   group_size: G >= 2.
-        moments: `masked_moments` of the p of all groups over all ranks; None takes those of `scores`.
+        moments: `masked_moments` of the p of all groups over all ranks; None takes the moments of these groups.
     Returns: 0 for NaN and for groups of equal scores.
-    Raises: ValueError for scores outside [0, 1], and as `group_advantages` does.
+    Raises: ValueError for scores outside [0, 1].
     """
     groups = _groups("bnpo_advantages", scores, group_size)
     judged = ~groups.isnan()
@@ -199,17 +202,17 @@ def bnpo_advantages(scores: Tensor, group_size: int, moments: tuple[Tensor, Tens
         )
     p = groups.nanmean(-1, keepdim=True)
     mean, var = mean_and_var(masked_moments(p, judged.any(-1, keepdim=True)) if moments is None else moments)
-    size = (mean * (1 - mean) / var.clamp(min=1e-4) - 1).clamp(min=0)  # a + b; no beta law has more variance
+    size = (mean * (1 - mean) / var.clamp(min=1e-4) - 1).clamp(min=0)  # a + b; a beta law has var < mean (1 - mean)
     beta = torch.distributions.Beta(1 + mean * size / 3, 1 + (1 - mean) * size / 3)
     density = beta.log_prob(p.nan_to_num(0.5).to(mean.dtype).clamp(1e-6, 1 - 1e-6)).exp()
     return torch.where(judged, _centred(groups) / density.clamp(min=1e-4), 0).to(scores.dtype).flatten()
 
 
 def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
-    """Soft punishment of long completions -> [B] in [-1, 0], to be added to scores that end at 1.
+    """Soft penalty for long completions -> [B] in [-1, 0], to be added to scores of at most 1.
 
-    0 up to max_tokens - buffer, then a line down to -1 at max_tokens.   Yu et al. 2025, arXiv:2503.14476 (DAPO), Eq.
-    13.
+    0 up to max_tokens - buffer, then a line down to -1 at max_tokens.
+    Yu et al. 2025, arXiv:2503.14476 (DAPO), Eq. 13.
 
     Args:   lengths: [B] tokens.   max_tokens, buffer: tokens, 0 < buffer <= max_tokens.
     Raises: ValueError for another buffer.
@@ -220,7 +223,7 @@ def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor
 
 
 def equal_groups(scores: Tensor, group_size: int) -> Tensor:
-    """[N * G] -> [N] bool: True where all (judged) scores of a group are the same, so that it teaches nothing."""
+    """[N * G] -> [N] bool: True where all judged scores of a group are equal, so the group teaches nothing."""
     return _are_equal(_groups("equal_groups", scores, group_size))
 
 
@@ -229,14 +232,14 @@ def _are_equal(groups: Tensor) -> Tensor:
 
 
 def _centred(groups: Tensor) -> Tensor:
-    """Minus the group's mean; exactly 0 where all are equal, which rounding would not leave."""
+    """Scores minus the mean of their group. Equal scores give exactly 0, where rounding would leave a rest."""
     centred = groups - groups.nanmean(-1, keepdim=True)
     return torch.where(_are_equal(groups)[:, None], torch.where(groups.isnan(), groups, 0), centred)
 
 
 def _groups(name: str, scores: Tensor, group_size: int) -> Tensor:
     if group_size < 2:
-        raise ValueError(f"{name}: group_size must be at least 2, got {group_size}: one sample has nothing to beat")
+        raise ValueError(f"{name}: group_size must be at least 2, got {group_size}: a single sample has no baseline")
     if scores.dim() != 1 or len(scores) % group_size:
         raise ValueError(
             f"{name}: needed scores [N * {group_size}], whole groups side by side, got {tuple(scores.shape)}"

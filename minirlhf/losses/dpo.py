@@ -1,11 +1,13 @@
-"""Preference losses against a reference: all but three take (chosen_logratios, rejected_logratios, *, beta).
+"""Preference losses against a reference: most take (chosen_logratios, rejected_logratios, *, beta).
 
-B pairs. A log-ratio is log pi(y | x) - log pi_ref(y | x), [B] nats, summed over the tokens of y; beta times it is the
-implicit reward. All return [B], to be minimised, and see nothing but these numbers: a tensor of log-probs in place of
-log-ratios is the reference-free form, averages in place of sums the length-normalised one (`mean_logps`), and a `link`
-in place of the identity another f-divergence.
+B pairs. A log-ratio is log pi(y | x) - log pi_ref(y | x), [B] nats, summed over the tokens of y (responses.py); beta
+times the log-ratio is the implicit reward. All losses return [B], to be minimised. Other inputs give other losses:
+log-probs in place of log-ratios give the reference-free form, means in place of sums the length-normalised form, and
+log-ratios that passed through a `link` another f-divergence.
 
-Where the loss leads, on all pairs labelled by Bradley-Terry with reward r: docs/fixed_points.md.
+docs/fixed_points.md shows where each loss leads, on all pairs labelled by Bradley-Terry with reward r.
+
+Every loss raises ValueError if the shapes differ, beta <= 0 or label_smoothing is outside [0, 0.5).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minirlhf.losses.kl import MAX_LOG_RATIO
-from minirlhf.losses.masking import check_mask, check_same_shape
+from minirlhf.losses.masking import check_same_shape
 
 
 def dpo_loss(
@@ -31,7 +33,7 @@ def dpo_loss(
 ) -> Tensor:
     """`dpo_sigmoid_loss` from the four sums of log-probs, [B] nats each -> [B] nats.
 
-    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.   Raises: ValueError if the shapes differ or beta <= 0.
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
     """
     check_same_shape(
         "dpo_loss",
@@ -50,12 +52,12 @@ def dpo_sigmoid_loss(
     """-(1 - e) log sigmoid(beta (c - r)) - e log sigmoid(-beta (c - r)) -> [B] nats; ln 2 at the first step.
 
     Rafailov et al. 2023, arXiv:2305.18290, Eq. 7. With e = 0 and labels drawn from Bradley-Terry its minimum is
-    pi_ref exp(reward / beta), exactly. e > 0 is cDPO (Mitchell 2023): it stops at a finite margin, log((1 - e) / e) /
-    beta on certain labels, and falls short of that optimum on honest ones; see `robust_dpo_loss`.
+    pi_ref exp(reward / beta), exactly. e > 0 is cDPO (Mitchell 2023). If the label is certain, cDPO stops at the finite
+    margin log((1 - e) / e) / beta. If labels are drawn from Bradley-Terry, it falls short of the optimum; see
+    `robust_dpo_loss`.
 
     Args:   chosen_logratios, rejected_logratios: [B] nats.   beta: > 0, score units per nat.   label_smoothing: in
             [0, 0.5).
-    Raises: ValueError if the shapes differ or beta or label_smoothing is out of range.
     """
     margin = _margin("dpo_sigmoid_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
@@ -66,8 +68,8 @@ def robust_dpo_loss(
 ) -> Tensor:
     """(-(1 - e) log sigmoid(m) + e log sigmoid(-m)) / (1 - 2 e) -> [B] nats, m = beta (c - r).
 
-    Chowdhury et al. 2024, arXiv:2403.00409, Eq. 12: its expectation under labels flipped with probability e is that of
-    DPO under the true ones, so its minimum is DPO's.   Args and Raises: as `dpo_sigmoid_loss`.
+    Chowdhury et al. 2024, arXiv:2403.00409, Eq. 12. If labels are flipped with probability e, the expected
+    loss is DPO's expected loss under the true labels, so both have the same minimum.   Args: as `dpo_sigmoid_loss`.
     """
     margin = _margin("robust_dpo_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     losses = -(1 - label_smoothing) * F.logsigmoid(margin) + label_smoothing * F.logsigmoid(-margin)
@@ -75,10 +77,10 @@ def robust_dpo_loss(
 
 
 def ipo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
-    """(c - r - 1 / (2 beta))^2 -> [B] nats^2: a margin to reach and to stay at, however certain the label.
+    """(c - r - 1 / (2 beta))^2 -> [B] nats^2: a margin to reach and to stay at, also if the label is certain.
 
-    Azar et al. 2023, arXiv:2310.12036, Eq. 17, with sums over tokens as there (some libraries take means). Its minimum
-    is pi_ref exp(p / beta) with p the chance to be preferred, not the reward.   Raises: as `dpo_sigmoid_loss`.
+    Azar et al. 2023, arXiv:2310.12036, Eq. 17, with the paper's sums over tokens (some libraries take means). Its
+    minimum is pi_ref exp(p / beta), where p is the probability to be preferred, not the reward.
     """
     _margin("ipo_loss", chosen_logratios, rejected_logratios, beta)
     return (chosen_logratios - rejected_logratios - 1 / (2 * beta)).square()
@@ -87,8 +89,8 @@ def ipo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
 def hinge_dpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
     """max(0, 1 - beta (c - r)) -> [B], no unit: SLiC's ranking loss on log-ratios.
 
-    Zhao et al. 2023, arXiv:2305.10425, Eq. 1; Liu et al. 2023, arXiv:2309.06657. It learns who wins, not by how much:
-    over all pairs the completions settle on levels 1 / beta apart.   Raises: as `dpo_sigmoid_loss`.
+    Zhao et al. 2023, arXiv:2305.10425, Eq. 1; Liu et al. 2023, arXiv:2309.06657. It learns which completion wins, not
+    by how much: over all pairs the log-ratios settle on levels 1 / beta apart.
     """
     return F.relu(1 - _margin("hinge_dpo_loss", chosen_logratios, rejected_logratios, beta))
 
@@ -96,10 +98,10 @@ def hinge_dpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta
 def exo_loss(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1, label_smoothing: float = 1e-3
 ) -> Tensor:
-    """KL(sigmoid(m), sigmoid(-m) || 1 - e, e) -> [B] nats, m = beta (c - r): reverse where DPO's is forward.
+    """KL(sigmoid(m), sigmoid(-m) || 1 - e, e) -> [B] nats, m = beta (c - r): a reverse KL; DPO's is a forward KL.
 
     Ji et al. 2024, arXiv:2402.00856, Eq. 16 (EXO).   label_smoothing: in (0, 0.5); at 0 the KL is infinite.
-    Raises: as `dpo_sigmoid_loss`, and for label_smoothing 0.
+    Raises: ValueError for label_smoothing 0 too.
     """
     margin = _margin("exo_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     if label_smoothing == 0:
@@ -112,8 +114,8 @@ def exo_loss(
 def nca_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
     """-log sigmoid(C) - (log sigmoid(-C) + log sigmoid(-R)) / 2 -> [B] nats, C, R = beta c, beta r.
 
-    Chen et al. 2024, arXiv:2402.05369, Eq. 13 (NCA): of absolute likelihoods, so the chosen one is pushed up too.
-    Raises: as `dpo_sigmoid_loss`.
+    Chen et al. 2024, arXiv:2402.05369, Eq. 13 (NCA): it sees each log-ratio, not only their difference, so it pushes
+    the chosen completion up.
     """
     _margin("nca_loss", chosen_logratios, rejected_logratios, beta)
     chosen, rejected = beta * chosen_logratios, beta * rejected_logratios
@@ -125,19 +127,18 @@ def bco_pair_loss(
 ) -> Tensor:
     """-log sigmoid(beta c - shift) - log sigmoid(-(beta r - shift)) -> [B] nats.
 
-    Jung et al. 2024, arXiv:2404.04656, Eq. 9 (BCO): a classifier of good against bad, whose minimum is
-    pi_ref (p / (1 - p))^(1 / beta) with p the chance that such a completion is a chosen one.   shift: score units, the
-    running mean of all implicit rewards, detached; see `RunningMean`.   Raises: as `dpo_sigmoid_loss`.
+    Jung et al. 2024, arXiv:2404.04656, Eq. 9 (BCO): a classifier of chosen against rejected. Its minimum is
+    pi_ref (p / (1 - p))^(1 / beta), where p is the probability that the completion is chosen.   shift: score units,
+    the running mean of all implicit rewards, detached; see `RunningMean`.
     """
     _margin("bco_pair_loss", chosen_logratios, rejected_logratios, beta)
     return -F.logsigmoid(beta * chosen_logratios - shift) - F.logsigmoid(shift - beta * rejected_logratios)
 
 
 def sppo_hard_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
-    """(c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 -> [B] nats^2: each log-ratio to its own target.
+    """(c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 -> [B] nats^2: each log-ratio has its own target.
 
-    Wu et al. 2024, arXiv:2405.00675, Eq. 4.7 (SPPO), with win rates rounded to 1 and 0.   Raises: as
-    `dpo_sigmoid_loss`.
+    Wu et al. 2024, arXiv:2405.00675, Eq. 4.7 (SPPO), with win rates rounded to 1 and 0.
     """
     _margin("sppo_hard_loss", chosen_logratios, rejected_logratios, beta)
     return (chosen_logratios - 0.5 / beta).square() + (rejected_logratios + 0.5 / beta).square()
@@ -148,8 +149,9 @@ def aot_unpaired_loss(
 ) -> Tensor:
     """`dpo_sigmoid_loss` of the sorted chosen against the sorted rejected log-ratios -> [B] nats, in sorted order.
 
-    Melnyk et al. 2024, arXiv:2406.05882, Eq. 8 (AOT): first-order stochastic dominance of one distribution over the
-    other, on the batch at hand; the result depends on its size.   Args and Raises: as `dpo_sigmoid_loss`.
+    Melnyk et al. 2024, arXiv:2406.05882, Eq. 8 (AOT): the chosen log-ratios should dominate the rejected log-ratios
+    as a distribution (first-order stochastic dominance). The result depends on the size of the batch.
+    Args: as `dpo_sigmoid_loss`.   Raises: ValueError if the log-ratios are not [B].
     """
     _margin("aot_unpaired_loss", chosen_logratios, rejected_logratios, beta, label_smoothing)
     if chosen_logratios.dim() != 1:
@@ -169,8 +171,8 @@ def aot_paired_loss(
 ) -> Tensor:
     """The policy's sorted margins against the reference's sorted margins -> [B] nats, in sorted order.
 
-    Melnyk et al. 2024, arXiv:2406.05882, Eq. 7. (Older releases of TRL had the two names the other way round.)
-    Args and Raises: as `dpo_loss`.
+    Melnyk et al. 2024, arXiv:2406.05882, Eq. 7. (Older releases of TRL swapped the names of the two AOT losses.)
+    Args: as `dpo_loss`.
     """
     check_same_shape("aot_paired_loss", chosen=chosen_logps, rejected=rejected_logps, ref_chosen=ref_chosen_logps)
     check_same_shape("aot_paired_loss", chosen=chosen_logps, ref_rejected=ref_rejected_logps)
@@ -181,8 +183,7 @@ def aot_paired_loss(
 def apo_zero_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
     """1 - sigmoid(beta c) + sigmoid(beta r) -> [B], no unit: chosen up, rejected down.
 
-    D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 9 (APO-zero): for chosen texts better than the model's own.
-    Raises: as `dpo_sigmoid_loss`.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 9 (APO-zero): for chosen texts better than the model's own texts.
     """
     _margin("apo_zero_loss", chosen_logratios, rejected_logratios, beta)
     return 1 - (beta * chosen_logratios).sigmoid() + (beta * rejected_logratios).sigmoid()
@@ -192,7 +193,6 @@ def apo_down_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta:
     """sigmoid(beta c) + 1 - sigmoid(beta (c - r)) -> [B], no unit: both down, rejected further.
 
     D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 10 (APO-down): for a model better than the chosen texts.
-    Raises: as `dpo_sigmoid_loss`.
     """
     margin = _margin("apo_down_loss", chosen_logratios, rejected_logratios, beta)
     return (beta * chosen_logratios).sigmoid() + 1 - margin.sigmoid()
@@ -203,107 +203,47 @@ def discopop_loss(
 ) -> Tensor:
     """(1 - g) (-log sigmoid(m)) + g exp(-m) -> [B], m = beta (c - r), g = sigmoid(m / temperature).
 
-    Lu et al. 2024, arXiv:2406.08414, section 5 (LRML, found by a language model): logistic where the pair is ranked
-    wrong, exponential where it is right. Not convex: at margin 0, where every pair begins, its slope is +0.78, so small
-    steps go the wrong way (docs/results.md).   temperature: > 0, nats.   Raises: as `dpo_sigmoid_loss`.
+    Lu et al. 2024, arXiv:2406.08414, section 5 (LRML, found by a language model): logistic for a pair ranked wrong,
+    exponential for a pair ranked right. Not convex: every pair begins at margin 0, and the slope at 0 is +0.78, so
+    small steps go the wrong way (docs/results.md).   temperature: > 0, nats.
     """
     margin = _margin("discopop_loss", chosen_logratios, rejected_logratios, beta)
     if not temperature > 0:
         raise ValueError(f"discopop_loss: temperature must be > 0, got {temperature}")
     gate = (margin / temperature).sigmoid()
-    # where the margin is hugely negative the gate is 0 already: exp must not make 0 * inf of it
+    # at a very negative margin the gate is 0: without the clamp exp would make it 0 * inf
     return (1 - gate) * -F.logsigmoid(margin) + gate * torch.exp(-margin.clamp(min=-MAX_LOG_RATIO))
 
 
 def forward_kl_link(logratios: Tensor) -> Tensor:
-    """-exp(-x): put in place of both log-ratios x, the regulariser is KL(pi_ref || pi).
+    """-exp(-x): in place of both log-ratios x, it makes KL(pi_ref || pi) the regulariser.
 
-    Wang et al. 2023, arXiv:2309.16240, Table 1: the link is f'(pi / pi_ref) up to a constant, which cancels in the
-    difference. The identity is the reverse KL of all others. Held at x = -20, beyond which there is no gradient.
+    Wang et al. 2023, arXiv:2309.16240, Table 1: the link is f'(pi / pi_ref) up to a constant, and the constant cancels
+    in the difference. The identity as link is DPO's reverse KL. x is clamped to at least -20; below, the gradient is 0.
     """
     return -torch.exp(-logratios.clamp(min=-MAX_LOG_RATIO))
 
 
 def js_link(logratios: Tensor) -> Tensor:
-    """x - log(1 + exp(x)): the regulariser is the Jensen-Shannon divergence (Wang et al. 2023, Table 1)."""
+    """x - log(1 + exp(x)): makes the Jensen-Shannon divergence the regulariser (Wang et al. 2023, Table 1)."""
     return logratios - F.softplus(logratios)
 
 
 def alpha_link(logratios: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """-exp(-alpha x) / alpha: the alpha-divergence (Wang et al. 2023, Table 1); alpha in (0, 1), 1 is forward KL.
+    """-exp(-alpha x) / alpha: makes the alpha-divergence the regulariser (Wang et al. 2023, Table 1).
 
-    Raises: ValueError for alpha outside (0, 1].
+    alpha in (0, 1]; 1 is `forward_kl_link`.   Raises: ValueError for another alpha.
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha_link: alpha must be in (0, 1], got {alpha}")
     return -torch.exp(-alpha * logratios.clamp(min=-MAX_LOG_RATIO)) / alpha
 
 
-def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
-    """log pi(y | x): [B, T] nats -> [B] nats, over the response's tokens.   Raises: ValueError on other shapes."""
-    check_mask("sum_logps", mask, logps=logps)
-    return torch.where(mask, logps, 0).sum(-1)
-
-
-def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
-    """The same per token: [B, T] -> [B] nats per token; 0 for an empty response.
-
-    DPO with these (Meng et al. 2024, arXiv:2405.14734, Table 4) does not prefer length, and its optimum is no longer
-    pi_ref exp(reward / beta): a long answer's probability moves by a power of its length.
-    """
-    return sum_logps(logps, mask) / mask.sum(-1).clamp(min=1)
-
-
-def desensitised_logps(logps: Tensor, mask: Tensor, *, other_mask: Tensor, alpha: float) -> Tensor:
-    """Sum over as many tokens as both responses of a pair have, plus alpha times the rest -> [B] nats.
-
-    Liu et al. 2024, arXiv:2409.06411, Eq. 10 (LD-DPO): alpha 1 is DPO, alpha 0 does not look at the longer tail.
-
-    Args:   logps, mask: [B, T] of one side.   other_mask: [B, T'] of the other side.   alpha: in [0, 1].
-    Raises: ValueError on other shapes or alpha.
-    """
-    check_mask("desensitised_logps", mask, logps=logps)
-    if not 0 <= alpha <= 1 or len(mask) != len(other_mask):
-        raise ValueError(
-            f"desensitised_logps: needed alpha in [0, 1] and two masks of as many rows, got {alpha}, {len(mask)} and "
-            f"{len(other_mask)}"
-        )
-    common = torch.minimum(mask.sum(-1), other_mask.sum(-1))
-    shared = mask & (mask.cumsum(-1) <= common[:, None])
-    return sum_logps(logps, shared) + alpha * sum_logps(logps, mask & ~shared)
-
-
-def wpo_weights(
-    *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_expected: Tensor,
-    rejected_expected: Tensor,
-    chosen_mask: Tensor,
-    rejected_mask: Tensor,
-) -> Tensor:
-    """w(chosen) w(rejected) -> [B], detached, at most 1: how likely the policy would have written this pair itself.
-
-    w(y) = exp(mean over t of (log pi(y_t) - log sum_v pi(v)^2)).   Zhou et al. 2024, arXiv:2406.11827, Eq. 3 and 5
-    (WPO with sampled alignment: a pair the policy samples has weight about 1, however undecided it is).
-
-    Args:
-        chosen_logps, rejected_logps:       [B, T] nats.   chosen_mask, rejected_mask: [B, T] bool.
-        chosen_expected, rejected_expected: [B, T] nats, log sum_v pi(v)^2 at each token: `linear_log_collision`.
-    Raises: ValueError on other shapes.
-    """
-    check_same_shape("wpo_weights", chosen_logps=chosen_logps, chosen_expected=chosen_expected)
-    check_same_shape("wpo_weights", rejected_logps=rejected_logps, rejected_expected=rejected_expected)
-    chosen = mean_logps(chosen_logps - chosen_expected, chosen_mask)
-    rejected = mean_logps(rejected_logps - rejected_expected, rejected_mask)
-    return torch.exp(chosen + rejected).detach().clamp(max=1)
-
-
 def _margin(name: str, chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """beta (c - r), after the checks that all share."""
+    """beta (c - r), after the checks that all losses share."""
     check_same_shape(name, chosen_logratios=chosen, rejected_logratios=rejected)
     if not beta > 0:
-        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is what a nat of KL costs")
+        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is the price of a nat of KL")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(
             f"{name}: label_smoothing must be in [0, 0.5), got {label_smoothing}; at 0.5 labels say nothing"

@@ -1,4 +1,4 @@
-"""What keeps a policy undecided: a bonus that adapts, and the tokens at which there is a decision at all."""
+"""Entropy: the tokens with the highest entropy, and a bonus that adapts to a target."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ from torch import Tensor
 from minirlhf.losses.masking import check_mask
 
 
-def high_entropy_mask(entropy: Tensor, mask: Tensor, share: float, threshold: Tensor | None = None) -> Tensor:
-    """The `share` of the mask's tokens with the highest entropy -> [B, T] bool.
+def high_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float, threshold: Tensor | None = None) -> Tensor:
+    """The `fraction` of the mask's tokens with the highest entropy -> [B, T] bool.
 
-    Wang et al. 2025, arXiv:2506.01939: training on the fifth of the tokens that fork is as good as on all.
+    Wang et al. 2025, arXiv:2506.01939: training on the fifth of the tokens with the highest entropy is as good as
+    training on all.
 
     Args:
-        entropy, mask: [B, T] nats and bool.   share: in (0, 1].
-        threshold:     nats, the entropy to reach where a batch is spread over ranks (`entropy_threshold` of all of it);
-                       None takes that of this batch. An empty mask gives an empty mask.
-    Raises: ValueError if the shapes differ, the mask is not bool or share is outside (0, 1].
+        entropy, mask: [B, T] nats and bool.   fraction: in (0, 1].
+        threshold:     nats, the lowest entropy to keep: `entropy_threshold` of the whole batch, if ranks share the
+                       batch; None takes the threshold of these tokens. An empty mask gives an empty mask.
+    Raises: ValueError if the shapes differ, the mask is not bool or fraction is outside (0, 1].
     """
     check_mask("high_entropy_mask", mask, entropy=entropy)
     if threshold is None:
-        threshold = entropy_threshold(entropy[mask], share)
+        threshold = entropy_threshold(entropy[mask], fraction)
     return mask & (entropy >= threshold)
 
 
-def entropy_threshold(entropies: Tensor, share: float) -> Tensor:
-    """The entropy (nats, scalar) that a `share` of [N] reaches.   Raises: ValueError if share is outside (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"entropy_threshold: share must be in (0, 1], got {share}")
+def entropy_threshold(entropies: Tensor, fraction: float) -> Tensor:
+    """The entropy (nats, scalar) that a `fraction` of entropies [N] reaches; 0 for none.
+
+    Raises: ValueError if fraction is outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"entropy_threshold: fraction must be in (0, 1], got {fraction}")
     if not len(entropies):
         return entropies.new_zeros(())
-    wide = torch.promote_types(entropies.dtype, torch.float32)  # quantile takes nothing smaller
-    return torch.quantile(entropies.to(wide), 1 - share).to(entropies.dtype)
+    wide = torch.promote_types(entropies.dtype, torch.float32)  # quantile needs at least fp32
+    return torch.quantile(entropies.to(wide), 1 - fraction).to(entropies.dtype)
 
 
 class AdaptiveEntropyController:
-    """A bonus that rises by `delta` while the entropy is at or below `target`, and falls, and is not paid, above it.
+    """A bonus that rises by `delta` per update while entropy <= target. Above the target it falls and is not paid.
 
     He et al. 2025, arXiv:2505.22312 (Skywork-OR1), 3.2.3.
 
@@ -55,7 +59,7 @@ class AdaptiveEntropyController:
         return self.level if self.low else 0.0
 
     def update(self, entropy: float) -> None:
-        """Take in the mean entropy (nats per token) of one update."""
+        """Adapt to the mean entropy (nats per token) of one update."""
         self.low = entropy <= self.target
         self.level = max(0.0, self.level + (self.delta if self.low else -self.delta))
 

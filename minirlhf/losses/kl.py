@@ -1,7 +1,8 @@
 """Estimators of KL(policy || reference) from sampled tokens, and the controllers of its coefficient.
 
 With d = logps - ref_logps on tokens drawn from the policy (Schulman 2020, "Approximating KL divergence",
-http://joschu.net/blog/kl-approx.html). All three return [B, T] nats; summed over a row they estimate KL per sequence.
+http://joschu.net/blog/kl-approx.html). All three take and return [B, T] nats, and raise ValueError if the shapes
+differ. The sum over a row estimates the KL per sequence.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ MAX_LOG_RATIO = 20.0  # exp(20) = 5e8 is a broken update already; beyond it fp32
 def kl_k1(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """d. Unbiased, noisy, negative for about half of the tokens.
 
-    In the reward its policy gradient is exactly that of the KL; as a loss term its expected gradient is zero.
-    Raises: ValueError if the shapes differ.
+    In the reward its policy gradient is exactly the gradient of the KL; as a loss term its expected gradient is zero.
     """
     check_same_shape("kl_k1", logps=logps, ref_logps=ref_logps)
     return logps - ref_logps
 
 
 def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
-    """d^2 / 2. Biased but never negative and calm.
+    """d^2 / 2. Biased, never negative, little noise.
 
-    With d the log-ratio of a whole sequence, its gradient as a loss is that of the KL; token by token it leaves out the
-    KL still to come.
-    Raises: ValueError if the shapes differ.
+    If d is the log-ratio of a whole sequence, its gradient as a loss is the gradient of the KL. Token by token it
+    leaves out the KL of later tokens.
     """
     check_same_shape("kl_k2", logps=logps, ref_logps=ref_logps)
     return 0.5 * (logps - ref_logps).square()
@@ -38,10 +37,9 @@ def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """exp(-d) - 1 + d. Unbiased as a value, never negative.
 
-    With d the log-ratio of a whole sequence, its gradient is that of KL(reference || policy), the other direction;
-    token by token, of that KL at each prefix which the policy visits. d is held at -20 at least, so that a token the
-    policy has lost altogether gives a large number instead of infinity, and no gradient.
-    Raises: ValueError if the shapes differ.
+    If d is the log-ratio of a whole sequence, its gradient is the gradient of KL(reference || policy), the other
+    direction. Token by token it is the gradient of this KL at each prefix that the policy visits. d is clamped to at
+    least -20: below, the value stays large but finite and the gradient is 0.
     """
     check_same_shape("kl_k3", logps=logps, ref_logps=ref_logps)
     log_ratio = (logps - ref_logps).clamp(min=-MAX_LOG_RATIO)
@@ -49,13 +47,13 @@ def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 
 
 class FixedKLController:
-    """A coefficient that stays as it is, in score units per nat."""
+    """A constant coefficient, in score units per nat."""
 
     def __init__(self, init: float) -> None:
         self.coef = init
 
     def update(self, kl: float, n: int) -> None:
-        """Nothing to adapt; the signature is the adaptive one's."""
+        """Do nothing; the signature is that of AdaptiveKLController."""
 
     def state_dict(self) -> dict[str, float]:
         return {"coef": self.coef}
@@ -65,14 +63,14 @@ class FixedKLController:
 
 
 class AdaptiveKLController(FixedKLController):
-    """Moves the coefficient so that the measured KL comes to `target` nats per sequence.
+    """A coefficient that moves until the measured KL is `target` nats per sequence.
 
     coef <- coef (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon).   Ziegler et al. 2019, arXiv:1909.08593, 2.2.
 
     Args:
         init:    the first coefficient, score units per nat.
         target:  nats per sequence, > 0.
-        horizon: sequences after which a full error (20%) has acted once, > 0.
+        horizon: > 0, the number of sequences in which an error of 20% moves the coefficient by 20%.
     Raises: ValueError if target or horizon is not positive.
     """
 
@@ -83,6 +81,6 @@ class AdaptiveKLController(FixedKLController):
         self.target, self.horizon = target, horizon
 
     def update(self, kl: float, n: int) -> None:
-        """Take in the mean KL (nats per sequence, finite) of n sequences."""
+        """Adapt to the mean KL (nats per sequence, finite) of n sequences."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * n / self.horizon

@@ -1,7 +1,9 @@
-"""From logits, or from hidden states and the head's weight, to token log-probs and entropy.
+"""Token log-probs and entropy, from logits or from hidden states and the head's weight.
 
-B sequences, T tokens, V vocabulary, D width, N = B * T tokens in a row. Inputs are in model order (what position t says
-is about token t + 1); results obey the index rule, so column 0 is 0.
+B sequences, T tokens, V vocabulary, D width, N = B * T tokens in a row. Inputs are in model order (the output at
+position t is about token t + 1); results obey the index rule, so column 0 is 0.
+
+Every function raises ValueError if the shapes do not fit or temperature <= 0.
 """
 
 from __future__ import annotations
@@ -15,13 +17,12 @@ CHUNK_NUMBERS = 2**22  # logits alive at a time: 16 MiB in fp32; four times as m
 
 
 def token_logps(logits: Tensor, input_ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token given what stands before it -> [B, T] nats, column 0 is 0.
+    """Log-probability of each token given the tokens before it -> [B, T] nats, column 0 is 0.
 
     log softmax(logits / temperature)[token].  Builds [B, T, V]; `linear_token_logps` does not.
 
     Args:
-        logits:      [B, T, V] in model order.   input_ids: [B, T].   temperature: > 0, the one sampled with.
-    Raises: ValueError if the shapes do not fit or temperature <= 0.
+        logits:      [B, T, V] in model order.   input_ids: [B, T].   temperature: > 0, as in sampling.
     """
     _check_temperature("token_logps", temperature)
     if logits.dim() != 3 or logits.shape[:-1] != input_ids.shape:
@@ -31,7 +32,7 @@ def token_logps(logits: Tensor, input_ids: Tensor, temperature: float = 1.0) -> 
         )
     # log_softmax, not logit - logsumexp: that loses 5e-4 nats in fp32 once logits share an offset of 1e4
     logps = (_widen(logits) / temperature).log_softmax(-1)
-    next_ids = input_ids.roll(-1, dims=1)  # model order; the last column's answer falls off in shift_right
+    next_ids = input_ids.roll(-1, dims=1)  # model order; shift_right drops the last column
     return shift_right(logps.gather(-1, next_ids[..., None]).squeeze(-1))
 
 
@@ -39,8 +40,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Shannon entropy of the distribution each token was drawn from -> [B, T] nats, column 0 is 0.
 
     Args:
-        logits: [B, T, V] in model order.   temperature: > 0, the one sampled with.
-    Raises: ValueError if temperature <= 0.
+        logits: [B, T, V] in model order.   temperature: > 0, as in sampling.
     """
     _check_temperature("token_entropy", temperature)
     logps = (_widen(logits) / temperature).log_softmax(-1)
@@ -58,7 +58,7 @@ def linear_token_logps(
 ) -> Tensor:
     """`token_logps(hidden @ weight.T + bias, ...)` without ever holding [B, T, V] -> [B, T] nats, column 0 is 0.
 
-    See `linear_logps_and_entropy`, whose first result this is.
+    This is the first result of `linear_logps_and_entropy`.
     """
     return linear_logps_and_entropy(hidden, weight, input_ids, temperature, bias, softcap)[0]
 
@@ -77,9 +77,8 @@ def linear_logps_and_entropy(
     gradients themselves, one more matrix product (4 instead of 3).
 
     Args:
-        hidden:      [B, T, D] in model order.   weight: [V, D], the head's.   input_ids: [B, T].
+        hidden:      [B, T, D] in model order.   weight: [V, D] of the head.   input_ids: [B, T].
         temperature: > 0.   bias: [V] or None.   softcap: c of logits c tanh(z / c), as in Gemma 2, or None.
-    Raises: ValueError if the shapes do not fit or temperature <= 0.
     """
     _check_temperature("linear_token_logps", temperature)
     if hidden.shape[:-1] != input_ids.shape or hidden.shape[-1] != weight.shape[-1]:
@@ -90,7 +89,7 @@ def linear_logps_and_entropy(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_token_logps: needed bias [{weight.shape[0]}], got {tuple(bias.shape)}")
     dtype = autocast_dtype(hidden)
-    next_ids = input_ids.roll(-1, dims=1)  # model order; the last column's answer falls off in shift_right
+    next_ids = input_ids.roll(-1, dims=1)  # model order; shift_right drops the last column
     logps, entropy = _LinearLogps.apply(
         hidden.flatten(0, 1).to(dtype),
         weight.to(dtype),
@@ -106,7 +105,7 @@ def linear_logps_and_entropy(
 def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
     """log sum_v p(v)^2 of the distribution each token was drawn from -> [B, T] nats, column 0 is 0; without gradient.
 
-    The log of the probability that a token drawn from it would have: what `wpo_weights` compares with. In chunks.
+    This is the log of the mean probability of a token drawn from p. `wpo_weights` compares with it. In chunks.
 
     Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
     """
@@ -126,7 +125,7 @@ def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type a matrix product of x is taken in: autocast's where it is on, else x's own."""
+    """The dtype of a matrix product of x: autocast's dtype if autocast is on, else the dtype of x."""
     device = x.device.type
     return (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
@@ -147,7 +146,7 @@ class _LinearLogps(torch.autograd.Function):
             logps_NV = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
             logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
             entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
-            del logps_NV  # or it would still be there while the next chunk's is made
+            del logps_NV  # frees it before the next chunk allocates its own
         return logps, entropy
 
     @staticmethod
@@ -157,12 +156,12 @@ class _LinearLogps(torch.autograd.Function):
         hidden, weight, bias, ids = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # sums over chunks are kept wide, whatever the weights are in
+        # at least fp32, also for bf16 weights: a bf16 sum over chunks would lose the small terms
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needs_bias else None
         for rows in _chunks(ids.numel(), weight.shape[0]):
             logits_NV = _logits(hidden[rows], weight, bias, ctx.softcap)
-            cap_slope_NV = None if ctx.softcap is None else 1 - (logits_NV / ctx.softcap).square()  # of c tanh(z / c)
+            cap_slope_NV = None if ctx.softcap is None else 1 - (logits_NV / ctx.softcap).square()  # c tanh(z / c)
             logps_NV = _log_softmax(logits_NV, ctx.temperature)
             del logits_NV
             grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
@@ -179,12 +178,7 @@ class _LinearLogps(torch.autograd.Function):
             if cap_slope_NV is not None:
                 grad_NV.mul_(cap_slope_NV)
             grad_NV = grad_NV.div_(ctx.temperature).to(hidden.dtype)
-            if needs_hidden:
-                torch.mm(grad_NV, weight, out=grad_hidden[rows])
-            if needs_weight and grad_weight.dtype == grad_NV.dtype:
-                grad_weight.addmm_(grad_NV.T, hidden[rows])  # no second [V, D] beside the sum
-            elif needs_weight:
-                grad_weight += grad_NV.T @ hidden[rows]
+            _add_head_gradients(grad_NV, rows, hidden, weight, grad_hidden, grad_weight)
             if needs_bias:
                 grad_bias += grad_NV.sum(0)
             del cap_slope_NV, logps_NV, grad_NV
@@ -198,9 +192,28 @@ class _LinearLogps(torch.autograd.Function):
         )
 
 
+def _add_head_gradients(
+    grad_NV: Tensor,
+    rows: slice,
+    hidden: Tensor,
+    weight: Tensor,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    """From the gradient of a chunk's logits: write `grad_hidden[rows]`, add to `grad_weight`; None is skipped."""
+    if grad_hidden is not None:
+        torch.mm(grad_NV, weight, out=grad_hidden[rows])
+    if grad_weight is None:
+        return
+    if grad_weight.dtype == grad_NV.dtype:
+        grad_weight.addmm_(grad_NV.T, hidden[rows])  # in place, without a second [V, D]
+    else:
+        grad_weight += grad_NV.T @ hidden[rows]
+
+
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    # The product is taken in the inputs' type, the rest at least in fp32: a bf16 log_softmax is off by up to 0.035 nats
-    # at V = 32k, a sixth of PPO's usual clip range
+    # The product has the dtype of its inputs, everything after it at least fp32: a bf16 log_softmax is off by up to
+    # 0.035 nats at V = 32k, a sixth of PPO's usual clip range
     logits = _widen(torch.nn.functional.linear(hidden, weight, bias))
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
@@ -210,7 +223,7 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    # beyond V = 32k the rows stay 128: fewer would read the head's weight too often for what they compute
+    # beyond V = 32k a chunk keeps 128 rows: smaller chunks would spend their time on reading the head's weight
     size = max(1, CHUNK_NUMBERS // min(vocabulary, 2**15))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 

@@ -1,4 +1,7 @@
-"""Losses of pairs that the policy has just written itself, ranked by a judge. B pairs or rows, T tokens."""
+"""Losses of pairs that the policy writes during training and a judge ranks. B pairs or rows, T tokens.
+
+Every function raises ValueError if the shapes differ, the mask is not bool or a coefficient is negative.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,11 @@ from minirlhf.losses.masking import check_mask, check_same_shape
 
 
 def xpo_bonus(logps: Tensor, *, mask: Tensor, alpha: float) -> Tensor:
-    """alpha log pi(y') -> [B]: added to DPO's loss, it pushes down what the reference says: the policy explores.
+    """alpha log pi(y') -> [B], added to DPO's loss. It pushes the reference's completions down: the policy explores.
 
-    Xie et al. 2024, arXiv:2405.21046, Eq. 6 (XPO), where the pairs are one completion of the policy, one of the
-    reference.
+    Xie et al. 2024, arXiv:2405.21046, Eq. 6 (XPO). A pair is one completion of the policy and one of the reference.
 
     Args:   logps: [B, T] nats of the policy on the *reference's* completions, with gradient.   alpha: >= 0.
-    Raises: ValueError on other shapes or alpha < 0.
     """
     check_mask("xpo_bonus", mask, logps=logps)
     if not alpha >= 0:
@@ -26,13 +27,12 @@ def xpo_bonus(logps: Tensor, *, mask: Tensor, alpha: float) -> Tensor:
 def nash_md_loss(logps: Tensor, *, ref_logps: Tensor, mask: Tensor, win_prob: Tensor, beta: float) -> Tensor:
     """-((P(y beats y') - 1/2) log pi(y) - beta (sg(d) log pi(y))) -> [B]; d is the log-ratio of each token.
 
-    Munos et al. 2023, arXiv:2312.00886, section 7 (Nash-MD-PG): y from the policy, y' from a geometric mixture of
-    policy and reference, and a KL to the reference whose score-function gradient is taken token by token.
+    Munos et al. 2023, arXiv:2312.00886, section 7 (Nash-MD-PG): y comes from the policy, y' from a geometric mixture
+    of policy and reference. The gradient of the KL to the reference is a score-function gradient, token by token.
 
     Args:
         logps:    [B, T] nats of the policy on its own completion, with gradient.   ref_logps, mask: [B, T].
-        win_prob: [B] in [0, 1], by a judge or sigmoid(score - score').   beta: >= 0.
-    Raises: ValueError on other shapes or beta < 0.
+        win_prob: [B] in [0, 1], from a judge or sigmoid(score - score').   beta: >= 0.
     """
     check_mask("nash_md_loss", mask, logps=logps, ref_logps=ref_logps)
     check_same_shape("nash_md_loss", win_prob=win_prob, rows=mask[:, 0])

@@ -1,6 +1,7 @@
 """Surrogates of the policy-gradient family and the value loss: one number per token, neither masked nor averaged.
 
-B sequences, T tokens; column t speaks about choosing token t.
+B sequences, T tokens; column t speaks about choosing token t. Every function raises ValueError if the shapes differ, a
+mask is not bool or a number is outside its range. The first argument is the only input with gradient.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from minirlhf.losses.masking import check_mask, check_same_shape
 def reinforce_policy_loss(logps: Tensor, *, advantages: Tensor) -> Tensor:
     """-A log pi -> [B, T] in the units of the advantages, to be minimised.
 
-    Williams 1992. Its gradient is the policy gradient where the tokens were drawn from this very policy: one update a
-    batch. RLOO, ReMax and REINFORCE++ are this with another advantage.
+    Williams 1992. Its gradient is the policy gradient if the tokens were drawn from this very policy: one update per
+    batch. RLOO and ReMax use this loss with another advantage.
 
-    Args:   logps: [B, T] nats, with gradient.   advantages: [B, T].
-    Raises: ValueError if the shapes differ.
+    Args:   logps: [B, T] nats.   advantages: [B, T].
     """
     check_same_shape("reinforce_policy_loss", logps=logps, advantages=advantages)
     return -advantages * logps
@@ -40,16 +40,15 @@ def ppo_policy_loss(
     Schulman et al. 2017, arXiv:1707.06347, Eq. 7, with the sign flipped.
 
     Args:
-        logps:         [B, T] nats, current policy; the only input with gradient.
+        logps:         [B, T] nats, current policy.
         old_logps:     [B, T] nats, the policy that sampled the tokens.
-        advantages:    [B, T] score units (none once whitened).
-        clip_eps:      > 0, half-width of the ratio's trust region; 1 or more leaves it open below.
-        clip_eps_high: > 0, the upper half-width, by default the same; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
-        dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token whose ratio exploded cannot
+        advantages:    [B, T] score units (no unit once whitened).
+        clip_eps:      > 0, half-width of the ratio's trust region; with 1 or more there is no lower bound.
+        clip_eps_high: > 0, the upper half-width, by default clip_eps; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
+        dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token with an exploded ratio cannot
                        dominate (Ye et al. 2020, arXiv:1912.09729, Eq. 5; "two-sided clipping" in INTELLECT-2,
-                       arXiv:2505.07291, Eq. 2); None leaves it unbounded.
-    Padding must hold finite numbers (0). Beyond |logps - old_logps| = 20 the ratio stays as it is and has no gradient.
-    Raises: ValueError if the shapes differ or a bound is out of range.
+                       arXiv:2505.07291, Eq. 2); None sets no bound.
+    Padding must hold finite numbers (0). Beyond |logps - old_logps| = 20 the ratio is constant and has no gradient.
     """
     check_same_shape("ppo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
     high = clip_eps if clip_eps_high is None else clip_eps_high
@@ -74,14 +73,14 @@ def gspo_policy_loss(
     clip_eps: float = 3e-4,
     clip_eps_high: float | None = None,
 ) -> Tensor:
-    """The clipped surrogate with one ratio per sequence -> [B, T], the sequence's loss in each of its columns.
+    """The clipped surrogate with one ratio per sequence -> [B, T], the loss of the sequence in each of its columns.
 
     s_i = exp(mean over t of (logps - old_logps)), the geometric mean of the token ratios.
-    Zheng et al. 2025, arXiv:2507.18071, Eq. 5 to 7. Take it with `sequence_mean`: a token mean weighs long ones more.
+    Zheng et al. 2025, arXiv:2507.18071, Eq. 5 to 7. Average it with `sequence_mean`: `masked_mean` would give long
+    sequences more weight.
 
     Args:   as `ppo_policy_loss`, with bounds hundreds of times smaller, because a mean of logs moves little;
-            mask: [B, T], the tokens the policy chose.
-    Raises: ValueError if the shapes differ, the mask is not bool or a bound is out of range.
+            mask: [B, T], the tokens that the policy chose.
     """
     check_mask("gspo_policy_loss", mask, logps=logps, old_logps=old_logps)
     log_ratio = _row_mean(logps - old_logps, mask)
@@ -98,13 +97,13 @@ def gspo_token_policy_loss(
     clip_eps: float = 3e-4,
     clip_eps_high: float | None = None,
 ) -> Tensor:
-    """GSPO whose advantages may differ from token to token -> [B, T].
+    """GSPO with advantages that may differ from token to token -> [B, T].
 
-    s_{i,t} = sg(s_i) pi_t / sg(pi_t): the value and the clip are the sequence's, the gradient the token's.
-    Zheng et al. 2025, arXiv:2507.18071, Eq. 13 and 14. With equal advantages the gradient is that of
+    s_{i,t} = sg(s_i) pi_t / sg(pi_t): the sequence decides value and clip, the token carries the gradient.
+    Zheng et al. 2025, arXiv:2507.18071, Eq. 13 and 14. With equal advantages the gradient equals the gradient of
     `gspo_policy_loss`.
 
-    Args and Raises: as `gspo_policy_loss`.
+    Args: as `gspo_policy_loss`.
     """
     check_mask("gspo_token_policy_loss", mask, logps=logps, old_logps=old_logps)
     # the sequence's ratio is small beside a log-prob: subtract first, or fp32 loses a third of clip_eps
@@ -116,14 +115,12 @@ def gspo_token_policy_loss(
 def gmpo_policy_loss(
     logps: Tensor, *, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float = 0.4
 ) -> Tensor:
-    """Geometric instead of arithmetic mean of clipped token ratios -> [B, T], the sequence's loss in each column.
+    """Geometric instead of arithmetic mean of clipped token ratios -> [B, T], the loss of the sequence in each column.
 
     -A exp(mean over t of clipped log-ratios), where the clip holds log r below eps if A > 0 and above -eps if A < 0.
     Zhao et al. 2025, arXiv:2507.20673, Eq. 4. Outliers weigh less, so the range can be wide: exp(-0.4)..exp(0.4).
 
-    Args:
-        clip_eps: > 0, half-width in nats, of the log-ratio.   Others as `gspo_policy_loss`; advantages equal in a row.
-    Raises: ValueError if the shapes differ, the mask is not bool or clip_eps <= 0.
+    Args:   as `gspo_policy_loss`; advantages are equal in a row.   clip_eps: > 0, half-width of the log-ratio in nats.
     """
     check_mask("gmpo_policy_loss", mask, logps=logps, old_logps=old_logps, advantages=advantages)
     if not clip_eps > 0:
@@ -134,12 +131,11 @@ def gmpo_policy_loss(
 
 
 def cispo_policy_loss(logps: Tensor, *, old_logps: Tensor, advantages: Tensor, clip_eps_high: float = 4.0) -> Tensor:
-    """-sg(min(r, 1 + eps_high)) A log pi -> [B, T]: the weight is clipped, so no token loses its gradient.
+    """-sg(min(r, 1 + eps_high)) A log pi -> [B, T]: the clip is on the weight, so no token loses its gradient.
 
-    MiniMax 2025, arXiv:2506.13585, Eq. 4 and 5 (CISPO), without a lower bound, as there.
+    MiniMax 2025, arXiv:2506.13585, Eq. 4 and 5 (CISPO), without a lower bound, as in the paper.
 
-    Args:   clip_eps_high: > 0, no unit.   Others as `ppo_policy_loss`.
-    Raises: ValueError if the shapes differ or clip_eps_high <= 0.
+    Args:   as `ppo_policy_loss`; clip_eps_high: > 0, no unit.
     """
     check_same_shape("cispo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
     if not clip_eps_high > 0:
@@ -150,12 +146,12 @@ def cispo_policy_loss(logps: Tensor, *, old_logps: Tensor, advantages: Tensor, c
 def sapo_policy_loss(
     logps: Tensor, *, old_logps: Tensor, advantages: Tensor, tau_pos: float = 1.0, tau_neg: float = 1.05
 ) -> Tensor:
-    """-(4 / tau) sigmoid(tau (r - 1)) A -> [B, T]: a smooth gate where PPO has a hard clip; slope 1 at r = 1.
+    """-(4 / tau) sigmoid(tau (r - 1)) A -> [B, T]: a smooth gate in place of PPO's hard clip; slope 1 at r = 1.
 
-    Gao et al. 2025, arXiv:2511.20347 (SAPO), Eq. 5 and 6. It is not -A but -2 A / tau at r = 1: only slopes count.
+    Gao et al. 2025, arXiv:2511.20347 (SAPO), Eq. 5 and 6. At r = 1 it is -2 A / tau instead of -A; only the slope
+    matters.
 
-    Args:   tau_pos, tau_neg: > 0, sharpness where A > 0 and elsewhere; negative ones are held tighter.
-    Raises: ValueError if the shapes differ or a tau is not positive.
+    Args:   as `ppo_policy_loss`; tau_pos, tau_neg: > 0, sharpness where A > 0 and elsewhere (sharper by default).
     """
     check_same_shape("sapo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
     if not (tau_pos > 0 and tau_neg > 0):
@@ -177,11 +173,11 @@ def vespo_policy_loss(
 ) -> Tensor:
     """-sg(phi(w)) A log pi -> [B, T], for data that may be several policies old.
 
-    phi(w) = w^k exp(lambda (1 - w)), w = exp(sum over t of (logps - old_logps)): 1 on policy, soft to 0 on both
-    sides, for the whole sequence at once. Shen et al. 2026, arXiv:2602.10693 (VESPO), with the constants of its code.
+    phi(w) = w^k exp(lambda (1 - w)), w = exp(sum over t of (logps - old_logps)): one weight for the whole sequence, 1
+    on policy, falling softly to 0 on both sides.
+    Shen et al. 2026, arXiv:2602.10693 (VESPO), with the constants of the paper's code.
 
-    Args:   k, lambda: > 0, no unit, where A >= 0 (pos) and elsewhere (neg).   Others as `gspo_policy_loss`.
-    Raises: ValueError if the shapes differ, the mask is not bool or a constant is not positive.
+    Args:   as `gspo_policy_loss`; k, lambda: > 0, no unit, where A >= 0 (pos) and elsewhere (neg).
     """
     check_mask("vespo_policy_loss", mask, logps=logps, old_logps=old_logps, advantages=advantages)
     if not all(constant > 0 for constant in (k_pos, lambda_pos, k_neg, lambda_neg)):
@@ -194,13 +190,12 @@ def vespo_policy_loss(
 
 
 def truncated_importance_weights(logps: Tensor, *, sampler_logps: Tensor, cap: float = 2.0) -> Tensor:
-    """min(pi_trainer / pi_sampler, cap) -> [B, T], detached: multiplies the losses of tokens another engine drew.
+    """min(pi_trainer / pi_sampler, cap) -> [B, T], detached: factors for the losses of tokens that another engine drew.
 
     Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (TIS); Ionides 2008.
-    Both are of the weights before the update; they differ by precision or kernels, not by training.
+    Both log-probs belong to the weights before the update; they differ by precision or kernels, not by training.
 
     Args:   logps: [B, T] nats by the trainer.   sampler_logps: [B, T] nats as sampled.   cap: >= 1, no unit.
-    Raises: ValueError if the shapes differ or cap < 1.
     """
     check_same_shape("truncated_importance_weights", logps=logps, sampler_logps=sampler_logps)
     if not cap >= 1:
@@ -211,12 +206,12 @@ def truncated_importance_weights(logps: Tensor, *, sampler_logps: Tensor, cap: f
 def ppo_value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip_eps: float | None = 0.2) -> Tensor:
     """0.5 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) -> [B, T] in squared score units.
 
-    Schulman et al. 2017's published code; the maximum makes it pessimistic, like the policy's minimum.
+    From the code that Schulman et al. published with the paper of 2017. The maximum is pessimistic, like the minimum
+    in the policy loss.
 
     Args:
-        values:     [B, T] score units, with gradient.   old_values, returns: [B, T] score units.
-        clip_eps:   > 0, score units; None for the plain squared error.
-    Raises: ValueError if the shapes differ or clip_eps <= 0.
+        values:     [B, T] score units.   old_values, returns: [B, T] score units.
+        clip_eps:   > 0, score units; None gives the plain squared error.
     """
     check_same_shape("ppo_value_loss", values=values, old_values=old_values, returns=returns)
     losses = (values - returns).square()
@@ -238,12 +233,11 @@ def ratio_diagnostics(
     clip_eps_high: float | None = None,
     dual_clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """What one looks at while PPO runs, each [B, T] and without gradient: average them over the mask.
+    """Numbers to watch while PPO runs, each [B, T] and without gradient; average them over the mask.
 
     ratio: pi / pi_old.   approx_kl: k3 estimate of KL(old || now), nats per token, never negative.
-    clip_fraction: 1 where the clip took the gradient away, that is where the ratio left the trust region on the side
-    the advantage pushes to, or beyond dual_clip.
-    Raises: ValueError if the shapes differ.
+    clip_fraction: 1 where the clip takes the gradient away: the ratio has left the trust region in the direction of the
+    advantage, or is beyond dual_clip.
     """
     check_same_shape("ratio_diagnostics", logps=logps, old_logps=old_logps, advantages=advantages)
     ratio = _ratio(logps, old_logps)
@@ -263,6 +257,6 @@ def _ratio(logps: Tensor, old_logps: Tensor) -> Tensor:
 
 
 def _row_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean over each row's True columns, in all of its columns: [B, T]."""
+    """The mean over each row's True columns, repeated in every column: [B, T]."""
     means = torch.where(mask, x, 0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return means.expand_as(x)

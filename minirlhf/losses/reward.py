@@ -1,4 +1,8 @@
-"""Losses of reward models. B pairs or rows, T tokens. Scores of pairs have no zero point; right and wrong have."""
+"""Losses of reward models. B pairs or rows, T tokens.
+
+A loss of pairs leaves the zero point of the scores open; a loss of right and wrong answers fixes it. Every function
+raises ValueError if the shapes differ.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,12 @@ from minirlhf.losses.masking import check_mask, check_same_shape
 def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> Tensor:
     """-log sigmoid(chosen - rejected - margin) -> [B] nats.
 
-    Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, Eq. 1; the margin is Touvron et al. 2023's,
+    Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, Eq. 1. The margin is from Touvron et al. 2023,
     arXiv:2307.09288, Eq. 2.
 
     Args:
         chosen_scores, rejected_scores: [B] score units.
-        margin: [B] score units by which the chosen one should win, larger for clearer pairs; None means 0.
-    Raises: ValueError if the shapes differ.
+        margin: [B] score units by which the chosen answer should win, larger for clearer pairs; None means 0.
     """
     check_same_shape("bradley_terry_loss", chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     difference = chosen_scores - rejected_scores
@@ -29,10 +32,9 @@ def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin
 
 
 def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """(chosen + rejected)^2 -> [B] squared score units: pins the scores' mean, which Bradley-Terry leaves free, to 0.
+    """(chosen + rejected)^2 -> [B] squared score units: moves the mean score to 0; Bradley-Terry leaves it open.
 
     Eisenstein et al. 2023, arXiv:2312.09244, section 2; use it with a small coefficient (0.01).
-    Raises: ValueError if the shapes differ.
     """
     check_same_shape("reward_centering_loss", chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     return (chosen_scores + rejected_scores).square()
@@ -41,12 +43,12 @@ def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> 
 def correctness_loss(scores: Tensor, *, labels: Tensor) -> Tensor:
     """-log sigmoid(score) where right, -log sigmoid(-score) where wrong -> nats, in the shape of scores.
 
-    At the last token of an answer it makes an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168), at the last
-    token of each step a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score) is the chance to
-    be right. Scores are read at their token, unshifted.
+    At the last token of an answer it trains an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168), at the last
+    token of each step a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score) is the
+    probability of "right". Scores are read at their token, unshifted.
 
     Args:   scores: [B] or [B, T] nats (log-odds).   labels: the same shape, bool.
-    Raises: ValueError if the shapes differ or labels are not bool.
+    Raises: ValueError if labels are not bool.
     """
     check_mask("correctness_loss", labels, scores=scores)
     return -F.logsigmoid(torch.where(labels, scores, -scores))

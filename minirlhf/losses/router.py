@@ -1,4 +1,4 @@
-"""What keeps the experts of a mixture evenly used. L layers, B sequences, T tokens, E experts."""
+"""The loss that keeps the experts of a mixture evenly used. L layers, B sequences, T tokens, E experts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from minirlhf.losses.masking import check_mask
 
 
 def load_balancing_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
-    """E sum_e f_e P_e -> scalar without unit: top_k if all experts are used alike, E if the same ones always are.
+    """E sum_e f_e P_e -> scalar without unit: top_k for an even use of all experts, E if always the same are used.
 
-    f_e is the share of tokens that go to expert e, P_e its mean probability; only P_e has a gradient.
-    Fedus et al. 2021, arXiv:2101.03961, Eq. 4-6. There a token goes to one expert, here to `top_k`. The paper adds one
-    such term for each layer; the usual coefficients are for one over the tokens of all layers together, and so is this.
+    f_e is the fraction of tokens that go to expert e, P_e its mean probability; only P_e has a gradient.
+    Fedus et al. 2021, arXiv:2101.03961, Eq. 4-6. In the paper a token goes to one expert, here to `top_k`. The paper
+    adds one term for each layer; this is one term over the tokens of all layers, as the usual coefficients expect.
 
     Args:
         router_logits: [L, B, T, E] nats.
@@ -30,5 +30,5 @@ def load_balancing_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tens
     probs = torch.where(tokens, router_logits, 0).softmax(-1, dtype=wide)
     chosen = torch.zeros_like(probs).scatter(-1, probs.topk(top_k).indices, 1)
     n = (len(router_logits) * mask.sum()).clamp(min=1)
-    used, meant = (torch.where(tokens, x, 0).sum((0, 1, 2)) / n for x in (chosen, probs))
-    return experts * (used * meant).sum()
+    fractions, mean_probs = (torch.where(tokens, x, 0).sum((0, 1, 2)) / n for x in (chosen, probs))
+    return experts * (fractions * mean_probs).sum()

@@ -1,4 +1,7 @@
-"""Losses against given tokens or a teacher. B sequences, T tokens, V vocabulary; column t speaks about token t."""
+"""Losses against given tokens or a teacher. B sequences, T tokens, V vocabulary; column t speaks about token t.
+
+Every function raises ValueError if the shapes differ, a mask is not bool or a number is outside its range.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minirlhf.losses.logprobs import _check_temperature, _chunks, _widen
-from minirlhf.losses.masking import check_mask
+from minirlhf.losses.masking import check_mask, predicted_tokens
 
 
 def cross_entropy(logps: Tensor) -> Tensor:
-    """-log p of the token that came -> [B, T] nats, to be averaged over the response with `masked_mean`.
+    """-log p of the given token -> [B, T] nats, to be averaged over the response with `masked_mean`.
 
-    The maximum-likelihood loss of supervised fine-tuning. Not the entropy, which averages over all tokens.
+    The maximum-likelihood loss of supervised fine-tuning. It is not the entropy: the entropy is a mean over V.
 
     Args:
         logps: [B, T] nats, from `token_logps` or a policy's forward.
@@ -25,10 +28,10 @@ def cross_entropy(logps: Tensor) -> Tensor:
 
 
 def dft_loss(logps: Tensor) -> Tensor:
-    """-sg(p) log p -> [B, T] nats: maximum likelihood without its 1 / p.
+    """-sg(p) log p -> [B, T] nats: maximum likelihood without its factor 1 / p.
 
-    Wu et al. 2025, arXiv:2508.05629, Eq. 9 (DFT): the gradient of nll is that of a reward 1 / p for the given token,
-    which chases what the model finds unlikely; times p, all tokens weigh alike.
+    Wu et al. 2025, arXiv:2508.05629, Eq. 9 (DFT): the gradient of -log p is a policy gradient with the reward 1 / p
+    for the given token, so unlikely tokens dominate. The factor p gives every token the same weight.
 
     Args:   logps: [B, T] nats, with gradient.
     """
@@ -39,17 +42,16 @@ def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float)
     """Divergence of two distributions over V -> [...] nats, the sum over the last axis.
 
     beta KL(teacher || m) + (1 - beta) KL(student || m),  m = beta teacher + (1 - beta) student
-    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). By definition here and there, beta 0 is the forward
-    KL(teacher || student), which covers; beta 1 is the reverse KL(student || teacher), which seeks a mode.
+    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). As in the paper, the two ends are defined separately: beta 0 is
+    the forward KL(teacher || student) and covers all modes; beta 1 is the reverse KL(student || teacher) and seeks one.
 
     Args:
         student_logps, teacher_logps: [..., V] finite log-probs; only the student's carry gradient.
         beta: in [0, 1].
-    Raises: ValueError if the shapes differ or beta is outside [0, 1].
     """
     if student_logps.shape != teacher_logps.shape or not 0 <= beta <= 1:
         raise ValueError(
-            f"generalised_js: needed two of one shape and beta in [0, 1], got {tuple(student_logps.shape)}, "
+            f"generalised_js: needed two tensors of one shape and beta in [0, 1], got {tuple(student_logps.shape)}, "
             f"{tuple(teacher_logps.shape)} and {beta}; student and teacher must share a tokenizer"
         )
     if beta == 0:
@@ -72,12 +74,12 @@ def linear_distillation_loss(
 ) -> Tensor:
     """`generalised_js` of two language-model heads at every token of the mask -> [B, T] nats, 0 elsewhere.
 
-    [B, T, V] is never held: chunks of tokens, computed again in the backward pass; O(chunk * V) memory.
+    It never holds [B, T, V]: it takes tokens in chunks and computes each chunk again in the backward pass. Memory is
+    O(chunk * V).
 
     Args:
         hidden, teacher_hidden: [B, T, D], [B, T, D'] in model order.   weight, teacher_weight: [V, D], [V, D'].
         mask:        [B, T] bool, index rule.   beta: see `generalised_js`.   temperature: > 0, divides both logits.
-    Raises: ValueError if the shapes do not fit.
     """
     if weight.shape[0] != teacher_weight.shape[0] or hidden.shape[:2] != teacher_hidden.shape[:2]:
         raise ValueError(
@@ -92,29 +94,26 @@ def linear_distillation_loss(
         logps = [(_widen(F.linear(x, w)) / temperature).log_softmax(-1) for x, w in pairs]
         return generalised_js(*logps, beta=beta)
 
-    places = mask.clone()
-    places[:, 0] = False  # nothing stands before token 0
-    speakers = places.roll(-1, dims=1)  # model order: position t - 1 speaks about token t
-    h, teacher_h = hidden[speakers], teacher_hidden[speakers]
+    tokens, positions = predicted_tokens(mask)
+    h, teacher_h = hidden[positions], teacher_hidden[positions]
     parts = _chunks(len(h), weight.shape[0]) or [slice(0, 0)]
     losses = torch.cat([checkpoint(divergence, h[part], teacher_h[part], use_reentrant=False) for part in parts])
-    return torch.zeros(mask.shape, dtype=losses.dtype, device=losses.device).masked_scatter(places, losses)
+    return torch.zeros(mask.shape, dtype=losses.dtype, device=losses.device).masked_scatter(tokens, losses)
 
 
 def minillm_advantages(logps: Tensor, *, teacher_logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens still to come of (teacher - student) -> [B, T] nats, detached, 0 at the last token.
+    """Mean over the later tokens of (teacher - student) -> [B, T] nats, detached, 0 at the last token.
 
-    Gu et al. 2023, arXiv:2306.08543, Eq. 6 and 8 (MiniLLM): the part of the gradient of the sequence's reverse KL
-    that an exact reverse KL at each token (`generalised_js`, beta 1) leaves out, normalised by length.
+    Gu et al. 2023, arXiv:2306.08543, Eq. 6 and 8 (MiniLLM): an exact reverse KL at each token (`generalised_js`,
+    beta 1) leaves out a part of the gradient of the sequence's reverse KL. This is that part, normalised by length.
 
     Args:   logps, teacher_logps: [B, T] nats on the student's own tokens.   mask: [B, T] bool.
-    Raises: ValueError if the shapes differ or the mask is not bool.
     """
     check_mask("minillm_advantages", mask, logps=logps, teacher_logps=teacher_logps)
     gap = torch.where(mask, (teacher_logps - logps).detach(), 0)
     later = gap.flip(-1).cumsum(-1).flip(-1) - gap
-    left = mask.flip(-1).cumsum(-1).flip(-1) - mask.long()
-    return torch.where(mask, later / left.clamp(min=1), 0)
+    tokens_left = mask.flip(-1).cumsum(-1).flip(-1) - mask.long()
+    return torch.where(mask, later / tokens_left.clamp(min=1), 0)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Preference losses for single completions that are good or bad, with no partner. B rows; see dpo.py for log-ratios."""
+"""Preference losses for single completions, each labelled good or bad. B rows; dpo.py explains log-ratios.
+
+Every loss raises ValueError if the shapes differ, desirable is not bool or beta <= 0.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,13 @@ def kto_loss(
 ) -> Tensor:
     """w_d (1 - sigmoid(beta (x - kl))) where desirable, w_u (1 - sigmoid(beta (kl - x))) elsewhere -> [B], no unit.
 
-    Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). A saturating utility: what
-    is likelier bad than good goes to probability 0, and the rest is hardly ranked (docs/fixed_points.md).
+    Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). The utility saturates: a completion that is bad more often
+    than good goes to probability 0, and the others are hardly ranked (docs/fixed_points.md).
 
     Args:
         logratios: [B] nats.   desirable: [B] bool.   beta: > 0, per nat.
         kl:        nats, >= 0, detached, the same for all: `kto_kl` over the whole batch.
-        desirable_weight, undesirable_weight: >= 0; balance unequal numbers of the two kinds.
-    Raises: ValueError if the shapes differ, desirable is not bool or beta <= 0.
+        desirable_weight, undesirable_weight: >= 0; they balance unequal numbers of good and bad rows.
     """
     _check("kto_loss", logratios, desirable, beta)
     gain = beta * (logratios - kl)
@@ -36,9 +38,9 @@ def kto_loss(
 
 
 def apo_zero_unpaired_loss(logratios: Tensor, *, desirable: Tensor, beta: float = 0.1) -> Tensor:
-    """1 - sigmoid(beta x) where desirable, sigmoid(beta x) elsewhere -> [B]: `apo_zero_loss` without partners.
+    """1 - sigmoid(beta x) where desirable, sigmoid(beta x) elsewhere -> [B]: `apo_zero_loss` without pairs.
 
-    D'Oosterlinck et al. 2024, arXiv:2408.06266: KTO against a KL of 0.   Args and Raises: as `kto_loss`.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266: KTO with the KL fixed at 0.   Args: as `kto_loss`.
     """
     return kto_loss(logratios, desirable=desirable, kl=0.0, beta=beta)
 
@@ -46,9 +48,9 @@ def apo_zero_unpaired_loss(logratios: Tensor, *, desirable: Tensor, beta: float 
 def kto_kl(
     mismatched_logratios: Tensor, total: Tensor | float | None = None, count: Tensor | float | None = None
 ) -> Tensor:
-    """max(0, mean log-ratio of completions that belong to other prompts) -> scalar nats, detached: KTO's z_0, Eq. 7.
+    """max(0, mean log-ratio of completions paired with another prompt) -> scalar nats, detached: KTO's z_0, Eq. 7.
 
-    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these.
+    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these rows.
     """
     total = mismatched_logratios.sum() if total is None else torch.as_tensor(total)
     count = mismatched_logratios.numel() if count is None else count
@@ -66,14 +68,14 @@ def bco_loss(
     """-log sigmoid(beta x - shift) where desirable, -w log sigmoid(shift - beta x) elsewhere -> [B] nats.
 
     Jung et al. 2024, arXiv:2404.04656, Eq. 9 and 11 (BCO): a classifier of good against bad whose logit is the implicit
-    reward. With a shift that is learned by gradient it leads where DPO does; with the running mean, only if good and
-    bad are judged against the mean reward: a stricter judge drives it on, a milder one holds it back.
+    reward minus the shift. If the shift is learned by gradient, the optimum is DPO's. If it is the running mean, this
+    holds only if the judge compares with the mean reward: under a stricter judge the policy runs away, under a milder
+    judge it stays too close to the reference.
 
     Args:
         logratios: [B] nats.   desirable: [B] bool.   beta: > 0.
         shift:               score units, the running mean of all implicit rewards, detached; see `RunningMean`.
-        undesirable_weights: [B] or one number; `density_ratio` where the two kinds come from different prompts.
-    Raises: ValueError if the shapes differ, desirable is not bool or beta <= 0.
+        undesirable_weights: [B] or one number; `density_ratio` if good and bad rows come from different prompts.
     """
     _check("bco_loss", logratios, desirable, beta)
     gain = beta * logratios - shift
@@ -82,21 +84,21 @@ def bco_loss(
 
 
 def density_ratio(prob_desirable: Tensor, *, least: float = 0.5, most: float = 10.0) -> Tensor:
-    """p / (1 - p), clipped -> [B], no unit: reweighs prompts of bad completions to the distribution of the good ones.
+    """p / (1 - p), clipped -> [B], no unit: with these weights bad completions have the prompts of good completions.
 
-    Jung et al. 2024, arXiv:2404.04656, section 3.3; p from a classifier that sees the prompt alone, in [0, 1].
+    Jung et al. 2024, arXiv:2404.04656, section 3.3. p in [0, 1] comes from a classifier that sees the prompt alone.
     """
     return (prob_desirable / (1 - prob_desirable)).clamp(least, most)
 
 
 class RunningMean:
-    """The mean of all numbers seen so far: BCO's reward shift. State is two floats."""
+    """The mean of all numbers so far: BCO's reward shift. The state is two floats."""
 
     def __init__(self) -> None:
         self.mean, self.n = 0.0, 0.0
 
     def update(self, total: float, n: float) -> None:
-        """Take in n numbers that sum up to `total` (over all ranks)."""
+        """Add n numbers with the sum `total` (over all ranks)."""
         self.n += n
         self.mean += (total - n * self.mean) / max(self.n, 1)
 
@@ -114,4 +116,4 @@ def _check(name: str, logratios: Tensor, desirable: Tensor, beta: float) -> None
             f"{name}: desirable must be bool with True = good, got {desirable.dtype}; use desirable.bool()"
         )
     if not beta > 0:
-        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is what a nat of KL costs")
+        raise ValueError(f"{name}: beta must be > 0, got {beta}; it is the price of a nat of KL")

@@ -1,10 +1,10 @@
-"""A space so small that every expectation is a sum over all completions: where does each loss lead?
+"""Where each loss leads, in a space so small that every expectation is a sum over all completions.
 
     python tests/losses/enumerated.py     prints the figures of docs/fixed_points.md
 
-N completions of up to T = 3 tokens out of V = 6, one prompt; pairs are all N * N of them. A policy is a table: one
-softmax per prefix, `logits` [1 + 6 + 36, V]. `logps` [N, T] are the log-probs of the tokens of all completions, so
-`weights` [N] = exp(their sums), detached, stand where sampling would stand. Float64 throughout.
+N completions of up to T = 3 tokens out of V = 6, one prompt; N * N pairs. A policy is a table: one softmax per prefix,
+`logits` [1 + 6 + 36, V]. `logps` [N, T] are the log-probs of the tokens of all completions. `weights` [N] =
+exp(sum of logps), detached, replace sampling. All numbers are float64.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from minirlhf.losses import (
     sum_logps,
 )
 
-V, T, BETA, FLIP = 6, 3, 0.5, 0.1  # FLIP: the share of labels that are wrong where a loss is meant to bear with them
+V, T, BETA, FLIP = 6, 3, 0.5, 0.1  # FLIP: fraction of wrong labels, for losses that assume wrong labels
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logps with gradient, weights) -> scalar
 
 
@@ -60,13 +60,13 @@ class Space:
         return torch.where(self.mask, logits.log_softmax(-1)[self.nodes, self.tokens], 0)
 
     def visits(self, weights: Tensor) -> Tensor:
-        """[N] -> [nodes, V]: how likely it is to come to each node and to choose each token there."""
+        """[N] -> [nodes, V]: probability of reaching a node and choosing a token at it."""
         totals = torch.zeros_like(self.ref_logits)
         spread = torch.where(self.mask, weights[:, None], 0)
         return totals.index_put((self.nodes, self.tokens), spread, accumulate=True)
 
     def values(self, returns: Tensor, weights: Tensor) -> Tensor:
-        """[N, T]: what is to be expected at the node that each token is drawn from."""
+        """[N, T]: the expected return at the node that each token is drawn from."""
         totals = torch.zeros_like(self.ref_logits[:, 0])
         totals = totals.index_put((self.nodes,), weights[:, None] * returns, accumulate=True)
         return (totals / self.visits(weights).sum(-1))[self.nodes]
@@ -89,31 +89,31 @@ class Space:
         return self.tilted(self.rewards / BETA)
 
     def reward_and_kl(self, policy: Tensor) -> tuple[float, float]:
-        """Of log-probs [N]; a completion that has probability 0 adds nothing."""
+        """(mean reward, KL to the reference) of log-probs [N]; a completion of probability 0 adds nothing."""
         p = policy.exp()
         return float(p @ self.rewards), float(torch.where(p > 0, p * (policy - self.ref), 0).sum())
 
     def relative(self, policy: Tensor) -> tuple[float, float, float]:
-        """(reward gained, KL) over those of the optimum, and over the most reward that this much KL can buy."""
+        """(reward gained / the optimum's, KL / the optimum's, reward gained / the largest gain at this KL)."""
         start, (reward, kl) = self.reward_and_kl(self.ref)[0], self.reward_and_kl(policy)
         best_reward, best_kl = self.reward_and_kl(self.optimum)
         low, high = math.log(1e-3), math.log(1e3)
-        for _ in range(60):  # the best policies are pi_ref exp(reward / b): find the b that spends this KL
+        for _ in range(60):  # the best policies are pi_ref exp(reward / b): find the b with this KL
             middle = (low + high) / 2
-            buys, costs = self.reward_and_kl(self.tilted(self.rewards / math.exp(middle)))
-            low, high = (middle, high) if costs > kl else (low, middle)
-        return (reward - start) / (best_reward - start), kl / best_kl, (reward - start) / (buys - start)
+            reward_at_b, kl_at_b = self.reward_and_kl(self.tilted(self.rewards / math.exp(middle)))
+            low, high = (middle, high) if kl_at_b > kl else (low, middle)
+        return (reward - start) / (best_reward - start), kl / best_kl, (reward - start) / (reward_at_b - start)
 
 
 def make_space(eos: bool = False, seed: int = 0) -> Space:
-    """All 216 completions of three tokens; with `eos` token 0 ends a completion: 1 + 5 + 150 of unequal length."""
+    """All 216 completions of three tokens; with `eos` token 0 ends a completion: 1 + 5 + 150 of lengths 1, 2, 3."""
     generator = torch.Generator().manual_seed(seed)
     randn = partial(torch.randn, generator=generator, dtype=torch.float64)
     tokens = torch.cartesian_prod(*[torch.arange(V)] * T)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     if eos:
         mask[:, 1:] = (tokens != 0).cumprod(-1)[:, :-1].bool()
-        unique = ((tokens == 0) | mask).all(-1)  # of those that end early one each, with zeros for padding
+        unique = ((tokens == 0) | mask).all(-1)  # each completion that ends early once, padded with zeros
         tokens, mask = tokens[unique], mask[unique]
     first, second = tokens[:, 0], tokens[:, 1]
     nodes = torch.stack([torch.zeros_like(first), 1 + first, 1 + V + V * first + second], -1)
@@ -130,7 +130,7 @@ class Solution(NamedTuple):
     gradient_left: float  # the largest entry; 0 at a fixed point
 
 
-# Two ways to the end: along the expected gradient, and down a loss that is a function of the policy alone.
+# Two ways of training: along the expected gradient, or down a loss that is a function of the policy alone.
 
 
 def gradient(loss: Loss, logits: Tensor, space: Space = SPACE) -> Tensor:
@@ -142,9 +142,9 @@ def gradient(loss: Loss, logits: Tensor, space: Space = SPACE) -> Tensor:
 def follow(loss: Loss, step: float = 0.2, steps: int = 2000, decay: float = 1.0, cap: float = 0.5) -> Solution:
     """On-policy training with exact expectations.
 
-    The gradient is divided by how often a token is chosen (the natural gradient of a table: all nodes move equally fast
-    and stand still where the gradient vanishes). With k1 in the reward, a step of 1 / beta and no cap each step solves
-    one more level of the tree: T of them are exact.
+    The gradient is divided by the probability of reaching and choosing the token. This is the natural gradient of a
+    table: all nodes move equally fast and stop where the gradient vanishes. With k1 in the reward, a step of 1 / beta
+    and no cap, each step solves one more level of the tree, so T steps are exact.
     """
     logits = SPACE.ref_logits
     for n in range(steps):
@@ -213,7 +213,7 @@ def reinforce_returns(logps: Tensor, weights: Tensor, estimator: str = "k1") -> 
 
 def reinforce_plus_plus(logps: Tensor, weights: Tensor) -> Tensor:
     returns = discounted_returns(shaped(logps), mask=SPACE.mask)
-    n = 1e9  # so many samples that ddof 1 plays no part; weights say how they are spread
+    n = 1e9  # so many samples that ddof 1 makes no difference; the weights distribute them
     moments = (T * weights.sum(), expected(returns, weights), expected(returns.square(), weights))
     whitened = masked_whiten(returns, SPACE.mask, moments=tuple(n * x for x in moments))
     return expected(ppo_policy_loss(logps, old_logps=logps.detach(), advantages=whitened), weights)
@@ -227,7 +227,7 @@ def ppo(logps: Tensor, weights: Tensor, lam: float = 1.0) -> Tensor:
 
 
 def sequence(advantages: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """REINFORCE with one advantage a completion: (logps, weights) -> [N]."""
+    """REINFORCE with one advantage per completion; advantages: (logps, weights) -> [N]."""
 
     def loss(logps, weights):
         spread = advantages(logps, weights)[:, None].expand_as(logps)
@@ -248,7 +248,7 @@ def in_groups(advantages: Callable[[Tensor], Tensor], scores: Callable[[Tensor],
 
 
 def kl_term(estimator: Callable[..., Tensor], whole: bool = False) -> Loss:
-    """The estimator as a loss term, of each token, or of the whole sequence's log-ratio."""
+    """The estimator as a loss term: of each token, or of the log-ratio of the whole sequence."""
 
     def loss(logps, weights):
         ref_logps = SPACE.ref_logps
@@ -276,7 +276,7 @@ DR_GRPO_RAW = in_groups(partial(group_advantages, group_size=2, scale="none"), r
 
 
 def wins() -> Tensor:
-    """[N * N] chance that FIRST is preferred."""
+    """[N * N] probability that FIRST is preferred."""
     return torch.sigmoid(SPACE.rewards[FIRST] - SPACE.rewards[SECOND])
 
 
@@ -285,7 +285,7 @@ def flipped() -> Tensor:
 
 
 def win_rates() -> Tensor:
-    """[N] chance to be preferred to what the reference writes."""
+    """[N] probability to be preferred to a completion of the reference."""
     return wins().view(N, N) @ SPACE.ref.exp()
 
 
@@ -316,7 +316,7 @@ def length_normalised(logps: Tensor, _shift: Tensor) -> Tensor:
 
 
 def judged_good(threshold: float = 0.0) -> Tensor:
-    """[N] chance that a completion is called good; the threshold counts from the reference's mean reward."""
+    """[N] probability of the label "good"; the threshold is added to the reference's mean reward."""
     return torch.sigmoid(SPACE.rewards - SPACE.ref.exp() @ SPACE.rewards - threshold)
 
 
@@ -329,7 +329,7 @@ def of_single(loss: Callable[..., Tensor], x: Tensor, threshold: float = 0.0, **
 
 def kto(logps: Tensor, _shift: Tensor) -> Tensor:
     x = logratios(logps)
-    kl = kto_kl(x, total=SPACE.ref.exp() @ x, count=1)  # answers to other prompts: what the reference writes
+    kl = kto_kl(x, total=SPACE.ref.exp() @ x, count=1)  # the reference's completions as other prompts' answers
     return of_single(kto_loss, x, kl=kl)
 
 
@@ -338,7 +338,7 @@ def bco(logps: Tensor, shift: Tensor, threshold: float = 0.0) -> Tensor:
 
 
 def bco_running_mean(logps: Tensor, weights: Tensor, threshold: float = 0.0) -> Tensor:
-    """The shift is the mean implicit reward of the data under the policy of the moment, without gradient."""
+    """The shift is the mean implicit reward of the data under the current policy, without gradient."""
     return bco(logps, (BETA * SPACE.ref.exp() @ logratios(logps)).detach(), threshold)
 
 
@@ -352,10 +352,10 @@ def smooth_hinge(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 @cache
 def hinge_levels() -> tuple[Tensor, float, float]:
-    """Implicit rewards [N] in whole numbers, their hinge loss, and that of the continuous policy they come from.
+    """(implicit rewards [N] in whole numbers, their hinge loss, the hinge loss before rounding).
 
-    The loss is piecewise linear in differences, with kinks at +-1. So its mean over all ways to round an x down, (x +
-    offset).floor() for an offset in [0, 1), is the loss of x, and one of them is at least as good.
+    The loss is piecewise linear in differences, with kinks at +-1. So the loss of x is the mean of the losses of
+    (x + offset).floor() over all offsets in [0, 1), and one of these is at least as good as x.
     """
     loss = of_pairs(hinge_dpo_loss)
     x = BETA * (minimise(of_pairs(smooth_hinge)).policy - SPACE.ref)
@@ -367,14 +367,14 @@ def hinge_levels() -> tuple[Tensor, float, float]:
 
 
 def as_logps(x: Tensor) -> Tensor:
-    """[N, T] whose log-ratios are x [N], normalised or not."""
+    """Log-probs [N, T] with the log-ratios x [N]; the probabilities need not sum to 1."""
     return ((SPACE.ref + x) / T)[:, None].expand(N, T)
 
 
-# What the page shows
+# The figures of the page
 
 EXACT = {"step": 1 / BETA, "steps": 10, "cap": math.inf}
-COOLING = {"step": 0.3, "steps": 300, "decay": 0.97}  # an advantage over its std never gets small: the step must
+COOLING = {"step": 0.3, "steps": 300, "decay": 0.97}  # advantages over their std never get small: the step shrinks
 
 FIXED_POINTS: dict[str, Callable[[], Solution]] = {
     "REINFORCE, k1 in the rewards": lambda: follow(reinforce_returns, **EXACT),
@@ -416,13 +416,13 @@ def solve(name: str) -> Solution:
 
 
 def figures(name: str) -> tuple[float, float, float]:
-    """(reward gained, KL, reward gained over the most this KL can buy), the first two over those of the optimum."""
+    """(reward gained / the optimum's, KL / the optimum's, reward gained / the largest gain at this KL)."""
     space = EOS_SPACE if name == "DPO of mean log-probs" else SPACE
     return space.relative(solve(name).policy)
 
 
 def times_ratio(estimator: Callable[..., Tensor]) -> Loss:
-    """The estimator times the ratio of the whole sequence, which carries the gradient of the sampling."""
+    """The estimator times the ratio of the whole sequence; the ratio carries the gradient of the sampling."""
 
     def loss(logps, weights):
         ratio = (logps - logps.detach()).sum(-1, keepdim=True).exp()
@@ -463,7 +463,7 @@ def optimal_logits() -> Tensor:
 
 
 def kl_gradient(logits: Tensor) -> Tensor:
-    """That of KL(pi || pi_ref) itself, which needs no estimator here."""
+    """The gradient of KL(pi || pi_ref) itself; it needs no estimator here."""
     logits = logits.detach().requires_grad_()
     policy = sum_logps(SPACE.logps(logits), SPACE.mask)
     return torch.autograd.grad(policy.exp() @ (policy - SPACE.ref), logits)[0]
@@ -473,7 +473,7 @@ def kl_gradient(logits: Tensor) -> Tensor:
 def kl_gradient_error(name: str) -> tuple[float, float]:
     """(length of the error over the length of the true gradient, cosine of the angle between them), at the optimum."""
     true, got = kl_gradient(optimal_logits()).flatten(), gradient(KL_GRADIENTS[name], optimal_logits()).flatten()
-    cosine = float(true @ got / (true.norm() * got.norm().clamp(min=1e-6)))  # of no gradient: 0
+    cosine = float(true @ got / (true.norm() * got.norm().clamp(min=1e-6)))  # 0 if the estimator has no gradient
     return float((got - true).norm() / true.norm()), cosine
 
 

@@ -74,7 +74,7 @@ def test_gae_defaults_are_gamma_1_and_lam_095():
 
 
 def test_gae_steps_over_gaps():
-    # the row of the test above with a tool's answer in the middle and padding around: the same numbers in its places
+    # the row of the test above, with a tool's answer in the middle and padding around it: the same advantages
     mask = row(False, True, False, False, True, False)
     rewards, values = row(5.0, 0.0, 5.0, 5.0, 1.0, 5.0), row(7.0, 1.0, 7.0, 7.0, 2.0, 7.0)
     advantages, returns = gae(rewards, values=values, mask=mask)
@@ -94,8 +94,8 @@ def test_golden_v0_11_4(golden):
 
 
 def test_golden_v0_11_4_with_whitened_rewards_agrees_where_that_version_has_no_padding(golden):
-    # it does not mask rewards again after whitening, so what padding was turned into flows back into every row that has
-    # some: only row 2, which has none, can agree. Undoing our mask reproduces the other rows, and so the reason
+    # TRL does not mask rewards again after whitening, so whitened padding flows back into every row with padding. Only
+    # row 2 has no padding and can agree. Without our mask the other rows agree too, so the mask is the only difference
     inputs, figures, mask = golden["inputs"], golden["ppo_v0_11_4"], golden["inputs"]["mask"]
     rewards = figures["rewards_kl"].where(mask, torch.zeros(()))
     whitened = masked_whiten(rewards, mask, shift_mean=False)
@@ -112,7 +112,7 @@ def test_golden_v0_11_4_with_whitened_rewards_agrees_where_that_version_has_no_p
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_golden_v2(golden, estimator, whiten):
     # kl_coef 0.05, gamma 1, lam 0.95. It puts the score on the first PAD after EOS and fills log-probs of PADs with 1,
-    # so the mask of its rewards and values has one column more than that of its tokens, and the KL there is 1 - 1 = 0
+    # so its mask of rewards and values has one column more than its mask of tokens; the KL in that column is 1 - 1 = 0
     inputs, figures = golden["inputs"], golden["ppo_v2"][f"{estimator}_whiten{whiten}"]
     tokens, with_pad = ~figures["padding_mask"], ~figures["padding_mask_p1"]
     logps, ref_logps = (inputs[name].masked_fill(~tokens, 1.0) for name in ("old", "ref"))
@@ -127,7 +127,7 @@ def test_golden_v2(golden, estimator, whiten):
     assert_close(masked_whiten(advantages, tokens), figures["advantages"])  # its n / (n - 1) is float32: off by 5e-8
 
 
-def test_our_score_column_differs_from_v2_only_where_there_is_padding(golden):
+def test_our_score_column_differs_from_v2_only_in_rows_with_padding(golden):
     # our own mask puts the score on EOS itself; rows without padding are the same
     inputs, figures = golden["inputs"], golden["ppo_v2"]["k1_whiten0"]
     mask = ~figures["padding_mask"]
@@ -281,7 +281,7 @@ def test_other_forms_of_kl_in_the_reward_are_refused_by_name(estimator):
 def test_shapes_and_mask_dtype_are_checked():
     x, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     for scores in (torch.zeros(3), torch.zeros(2, 1), torch.zeros(())):
-        text = f"kl_shaped_rewards: needed scores [2], one a row, got {tuple(scores.shape)}"
+        text = f"kl_shaped_rewards: needed scores [2], one per row, got {tuple(scores.shape)}"
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             shaped("k1")(scores, x, x, mask)
     with pytest.raises(ValueError, match=r"^kl_shaped_rewards: needed tensors of one shape.*'ref_logps': \(2, 2\)"):

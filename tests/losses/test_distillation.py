@@ -63,7 +63,7 @@ def test_dft_gradient_is_that_of_the_nll_times_p(seed):
     (grad,) = torch.autograd.grad(dft_loss(logps).sum(), logps)
     (nll_grad,) = torch.autograd.grad(cross_entropy(logps).sum(), logps)
     assert_close(grad, logps.detach().exp() * nll_grad)
-    # which is the gradient of -p
+    # this is also the gradient of -p
     (want,) = torch.autograd.grad(-logps.exp().sum(), logps)
     assert_close(grad, want)
 
@@ -100,7 +100,7 @@ def test_ends_are_the_forward_and_the_reverse_kl(seed):
     student, teacher = two_distributions(seed)
     assert_close(generalised_js(student, teacher, beta=0), kl(teacher, student))
     assert_close(generalised_js(student, teacher, beta=1), kl(student, teacher))
-    # and in between both terms of the definition
+    # for other beta: both terms of the definition
     mixture = (0.3 * teacher.exp() + 0.7 * student.exp()).log()
     want = 0.3 * kl(teacher, mixture) + 0.7 * kl(student, mixture)
     assert_close(generalised_js(student, teacher, beta=0.3), want)
@@ -129,7 +129,7 @@ def test_gradient_vanishes_where_student_and_teacher_agree(seed, beta):
 
 
 def test_small_beta_over_beta_tends_to_the_forward_kl_and_large_to_the_reverse():
-    # the divergence itself is 0 in both limits: its ends are by definition
+    # the formula itself is 0 in both limits; beta 0 and 1 are defined as the two KLs
     student, teacher = two_distributions(0, scale=0.5)
     assert_close(generalised_js(student, teacher, beta=1e-5) / 1e-5, kl(teacher, student), rtol=1e-3, atol=0)
     assert_close(generalised_js(student, teacher, beta=1 - 1e-5) / 1e-5, kl(student, teacher), rtol=1e-3, atol=0)
@@ -174,7 +174,7 @@ def test_generalised_js_refuses_two_vocabularies():
 
 
 def heads(seed=0, dtype=torch.float64):
-    """hidden, weight, teacher_hidden, teacher_weight, all of which ask for a gradient, and a mask with column 0 set."""
+    """hidden, weight, teacher_hidden, teacher_weight, all with gradient, and a mask with column 0 set."""
     shapes = (B, T, 4), (V, 4), (B, T, 6), (V, 6)
     leaves = [randn(seed + i, *shape).to(dtype).requires_grad_() for i, shape in enumerate(shapes)]
     return *leaves, bools([1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0])
@@ -211,7 +211,7 @@ def test_chunked_is_dense_in_value_and_gradient(chunk_numbers, tokens_at_a_time,
 
 
 def test_linear_distillation_by_hand():
-    # position 0 speaks about token 1: student (1/2, 1/2) against teacher (3/4, 1/4): 0.130812; at temperature 1/2 the
+    # position 0 predicts token 1: student (1/2, 1/2) against teacher (3/4, 1/4): 0.130812; at temperature 1/2 the
     # teacher is (9/10, 1/10): 0.9 ln 1.8 + 0.1 ln 0.2 = 0.529008 - 0.160944. Token 2 is not in the mask, token 0 never
     hidden, teacher_hidden = torch.zeros(1, 3, 1), torch.tensor([[[1.0], [9.0], [-9.0]]])
     weight, teacher_weight = torch.zeros(2, 1), torch.tensor([[math.log(3)], [0.0]])
@@ -220,7 +220,7 @@ def test_linear_distillation_by_hand():
     assert_close(chunked(*parts, beta=0, temperature=0.5), torch.tensor([[0.0, 0.368064, 0.0]]))
 
 
-def test_nothing_outside_the_mask_is_read_nor_gets_a_gradient(chunk_numbers):
+def test_numbers_outside_the_mask_are_not_read_and_get_no_gradient(chunk_numbers):
     chunk_numbers(2 * V)
     hidden, weight, teacher_hidden, teacher_weight, mask = heads()
     want = chunked(hidden, weight, teacher_hidden, teacher_weight, mask)
@@ -237,7 +237,7 @@ def test_nothing_outside_the_mask_is_read_nor_gets_a_gradient(chunk_numbers):
 
 @pytest.mark.parametrize("mask", [torch.zeros(B, T, dtype=torch.bool), bools(*[[1] + [0] * (T - 1)] * B)])
 def test_an_empty_mask_gives_0_with_zero_gradients(mask):
-    # one that is empty, one that names token 0 alone, before which nothing stands
+    # an empty mask, and a mask of token 0 alone: no position predicts token 0
     hidden, weight, *teacher, _ = heads()
     losses = chunked(hidden, weight, *teacher, mask)
     assert torch.equal(losses, torch.zeros(B, T, dtype=torch.float64))
@@ -277,7 +277,7 @@ def test_linear_distillation_widens_bf16():
     assert parts[0].grad.dtype == torch.bfloat16 and parts[0].grad.isfinite().all()
 
 
-def test_linear_distillation_refuses_what_does_not_fit():
+def test_linear_distillation_refuses_wrong_shapes():
     hidden, weight, teacher_hidden, teacher_weight, mask = heads()
     needed = "^linear_distillation_loss: needed one vocabulary and one batch, got weights"
     with pytest.raises(ValueError, match=rf"{needed} \(7, 4\) and \(5, 6\)"):
@@ -309,7 +309,7 @@ def test_minillm_advantages_by_hand():
 
 @few
 @given(seeds)
-def test_minillm_advantages_are_a_mean_over_what_is_still_to_come(seed):
+def test_minillm_advantages_are_a_mean_over_the_later_tokens(seed):
     logps, teacher_logps, mask = randn(seed, 4, 6), randn(seed + 1, 4, 6), randn(seed + 2, 4, 6) > -0.5
     want = torch.zeros(4, 6, dtype=torch.float64)
     for b in range(4):
@@ -325,7 +325,7 @@ def test_minillm_advantages_are_a_mean_over_what_is_still_to_come(seed):
     assert not advantages.requires_grad
 
 
-def test_minillm_advantages_refuse_what_does_not_fit():
+def test_minillm_advantages_refuse_wrong_shapes():
     logps, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="^minillm_advantages: mask must be bool .*float32"):
         minillm_advantages(logps, teacher_logps=logps, mask=mask.float())

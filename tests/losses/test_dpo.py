@@ -1,4 +1,4 @@
-"""Preference losses of pairs against a reference, their links, and the sums of log-probs they are fed with."""
+"""Preference losses of pairs against a reference, and their links."""
 
 import json
 import math
@@ -19,7 +19,6 @@ from minirlhf.losses import (
     apo_down_loss,
     apo_zero_loss,
     bco_pair_loss,
-    desensitised_logps,
     discopop_loss,
     dpo_loss,
     dpo_sigmoid_loss,
@@ -28,12 +27,9 @@ from minirlhf.losses import (
     hinge_dpo_loss,
     ipo_loss,
     js_link,
-    mean_logps,
     nca_loss,
     robust_dpo_loss,
     sppo_hard_loss,
-    sum_logps,
-    wpo_weights,
 )
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -49,10 +45,6 @@ betas, smoothings = st.floats(0.02, 2), st.floats(0.01, 0.45)
 pairs = st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=5).map(
     lambda numbers: f64(numbers).unbind(-1)
 )
-
-
-def bools(*rows):
-    return torch.tensor(rows) == 1
 
 
 def randn(seed, *shape):
@@ -176,7 +168,7 @@ V0_16 = {
     "exo_pair_ls0.1": partial(exo_loss, label_smoothing=0.1),
     "sppo_hard": sppo_hard_loss,
     "nca_pair": nca_loss,
-    "aot_pair": aot_unpaired_loss,  # the two names of AOT were the other way round then
+    "aot_pair": aot_unpaired_loss,  # v0.16 swapped the two names of AOT
     "aot_pair_ls0.1": partial(aot_unpaired_loss, label_smoothing=0.1),
     "apo_zero": apo_zero_loss,
     "apo_down": apo_down_loss,
@@ -214,7 +206,7 @@ def test_golden_1_16(figures, ratios, name):
 
 
 def test_golden_dpo_and_paired_aot_from_four_log_probs(figures, four_logps):
-    # "aot" is `aot_paired_loss` in both versions' figures: v0.16 took the name the other way round, see V0_16
+    # "aot" is `aot_paired_loss` in both versions' figures: v0.16 swapped the names, see V0_16
     assert_close(dpo_loss(**four_logps), f64(figures["dpo_0_16"]["sigmoid"]))
     assert_close(dpo_loss(**four_logps, label_smoothing=0.1), f64(figures["dpo_0_16"]["sigmoid_ls0.1"]))
     for version, rtol in (("dpo_0_16", 1e-7), ("dpo_1_16", 1e-6)):
@@ -229,7 +221,7 @@ def test_golden_without_a_reference(figures, four_logps):
 
 
 def test_golden_length_normalised(figures, ratios):
-    # "sigmoid_norm" and, since 1.9, "ipo" see log-ratios per token; ours takes what it is given
+    # "sigmoid_norm" and, since 1.9, "ipo" see log-ratios per token; our functions take any log-ratios
     means = [x / f64(figures["pairs"][f"len_{side}"]) for x, side in zip(ratios, ("chosen", "rejected"), strict=True)]
     assert_close(dpo_sigmoid_loss(*means), f64(figures["dpo_1_16"]["sigmoid_norm"]), rtol=1e-6, atol=0)
     assert_close(ipo_loss(*means), f64(figures["dpo_1_16"]["ipo"]), rtol=1e-6, atol=0)
@@ -244,8 +236,8 @@ def test_golden_length_normalised(figures, ratios):
     ],
 )
 def test_golden_links_under_ipo_of_means(figures, ratios, name, link, at_1):
-    # 1.9 divides our link by the length. 1.16 first takes off what it is at a ratio of 1: a constant, which cancels in
-    # a difference of sums, but not of means
+    # 1.9 divides our link by the length. 1.16 first subtracts the link's value at a ratio of 1: this constant
+    # cancels in a difference of sums, but not in a difference of means
     lengths = [f64(figures["pairs"][f"len_{side}"]) for side in ("chosen", "rejected")]
     for version, constant in (("dpo_1_9_where_it_differs", 0.0), ("dpo_1_16", at_1)):
         means = [(link(x) - constant) / n for x, n in zip(ratios, lengths, strict=True)]
@@ -294,14 +286,9 @@ def test_gradcheck_of_four(loss):
     assert torch.autograd.gradcheck(lambda *xs: loss(**dict(zip(names, xs, strict=True)), beta=0.7), four)
 
 
-def test_gradcheck_of_links_and_sums():
+def test_gradcheck_of_links():
     for link in LINKS:
         assert torch.autograd.gradcheck(link, randn(0, 4).requires_grad_())
-    logps, mask = randn(1, 2, 4).requires_grad_(), bools([1, 1, 0, 1], [0, 1, 1, 0])
-    assert torch.autograd.gradcheck(lambda x: sum_logps(x, mask), logps)
-    assert torch.autograd.gradcheck(lambda x: mean_logps(x, mask), logps)
-    other = bools([1, 0], [1, 0])
-    assert torch.autograd.gradcheck(lambda x: desensitised_logps(x, mask, other_mask=other, alpha=0.3), logps)
 
 
 def test_links_are_held_at_minus_20_without_gradient():
@@ -361,7 +348,7 @@ def test_aot_does_not_add_up_over_parts_of_a_batch():
 
 @few
 @given(pairs, betas)
-def test_aot_of_one_pair_is_dpo_and_the_paired_form_is_blind_to_which_side_is_the_reference(pair, beta):
+def test_aot_of_one_pair_is_dpo_and_the_paired_form_is_too(pair, beta):
     c, r = pair
     assert_close(aot_unpaired_loss(c[:1], r[:1], beta=beta), dpo_sigmoid_loss(c[:1], r[:1], beta=beta))
     # with one pair (c - r) - (ref_c - ref_r) is DPO's margin too
@@ -400,7 +387,7 @@ def test_cdpo_and_exo_stop_at_a_margin_of_log_odds_over_beta(beta, e):
         assert abs(slope) < 1e-12
         for step in (-0.1, 0.1):
             assert loss(c + step, f64([0.0]), beta=beta, label_smoothing=e) > losses
-    assert_close(losses, f64([0.0]), atol=1e-12, rtol=0)  # exo's: the two distributions are one
+    assert_close(losses, f64([0.0]), atol=1e-12, rtol=0)  # exo: the two distributions are equal
 
 
 @few
@@ -493,68 +480,6 @@ def test_alpha_1_is_the_forward_kl_and_alpha_0_the_identity_up_to_a_constant():
     assert_close(alpha_link(x, alpha=1e-6) + 1e6, x, atol=1e-4, rtol=0)
 
 
-# ---- sums over tokens
-
-
-def test_sums_and_means_by_hand_and_junk_outside_the_mask_counts_for_nothing():
-    nan = math.nan
-    logps = torch.tensor([[nan, -1.0, -2.0, nan], [-5.0, nan, nan, -1.0], [nan] * 4], requires_grad=True)
-    mask = bools([0, 1, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0])
-    assert_close(sum_logps(logps, mask), torch.tensor([-3.0, -6.0, 0.0]))
-    assert_close(mean_logps(logps, mask), torch.tensor([-1.5, -3.0, 0.0]))
-    mean_logps(logps, mask).sum().backward()
-    assert_close(logps.grad, mask.float() / 2)
-
-
-def test_desensitised_logps_by_hand():
-    # the other side has 2 tokens: -1 - 2 in full, -4 and -8 by a quarter: -3 - 3 = -6.   1 token: -1 - 14 / 4 = -4.5
-    # 9 tokens: all in full.   Its mask starts elsewhere and is of another width
-    logps, mask = torch.tensor([[9.0, -1.0, -2.0, -4.0, -8.0]] * 3), bools([0, 1, 1, 1, 1]).expand(3, 5)
-    other = bools([0] * 8 + [1, 1], [1] + [0] * 9, [0] + [1] * 9)
-    assert_close(desensitised_logps(logps, mask, other_mask=other, alpha=0.25), torch.tensor([-6.0, -4.5, -15.0]))
-
-
-@few
-@given(st.integers(0, 2**31))
-def test_desensitised_logps_between_the_common_part_and_the_whole(seed):
-    logps, mask, other = randn(seed, 3, 6), randn(seed + 1, 3, 6) > 0, randn(seed + 2, 3, 4) > 0
-    part = partial(desensitised_logps, logps, mask, other_mask=other)
-    assert_close(part(alpha=1), sum_logps(logps, mask))
-    common = [row[m][: o.sum()].sum() for row, m, o in zip(logps, mask, other, strict=True)]
-    assert_close(part(alpha=0), torch.stack(common))
-    assert_close(part(alpha=0.3), 0.7 * part(alpha=0) + 0.3 * part(alpha=1))
-
-
-def test_desensitised_logps_gives_the_tail_a_gradient_of_alpha_and_junk_none():
-    logps = torch.tensor([[math.nan, -1.0, -2.0, -4.0]], requires_grad=True)
-    mask, other = bools([0, 1, 1, 1]), bools([1, 0])
-    desensitised_logps(logps, mask, other_mask=other, alpha=0.25).sum().backward()
-    assert_close(logps.grad, torch.tensor([[0.0, 1.0, 0.25, 0.25]]))
-
-
-def wpo(gaps_chosen, gaps_rejected, expected=-2.0):
-    """Weights of pairs whose tokens' log-probs lie `gaps` above what the policy expects of its own; nan: no token."""
-    parts = {}
-    for side, gaps in (("chosen", gaps_chosen), ("rejected", gaps_rejected)):
-        gaps = f64(gaps)
-        parts |= {f"{side}_logps": (gaps + expected).requires_grad_(), f"{side}_mask": ~gaps.isnan()}
-        parts |= {f"{side}_expected": torch.full_like(gaps, expected)}
-    return wpo_weights(**parts)
-
-
-def test_wpo_weights_by_hand():
-    # means over tokens: -ln 2 and -ln 3: 1/2 * 1/3.   0 and -ln 2.   1 and -2: exp(-1).   no token at all: exp(0 - 1)
-    chosen = [[-2 * LN2, 0.0], [0.0, math.nan], [1.0, 1.0], [math.nan, math.nan]]
-    rejected = [[-LN3, -LN3], [-2 * LN2, 0.0], [-2.0, math.nan], [-1.0, -1.0]]
-    assert_close(wpo(chosen, rejected), f64([1 / 6, 1 / 2, math.exp(-1), math.exp(-1)]))
-
-
-def test_wpo_weights_are_1_on_ones_own_text_capped_at_1_and_detached():
-    weights = wpo([[0.0, 0.0], [3.0, 1.0], [1e4, 1e4]], [[0.0, 0.0], [-1.0, -1.0], [0.0, 0.0]])
-    assert torch.equal(weights, torch.ones(3, dtype=torch.float64)) and not weights.requires_grad
-    assert wpo([[-1e4]], [[-1e4]]).item() == 0
-
-
 # ---- bad input
 
 
@@ -569,7 +494,7 @@ def test_pairs_must_be_of_one_shape(loss):
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan])
 def test_beta_must_be_positive(loss, beta):
     with pytest.raises(
-        ValueError, match=f"^{loss.__name__}: beta must be > 0, got {beta}; it is what a nat of KL costs"
+        ValueError, match=f"^{loss.__name__}: beta must be > 0, got {beta}; it is the price of a nat of KL"
     ):
         loss(torch.zeros(2), torch.zeros(2), beta=beta)
 
@@ -611,34 +536,7 @@ def test_alpha_of_the_link_must_be_in_0_1(alpha):
         alpha_link(torch.zeros(1), alpha=alpha)
 
 
-def test_masks_must_fit_and_be_bool():
-    logps, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    pair = partial(desensitised_logps, other_mask=mask, alpha=0.5)
-    for function, name in ((sum_logps, "sum_logps"), (mean_logps, "sum_logps"), (pair, "desensitised_logps")):
-        with pytest.raises(ValueError, match=f"^{name}: mask must be bool .*float32"):
-            function(logps, mask.float())
-        with pytest.raises(ValueError, match=rf"^{name}: .*'mask': \(2, 2\), 'logps': \(2, 3\)"):
-            function(logps, mask[:, :2])
-    needed = r"^desensitised_logps: needed alpha in \[0, 1\] and two masks of as many rows, got"
-    for alpha in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=f"{needed} {alpha}, 2 and 2"):
-            desensitised_logps(logps, mask, other_mask=mask, alpha=alpha)
-    with pytest.raises(ValueError, match=f"{needed} 0.5, 2 and 1"):
-        desensitised_logps(logps, mask, other_mask=mask[:1], alpha=0.5)
-
-
-@pytest.mark.parametrize("wrong", ["chosen_expected", "rejected_expected", "chosen_mask", "rejected_mask"])
-def test_wpo_inputs_must_be_of_one_shape(wrong):
-    parts = {f"{side}_{kind}": torch.zeros(2, 3) for side in ("chosen", "rejected") for kind in ("logps", "expected")}
-    parts |= {f"{side}_mask": torch.ones(2, 3, dtype=torch.bool) for side in ("chosen", "rejected")}
-    with pytest.raises(ValueError, match=r"needed tensors of one shape, .*\(2, 1\)"):
-        wpo_weights(**parts | {wrong: parts[wrong][:, :1]})
-    if "mask" in wrong:
-        with pytest.raises(ValueError, match="mask must be bool"):
-            wpo_weights(**parts | {wrong: parts[wrong].long()})
-
-
-def test_what_two_of_them_cannot_take_is_refused():
+def test_aot_refuses_a_matrix_and_discopop_a_temperature_of_0():
     matrix, row = torch.zeros(2, 2), torch.zeros(2)
     with pytest.raises(ValueError, match=r"^aot_unpaired_loss: needed log-ratios \[B\], got \(2, 2\)$"):
         L.aot_unpaired_loss(matrix, matrix)

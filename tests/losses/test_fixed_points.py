@@ -1,7 +1,7 @@
-"""Where losses lead, with every expectation taken exactly: pi_ref exp(reward / beta) or another, known, policy.
+"""Where losses lead, with exact expectations: to pi_ref exp(reward / beta) or to another known policy.
 
 The space, the two solvers and the table of losses are in enumerated.py beside this file; docs/fixed_points.md is the
-page. Figures in comments are those of this space; what is asserted around them is the direction and the rough size.
+page. Figures in comments belong to this space; the tests assert their direction and rough size.
 """
 
 import re
@@ -51,12 +51,12 @@ EXACT = [
     "robust DPO, 10% of labels flipped",
     "BCO, shift learned",
 ]
-# Those that never arrive: probabilities go on falling to 0, or the step has to cool down. The rest must have converged.
+# These never converge: probabilities go on falling to 0, or the step has to cool down. All others must converge.
 NEVER_STILL = ["REINFORCE++, k1 in the rewards", "GRPO, score minus k1", "BCO, running mean, strict judge"]
 
 
 def close_to(name, policy, atol=1e-3):
-    """The policy the loss leads to is this one, in log-probs of every completion that either of them still writes."""
+    """Assert that the loss leads to `policy`: equal log-probs of every completion that one of the two still writes."""
     got = en.solve(name).policy
     alive = torch.maximum(got, policy) > -16
     assert alive.sum() > 100
@@ -64,13 +64,13 @@ def close_to(name, policy, atol=1e-3):
 
 
 def other_logits(size=0.7, seed=1):
-    """A policy on its way: neither the reference nor an optimum."""
+    """A policy that is neither the reference nor an optimum."""
     noise = torch.randn(SPACE.ref_logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return SPACE.ref_logits + size * noise
 
 
 def true_gradient(logits, space=SPACE):
-    """Of -(E[reward] - beta KL), which is what all of this is about."""
+    """The gradient of -(E[reward] - beta KL), the objective."""
     logits = logits.detach().requires_grad_()
     policy = sum_logps(space.logps(logits), space.mask)
     objective = policy.exp() @ (space.rewards - BETA * (policy - space.ref))
@@ -104,7 +104,7 @@ def test_the_optimum_beats_every_neighbour():
     assert true_gradient(SPACE.ref_logits).abs().max() > 0.01
 
 
-# What reaches the optimum
+# Losses that reach the optimum
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -120,7 +120,7 @@ def test_solvers_have_converged(name):
 
 
 @pytest.mark.parametrize("loss", [en.reinforce_returns, en.RLOO, en.ppo])
-def test_natural_policy_gradient_with_step_1_over_beta_is_exact_after_one_step_a_level(loss):
+def test_natural_policy_gradient_with_step_1_over_beta_is_exact_after_one_step_per_token(loss):
     # logits + advantage / beta = log pi_ref + Q / beta: soft policy iteration, which ends after T = 3 steps, not 2
     steps = {"step": 1 / BETA, "cap": float("inf")}
     assert_close(en.follow(loss, steps=T + 1, **steps).policy, SPACE.optimum)
@@ -128,8 +128,8 @@ def test_natural_policy_gradient_with_step_1_over_beta_is_exact_after_one_step_a
 
 
 @pytest.mark.parametrize("loss", [en.RLOO, en.DR_GRPO, en.GRPO, en.reinforce_plus_plus])
-def test_at_the_optimum_scores_minus_k1_are_all_alike_so_nothing_moves_whatever_the_std(loss):
-    # r - beta log(pi / pi_ref) = beta log Z for every completion: every group is one of equal scores
+def test_at_the_optimum_scores_minus_k1_are_equal_so_nothing_moves_for_any_std(loss):
+    # r - beta log(pi / pi_ref) = beta log Z for every completion: all scores of a group are equal
     assert_close(en.gradient(loss, en.optimal_logits()), torch.zeros_like(SPACE.ref_logits))
     assert en.gradient(loss, SPACE.ref_logits).abs().max() > 0.01
 
@@ -140,10 +140,10 @@ def test_at_the_optimum_scores_minus_k1_are_all_alike_so_nothing_moves_whatever_
         (en.reinforce_returns, 1),
         (en.sequence(lambda logps, _: en.scores_minus_k1(logps)), 1),
         (en.ppo, 1),
-        (partial(en.ppo, lam=0.95), 1),  # with exact values gae is unbiased whatever lam is
+        (partial(en.ppo, lam=0.95), 1),  # with exact values gae is unbiased for every lam
         (partial(en.ppo, lam=0.0), 1),
         (en.RLOO, 1),
-        (en.DR_GRPO, 1 / 2),  # (G - 1) / G of it, G = 2: the mean holds the sample itself
+        (en.DR_GRPO, 1 / 2),  # (G - 1) / G of the gradient, G = 2: the mean contains the sample itself
         (en.plus(en.BASELINE, en.kl_term(en.kl_k2, whole=True)), 1),
         (en.plus(en.BASELINE, en.times_ratio(en.kl_k1)), 1),
         (en.plus(en.BASELINE, en.times_ratio(en.kl_k3)), 1),
@@ -161,10 +161,10 @@ def test_grpo_does_not_see_the_scale_of_the_reward_and_turns_the_gradient():
 
     once, tenfold, plain = of(1.0).flatten(), of(10.0).flatten(), true_gradient(SPACE.ref_logits).flatten()
     assert_close(once, tenfold, atol=1e-4, rtol=0)
-    assert 0.9 < once @ plain / (once.norm() * plain.norm()) < 0.99  # 0.946: near, and elsewhere
+    assert 0.9 < once @ plain / (once.norm() * plain.norm()) < 0.99  # 0.946: near, but another direction
 
 
-# What leads elsewhere: reinforcement learning
+# Losses of reinforcement learning that lead elsewhere
 
 
 def backward(solve_node):
@@ -174,7 +174,7 @@ def backward(solve_node):
     for level in (ref[1 + V :], ref[1 : 1 + V], ref[:1]):
         p = solve_node(q, level)
         parts.append(p)
-        q = (p * q).sum(-1).view(-1, min(V, len(p)))  # the values of these nodes are the scores of the tokens before
+        q = (p * q).sum(-1).view(-1, min(V, len(p)))  # the value of a node is the score of the token before it
     return sum_logps(SPACE.logps(torch.cat(parts[::-1]).log()), SPACE.mask)
 
 
@@ -193,7 +193,7 @@ def forward_kl(q, ref):
 
 
 def test_k2_loss_of_tokens_forgets_the_kl_that_is_still_to_come():
-    # each token's softmax is ref exp(Q / beta) with Q the expected score alone, not less the KL that follows
+    # each token's softmax is ref exp(Q / beta); Q is the expected score, without the KL of later tokens
     close_to("k2 loss, each token", backward(reverse_kl))
     reward, kl, of_best = en.figures("k2 loss, each token")
     assert 1.02 < reward < 1.15 and 1.1 < kl < 1.4 and of_best < 0.98  # 1.05, 1.20, 0.96
@@ -214,7 +214,7 @@ def test_k3_loss_of_sequences_solves_the_forward_kl():
     assert_close(en.gradient(en.kl_term(en.kl_k3, whole=True), logits), want)
 
 
-def test_k1_as_a_loss_has_no_expected_gradient_so_nothing_holds_the_policy():
+def test_k1_as_a_loss_has_no_expected_gradient_so_it_does_not_hold_the_policy():
     for logits in (SPACE.ref_logits, other_logits()):
         assert_close(en.gradient(en.kl_term(en.kl_k1), logits), torch.zeros_like(logits))
     policy = en.solve("k1 loss").policy
@@ -227,24 +227,24 @@ def test_k2_and_k3_in_the_reward_starve_all_but_a_few_completions(name):
     policy = en.solve(name).policy
     assert (policy > -20).sum() < 10
     assert SPACE.ref[policy > -20].exp().sum() < 0.1 and policy[policy > -20].exp().sum() > 0.999
-    assert (SPACE.optimum > -20).all()  # where the optimum keeps them all
+    assert (SPACE.optimum > -20).all()  # the optimum keeps all completions
     reward, kl, _ = en.figures(name)
     assert reward > 1.15 and 1.6 < kl < 2.5  # 1.27 and 1.30; 1.90 and 2.01
 
 
 def test_group_mean_with_the_sample_in_it_makes_beta_g_over_g_minus_1_beside_a_kl_loss():
-    # G = 2: half the policy gradient beside a whole KL is beta * 2
+    # G = 2: half the policy gradient and the whole KL gradient act like beta * 2
     close_to("Dr.GRPO + k2 loss, whole sequence", SPACE.tilted(SPACE.rewards / (2 * BETA)))
     reward, kl, of_best = en.figures("Dr.GRPO + k2 loss, whole sequence")
     assert reward < 0.6 and kl < 0.35 and of_best > 0.999  # the best policy of another beta
 
-    # any G: the mean of the group is 1 / G own score and (G - 1) / G others', so is its expectation
+    # any G: the expected mean of the group is 1 / G the own score and (G - 1) / G the expected score
     scores = torch.tensor([3.0, 1.0, 0.0, -1.0], dtype=torch.float64)
     assert_close(group_advantages(scores, 4, "none"), 3 / 4 * rloo_advantages(scores, 4))
 
 
 def test_grpo_with_its_k3_loss_is_held_back():
-    # advantages of size 1 / sqrt 2 whatever the reward, and a KL that is not the KL
+    # advantages have size 1 / sqrt 2 at any scale of the reward, and the k3 loss is not the KL
     reward, kl, of_best = en.figures("GRPO + k3 loss, each token")
     assert 0.3 < reward < 0.5 and 0.1 < kl < 0.3 and 0.85 < of_best < 0.95  # 0.40, 0.20, 0.91
 
@@ -278,7 +278,7 @@ def test_gradient_is_not_that_of_the_kl(name, errors, cosines):
 
 
 def test_k2_in_the_reward_and_as_a_token_loss_are_the_two_halves_of_the_gradient_of_its_mean():
-    # grad E[k2] = E[k2 grad log pi] + E[grad k2], and neither alone is the gradient of anything one wants
+    # grad E[k2] = E[k2 grad log pi] + E[grad k2], and no single half is the gradient of the KL
     logits = other_logits().requires_grad_()
     logps = SPACE.logps(logits)
     mean = sum_logps(logps, SPACE.mask).exp() @ (0.5 * (logps - SPACE.ref_logps).square().sum(-1))
@@ -321,13 +321,13 @@ def test_cdpo_stops_at_a_finite_margin_on_a_certain_label():
 def test_ipo_learns_the_chance_to_win_not_the_reward():
     close_to("IPO", SPACE.tilted(en.win_rates() / BETA))
     reward, kl, of_best = en.figures("IPO")
-    assert 0.1 < reward < 0.3 and kl < 0.1 and of_best > 0.98  # 0.18: a chance lies in 0..1, a reward does not
+    assert 0.1 < reward < 0.3 and kl < 0.1 and of_best > 0.98  # 0.18: a probability lies in 0..1, a reward does not
 
 
 def test_hinge_puts_the_completions_on_levels_one_over_beta_apart():
     levels, rounded_loss, continuous_loss = en.hinge_levels()
-    assert rounded_loss < continuous_loss  # whole numbers are at least as good as what lies between
-    assert 4 <= len(levels.unique()) <= 6  # five kinds of completions: who wins is all it learns
+    assert rounded_loss < continuous_loss  # whole numbers are at least as good as numbers between them
+    assert 4 <= len(levels.unique()) <= 6  # five levels: it learns only who wins
     steps = torch.stack([SPACE.rewards[levels == level].mean() for level in levels.unique()]).diff()
     assert (steps > 0).all()
     # the optimum of the linear programme, found by a simplex (HiGHS)
@@ -360,7 +360,7 @@ def test_mean_log_probs_make_beta_depend_on_the_length():
     assert reward > 1.2 and kl > 2  # long answers move by three times the log-ratio
 
 
-def test_nca_at_beta_1_writes_what_was_chosen():
+def test_nca_at_beta_1_writes_the_chosen_completions():
     # weights 2 p of log sigmoid(x) and 1 of log sigmoid(-x): sigmoid(x) = 2 p / (2 p + 1), so e^x = 2 p, summing to 1
     policy = en.minimise(en.of_pairs(nca_loss, beta=1.0)).policy
     assert_close(policy, SPACE.ref + (2 * en.win_rates()).log(), atol=1e-3, rtol=0)
@@ -369,15 +369,15 @@ def test_nca_at_beta_1_writes_what_was_chosen():
 
 
 @pytest.mark.parametrize(("name", "good"), [("KTO", en.judged_good), ("APO-zero", en.win_rates)])
-def test_kto_and_apo_zero_give_up_what_is_bad_more_often_than_not_and_hardly_rank_the_rest(name, good):
-    # per completion ref (2 p - 1) sigmoid(beta x) is to be large: no bottom for p < 1/2. For p > 1/2, with the sum of
-    # probabilities held at 1, (2 p - 1) sigmoid'(beta x) = lam e^x
+def test_kto_and_apo_zero_drop_completions_that_are_mostly_bad_and_hardly_rank_the_rest(name, good):
+    # the loss maximises the sum of ref (2 p - 1) sigmoid(beta x). For p < 1/2 x falls without bound. For p > 1/2, with
+    # the sum of probabilities held at 1, (2 p - 1) sigmoid'(beta x) = lam e^x
     policy, p = en.solve(name).policy, good()
     x = policy - SPACE.ref
     bad = p < 0.5
     assert policy[bad].exp().sum() < 1e-6
     assert SPACE.ref[bad].exp().sum() > 0.3 and SPACE.optimum[bad].exp().sum() > 0.02
-    alive = ~bad & (x > -10)  # one that fell too far while it looked bad is not fetched back: the gradient is gone
+    alive = ~bad & (x > -10)  # a completion that fell too far never comes back: its gradient is 0
     assert alive.sum() > 80
     lam = (2 * p - 1) * torch.sigmoid(BETA * x) * torch.sigmoid(-BETA * x) / x.exp()
     assert_close(lam[alive], lam[alive][0].expand(int(alive.sum())), atol=0, rtol=1e-2)
@@ -392,7 +392,7 @@ def test_bco_is_exact_for_any_judge_if_the_shift_is_learned():
 
 
 def test_bco_with_a_running_mean_is_still_at_the_optimum_only_if_the_judge_asks_for_the_mean_reward():
-    # sigmoid(beta x - mean) = sigmoid(r - threshold) at beta x = r + const: the mean reward is the threshold it needs
+    # sigmoid(beta x - mean) = sigmoid(r - threshold) at beta x = r + const: the threshold must be the mean reward
     still = en.gradient(en.bco_running_mean, en.optimal_logits())
     assert_close(still, torch.zeros_like(still))
     for threshold in (-1.0, 1.0):
@@ -408,8 +408,8 @@ def test_bco_of_pairs_learns_the_odds_to_win():
     assert 0.8 < en.figures("BCO of pairs, shift learned")[0] < 0.97  # 0.90
 
 
-def test_unpaired_losses_take_the_label_as_it_is():
-    # good and bad swapped is the optimum turned round: x changes its sign in the gradient at the reference
+def test_unpaired_losses_follow_the_label():
+    # swapping good and bad changes the sign of the gradient at the reference
     x = torch.zeros(N, dtype=torch.float64, requires_grad=True)
     for loss, at in ((kto_loss, {"kl": 0.0}), (bco_loss, {"shift": 0.0})):
         grads = []
@@ -440,7 +440,7 @@ def batches():
 
 
 def greedy():
-    """The index of the completion of most likely tokens."""
+    """The index of the greedy completion."""
     first = LOGITS[0].argmax()
     second = LOGITS[1 + first].argmax()
     third = LOGITS[1 + V + V * first + second].argmax()
@@ -495,7 +495,7 @@ def remax(logps, batch):
 
 
 def first_ppo_update(logps, batch, lam=1.0):
-    """The values are wrong, as those of a young value model are."""
+    """PPO with wrong values, like the values of an untrained value model."""
     wrong = torch.randn(len(SPACE.ref_logits), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     values, mask = wrong[SPACE.nodes[batch]], SPACE.mask[batch]
     advantages, _ = gae(token_rewards(logps, batch), values=values, mask=mask, gamma=1.0, lam=lam)
@@ -513,7 +513,7 @@ def first_ppo_update(logps, batch, lam=1.0):
     ],
     ids=["REINFORCE", "RLOO", "ReMax", "PPO", "Dr.GRPO"],
 )
-def test_sampled_gradient_is_the_enumerated_one(batches, losses, factor):
+def test_sampled_gradient_is_the_enumerated_gradient(batches, losses, factor):
     assert deviations(batches, losses, factor).abs().max() < 3
 
 
@@ -522,11 +522,11 @@ def test_sampled_gradient_is_the_enumerated_one(batches, losses, factor):
     [
         (with_advantages(partial(group_advantages, group_size=G)), 1.0),
         (with_advantages(partial(group_advantages, group_size=G, scale="none")), 1.0),
-        (partial(first_ppo_update, lam=0.5), 1.0),  # lam < 1 believes the values, and they are wrong
+        (partial(first_ppo_update, lam=0.5), 1.0),  # lam < 1 trusts the values, and they are wrong
     ],
     ids=["GRPO", "Dr.GRPO", "PPO, lam 0.5"],
 )
-def test_sampled_gradient_is_another_one(batches, losses, factor):
+def test_sampled_gradient_differs_from_the_enumerated_gradient(batches, losses, factor):
     assert deviations(batches, losses, factor).abs().max() > 8
 
 

@@ -1,9 +1,10 @@
-"""Loss and gradient a chunk of tokens at a time, against the same loss in the open. Also the collision probability.
+"""Loss and gradient one chunk of tokens at a time, against the same loss in the open. Also the collision probability.
 
 B sequences, T tokens, V vocabulary, D width.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from minirlhf.losses.logprobs import _chunks
 B, T, V, D = 3, 5, 7, 4
 MASK = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
 N = 7  # tokens in the mask
-SIZES = [1, 2, 3, N, 100]  # tokens a chunk
+SIZES = [1, 2, 3, N, 100]  # tokens per chunk
 NEEDS = {
     cross_entropy: (),
     dft_loss: (),
@@ -90,7 +91,7 @@ def both(token_loss, dtype=torch.float64, seed=0, **options):
 def test_by_hand():
     # logits (ln 3, 0): p = 3/4, 1/4; token 1 is 0: nll -ln 3/4 = 0.287682, entropy 0.562335. Count 2: 0.143841
     # slope of the logits (p - onehot) / 2 = (-1/8, 1/8); hidden (1, 0): weight rows (-1/8, 0), (1/8, 0);
-    # hidden: -1/8 (ln 3, 5) + 1/8 (0, 7) = (-0.137327, 0.25); what stands at the last place speaks about nothing
+    # hidden: -1/8 (ln 3, 5) + 1/8 (0, 7) = (-0.137327, 0.25); the last position predicts no token
     hidden = torch.tensor([[[1.0, 0.0], [3.0, 3.0]]]).requires_grad_()
     weight = torch.tensor([[math.log(3), 5.0], [0.0, 7.0]]).requires_grad_()
     mask = torch.tensor([[False, True]])
@@ -103,9 +104,18 @@ def test_by_hand():
     assert_close(weight.grad, torch.tensor([[-0.125, 0.0], [0.125, 0.0]]))
 
 
-def test_the_chunks_of_this_file_are_what_it_says(tokens_a_chunk):
+def test_tokens_a_chunk_sets_the_size_of_the_chunks(tokens_a_chunk):
     tokens_a_chunk(3)
     assert _chunks(N, V) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+@losses
+def test_the_token_losses_of_this_file_look_at_each_token_by_itself(token_loss):
+    # tests/algorithms/test_token_losses.py checks the token losses that the trainers use
+    inputs = {name: value[MASK] for name, value in inputs_of(token_loss).items()}
+    logps = -torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    slopes = torch.autograd.functional.jacobian(partial(token_loss, **inputs), logps)
+    assert slopes.diagonal().any() and torch.equal(slopes, slopes.diagonal().diag())
 
 
 @losses
@@ -173,7 +183,8 @@ def test_tied_weight_gets_both_gradients(tokens_a_chunk):
     assert_close(*grads)
     _, weight, ids = head()
     loss = fused_linear_loss((weight[ids] * 2).detach(), weight, ids, cross_entropy, mask=MASK, count=N)[0]
-    assert (torch.autograd.grad(loss, weight)[0] - grads[0]).abs().max() > 0.01  # the head's part alone is another one
+    # the gradient of the head alone differs
+    assert (torch.autograd.grad(loss, weight)[0] - grads[0]).abs().max() > 0.01
 
 
 @losses
@@ -186,7 +197,7 @@ def test_equals_the_open_loss_in_bf16(tokens_a_chunk, token_loss):
 
 
 def test_bf16_gradients_are_summed_over_chunks_in_fp32(tokens_a_chunk):
-    # a token a chunk gives the same rounding as all at once: a sum kept in bf16 would not
+    # one token per chunk rounds like all tokens at once; a bf16 sum would not
     grads = []
     for size in (1, 1000):
         tokens_a_chunk(size, width=2)
@@ -223,11 +234,11 @@ def test_two_backward_passes_through_a_kept_graph_give_the_same(tokens_a_chunk, 
     third = torch.autograd.grad(loss, (hidden, weight))
     assert_close([x / 3 for x in tripled], copies)
     assert_close(third, tuple(copies))
-    assert all(torch.equal(x, y) for x, y in zip(first, copies, strict=True))  # what was handed out stays as it was
+    assert all(torch.equal(x, y) for x, y in zip(first, copies, strict=True))  # the first gradients are not written to
 
 
 @pytest.mark.parametrize("use", [lambda x: 3 * x, lambda x: x + 2 * x, lambda x: x * x, lambda x: -x / 4])
-def test_what_is_done_with_the_loss_reaches_its_gradient(use):
+def test_operations_on_the_loss_reach_its_gradient(use):
     grads = []
     for function in (fused_linear_loss, open_loss):
         hidden, weight, ids = head()
@@ -259,7 +270,7 @@ class Products(TorchDispatchMode):
         return result
 
 
-def test_no_gradient_is_computed_where_nobody_asks(tokens_a_chunk):
+def test_no_gradient_is_computed_unless_asked_for(tokens_a_chunk):
     tokens_a_chunk(3)  # 3 chunks
     hidden, weight, ids = head()
     asked = []
@@ -284,7 +295,7 @@ def test_no_gradient_is_computed_where_nobody_asks(tokens_a_chunk):
     assert count == 3 and not any(asked[3:]) and not loss.requires_grad
 
 
-def test_the_backward_pass_hands_out_what_the_forward_made_and_computes_only_a_second_one(tokens_a_chunk):
+def test_the_first_backward_pass_hands_out_the_forwards_gradients_and_a_second_computes_them_again(tokens_a_chunk):
     tokens_a_chunk(3)  # 3 chunks of 3 products
     hidden, weight, ids = head()
     loss = fused_linear_loss(hidden, weight, ids, cross_entropy, mask=MASK, count=N)[0]
@@ -322,29 +333,29 @@ def test_the_logits_of_all_tokens_are_never_there(tokens_a_chunk):
     tokens_a_chunk(1000, width=50)
     with Products() as seen:
         fused_linear_loss(hidden, weight, torch.zeros(2, 40).long(), cross_entropy, mask=mask, count=78)
-    assert seen.largest == 78 * 50  # so the count above would have seen them
+    assert seen.largest == 78 * 50  # so the assertion above would notice them
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -1e30])
-def test_what_stands_outside_the_mask_reaches_nothing(junk):
-    # what speaks about the mask's tokens stands one place before them
-    speakers = MASK.roll(-1, dims=1)
+def test_numbers_outside_the_mask_change_nothing(junk):
+    # position t - 1 predicts token t
+    positions = MASK.roll(-1, dims=1)
     answers = []
     for filling in (0.0, junk):
         hidden, weight, ids = head()
-        hidden = hidden.detach().masked_fill(~speakers[..., None], filling).requires_grad_()
+        hidden = hidden.detach().masked_fill(~positions[..., None], filling).requires_grad_()
         inputs = {name: value.masked_fill(~MASK, filling) for name, value in inputs_of(ppo_policy_loss).items()}
         options = {"mask": MASK, "count": N, "weights": torch.ones(B, T).masked_fill(~MASK, filling)}
         results = fused_linear_loss(hidden, weight, ids, ppo_policy_loss, inputs=inputs, **options)
         answers.append((*results, *torch.autograd.grad(results[0], (hidden, weight))))
     for clean, dirty in zip(*answers, strict=True):
         assert torch.equal(clean, dirty)
-    assert not answers[1][3][~speakers].any() and answers[1][3][speakers].any()
+    assert not answers[1][3][~positions].any() and answers[1][3][positions].any()
 
 
 @pytest.mark.parametrize("true_column", [None, 0])
 def test_an_empty_mask_gives_0_and_no_gradient(true_column):
-    # column 0 has nothing before it and is never computed
+    # no position predicts token 0, so column 0 is never computed
     mask = torch.zeros(B, T, dtype=torch.bool)
     if true_column is not None:
         mask[:, true_column] = True
@@ -381,12 +392,7 @@ def test_losses_of_whole_sequences_are_refused():
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean(), mask=MASK, count=1)
     with pytest.raises(ValueError, match=r"one number per token, \(7,\), got \(7, 1\)"):
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps[:, None], mask=MASK, count=1)
-    # nor one of the right shape whose tokens share something: chunk by chunk it would be another loss
-    with pytest.raises(
-        ValueError, match="^fused_linear_loss: token_loss must look at each token by itself, got a loss"
-    ):
-        fused_linear_loss(hidden, weight, ids, lambda logps: -logps.mean().exp().expand_as(logps), mask=MASK, count=1)
-    # one with a mask cannot be called a chunk at a time without it, nor with one of [B, T]
+    # a loss that needs a mask can be called neither without it nor with a mask [B, T]
     inputs = inputs_of(ppo_policy_loss)
     with pytest.raises(TypeError, match="mask"):
         fused_linear_loss(hidden, weight, ids, gspo_policy_loss, mask=MASK, count=1, inputs=inputs)
@@ -399,11 +405,11 @@ def test_losses_of_whole_sequences_are_refused():
 
 
 @pytest.mark.parametrize("culprit", ["advantages", "weights", "count"])
-def test_nothing_but_hidden_and_weight_may_ask_for_a_gradient(culprit):
+def test_only_hidden_and_weight_may_ask_for_a_gradient(culprit):
     hidden, weight, ids = head()
     options = {"inputs": inputs_of(reinforce_policy_loss), "weights": torch.ones(B, T), "count": torch.tensor(7.0)}
     (options["inputs"] if culprit == "advantages" else options)[culprit].requires_grad_()
-    text = f"^fused_linear_loss: {culprit} asks for a gradient, which only hidden and weight get; detach it, or leave"
+    text = f"^fused_linear_loss: {culprit} asks for a gradient, but only hidden and weight get one; detach it, or leave"
     with pytest.raises(ValueError, match=text):
         fused_linear_loss(hidden, weight, ids, reinforce_policy_loss, mask=MASK, **options)
 
@@ -411,14 +417,14 @@ def test_nothing_but_hidden_and_weight_may_ask_for_a_gradient(culprit):
 def test_a_closure_may_not_smuggle_in_a_gradient():
     hidden, weight, ids = head()
     coef = torch.tensor(0.5, requires_grad=True)
-    text = "^fused_linear_loss: token_loss uses a tensor that asks for a gradient, which only hidden and weight get"
-    values = F.linear(hidden, torch.ones(1, D, dtype=torch.float64)).squeeze(-1)  # a value head's
+    text = "^fused_linear_loss: token_loss uses a tensor that asks for a gradient, but only hidden and weight get one"
+    values = F.linear(hidden, torch.ones(1, D, dtype=torch.float64)).squeeze(-1)  # from a value head
     for captured in (coef, coef.exp(), values[MASK], values.mean(), weight.sum(), hidden[MASK][:, 0]):
         with pytest.raises(ValueError, match=text):
             fused_linear_loss(hidden, weight, ids, lambda logps, x=captured: -logps * x, mask=MASK, count=1)
         loss = fused_linear_loss(hidden, weight, ids, lambda logps, x=captured: -logps * x.detach(), mask=MASK, count=1)
         assert loss[0].requires_grad
-    with torch.no_grad():  # nobody asks, nothing is lost
+    with torch.no_grad():  # no gradient is asked for, so none is lost
         fused_linear_loss(hidden, weight, ids, lambda logps: -logps * coef, mask=MASK, count=1)
 
 

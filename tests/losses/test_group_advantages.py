@@ -1,4 +1,4 @@
-"""Advantages without a value function: groups, leave-one-out, greedy, batch. NaN is a score nobody gave."""
+"""Advantages without a value function: groups, leave-one-out, greedy, batch. NaN is a score that no judge gave."""
 
 import math
 import re
@@ -116,14 +116,14 @@ def test_a_score_that_is_nan_gets_0_and_has_no_part_in_mean_or_std():
 
 @grouped
 def test_nan_in_one_group_changes_nothing_elsewhere(name):
-    # one judged sample alone has nothing to be compared with, and a group nobody could judge gets 0
+    # a single judged sample gets 0, and so does a group without a judged sample
     scores = scores_of(0.25, NAN, NAN, 0.0, 1.0, 1.0)
     got = GROUPED[name](scores, 3)
     assert got.isfinite().all() and not got[:3].any() and got[3] < 0 < got[4] == got[5]
 
 
 @grouped
-def test_a_group_that_nobody_could_judge_gets_0(name):
+def test_a_group_without_a_judged_sample_gets_0(name):
     got = GROUPED[name](scores_of(NAN, NAN, 0.0, 1.0), 2)
     assert not got[:2].any() and got[2] < 0 < got[3]
     assert not GROUPED[name](scores_of(NAN, NAN), 2).any()
@@ -151,12 +151,12 @@ def test_golden(golden):
     for scale in ("group", "batch", "none"):
         got = group_advantages(weighted_scores(scores, weights), 4, scale)
         assert_close(got, figures[scale], rtol=1e-7, atol=1e-8)
-    # normalised one by one, then summed, then whitened over the batch
+    # each function normalised, then the sum, then whitening over the batch
     assert_close(whiten_judged(gdpo_advantages(scores, weights, 4)), figures["gdpo"], rtol=1e-7, atol=1e-8)
 
 
 def test_golden_rloo(golden):
-    # 1, 2, 5, 8: 1 - 5 = -4;  2 - 14 / 3;  5 - 11 / 3;  8 - 8 / 3 = 16 / 3. The second group is one higher
+    # 1, 2, 5, 8: 1 - 5 = -4;  2 - 14 / 3;  5 - 11 / 3;  8 - 8 / 3 = 16 / 3. The second group is the first plus 1
     figures = golden["policy_family"]["advantages"]
     advantages = rloo_advantages(figures["rloo_scores"], 4)
     assert_close(advantages, figures["rloo"], rtol=1e-10, atol=0)
@@ -164,8 +164,8 @@ def test_golden_rloo(golden):
 
 
 def test_gdpo_by_hand_leaves_nan_where_no_function_applies():
-    # columns 0, 2 | 1, 1 and 10, nan | nan, nan: column one gives -+ 1 / (sqrt(2) + 1e-4) = 0.707057, then 0, 0
-    # column two: one judged alone gives 0. Weights 2, 3: -1.414114, 1.414114, 0, 0
+    # columns 0, 2 | 1, 1 and 10, nan | nan, nan: column 1 gives -+ 1 / (sqrt(2) + 1e-4) = 0.707057, then 0, 0
+    # column 2: a single judged sample gives 0. Weights 2, 3: -1.414114, 1.414114, 0, 0
     scores = torch.tensor([[0.0, 10.0], [2.0, NAN], [1.0, NAN], [1.0, NAN]])
     got = gdpo_advantages(scores, torch.tensor([2.0, 3.0]), 2)
     assert_close(got, torch.tensor([-1.414114, 1.414114, 0.0, 0.0]))
@@ -179,7 +179,7 @@ def test_gdpo_does_not_let_a_wide_function_drown_a_narrow_one():
     alike = gdpo_advantages(scores, weights, 4)
     wide = gdpo_advantages(scores * scores_of(1.0, 1000.0), weights, 4)
     assert_close(wide, alike, rtol=1e-3, atol=1e-3)
-    assert alike[1] == alike[2]  # which a sum before the division tells apart by a thousand
+    assert alike[1] == alike[2]  # a sum before the division would differ by a factor of a thousand
     summed = group_advantages(weighted_scores(scores * scores_of(1.0, 1000.0), weights), 4)
     assert summed[2] - summed[1] > 1
 
@@ -313,7 +313,7 @@ def test_a_constant_added_to_all_scores_changes_no_batch_scale(seed, size, shift
 def test_groups_and_their_members_may_come_in_any_order(name, seed, size, order):
     # every third score is missing
     scores = rand(seed, 4, size).masked_fill(rand(seed + 1, 4, size) < 0.3, NAN)
-    scores[:, 0] = 0.5  # so that somebody is judged in each group
+    scores[:, 0] = 0.5  # so that each group has a judged sample
     want, inner = GROUPED[name](scores.flatten(), size).view(4, size), rand(seed + 2, size).argsort()
     moved = scores[list(order)][:, inner].flatten()
     assert_close(GROUPED[name](moved, size).view(4, size), want[list(order)][:, inner])
@@ -361,7 +361,7 @@ def test_large_scores_stay_finite(name):
 def test_scores_must_make_whole_groups_of_at_least_2(function):
     name = function.__name__
     for size in (1, 0, -2):
-        with pytest.raises(ValueError, match=f"^{name}: group_size must be at least 2, got {size}: one sample"):
+        with pytest.raises(ValueError, match=f"^{name}: group_size must be at least 2, got {size}: a single sample"):
             function(torch.zeros(4), size)
     for scores in (torch.zeros(4), torch.zeros(3, 1), torch.zeros(())):
         text = f"{name}: needed scores [N * 3], whole groups side by side, got {tuple(scores.shape)}"

@@ -51,7 +51,7 @@ def test_k1_and_k3_are_unbiased(name):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_expected_gradient_as_a_loss_is_what_the_docstring_says(name):
+def test_expected_gradient_as_a_loss_is_the_one_in_the_docstring(name):
     # tokens are drawn from p, which is not differentiated: k1 gives 0, k2 the KL's gradient, k3 that of KL(q || p)
     logits, logps, ref_logps, forward, reverse = enumerated()
     loss = (logps.exp().detach() * ESTIMATORS[name](logps, ref_logps=ref_logps)).sum()
@@ -155,7 +155,7 @@ def test_controller_resumes_where_it_stopped(make):
 
 
 @pytest.mark.parametrize("target, horizon", [(0, 100), (-1, 100), (float("nan"), 100), (6, 0), (6, -5)])
-def test_adaptive_controller_refuses_what_cannot_be_aimed_at(target, horizon):
+def test_adaptive_controller_refuses_a_target_or_horizon_of_0(target, horizon):
     with pytest.raises(ValueError, match=f"^AdaptiveKLController: .* must be > 0, got {target} and {horizon}$"):
         AdaptiveKLController(0.1, target=target, horizon=horizon)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minirlhf.losses import linear_logps_and_entropy, linear_token_logps, token_entropy, token_logps
 
 B, T, V, D = 2, 5, 7, 3
-CHUNKS = [1, V, 2 * V, 3 * V + 1, 4 * V, 2**22]  # numbers: 1, 1, 2, 3, 4 and all 10 tokens at a time
+CHUNKS = [1, V, 2 * V, 3 * V + 1, 4 * V, 2**22]  # numbers per chunk: 1, 1, 2, 3, 4 and all 10 tokens
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-11}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
 seeds = st.integers(0, 2**31)
 few = settings(deadline=None, derandomize=True, max_examples=25)
@@ -51,7 +51,7 @@ def both_ways(weights_of_outputs=(1.0, 1.0), dtype=torch.float64, use_bias=True,
 
 
 def test_by_hand():
-    # logits (ln 3, 0) mean p = (3/4, 1/4); (0, 0) mean 1/2 each. What position 0 says is about token 1
+    # logits (ln 3, 0) mean p = (3/4, 1/4); (0, 0) mean 1/2 each. Position 0 predicts token 1
     # ln 1/4 = -1.386294, ln 1/2 = -0.693147; H(3/4, 1/4) = 0.75 * 0.287682 + 0.25 * 1.386294 = 0.562335; H(1/2) = ln 2
     logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0], [9.0, -9.0]]])
     input_ids = torch.tensor([[0, 1, 0]])
@@ -141,7 +141,7 @@ def test_chunked_equals_plain(chunk_numbers, numbers, dtype, use_bias):
 
 
 @pytest.mark.parametrize("used", [(1.0, 0.0), (0.0, 1.0)])
-def test_one_of_the_two_outputs_may_go_unused(chunk_numbers, used):
+def test_either_output_may_go_unused(chunk_numbers, used):
     chunk_numbers(3 * V)
     (_, got), (_, want) = both_ways(used)
     assert_close(got, want, **TOLERANCE[torch.float64])
@@ -149,7 +149,7 @@ def test_one_of_the_two_outputs_may_go_unused(chunk_numbers, used):
 
 @pytest.mark.parametrize("numbers", [2 * V, 2**22])
 def test_chunked_equals_plain_in_bf16(chunk_numbers, numbers):
-    # the logits are the same bf16 numbers and all that follows is fp32; weight and bias sum over chunks in fp32
+    # the logits are the same bf16 numbers, everything after them is fp32; weight and bias sum over chunks in fp32
     chunk_numbers(numbers)
     (got, got_grads), (want, want_grads) = both_ways(dtype=torch.bfloat16)
     assert {x.dtype for x in got + want} == {torch.float32} and {g.dtype for g in got_grads} == {torch.bfloat16}
@@ -158,7 +158,7 @@ def test_chunked_equals_plain_in_bf16(chunk_numbers, numbers):
 
 
 def test_bf16_gradients_are_summed_over_chunks_in_fp32(chunk_numbers):
-    # 512 tokens, one a chunk, all alike: a bf16 sum would stop growing once a step is under 1/256 of it
+    # 512 equal tokens, one per chunk: a bf16 sum would stop growing once a term is below 1/256 of the sum
     chunk_numbers(1)
     hidden, input_ids = torch.ones(1, 513, 1).bfloat16(), torch.zeros(1, 513, dtype=torch.long)
     weight, bias = (torch.zeros(shape).bfloat16().requires_grad_() for shape in ((2, 1), (2,)))
@@ -202,7 +202,7 @@ def test_no_gradient_no_graph():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunked_equals_plain_under_autocast(chunk_numbers, dtype):
-    # hidden comes in bf16 where a Linear made it, in fp32 where a norm did; the head's weight is fp32 in both
+    # a Linear makes hidden in bf16, a norm in fp32; the head's weight is fp32 in both cases
     chunk_numbers(3 * V)
     hidden, weight, bias, input_ids = head(torch.float32)
     leaves = hidden.detach().to(dtype).requires_grad_(), weight, bias
@@ -225,7 +225,7 @@ def test_backward_inside_autocast_equals_backward_outside(chunk_numbers):
 
 
 class Largest(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation returned."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     numbers = 0
 

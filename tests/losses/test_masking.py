@@ -18,10 +18,10 @@ from minirlhf.losses import (
     sequence_mean,
     shift_right,
 )
-from minirlhf.losses.masking import check_mask, check_same_shape, wide_dtype
+from minirlhf.losses.masking import check_mask, check_same_shape, predicted_tokens, wide_dtype
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
-X = torch.tensor([[1.0, 2.0, 7.0], [6.0, 8.0, 9.0]])  # 1, 2 and 6 count
+X = torch.tensor([[1.0, 2.0, 7.0], [6.0, 8.0, 9.0]])  # 1, 2 and 6 are in the mask
 SCALARS = {"sum": masked_sum, "mean": masked_mean, "sequence_mean": sequence_mean, "var": masked_var}
 SCALARS |= {"moments": lambda x, mask: torch.stack(masked_moments(x, mask))}
 FUNCTIONS = SCALARS | {
@@ -54,6 +54,23 @@ def test_shift_right_moves_columns_by_one_and_puts_0_first():
     x = torch.arange(1.0, 13).reshape(2, 3, 2)
     assert_close(shift_right(x), torch.tensor([[[0.0, 0], [1, 2], [3, 4]], [[0, 0], [7, 8], [9, 10]]]))
     assert_close(shift_right(torch.tensor([[5]])), torch.tensor([[0]]))
+
+
+def test_predicted_tokens_by_hand():
+    # nothing predicts token 0; position 1 predicts token 2
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    tokens, positions = predicted_tokens(mask)
+    assert tokens.tolist() == [[False, False, True], [False, True, True]]
+    assert positions.tolist() == [[False, True, False], [True, True, False]]
+    assert mask[0, 0]  # the mask itself is not written to
+
+
+@few
+@given(masks, seeds)
+def test_predicted_tokens_turn_shift_right_around(mask, seed):
+    x = randn(seed, mask.shape)
+    tokens, positions = predicted_tokens(mask)
+    assert torch.equal(x[positions], shift_right(x)[tokens])
 
 
 def test_sum_counts_true_only():
@@ -156,7 +173,7 @@ def test_empty_mask_gives_0_with_zero_gradient(name):
 
 
 def test_whiten_of_nothing_of_one_number_or_of_a_constant_is_0():
-    # the gradient of a constant is not 0: there 1 / sqrt(var + 1e-8) = 1e4 is the slope
+    # the gradient at a constant is not 0: the slope is 1 / sqrt(var + 1e-8) = 1e4
     for mask in (torch.zeros_like(MASK), torch.tensor([[True, False, False], [False] * 3])):
         x = X.clone().requires_grad_()
         whitened = masked_whiten(x, mask)
@@ -257,9 +274,9 @@ def test_inputs_are_not_written_to():
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "sequence_mean", "moments", "whiten"])
-def test_errors_name_the_function_what_was_needed_and_what_came(name):
+def test_errors_name_the_function_the_need_and_the_input(name):
     who = name if name == "sequence_mean" else f"masked_{name}"
-    shapes = r"needed tensors of one shape, got \{'mask': \(2, 2\), 'x': \(2, 3\)\}; check which one was transposed"
+    shapes = r"needed tensors of one shape, got \{'mask': \(2, 2\), 'x': \(2, 3\)\}; check which tensor was transposed"
     with pytest.raises(ValueError, match=f"^{who}: {shapes}"):
         FUNCTIONS[name](X, MASK[:, :2])
     dtype = r"mask must be bool with True = counts, got torch.float32; use mask.bool\(\)"
@@ -267,7 +284,7 @@ def test_errors_name_the_function_what_was_needed_and_what_came(name):
         FUNCTIONS[name](X, MASK.float())
 
 
-def test_var_refuses_like_the_moments_it_is_made_of():
+def test_var_refuses_the_same_as_the_moments():
     with pytest.raises(ValueError, match="needed tensors of one shape"):
         masked_var(X, MASK[:1])
     with pytest.raises(ValueError, match="mask must be bool"):

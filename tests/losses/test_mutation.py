@@ -1,4 +1,4 @@
-"""The tests of the losses notice what breaks them: tests/mutation.py, on a sample, and that tool itself."""
+"""tests/mutation.py: the tool itself, and that the tests notice a sample of its changes."""
 
 import importlib.util
 import subprocess
@@ -14,7 +14,7 @@ TOOL = Path(__file__).parents[1] / "mutation.py"
 @pytest.fixture(scope="module")
 def mutation():
     spec = importlib.util.spec_from_file_location("mutation", TOOL)
-    sys.modules["mutation"] = module = importlib.util.module_from_spec(spec)  # its dataclass looks itself up there
+    sys.modules["mutation"] = module = importlib.util.module_from_spec(spec)  # @dataclass needs it there
     spec.loader.exec_module(module)
     return module
 
@@ -36,7 +36,7 @@ WANTED = [
     "1 to 0 | if low < 1:",
     "drop the statement | check(x)",
 ]
-LAST = ["return 0 times it", "sum to mean", "drop .clamp()", "min= to max=", "swap what where chooses from", "drop -"]
+LAST = ["return 0 times it", "sum to mean", "drop .clamp()", "min= to max=", "swap the choices of where", "drop -"]
 LAST += ["drop .detach()", "0 to 1"]
 
 
@@ -55,7 +55,7 @@ def test_a_mutant_is_the_code_with_one_change(mutation):
     assert results == {"return 0 times it": 0, "+ to -": 3, "2 to 3": 8}
 
 
-def test_what_counts_as_equivalent_exists_and_has_a_reason(mutation):
+def test_every_equivalent_mutant_exists_and_has_a_reason(mutation):
     table = tomllib.loads(mutation.EQUIVALENT.read_text(encoding="utf-8"))
     for file, entries in table.items():
         names = {mutant.name for mutant in mutation.mutants(file, (mutation.LOSSES / file).read_text(encoding="utf-8"))}

@@ -24,7 +24,7 @@ def bools(*rows):
 
 
 def batch(seed, rows=3, tokens=5):
-    """logps, ref_logps, mask, win_prob of some completions; every mask has a gap, an end, and maybe nothing in it."""
+    """logps, ref_logps, mask, win_prob of some completions; a mask has gaps and an end, and may be empty."""
     generator = torch.Generator().manual_seed(seed)
     logps, ref_logps = -torch.rand(2, rows, tokens, generator=generator, dtype=torch.float64) * 4
     mask = torch.rand(rows, tokens, generator=generator) > 0.4
@@ -43,7 +43,7 @@ def tokens(figures):
 
 
 def test_xpo_bonus_by_hand():
-    # 0.5 * (-1 - 3) and 0.5 * -2; nothing of an empty row
+    # 0.5 * (-1 - 3) and 0.5 * -2; an empty row gives 0
     logps = torch.tensor([[-1.0, -9.0, -3.0], [-9.0, -9.0, -2.0], [-9.0, -9.0, -9.0]])
     mask = bools([1, 0, 1], [0, 0, 1], [0, 0, 0])
     assert_close(xpo_bonus(logps, mask=mask, alpha=0.5), torch.tensor([-2.0, -1.0, 0.0]))
@@ -98,7 +98,7 @@ def test_gradient_of_the_bonus_is_alpha_on_the_mask(seed, alpha):
 @few
 @given(seeds, st.floats(0, 2))
 def test_gradient_of_nash_md_is_that_of_a_policy_gradient_with_a_token_wise_kl(seed, beta):
-    # d / d logps_t = -((win - 1/2) - beta (logps_t - ref_logps_t)), on the mask, and no other
+    # d / d logps_t = -((win - 1/2) - beta (logps_t - ref_logps_t)), on the mask; 0 elsewhere
     logps, ref_logps, mask, win_prob = batch(seed)
     want = torch.where(mask, beta * (logps - ref_logps) - (win_prob[:, None] - 0.5), 0)
     logps[~mask] = math.nan
@@ -112,7 +112,7 @@ def test_gradient_of_nash_md_is_that_of_a_policy_gradient_with_a_token_wise_kl(s
 
 
 def test_gradcheck():
-    # Nash-MD without its KL, whose log-ratio is detached and would fool finite differences
+    # Nash-MD without its KL: the detached log-ratio would mislead finite differences
     logps, ref_logps, mask, win_prob = batch(0)
     logps.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: xpo_bonus(x, mask=mask, alpha=0.3), logps)
@@ -142,7 +142,7 @@ def test_two_equal_players_move_only_to_the_reference(seed):
     even = torch.full_like(win_prob, 0.5)
     at_ref = nash_md_loss(logps, ref_logps=logps, mask=mask, win_prob=even, beta=0.7)
     assert torch.equal(at_ref, torch.zeros_like(at_ref))
-    # and the chance to lose is the chance of the other to win
+    # the probability to lose is the opponent's probability to win
     win = partial(nash_md_loss, logps, ref_logps=ref_logps, mask=mask, beta=0.0)
     assert_close(win(win_prob=win_prob), -win(win_prob=1 - win_prob))
 

@@ -1,4 +1,4 @@
-"""The clipped surrogate, the clipped value loss and what one looks at while they run."""
+"""The clipped surrogate, the clipped value loss and the diagnostics."""
 
 import math
 
@@ -120,8 +120,8 @@ def test_golden_v0_11_4(golden):
 
 
 def test_golden_v0_11_4_statistics(golden):
-    # its approxkl is k2 and its policykl k1 of KL(old || now), the one biased, the other at times negative; ours is k3.
-    # Its clip fraction counts where the clipped branch is strictly worse, which is where ours looks
+    # its approxkl is k2 and its policykl k1 of KL(old || now): k2 is biased, k1 may be negative; ours is k3.
+    # Its clip fraction counts tokens whose clipped branch is strictly worse, and so does ours
     inputs, stats, mask = golden["inputs"], golden["ppo_v0_11_4"]["stats"], golden["inputs"]["mask"]
     logps, old_logps = inputs["logp"], inputs["old"]
     seen = ratio_diagnostics(logps, old_logps=old_logps, advantages=golden["ppo_v0_11_4"]["adv_whiten0"])
@@ -133,7 +133,7 @@ def test_golden_v0_11_4_statistics(golden):
 
 
 def test_golden_v2(golden):
-    # the policy's mask is that of the tokens, the values' has one PAD more (see test_advantages)
+    # the policy loss uses the mask of the tokens, the value loss a mask with one PAD more (see test_advantages)
     inputs, figures = golden["inputs"], golden["ppo_v2"]
     batch, losses = figures["k1_whiten0"], figures["loss_k1"]
     policy = ppo_policy_loss(inputs["logp"], old_logps=inputs["old"], advantages=batch["advantages"])
@@ -298,7 +298,7 @@ def test_dual_clip_must_exceed_1(dual_clip):
         ppo_policy_loss(x, old_logps=x, advantages=x, dual_clip=dual_clip)
 
 
-def test_clip_fraction_counts_what_the_dual_clip_stops():
+def test_clip_fraction_counts_tokens_that_the_dual_clip_stops():
     # ratio 5 with A = -1: the plain clip leaves the gradient (the worse branch), dual_clip 3 takes it away
     logps, old_logps = torch.tensor([[math.log(5.0)]]), torch.zeros(1, 1)
     advantages = torch.tensor([[-1.0]])

@@ -43,7 +43,7 @@ def randn(seed, *shape):
 
 
 def losses_of(loss, logps, old_logps, advantages, mask, **options):
-    """One call for all of them: each takes what it needs."""
+    """Call any loss of the family with the arguments that it takes."""
     if loss in ROW:
         options["mask"] = mask
     if loss is not reinforce_policy_loss:
@@ -52,7 +52,7 @@ def losses_of(loss, logps, old_logps, advantages, mask, **options):
 
 
 def batch(seed, step=0.1, mask=GAPS, dtype=torch.float64):
-    """logps near old_logps, and advantages that are equal in a row, as a group's are."""
+    """logps near old_logps, and advantages that are equal in a row, like group advantages."""
     old_logps = -randn(seed, *mask.shape).abs() - 0.1
     logps = old_logps + step * randn(seed + 1, *mask.shape)
     advantages = randn(seed + 2, len(mask), 1).expand(mask.shape)
@@ -214,7 +214,7 @@ def test_golden(golden, name, loss, options, reduce):
 
 
 def test_golden_top_entropy_keeps_the_average_over_all_tokens(golden):
-    # a fifth of the 14 tokens: the three above the 80% quantile; the losses of the rest are 0, their rows as long
+    # a fifth of the 14 tokens: the three above the 80% quantile; the other losses are 0, rows keep their lengths
     inputs, figures, mask = golden["inputs"], golden["policy_family"]["top_entropy"], golden["inputs"]["mask"]
     logps = inputs["logp"].clone().requires_grad_()
     losses = ppo_policy_loss(logps, old_logps=inputs["old"], advantages=inputs["adv"][:, None].expand(4, 5))
@@ -227,8 +227,8 @@ def test_golden_top_entropy_keeps_the_average_over_all_tokens(golden):
 
 
 def test_golden_weights_for_a_foreign_sampler_multiply_the_losses(golden):
-    # its weights of the four rows were 0.9, 1.1, 0 and 1, so a sampler whose log-probs are higher by -ln of that; 40
-    # nats stand for the 0 (held at e^-20)
+    # its weights of the four rows were 0.9, 1.1, 0 and 1, so the sampler's log-probs are higher by -ln weight; for the
+    # weight 0 they are 40 nats higher (clamped to e^-20)
     inputs, figures, mask = golden["inputs"], golden["policy_family"]["sampler_weights"], golden["inputs"]["mask"]
     logps = inputs["logp"].clone().requires_grad_()
     gap = torch.tensor([[0.9], [1.1], [math.exp(-40)], [1.0]], dtype=torch.float64).log()
@@ -242,7 +242,7 @@ def test_golden_weights_for_a_foreign_sampler_multiply_the_losses(golden):
 
 @pytest.mark.parametrize("loss", [reinforce_policy_loss, sapo_policy_loss, gspo_policy_loss, gmpo_policy_loss])
 def test_gradient_numerically(loss):
-    # those without a detached part, away from the kinks; log-ratios of 0.1 on average, bounds of 0.25 and 1.5
+    # the losses without a detached part, away from the kinks; log-ratios of 0.1 on average, bounds of 0.25 and 1.5
     logps, old_logps, advantages = (x.requires_grad_() for x in batch(3))
     options = {gspo_policy_loss: {"clip_eps": 0.25}, gmpo_policy_loss: {"clip_eps": 1.5}}.get(loss, {})
 
@@ -357,7 +357,7 @@ def test_extreme_log_probs_stay_finite_in_value_and_gradient(loss, logp, old_log
 
 
 def test_gspo_token_keeps_the_digits_of_its_ratio_beside_an_unlikely_token():
-    # ln s = (0.002 + 0 + 0 + 0) / 4 = 0.0005 in every column, whatever the token's own log-prob
+    # ln s = (0.002 + 0 + 0 + 0) / 4 = 0.0005 in every column, for any log-prob of the token itself
     logps = row(-1.0, -1.0, -1.0, -1e4)
     old_logps, ones = logps - row(0.002, 0.0, 0.0, 0.0), torch.ones(1, 4)
     losses = gspo_token_policy_loss(logps, old_logps=old_logps, advantages=ones, mask=ones.bool(), clip_eps=0.1)

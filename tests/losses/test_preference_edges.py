@@ -1,4 +1,4 @@
-"""What once went wrong at the edges of the preference losses, each held by a test."""
+"""Bugs of the past at the edges of the preference losses, one test each."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_coefficients_are_not_negative_and_no_nan():
         nash_md_loss(x, ref_logps=x, mask=mask, win_prob=torch.tensor([0.5]), beta=-1)
 
 
-def test_aot_sorts_a_batch_and_nothing_else():
+def test_aot_takes_a_batch_of_numbers_only():
     with pytest.raises(ValueError, match=r"^aot_unpaired_loss: needed log-ratios \[B\], got \(3, 1\)"):
         aot_unpaired_loss(torch.zeros(3, 1), torch.zeros(3, 1))
 

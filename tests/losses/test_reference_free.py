@@ -88,8 +88,8 @@ def test_golden_orpo(figures, means):
 
 
 def test_golden_log_one_minus_exp_inside_orpo(figures):
-    # log(1 - p) at log p = -0.1, -0.6931, -1, -10. Against p = 1/2, whose log odds are 0. (Its first, -1e-8, is beyond
-    # ours, which takes everything above -1e-7 for that.)
+    # log(1 - p) at log p = -0.1, -0.6931, -1, -10. Against p = 1/2, whose log odds are 0. (Its first,
+    # -1e-8, is left out: ours counts everything above -1e-7 as -1e-7.)
     x = f64([-0.1, -0.6931, -1.0, -10.0])
     log1mexp = f64(figures["orpo"]["log1mexp"][1:])
     losses = orpo_loss(x, torch.full_like(x, -LN2), beta=1.0)
@@ -211,7 +211,7 @@ def test_orpo_keeps_its_digits_at_both_ends():
     for x, log_odds in ((math.log1p(-1e-6), 13.8155096), (-30.0, -30.0)):
         loss, back = orpo_loss(f64([x]), half, beta=1.0), orpo_loss(half, f64([x]), beta=1.0)
         assert_close(back - loss, f64([log_odds]))
-    # fp32, which holds 1 - p to no better than 6e-8: log odds of p = exp(-1e-5) are 11.512920, and
+    # fp32 holds 1 - p only to 6e-8: log odds of p = exp(-1e-5) are 11.512920, and
     # -log sigmoid(-11.512920) is 1e-5 more
     loss = orpo_loss(torch.tensor([-LN2]), torch.tensor([-1e-5]), beta=1.0)
     assert_close(loss, torch.tensor([11.512930]))

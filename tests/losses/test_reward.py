@@ -108,7 +108,7 @@ def test_shapes_must_agree():
 
 
 def test_correctness_by_hand():
-    # sigmoid(ln 3) = 3/4. right: ln 4/3 at ln 3, ln 2 at 0, ln 4 at -ln 3; wrong: the other way round
+    # sigmoid(ln 3) = 3/4. right: ln 4/3 at ln 3, ln 2 at 0, ln 4 at -ln 3; wrong: the same in reverse order
     scores = torch.tensor([[LN3, 0.0, -LN3], [LN3, 0.0, -LN3]])
     labels = torch.tensor([[True] * 3, [False] * 3])
     want = torch.tensor([[0.287682, 0.693147, 1.386294], [1.386294, 0.693147, 0.287682]])

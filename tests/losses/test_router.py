@@ -1,4 +1,4 @@
-"""The load-balancing loss: by hand, at its bounds, over masks; its gradient is that of the probabilities alone."""
+"""The load-balancing loss: by hand, at its bounds, over masks; only the probabilities have a gradient."""
 
 import math
 import re
@@ -34,7 +34,7 @@ def test_each_token_counts_for_every_expert_that_it_goes_to():
 
 
 def test_layers_are_one_pool_of_tokens():
-    # two layers that always use one expert each, but not the same one: together f = P = 1/2 each, balanced
+    # two layers: layer 0 always uses expert 0, layer 1 expert 1; together f = P = 1/2 each, balanced
     one, two = torch.tensor([100.0, 0.0]), torch.tensor([0.0, 100.0])
     logits = torch.stack((one.expand(2, 3, 2), two.expand(2, 3, 2)))
     assert_close(load_balancing_loss(logits, everything(logits), 1), torch.tensor(1.0))
@@ -68,7 +68,7 @@ def test_padding_reaches_neither_value_nor_gradient():
 
 
 def test_only_the_probabilities_have_a_gradient_and_it_evens_out():
-    # f = (1, 0), P = sigmoid(x) and the rest for one token of logits x, 0: loss 2 sigmoid(x), slope 2 * 3/4 * 1/4
+    # f = (1, 0), P = (sigmoid(x), 1 - sigmoid(x)) for one token of logits x, 0: loss 2 sigmoid(x), slope 2 * 3/4 * 1/4
     x = torch.tensor(LN3, requires_grad=True)
     logits = torch.stack((x, torch.zeros(()))).view(1, 1, 1, 2)
     loss = load_balancing_loss(logits, everything(logits), 1)

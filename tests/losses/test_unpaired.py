@@ -75,7 +75,7 @@ def test_bco_by_hand():
     logratios, desirable = torch.tensor([LN3, 0.0, LN3, 0.0]), torch.tensor([True, True, False, False])
     losses = bco_loss(logratios, desirable=desirable, shift=LN3, beta=2.0)
     assert_close(losses, torch.tensor([0.287682, 1.386294, 1.386294, 0.287682]))
-    # weights act on the bad ones only
+    # weights act on the bad completions only
     weights = torch.tensor([9.0, 9.0, 2.0, 0.5])
     losses = bco_loss(logratios, desirable=desirable, shift=torch.tensor(LN3), beta=2.0, undesirable_weights=weights)
     assert_close(losses, torch.tensor([0.287682, 1.386294, 2.772589, 0.143841]))
@@ -90,7 +90,7 @@ def test_kto_kl_by_hand():
 
 
 def test_kto_kl_over_ranks_takes_their_sum_and_number():
-    # (1 + 2) here, 9 there: 12 / 4 = 3, whatever this rank holds
+    # 1 + 2 on this rank, 9 on another: 12 / 4 = 3, for any numbers of this rank
     here = torch.tensor([1.0, 2.0])
     for total, count in ((12.0, 4), (torch.tensor(12.0), torch.tensor(4))):
         assert_close(kto_kl(here, total, count), torch.tensor(3.0))
@@ -98,7 +98,7 @@ def test_kto_kl_over_ranks_takes_their_sum_and_number():
     assert_close(kto_kl(here, total=8.0), torch.tensor(4.0))
 
 
-def test_kto_kl_of_nothing_is_0_and_not_the_local_mean():
+def test_kto_kl_of_a_count_of_0_is_0_and_not_the_local_mean():
     assert_close(kto_kl(torch.zeros(0)), torch.tensor(0.0))
     assert_close(kto_kl(torch.tensor([7.0]), torch.tensor(0.0), torch.tensor(0)), torch.tensor(0.0))
 
@@ -118,8 +118,8 @@ def test_golden_kto_and_apo_zero(figures, ratios):
 
 
 def test_golden_bco_and_its_running_mean(figures, ratios):
-    # its shift is the mean of the six rewards, 0.1 * 0.5 / 6, updated before it is used; a second call with the same
-    # rewards leaves it as it is
+    # its shift is the mean of the six rewards, 0.1 * 0.5 / 6, updated before use; a second call with the same rewards
+    # does not change it
     figures, logratios = figures["bco"], torch.cat(ratios)
     shift = RunningMean()
     for _ in range(2):
@@ -216,7 +216,7 @@ def test_running_mean_is_the_mean_of_everything_and_survives_a_restart(batches):
 
 
 def test_running_mean_by_hand():
-    # (3 + 5) / 2 = 4; then 12 more in one number: 20 / 3; nothing changes nothing
+    # (3 + 5) / 2 = 4; then 12 more in one number: 20 / 3; an update with no numbers changes nothing
     mean = RunningMean()
     assert (mean.mean, mean.n) == (0.0, 0.0)
     mean.update(0.0, 0)
@@ -259,5 +259,5 @@ def test_bad_input_is_refused(loss, name):
     with pytest.raises(ValueError, match=f"^{name}: desirable must be bool with True = good, got torch.int64; use "):
         loss(x, desirable=good.long())
     for beta in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"^{name}: beta must be > 0, got {beta}; it is what a nat of KL costs"):
+        with pytest.raises(ValueError, match=f"^{name}: beta must be > 0, got {beta}; it is the price of a nat of KL"):
             loss(x, desirable=good, beta=beta)

@@ -1,0 +1,74 @@
+"""Every token loss that a trainer gives to `fused_linear_loss` looks at each token by itself.
+
+`fused_linear_loss` calls a token loss on one chunk of tokens at a time and does not check this at run time.
+"""
+
+import pytest
+import tiny
+import torch
+
+from minirlhf.algorithms import GRPOConfig
+from minirlhf.algorithms.grpo import ALGORITHMS
+from minirlhf.algorithms.sft import LOSSES
+from minirlhf.errors import InputError
+from minirlhf.losses import fused
+
+BATCH = tiny.batches(4, 1)[0]
+
+
+def may_be_fused(algorithm):
+    try:
+        GRPOConfig(algorithm=algorithm, fused=True)
+    except InputError:
+        return False
+    return True
+
+
+FUSED = [name for name in ALGORITHMS if may_be_fused(name)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """[(token_loss, logps, inputs)] of every chunk."""
+    calls, original = [], fused._loss_and_slope
+
+    def recorded(token_loss, logps, inputs, *options):
+        calls.append((token_loss, logps.clone(), inputs))
+        return original(token_loss, logps, inputs, *options)
+
+    monkeypatch.setattr(fused, "_loss_and_slope", recorded)
+    return calls
+
+
+def assert_each_token_by_itself(calls):
+    token_loss, logps, inputs = max(calls, key=lambda call: len(call[1]))
+    assert len(logps) > 10
+    logps = logps - 0.3 * torch.rand(len(logps), generator=torch.Generator().manual_seed(0), dtype=logps.dtype)
+    slopes = torch.autograd.functional.jacobian(lambda x: token_loss(x, **inputs), logps)
+    assert slopes.diagonal().any() and torch.equal(slopes, slopes.diagonal().diag())
+
+
+def test_a_loss_that_mixes_tokens_would_be_noticed():
+    with pytest.raises(AssertionError):
+        assert_each_token_by_itself([(lambda logps: -logps + logps.mean(), -torch.arange(12.0), {})])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_of_sft(calls, loss):
+    tiny.sft(loss=loss, fused=True).step(BATCH)
+    assert_each_token_by_itself(calls)
+
+
+@pytest.mark.parametrize("kl_estimator", [None, "k2"])
+@pytest.mark.parametrize("algorithm", FUSED)
+def test_of_grpo(calls, algorithm, kl_estimator):
+    rewards = {"bnpo": tiny.has_e, "gdpo": [tiny.likes_e, tiny.short]}.get(algorithm, tiny.likes_e)
+    settings = {"reward_weights": (1.0, 0.5) if algorithm == "gdpo" else (1.0,), "rewards": rewards, "resample": 0}
+    settings |= {"algorithm": algorithm, "kl_estimator": kl_estimator, "sampler_cap": 1.1, "fused": True}
+    tiny.grpo(batch_size=4, minibatch_size=4, **settings).step(BATCH)
+    assert_each_token_by_itself(calls)
+
+
+def test_surrogates_of_whole_sequences_are_not_among_them():
+    assert not {"gspo", "gspo_token", "gmpo", "vespo"} & set(FUSED)
+    assert {"reinforce", "rloo", "grpo", "dapo", "cispo", "sapo", "two_sided"} <= set(FUSED)
