@@ -304,6 +304,40 @@ def test_help_comes_from_the_comments_of_the_class_and_its_bases():
     assert list(notes)[:4] == ["lr", "betas", "warmup", "clip_eps"]
 
 
+@dataclass(frozen=True)
+class Awkward:
+    """A docstring with a line like a field:
+
+    sign: str = "!"  # [-] not the comment
+    """
+
+    sign: str = "#"  # [letter] begins a comment [in Python]
+    both: str = "a # [b] c"  # [text] holds a comment's
+    #                               beginning
+    table: tuple[str, ...] = field(
+        default=("[", "#"),
+    )  # [-] closes brackets
+    # below a closing bracket
+
+    # not about the table
+    plain: str = "# [x]"
+    after: int = 1  # [-] follows a field without help
+
+    def method(
+        self,
+    ) -> None:  # [-] not about a field
+        sign: int = 1  # [-] not a field
+
+
+def test_help_comments_survive_signs_brackets_and_methods():
+    assert field_help(Awkward) == {
+        "sign": ("letter", "begins a comment [in Python]"),
+        "both": ("text", "holds a comment's beginning"),
+        "table": ("", "closes brackets below a closing bracket"),
+        "after": ("", "follows a field without help"),
+    }
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--bad", "1", "--help"]])
 def test_help_is_an_aligned_table_on_stdout_and_exits_0(argv, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "86")
