@@ -179,7 +179,7 @@ class PPOTrainer:
             terms |= ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **self.clip)
             add_means(sums, {"loss": losses, **terms}, mask, count)
         if self.steps_done < config.value_warmup:
-            self.optimizer.drop_gradients(kept=self.value_parameters())
+            self.optimizer.drop_gradients_except(self.value_parameters())
         return self.optimizer.step(sums)
 
     def value_parameters(self) -> list[torch.nn.Parameter]:
