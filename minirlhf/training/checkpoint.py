@@ -1,7 +1,7 @@
 """Folders that are complete or absent, and state in safe files: safetensors for tensors, JSON for the rest.
 
-A folder is written under a dotted name, flushed to the disk, then renamed. A crash at any instant leaves no half-written
-folder under the final name.
+A folder is written under a dotted name, flushed to the disk, then renamed. So a crash at any instant leaves no
+half-written folder under the final name.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ class OptimizerConfig:
 
 
 def cosine_schedule(update: int, *, updates: int, warmup: float, final: float) -> float:
-    """Factor on the learning rate of update 0, ..., updates - 1: a linear rise to 1, then half a cosine down to `final`.
+    """Factor on the learning rate: it rises linearly to 1, then falls along half a cosine to `final`.
 
     Args:
+        update: 0, ..., updates - 1.
         warmup: share of the updates in which the factor rises.
     """
     rising = max(1, round(warmup * updates))

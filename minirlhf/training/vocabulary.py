@@ -1,4 +1,4 @@
-"""The metrics of all algorithms: name, unit and meaning. No torch here, so that a reader of run folders can import it."""
+"""The metrics of all algorithms: name, unit and meaning. Imports no torch, so tools that only read runs start fast."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ class Awkward:
     def method(
         self,
     ) -> None:  # [-] not about a field
-        sign: int = 1  # [-] not a field
+        self.sign: int  # [-] not a field
 
 
 def test_help_comments_survive_signs_brackets_and_methods():
