@@ -36,7 +36,10 @@ def restarted() -> bool:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group that torchrun describes in the environment, if it has several processes; leave at the end."""
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    A program of one process joins no group.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return

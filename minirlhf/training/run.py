@@ -80,8 +80,8 @@ class Trainer(Protocol):
 class ModelFiles(Protocol):
     """Functions that save and load a trainer's models. The module minirlhf.pretrained.trained has them.
 
-    A checkpoint is written by `save_trained`. A finished run has `save_final` in its folder model/ and, if the model has
-    an adapter, `save_trained` in its folder adapter/.
+    `save_trained` writes checkpoints. At the end `save_final` writes the folder model/. If the model has an adapter,
+    `save_trained` also writes the folder adapter/.
     """
 
     def has_adapter(self, model: nn.Module) -> bool: ...
