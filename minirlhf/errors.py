@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input: the message says who, what was needed, what came and what to do, in one line."""
+    """Bad input. The message is one line: the source, the needed value, the given value, a remedy."""
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):

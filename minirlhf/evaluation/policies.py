@@ -61,7 +61,7 @@ def evaluate_policy(
 
     Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
     included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
-    token or stop string). A measure is None without its function, and kl is None for greedy samples.
+    token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. For greedy samples kl is None.
     Raises: InputError if `rows` is empty.
     """
     if not rows:

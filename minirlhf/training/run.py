@@ -45,9 +45,9 @@ ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; abse
 class RunSettings:
     """How often a run evaluates and saves. A job has the same settings for all its stages."""
 
-    eval_every: int | None = None  # [steps] between evaluations; 0: only after the last step, none: ten in a run
-    save_every: int | None = None  # [steps] between checkpoints; 0: only after the last step, none: ten in a run
-    keep: int = 2  # [checkpoints] number of recent checkpoints that stay, besides the best
+    eval_every: int | None = None  # [steps] between evaluations; none means ten in a run, 0 only after the last step
+    save_every: int | None = None  # [steps] between checkpoints; none means ten in a run, 0 only after the last step
+    keep: int = 2  # [checkpoints] the last so many stay, and the best
 
     def __post_init__(self) -> None:
         check_range(self, "eval_every", "save_every", least=0)
@@ -56,7 +56,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunConfig(RunSettings):
-    """The settings of one run: also where it is written."""
+    """All settings of one run."""
 
     output: str = "runs/run"  # [folder] of all files of the run
     resume: bool = False  # [-] continue the run in `output`
@@ -128,18 +128,19 @@ class Run:
         self.step = 0
         self._done = False  # True once `until` returned True
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
-        self._saved = -1  # step of the last checkpoint; every process keeps it, so none must look into the folder
+        self._saved = (
+            -1
+        )  # step of the last checkpoint; every process keeps it, so no process has to look into the folder
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
         previous = self._catch_signals()
-        name = self.folder.name
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=name,
+            desc=self.folder.name,
             unit="step",
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
@@ -162,7 +163,7 @@ class Run:
                 signal.signal(number, handler)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Write the metrics of the current step; evaluate and save if this step is due for it.
+        """Write the metrics of the current step; then evaluate and save if they are due.
 
         Raises: InputError if loss or gradient is not finite, with the step and the last good checkpoint.
         """
@@ -241,6 +242,7 @@ class Run:
             self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
+        """Load the newest complete checkpoint, if any."""
         found = self._checkpoints()
         if not found:
             return
@@ -252,6 +254,7 @@ class Run:
         self.trainer.load_state_dict(state["trainer"])
 
     def _finish(self) -> None:
+        """Write the last checkpoint, then the folders of the final model."""
         if self._saved != self.step:
             self.save()
         if is_main() and not is_complete(self.folder / FINAL):
@@ -272,6 +275,7 @@ class Run:
         return sorted(filter(is_complete, found), key=lambda path: int(path.name[5:]))
 
     def _is_best(self, evaluation: dict[str, float]) -> bool:
+        """True if this evaluation is better than all before; then remember it."""
         name, direction = self.trainer.best
         value = evaluation.get(name)
         if value is None:
@@ -292,15 +296,15 @@ class Run:
         """
         first = math.inf
 
-        def note(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             nonlocal first
             first = min(first, time.monotonic())
-            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice, moments apart
+            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice within moments
                 raise KeyboardInterrupt
             self._signal = number
 
         try:
-            return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+            return {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # outside the main thread Python forbids new handlers
             return {}
 

@@ -65,7 +65,7 @@ def parse_settings(
     for section, cls in sections.items():
         for name, field, hint in _fields(section, cls):
             if name not in values and _default(field) is dataclasses.MISSING:
-                raise InputError(f"--{name}: needed {_needed(hint)}, got nothing; give it, or see --help.")
+                raise InputError(f"--{name}: needed {_needed(hint)}, got nothing; give a value, or see --help.")
         given = {field.name: values[name] for name, field, _ in _fields(section, cls) if name in values}
         try:
             built[section] = cls(**given)
@@ -107,7 +107,7 @@ def with_defaults(cls: type, **defaults: Any) -> type:
             raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {_nearest(name, fields)}.")
     changed = []
     for name, value in defaults.items():
-        value = list(value) if isinstance(value, tuple) else value  # as TOML has it
+        value = list(value) if isinstance(value, tuple) else value  # TOML has no tuples
         value = _checked(f"{cls.__name__}: {name}", fields[name], value, is_text=False)
         changed.append((name, fields[name], dataclasses.field(default=value)))
     namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
@@ -154,7 +154,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
 
 
 def _fields(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
-    """(full name, field, resolved type) of every setting of a section."""
+    """(full name, field, resolved type) of every setting in a section."""
     hints, prefix = get_type_hints(cls), f"{section}." if section != TOP else ""
     return [(prefix + field.name, field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
 
@@ -177,7 +177,7 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
         if not equals:
             alone = not words or words[0].startswith("--")  # -1 is a value; a text such as --x needs the = form
             if alone and bool not in (hints[name], *get_args(hints[name])):
-                raise InputError(f"{flag}: needed {_needed(hints[name])}, got no value; give one, or see --help.")
+                raise InputError(f"{flag}: needed {_needed(hints[name])}, got no value; give a value, or see --help.")
             text = "true" if alone else words.pop(0)
         if name in values:
             raise InputError(f"{flag}: needed once, got a second time with {text!r}; keep one of the two.")
@@ -190,8 +190,8 @@ def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> d
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: needed a TOML file, got: {error.strerror}; check the path.") from None
-    except ValueError as error:  # not UTF-8, or broken TOML, whose message has the line
-        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; mend the file.") from None
+    except ValueError as error:  # not UTF-8, or broken TOML; the message of tomllib has the line
+        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; correct the file.") from None
     tables = [section for section in sections if section != TOP]
     entries: dict[str, Any] = {}
     for key, value in document.items():
