@@ -61,7 +61,8 @@ def evaluate_policy(
 
     Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
     included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
-    token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. For greedy samples kl is None.
+    token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
+    None too.
     Raises: InputError if `rows` is empty.
     """
     if not rows:

@@ -130,7 +130,7 @@ class Run:
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
         self._saved = (
             -1
-        )  # step of the last checkpoint; every process keeps it, so no process has to look into the folder
+        )  # step of the last checkpoint; every process keeps it, so none has to read the folder
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
