@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
 from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
+from minirlhf.rollout.read import read
 from minirlhf.runtime.distributed import gather, share
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
@@ -132,7 +134,6 @@ def comparison(before: Report, after: Report, stage: str) -> str:
     return f"{table(header, known)}\n\n{side_by_side(before, after)}"
 
 
-@torch.no_grad()
 def sequence_kl(
     ref_policy: Policy,
     tokenizer: Tokenizer,
@@ -141,17 +142,19 @@ def sequence_kl(
     sampling: SamplingConfig,
 ) -> list[float]:
     """k1 estimate of KL(sampler || reference) of each completion, nats: its log-prob minus the reference's log-prob."""
-    lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
-    device = ref_policy.transformer.device
-    estimates = [0.0] * len(lengths)
-    for group in microbatches(lengths, sampling.microbatch_tokens):
-        ids = [prompts[i] for i in group], [completions[i].ids for i in group]
-        batch = pad_sequences(*ids, tokenizer.pad_id, device)
-        logps = ref_policy(batch.input_ids, batch.attention_mask, temperature=sampling.temperature).logps
-        totals = torch.where(batch.completion_mask, logps, 0).sum(-1).tolist()
-        for i, total in zip(group, totals, strict=True):
-            estimates[i] = sum(completions[i].logps) - total
-    return estimates
+    if not prompts:  # a process without rows
+        return []
+
+    def ref_logp(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        logps = ref_policy(input_ids, attention_mask, temperature=sampling.temperature).logps
+        return torch.where(completion_mask, logps, 0).sum(-1)
+
+    ids = [completion.ids for completion in completions]
+    batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, ids, strict=True)]
+    tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
+    ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
+    return [sum(completion.logps) - ref for completion, ref in zip(completions, ref_logps, strict=True)]
 
 
 def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> str:

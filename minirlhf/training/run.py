@@ -128,9 +128,7 @@ class Run:
         self.step = 0
         self._done = False  # True once `until` returned True
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
-        self._saved = (
-            -1
-        )  # step of the last checkpoint; every process keeps it, so none has to read the folder
+        self._saved = -1  # step of the last checkpoint; every process keeps it, so none has to read the folder
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
