@@ -56,7 +56,7 @@ from minirlhf.rollout.collect import collect
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe, moments_of_all
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather, gradient_sync, share, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gather, gradient_sync, local_rows, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 
@@ -346,7 +346,7 @@ class GRPOTrainer:
         G = self.config.group_size
         for attempt in range(self.recipe.resample):
             places = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
-            spare = share(self.spare[self.steps_done * self.recipe.resample + attempt])
+            spare = local_rows(self.spare[self.steps_done * self.recipe.resample + attempt])
             if places:
                 batch = [spare[i] if i in places else draw for i, draw in enumerate(batch)]
                 rollout = rollout.replaced(places, self._collect([spare[i] for i in places], f"spare {attempt}"), G)

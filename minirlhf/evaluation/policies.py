@@ -18,7 +18,7 @@ from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
-from minirlhf.runtime.distributed import gather, share
+from minirlhf.runtime.distributed import gather, local_rows
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
 
@@ -69,7 +69,7 @@ def evaluate_policy(
     """
     if not rows:
         raise InputError("evaluate_policy: needed at least one prompt, got none")
-    local = share(range(len(rows)), even=False)
+    local = local_rows(range(len(rows)), even=False)
     prompts = [rows[i].source["prompt"] for i in local]
     completions = generate(
         policy.transformer,

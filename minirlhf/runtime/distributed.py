@@ -53,7 +53,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share(rows: Sequence, even: bool = True) -> Sequence:
+def local_rows(rows: Sequence, even: bool = True) -> Sequence:
     """The rows of this rank: row r, r + world size, ... So minibatch m has the same rows with any number of processes.
 
     Raises: InputError if `even` and the number of rows is not a multiple of the number of processes.

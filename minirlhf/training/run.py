@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -147,7 +147,7 @@ class Run:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(hash((self.config.seed, self.step, rank())))  # dropout of a step, resumed or not
-                yield share(self.batches[self.step])
+                yield local_rows(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
                 bar.set_postfix(self._headline(), refresh=False)

@@ -27,10 +27,10 @@ with d.process_group(torch.device("cpu")):
     result["any"] = [d.any_rank(flag) for flag in (False, rank == 1, True)]
     value = {"text": "\\u00e9" * (1 + 9 * rank), "row": [rank, None, 1.5], "empty": []}
     result["gathered"] = d.gather(value)
-    result["shares"] = [d.share(range(6)), d.share(range(5), even=False)]
-    result["shares"] = [list(part) for part in result["shares"]]
+    result["rows"] = [d.local_rows(range(6)), d.local_rows(range(5), even=False)]
+    result["rows"] = [list(part) for part in result["rows"]]
     try:
-        d.share([1, 2, 3])
+        d.local_rows([1, 2, 3])
     except InputError as error:
         result["refusal"] = str(error)
     # rank r holds rows r and 2 + r of y = w x; the loss is their sum over the global count of 4
@@ -125,7 +125,7 @@ def test_gather_keeps_the_order_of_ranks_and_ragged_values(two):
 
 
 def test_local_rows_are_every_second_row_and_must_be_even(two):
-    assert [result["shares"] for result in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
+    assert [result["rows"] for result in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
     assert {result["refusal"] for result in two} == {"batch_size must be a multiple of the 2 processes, got 3"}
 
 
@@ -140,7 +140,7 @@ def test_one_process_needs_no_group():
     with distributed.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
     assert distributed.all_sum(x).equal(torch.ones(2)) and not distributed.all_sum(x).requires_grad
-    assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.local_rows([1, 2, 3]) == [1, 2, 3]
     assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
     assert distributed.wrap(layer) is layer and distributed.is_main() and distributed.barrier() is None
     with distributed.gradient_sync(layer, False):
@@ -159,4 +159,4 @@ def test_the_restart_count_of_torchrun_tells_a_restart(monkeypatch, count, expec
 def test_an_uneven_number_of_rows_is_named_in_the_error(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(InputError, match="^batch_size must be a multiple of the 4 processes, got 6$"):
-        distributed.share(range(6))
+        distributed.local_rows(range(6))
