@@ -22,7 +22,7 @@ from minirlhf.runtime.distributed import gather, local_rows
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
 
-# measure: its label in the table of `comparison`; None: not in the table
+# measure -> its label in the table of `comparison`. A measure with None is not in the table.
 MEASURES: dict[str, str | None] = {
     "gold_reward": "gold reward",
     "model_reward": "reward model's score",
@@ -118,7 +118,7 @@ def win_rate(before: Report, after: Report) -> float | None:
 
 def summary(before: Report, after: Report) -> dict[str, Any]:
     """The measures in summary.json: {"before": {...}, "after": {...}, "kl": number}."""
-    names = [name for name, label in MEASURES.items() if label and name != "kl"]  # before a stage the KL is 0
+    names = [name for name, label in MEASURES.items() if label and name != "kl"]  # the KL before a stage is 0
     return {
         "before": {name: before.measures[name] for name in names},
         "after": {name: after.measures[name] for name in names},

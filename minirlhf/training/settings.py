@@ -28,14 +28,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from minirlhf.errors import InputError
 
 TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    NoneType: "none",
-}
+TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
 # the last line of a field, with its comment: it begins with the field's name or closes the brackets of a long default
 FIELD_COMMENT = re.compile(r" {4}(?:\w+:|[)\]}]).*\s#\s*(\[.+)")
 
@@ -261,7 +254,7 @@ def _needed(hint: Any) -> str:
         return "one of " + ", ".join(map(_as_text, args))
     if origin is list or (origin is tuple and args[-1] is ...):
         return f"a list (each {_needed(args[0])})"
-    return f"a list of {len(args)} ({', '.join(map(_needed, args))})" if origin is tuple else TYPE_NAMES[hint]
+    return f"a list of {len(args)} ({', '.join(map(_needed, args))})" if origin is tuple else TYPES[hint]
 
 
 def _as_text(value: Any) -> str:

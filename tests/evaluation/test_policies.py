@@ -5,6 +5,7 @@ import torch
 
 from minirlhf.data import EncodedRow, encode_rows
 from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, side_by_side, summary
+from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
 from minirlhf.model import ModelConfig, Policy, Transformer, copy_of
@@ -96,6 +97,10 @@ def test_kl_is_the_sampled_log_ratio_per_sequence_at_the_sampling_temperature(po
 def test_kl_to_itself_is_0(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, ref_policy=copy_of(policy))
     assert report.measures["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_process_without_rows_has_no_kl(policy):
+    assert sequence_kl(policy, TOKENIZER, [], [], SAMPLING) == []
 
 
 def test_a_report_is_a_function_of_the_seed(policy):
