@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how a program ends on it."""
+"""InputError, for mistakes that the user can correct, and the exit codes of a program."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input: the message says who, what was needed, what came and what to do, in one line."""
+    """Bad input. The message is one line: the source, the needed value, the given value, a remedy."""
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
-    """Raise InputError, naming the field, unless least <= value <= most and value > above; None is not looked at."""
+    """Raise InputError, naming the field, unless least <= value <= most and value > above. None is always accepted."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not (least <= value <= most and value > above):
@@ -38,7 +38,7 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise SystemExit(130) from None
-        except BrokenPipeError:  # whoever read the output has left, as `head` does
+        except BrokenPipeError:  # the reader of the output ended first, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
 

@@ -45,7 +45,7 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather, share, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gather, local_rows, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -129,7 +129,7 @@ class GRPOTrainer:
         rollout, G = self.sample(batch, "rollout"), self.config.group_size
         for attempt in range(self.config.resample):
             groups = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
-            spare = share(self.spare[self.steps_done * self.config.resample + attempt])
+            spare = local_rows(self.spare[self.steps_done * self.config.resample + attempt])
             if groups:
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 rollout = rollout.replaced(groups, self.sample([spare[i] for i in groups], f"spare {attempt}"), G)

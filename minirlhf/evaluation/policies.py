@@ -1,34 +1,48 @@
-"""What a policy writes on held-out prompts, in numbers and in samples."""
+"""Measures and samples of a policy's completions on held-out prompts."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
 from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
-from minirlhf.runtime.distributed import gather, share
+from minirlhf.rollout.read import read
+from minirlhf.runtime.distributed import gather, local_rows
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
+
+# measure -> its label in the table of `comparison`. A measure with None is not in the table.
+MEASURES: dict[str, str | None] = {
+    "gold_reward": "gold reward",
+    "model_reward": "reward model's score",
+    "grammatical": "share grammatical",
+    "length": "length (tokens)",
+    "distinct_2": "distinct-2",
+    "kl": "KL to the reference (nats)",
+    "ended": None,
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    measures: dict[str, float | None]  # gold_reward, model_reward, grammatical, length, distinct_2, kl, ended
+    measures: dict[str, float | None]  # the names of MEASURES; None if the task does not have the measure
     prompts: list[str]
     completions: list[str]
     gold: list[float] | None = None  # gold reward of each completion
 
     def known(self) -> dict[str, float]:
-        """The measures that the task has."""
+        """The measures that are not None."""
         return {name: value for name, value in self.measures.items() if value is not None}
 
 
@@ -43,29 +57,33 @@ def evaluate_policy(
     gold: Gold | None = None,
     seed: int = 0,
 ) -> Report:
-    """Sample one completion per row, keyed by its place, and measure them. Processes share the work.
+    """Sample one completion per row and measure the completions. Each process samples a part of the rows.
 
-    Measures: gold_reward and grammatical (None where the task knows none), model_reward (mean score of `reward`),
-    length (tokens, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share that stopped by
-    itself).
+    The noise of a completion is keyed by `seed` and the row's index, so it does not depend on the number of processes.
+
+    Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
+    included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
+    token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
+    None too.
+    Raises: InputError if `rows` is empty.
     """
     if not rows:
         raise InputError("evaluate_policy: needed at least one prompt, got none")
-    mine = share(range(len(rows)), even=False)
-    prompts = [rows[i].source["prompt"] for i in mine]
+    local = local_rows(range(len(rows)), even=False)
+    prompts = [rows[i].source["prompt"] for i in local]
     completions = generate(
         policy.transformer,
-        [rows[i].prompt for i in mine],
+        [rows[i].prompt for i in local],
         sampling,
         seed=seed,
         stream="evaluation",
-        keys=[(0, i, 0) for i in mine],
+        keys=[(0, i, 0) for i in local],
         tokenizer=tokenizer,
     )
     texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    sources = [rows[i].source for i in mine]
+    sources = [rows[i].source for i in local]
     measured: dict[str, list] = {
-        "row": list(mine),
+        "row": list(local),
         "text": texts,
         "length": [len(completion.ids) for completion in completions],
         "ended": [float(completion.finish == "stop") for completion in completions],
@@ -74,48 +92,48 @@ def evaluate_policy(
         measured["model_reward"] = score_completions(reward, prompts, texts, sources)
     if gold:
         measured |= gold(prompts, texts, sources)
-    if ref_policy and sampling.temperature > 0:  # greedy samples say nothing about a distribution
-        measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in mine], completions, sampling)
+    if ref_policy and sampling.temperature > 0:  # greedy samples do not come from the distribution
+        measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in local], completions, sampling)
     joined: dict[str, list] = {}
     for part in gather(measured):
         for name, values in part.items():
             joined.setdefault(name, []).extend(values)
     order = sorted(range(len(rows)), key=joined["row"].__getitem__)
     texts = [joined["text"][i] for i in order]
-    names = ("gold_reward", "model_reward", "grammatical", "length", "kl", "ended")
-    means = {name: sum(joined[name]) / len(rows) if name in joined else None for name in names}
+    means = {
+        name: sum(joined[name]) / len(rows) if name in joined else None for name in MEASURES if name != "distinct_2"
+    }
     gold_rewards = [joined["gold_reward"][i] for i in order] if gold else None
     prompts = [row.source["prompt"] for row in rows]
     return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards)
 
 
 def win_rate(before: Report, after: Report) -> float | None:
-    """The share of prompts on which the second has the higher gold reward, ties by half; None if nobody knows gold."""
+    """Share of prompts whose gold reward is higher in `after`; a tie counts 0.5. None without gold rewards."""
     if before.gold is None or after.gold is None:
         return None
     wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before.gold, after.gold, strict=True))
     return wins / len(before.gold)
 
 
-LABELS = {
-    "gold_reward": "gold reward",
-    "model_reward": "reward model's score",
-    "grammatical": "share grammatical",
-    "length": "length (tokens)",
-    "distinct_2": "distinct-2",
-    "kl": "KL to the reference (nats)",
-}
+def summary(before: Report, after: Report) -> dict[str, Any]:
+    """The measures in summary.json: {"before": {...}, "after": {...}, "kl": number}."""
+    names = [name for name, label in MEASURES.items() if label and name != "kl"]  # the KL before a stage is 0
+    return {
+        "before": {name: before.measures[name] for name in names},
+        "after": {name: after.measures[name] for name in names},
+        "kl": after.measures["kl"],
+    }
 
 
 def comparison(before: Report, after: Report, stage: str) -> str:
-    """What a stage changed: a table of the measures that the task has, and samples side by side."""
-    rows = [[label, before.measures[name], after.measures[name]] for name, label in LABELS.items()]
-    shown = [row for row in rows if row[1:] != [None, None]]
+    """The effect of a stage: a table of the known measures, then samples side by side."""
+    rows = [[label, before.measures[name], after.measures[name]] for name, label in MEASURES.items() if label]
+    known = [row for row in rows if row[1:] != [None, None]]
     header = ["on held-out prompts", f"before {stage}", f"after {stage}"]
-    return f"{table(header, shown)}\n\n{side_by_side(before, after)}"
+    return f"{table(header, known)}\n\n{side_by_side(before, after)}"
 
 
-@torch.no_grad()
 def sequence_kl(
     ref_policy: Policy,
     tokenizer: Tokenizer,
@@ -123,26 +141,28 @@ def sequence_kl(
     completions: Sequence[Completion],
     sampling: SamplingConfig,
 ) -> list[float]:
-    """k1 estimate of KL(sampler || reference) of each completion, nats: log-prob as sampled minus the reference's."""
-    lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
-    device = ref_policy.transformer.device
-    estimates = [0.0] * len(lengths)
-    for group in microbatches(lengths, sampling.microbatch_tokens):
-        ids = [prompts[i] for i in group], [completions[i].ids for i in group]
-        batch = pad_sequences(*ids, tokenizer.pad_id, device)
-        logps = ref_policy(batch.input_ids, batch.attention_mask, temperature=sampling.temperature).logps
-        totals = torch.where(batch.completion_mask, logps, 0).sum(-1).tolist()
-        for i, total in zip(group, totals, strict=True):
-            estimates[i] = sum(completions[i].logps) - total
-    return estimates
+    """k1 estimate of KL(sampler || reference) of each completion, nats: its log-prob minus the reference's log-prob."""
+    if not prompts:  # a process without rows
+        return []
+
+    def ref_logp(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        logps = ref_policy(input_ids, attention_mask, temperature=sampling.temperature).logps
+        return torch.where(completion_mask, logps, 0).sum(-1)
+
+    ids = [completion.ids for completion in completions]
+    batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, ids, strict=True)]
+    tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
+    ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
+    return [sum(completion.logps) - ref for completion, ref in zip(completions, ref_logps, strict=True)]
 
 
 def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> str:
-    """n prompts, spread over all, with what was written before and after, in three columns."""
+    """Three columns: n evenly spaced prompts, their completions before, and their completions after."""
     lines = [f"{'prompt':<{width}}  {'before':<{width}}  after"]
     lines.append("  ".join(["-" * width] * 3))
-    shown = min(n, len(before.prompts))
-    for i in (k * (len(before.prompts) - 1) // max(1, shown - 1) for k in range(shown)):
+    n = min(n, len(before.prompts))
+    for i in (k * (len(before.prompts) - 1) // max(1, n - 1) for k in range(n)):
         cells = [before.prompts[i], before.completions[i], after.completions[i]]
         columns = [textwrap.wrap(" ".join(text.split())[-4 * width :] or "(empty)", width) for text in cells]
         for j in range(max(map(len, columns))):

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 
 def distinct_n(texts: Iterable[str], n: int = 2) -> float:
-    """Different n-grams of words over all n-grams of the whole set (Li et al. 2016, arXiv:1510.03055); 0 if none.
+    """Number of different n-grams of words, divided by the number of all n-grams in the texts; 0 without n-grams.
 
-    Over the set and not text by text: a model that writes one good text again and again has many repeated n-grams.
+    Li et al. 2016, arXiv:1510.03055. All texts are counted together, so a model that repeats one good text scores low.
     """
     grams = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""The files of a model in training: in a checkpoint its adapter alone, or all its weights; at the end all weights."""
+"""Files of a trained model: a checkpoint with its adapter only, or all weights; at the end, all weights."""
 
 from __future__ import annotations
 

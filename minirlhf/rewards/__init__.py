@@ -1,4 +1,4 @@
-"""Reward functions, reward models called like them, and judges."""
+"""Reward functions, reward models with the same signature, and judges."""
 
 import importlib
 from typing import Any

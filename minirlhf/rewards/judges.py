@@ -1,4 +1,4 @@
-"""Judges say which of two completions is better: (prompts, firsts, seconds, rows) -> P(the first wins), in [0, 1]."""
+"""A judge compares two completions: (prompts, firsts, seconds, rows) -> P(the first is better), in [0, 1], per pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Judge = Callable[[list[str], list[str], list[str], list[dict]], Sequence[float]]
 
 
 def judge_by(reward: Reward) -> Judge:
-    """A judge from a reward function or model: sigmoid(score of the first - score of the second), Bradley-Terry."""
+    """A judge made from a reward function: sigmoid(score of the first - score of the second) (Bradley-Terry)."""
 
     def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> list[float]:
         scores = score_completions(reward, prompts * 2, [*firsts, *seconds], rows * 2)
@@ -25,13 +25,13 @@ def judge_by(reward: Reward) -> Judge:
 def judge_pairs(
     judge: Judge, prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]
 ) -> list[float]:
-    """Call a judge and check its answer.   Raises: InputError if it is not one probability for each pair."""
+    """Call a judge and check its answer.   Raises: InputError unless it is one probability for each pair."""
     answer = judge(prompts, firsts, seconds, rows)
-    chances = [as_number(x) for x in answer] if isinstance(answer, Iterable) else []
+    probabilities = [as_number(x) for x in answer] if isinstance(answer, Iterable) else []
     name = getattr(judge, "__name__", type(judge).__name__)
-    if len(chances) != len(prompts) or not all(0 <= p <= 1 for p in chances):
+    if len(probabilities) != len(prompts) or not all(0 <= p <= 1 for p in probabilities):
         raise InputError(
-            f"judge {name}: needed {len(prompts)} probabilities in [0, 1], one a pair, got {len(chances)}: "
-            f"{chances[:4]}; say how likely the first is the better one"
+            f"judge {name}: needed {len(prompts)} probabilities in [0, 1], one for each pair, got "
+            f"{len(probabilities)}: {probabilities[:4]}; return how likely the first completion is better"
         )
-    return chances
+    return probabilities

@@ -1,4 +1,4 @@
-"""Rewards are functions: (prompts, completions, rows) -> one number per completion, None where it does not apply."""
+"""A reward is a function: (prompts, completions, rows) -> one number per completion, or None if it does not apply."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
 def score_completions(
     reward: Reward, prompts: list[str], completions: list[str], rows: list[dict], optional: bool = False
 ) -> list[float]:
-    """Call a reward function and check its answer -> one finite float per completion.
+    """Call a reward function and check its answer.
 
-    `optional` lets None stand, as nan: the function does not apply to this completion.
-
-    Raises: InputError, naming the function and the first completion concerned, if the count is wrong or a score is
-        missing, not a number or not finite: training on it would ruin the policy without a word.
+    Args:
+        optional: the function may return None for a completion that it does not apply to; None becomes nan.
+    Returns: one float per completion, finite (or nan for None).
+    Raises: InputError if the count is wrong, or a score is missing, not a number or not finite. It names the function
+        and the first bad completion. Training on such a score would ruin the policy silently.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
     answer = reward(prompts, completions, rows)
@@ -36,20 +37,20 @@ def score_completions(
     if len(scores) != len(completions):
         raise InputError(
             f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return a list "
-            "of them"
+            "of scores"
         )
     numbers = [as_number(score) for score in scores]
     for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
         if not (math.isfinite(number) or (score is None and optional)):
             raise InputError(
                 f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
-                f"({completions[i][:40]!r}); score what cannot be judged with a number of your choice"
+                f"({completions[i][:40]!r}); give every completion a number, also one that cannot be judged"
             )
     return numbers
 
 
 def as_number(score: Any) -> float:
-    """What a reward function may mean by a number: int, float, numpy scalar, tensor of one; nan for anything else."""
+    """float(score) of an int, float, numpy scalar or tensor with one element; nan for anything else."""
     try:
         return math.nan if isinstance(score, str) else float(score)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -57,8 +58,9 @@ def as_number(score: Any) -> float:
 
 
 class RewardModelScorer:
-    """A reward model, called like any reward function. The text is read as in training: prompt + response + EOS, or, of
-    a row of turns, as the model's own chat template writes it.
+    """A reward model with the signature of a reward function.
+
+    It encodes a text as in training: prompt + response + EOS, or with the model's chat template for a row of turns.
     """
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384) -> None:
@@ -66,12 +68,12 @@ class RewardModelScorer:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
-        """Scores, in order. A text beyond the context loses the beginning of its prompt, with a warning."""
+        """The score of every completion. A text longer than the context loses its first tokens, with a warning."""
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
         texts = [{**row, "prompt": p, "completion": c} for row, p, c in zip(rows, prompts, completions, strict=True)]
         encoded = encode_texts(self.tokenizer, texts, ("completion",))
-        if refusal := next((one for one in encoded if isinstance(one, InputError)), None):
+        if refusal := next((row for row in encoded if isinstance(row, InputError)), None):
             raise refusal
         ids = [[*prompt, *response] for prompt, (response,) in encoded]
         if (longest := max(map(len, ids), default=0)) > limit:

@@ -1,4 +1,4 @@
-"""Device, precision, processes and random numbers: all that the rest need not know about the machine."""
+"""Device, precision, processes and random numbers: the only code that depends on the machine."""
 
 from minirlhf.runtime.device import resolve_device, resolve_precision, session
 from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, is_main, wrap

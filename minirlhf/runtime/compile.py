@@ -1,4 +1,4 @@
-"""torch.compile where it can be had. Nothing in this project is written in Triton: Inductor writes the kernels."""
+"""torch.compile where it works. Inductor writes all kernels; no file of this project is in Triton."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.utils._triton import has_triton
 
 
 def maybe_compile(function: Callable, enabled: bool, backend: str | None = None) -> Callable:
-    """The function compiled, if `enabled`; eager for good after the first time the compiler fails, with one warning.
+    """The compiled function if `enabled`, else the function. If the compiler fails once, it warns and stays eager.
 
-    On a GPU without Triton, Inductor can write nothing, and CUDA graphs take its place. Shapes are dynamic: no second
-    compilation when a batch has another length.
+    On a GPU without Triton, Inductor cannot write kernels, so CUDA graphs are used. Shapes are dynamic, so a batch of
+    another length needs no second compilation.
     """
     if not enabled:
         return function
-    from torch._dynamo.exc import TorchDynamoException  # a second and 80 MB, for those who want it
+    from torch._dynamo.exc import TorchDynamoException  # the import costs a second and 80 MB
 
     if backend is None:
         backend = "cudagraphs" if torch.cuda.is_available() and not has_triton() else "inductor"
-    # one function serves all blocks of all models: policy, critic and reward model, with and without adapters
+    # all blocks of policy, value model and reward model, with and without adapters, share one compiled function
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     compiled = torch.compile(function, dynamic=True, backend=backend)
 
@@ -32,11 +32,11 @@ def maybe_compile(function: Callable, enabled: bool, backend: str | None = None)
         nonlocal compiled
         try:
             return compiled(*args, **kwargs)
-        except TorchDynamoException as error:  # no C++ compiler, no code generator, or something it cannot trace
+        except TorchDynamoException as error:  # no C++ compiler, no code generator, or code that cannot be traced
             if compiled is function:
                 raise
-            why = str(error).strip().splitlines()[:1]
-            warnings.warn(f"torch.compile failed, going on without it: {' '.join(why)}", stacklevel=2)
+            reason = str(error).strip().splitlines()[:1]
+            warnings.warn(f"torch.compile failed, continuing without it: {' '.join(reason)}", stacklevel=2)
             compiled = function
             return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Which device, which precision, and the session a program runs in."""
+"""The device, the precision, and the session that a program runs in."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minirlhf.runtime.randomness import seed_everything
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` takes cuda, then mps, then cpu; under torchrun each process takes the GPU of its local rank.
+    """The device of that name. `auto` takes cuda, then mps, then cpu; under torchrun, the GPU of the local rank.
 
-    Raises: InputError if the device asked for is not there.
+    Raises: InputError if torch does not know the device or does not find it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -30,14 +30,14 @@ def resolve_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise InputError(f"device: needed auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
     if missing:
-        raise InputError(f"device: {name} was asked for, but torch sees none here; use --device auto")
+        raise InputError(f"device: needed {name}, but torch does not find it here; use --device auto")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU that has it and fp32 elsewhere. Raises: InputError for any other name."""
+    """fp32, bf16, or auto: bf16 on a GPU that supports it, else fp32.   Raises: InputError for another name."""
     names = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -50,19 +50,19 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def session(
     *, device: str = "auto", precision: str = "auto", seed: int = 0, threads: int | None = None
 ) -> Iterator[torch.device]:
-    """Everything a program sets up once, under torchrun or plain python alike: device, process group, seed, precision,
-    CPU threads.
+    """Set up device, process group, seed, precision and CPU threads, under torchrun or plain python; yield the device.
 
-    bf16 is autocast over fp32 weights, entered here once, so that sampling, scoring and training cannot differ in it.
+    bf16 means autocast over fp32 weights. It is entered here once, so sampling, scoring and training use the same
+    precision.
     """
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    chosen = resolve_device(device)
+    dtype = resolve_precision(precision, chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if threads:
         torch.set_num_threads(threads)
     seed_everything(seed)
-    # the cache of casted weights would outlive an optimizer step, so it stays off
-    autocast = torch.autocast(where.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
-    with distributed.process_group(where), autocast:
-        yield where
+    # the cache of cast weights would outlive an optimizer step, so it is off
+    autocast = torch.autocast(chosen.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    with distributed.process_group(chosen), autocast:
+        yield chosen

@@ -1,4 +1,4 @@
-"""Processes: start-up, wrapping, sums over ranks, backward. One process needs no group and pays nothing."""
+"""Processes: start-up, wrapping, sums over ranks, backward. With one process, all functions are free."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ def say(text: str) -> None:
 
 
 def restarted() -> bool:
-    """True if torchrun has started this process again after a crash: the run then resumes by itself."""
+    """True if torchrun started this process again after a crash. A run then resumes without `--resume`."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group torchrun describes in the environment, if it is larger than one; leave it at the end."""
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    A program of one process joins no group.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -50,16 +53,16 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        # A thread of gloo's may still hold the last collective's tensors, and needs the interpreter's lock to drop
-        # them; whoever drops the group meanwhile holds that lock and waits for the thread, for ever.
+        # A gloo thread may still hold tensors of the last collective, and it needs the interpreter lock to free them.
+        # destroy_process_group() holds that lock while it waits for the thread, so calling it at once can hang.
         time.sleep(0.1)
         dist.destroy_process_group()
 
 
-def share(rows: Sequence, even: bool = True) -> Sequence:
-    """This rank's part of a batch: every world-size-th row, so that minibatch m of all ranks is minibatch m of one.
+def local_rows(rows: Sequence, even: bool = True) -> Sequence:
+    """The rows of this rank: row r, r + world size, ... So minibatch m has the same rows with any number of processes.
 
-    Raises: InputError if `even` is asked for and the rows cannot be shared evenly.
+    Raises: InputError if `even` and the number of rows is not a multiple of the number of processes.
     """
     if even and len(rows) % world_size():
         raise InputError(f"batch_size must be a multiple of the {world_size()} processes, got {len(rows)}")
@@ -67,31 +70,31 @@ def share(rows: Sequence, even: bool = True) -> Sequence:
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """DistributedDataParallel if there are several processes, the module itself otherwise.
+    """DistributedDataParallel around the module with several processes, else the module itself.
 
-    Every forward whose gradient is wanted goes through what this returns: through `.module` gradients would silently
-    stay unaveraged.
+    Call the returned module for every forward that needs gradients. A call of `.module` would skip the averaging of
+    gradients without an error.
     """
     if world_size() == 1:
         return module
-    # buffers are constants here (weights of 4 bits): sending them again before each forward would cost as much as they
+    # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:
-    """Around forward and backward of one micro-batch: ranks exchange gradients in the last one of an update only."""
+    """Context for forward and backward of one micro-batch: with `enabled` False, ranks exchange no gradients in it."""
     if enabled or not isinstance(module, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     return module.no_sync()
 
 
 def backward(loss: Tensor) -> None:
-    """loss.backward() for a loss already divided by the global count: times the world size, because DDP averages."""
+    """Backward of a loss that is divided by the global count. It multiplies by the world size, because DDP averages."""
     (loss * world_size()).backward()
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """The sum of x over all ranks, on each of them. No gradient."""
+    """The sum of x over all ranks, on every rank. No gradient."""
     x = x.detach()
     if world_size() > 1:
         x = x.clone()
@@ -100,7 +103,7 @@ def all_sum(x: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """True on every rank if it is True on one."""
+    """True on every rank if `flag` is True on any rank."""
     return flag if world_size() == 1 else bool(all_sum(torch.tensor(int(flag), device=_device())).item())
 
 
@@ -110,7 +113,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The value of every rank, in the order of ranks, on each of them. Travels as JSON: nothing is ever unpickled."""
+    """The list of the values of all ranks, on every rank. Values travel as JSON, so nothing is ever unpickled."""
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of their key: no generator to carry, save or hand from rank to rank."""
+"""Random numbers as a pure function of a key, so no generator's state must be saved or sent between ranks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices): weight initialisation draws from these."""
+    """Seed python, numpy and torch (all devices). Weight initialisation draws from torch's generator."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """Scramble int64 x (Steele et al. 2014, "Fast splittable pseudorandom number generators", Fig. 10); it wraps."""
+    """Scramble int64 x; products overflow and wrap.
+
+    Steele et al. 2014, "Fast splittable pseudorandom number generators", Fig. 10.
+    """
     x = x + _GOLDEN
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
@@ -30,12 +33,13 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform numbers in [0, 1), float64, one for each combination of the broadcast integer keys.
+    """Uniform numbers in [0, 1), float64, in the shape of the broadcast keys.
 
     The same (seed, stream, keys) gives the same number on any device, in any batch, on any rank.
 
     Args:
-        seed:   any integer.   stream: what the numbers are for ("ppo", "shuffle"), so that two uses never share noise.
+        seed:   any integer.
+        stream: name of the purpose ("ppo", "shuffle"), so that two purposes never share noise.
         keys:   int64 tensors or ints that broadcast: draw, prompt index, sample index, token position.
     """
     home = "cpu" if torch.device(device).type == "mps" else device  # Apple's mps has no float64
@@ -49,10 +53,10 @@ def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.de
 
 
 def permutation(n: int, seed: int, stream: str, epoch: int) -> list[int]:
-    """A shuffle of range(n), a pure function of its arguments."""
+    """range(n) in random order, a pure function of the arguments."""
     return keyed_uniforms(seed, stream, epoch, torch.arange(n)).argsort(stable=True).tolist()
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: torch's own keeps the sign."""
+    """Logical shift to the right. torch's >> keeps the sign bit, so it is masked away."""
     return (x >> bits) & (2 ** (64 - bits) - 1)

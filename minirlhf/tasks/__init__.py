@@ -1,3 +1,3 @@
-"""Embedded tasks that need no download, and tasks made of a user's rows."""
+"""Embedded tasks that need no download, and tasks made from a user's rows."""
 
 from minirlhf.tasks.task import Task, embedded_task, task_from_rows

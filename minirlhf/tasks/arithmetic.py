@@ -1,9 +1,9 @@
-"""`arithmetic`: additions and subtractions, whose answer can be checked.
+"""`arithmetic`: additions and subtractions with checkable answers.
 
 prompt := A ("+" | "-") B "="        response := the number        A, B := two digits, 07 for 7
 
-With two digits each, units always stand at the same distance from one another: what a small model learns of one sum
-holds for others. (Without the zero, SFT needs more than twice as many steps, and reinforcement stalls at 0.6.)
+Every operand has two digits, so the units are always at the same distance from each other, and a small model can carry
+over what it learns. (Without the leading zero, SFT needs more than twice as many steps, and RL stalls at 0.6.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ LARGEST = 99  # operands are 0..99: 20,000 problems
 
 
 def problem(index: int) -> dict:
-    """Problem `index` of the 20,000 -> {prompt, answer}; the order is a fixed shuffle, so a range is a fair sample."""
+    """Problem `index` of 20,000: {prompt, answer}. Their order is a fixed shuffle, so any range is a fair sample."""
     side = LARGEST + 1
-    index = index * 7919 % (2 * side * side)  # 7919 is prime, hence a permutation
+    index = index * 7919 % (2 * side * side)  # 7919 is prime, so this is a permutation
     a, b, minus = index // 2 // side, index // 2 % side, index % 2
     return {"prompt": f"{a:02d} {'-' if minus else '+'} {b:02d} =", "answer": a - b if minus else a + b}
 
@@ -27,19 +27,22 @@ def training_prompts() -> list[dict]:
 
 
 def held_out_prompts() -> list[dict]:
-    """1,000 problems that are never trained on."""
+    """1,000 problems that no training row has."""
     return [problem(i) for i in range(1000)]
 
 
 def sft_rows(n: int, seed: int) -> list[dict]:
-    """n rows {prompt, response, answer}, all right."""
+    """n rows {prompt, response, answer}; every response is right."""
     rng, problems = random.Random(f"arithmetic sft {seed}"), training_prompts()
     rows = [rng.choice(problems) for _ in range(n)]
     return [{**row, "response": str(row["answer"])} for row in rows]
 
 
 def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool = False) -> list[dict]:
-    """n rows {prompt, chosen, rejected, answer}: the right number against a near miss, a share of labels flipped."""
+    """n rows {prompt, chosen, rejected, answer}: the right number and a near miss.
+
+    flipped: probability that chosen and rejected are swapped.
+    """
     rng = random.Random(f"arithmetic pairs {seed} {held_out}")
     problems = held_out_prompts() if held_out else training_prompts()
     rows = []
@@ -52,7 +55,7 @@ def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool 
 
 
 def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
-    """1 for the right number and nothing else, 0 otherwise."""
+    """1 if the completion is the right number and no other text, else 0."""
     answers = [re.fullmatch(r"-?[0-9]{1,4}", text.strip()) for text in completions]
     return [
         float(match is not None and int(match[0]) == row["answer"]) for match, row in zip(answers, rows, strict=True)
@@ -60,5 +63,5 @@ def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list
 
 
 def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
-    """The exact measure of each completion: gold_reward 0 or 1. Nothing here is a sentence, so no `grammatical`."""
+    """The exact measure of each completion: gold_reward, 0 or 1. Numbers have no grammar, so no `grammatical`."""
     return {"gold_reward": reward(prompts, completions, rows)}

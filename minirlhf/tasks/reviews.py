@@ -1,4 +1,4 @@
-"""`reviews`: short product reviews from a small grammar, made for this project, so that quality is exact.
+"""`reviews`: short product reviews from a small grammar of this project, so that quality is exact.
 
     prompt   := COLOUR ROOM PRODUCT "in" MONTH ":"
     review   := "the" PRODUCT "is" judgement "." (opinion | fact){1, 3}
@@ -6,8 +6,8 @@
     fact     := "i bought it in" MONTH "."  |  "the" PART "is" COLOUR "."  |  "we use it in the" ROOM "."
     judgement := [DEGREE] ADJECTIVE
 
-A review either parses, with the prompt's product in its first sentence, or it does not. Its sentiment is the mean of
-its opinions' values in [-1, 1]; facts do not count. Gold reward = sentiment if it parses, else -1.
+A review parses if the grammar derives it and its first sentence has the prompt's product. Its sentiment is the mean
+value of its opinions, in [-1, 1]; facts do not count. Gold reward = sentiment if the review parses, else -1.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ADJECTIVES = {
 FEELINGS = {"love": 1.0, "like": 0.3, "dislike": -0.3, "hate": -1.0}
 WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTIVES, *FEELINGS,
                 *["the", "is", "it", "i", "we", "bought", "use", "in"]})  # fmt: skip
-CORRUPT_SHARE = 0.3  # of the texts in preference pairs: without them a reward model never learns what does not parse
-HELD_OUT_EVERY = 9  # of the 9,216 prompts, so that exactly 1,024 are never trained on
-SMALLEST_GAP = 0.5  # in gold reward between the two of a pair: people are not asked to rank equals
+CORRUPT_SHARE = 0.3  # of the texts in preference pairs, so that a reward model learns that broken texts are bad
+HELD_OUT_EVERY = 9  # every ninth of the 9,216 prompts, 1,024 in all, is never trained on
+SMALLEST_GAP = 0.5  # in gold reward within a pair, so that no pair is a tie
 
 
 def all_prompts() -> list[str]:
@@ -53,7 +53,7 @@ def product_of(prompt: str) -> str:
 
 
 def sft_rows(n: int, seed: int) -> list[dict]:
-    """n rows {prompt, response}: reviews of every sentiment, all grammatical."""
+    """n rows {prompt, response}: reviews of every sentiment; all parse."""
     rng, prompts = random.Random(f"reviews sft {seed}"), training_prompts()
     rows = []
     for _ in range(n):
@@ -63,7 +63,10 @@ def sft_rows(n: int, seed: int) -> list[dict]:
 
 
 def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool = False) -> list[dict]:
-    """n rows {prompt, chosen, rejected}, chosen by the gold reward, a share of the labels flipped as people err."""
+    """n rows {prompt, chosen, rejected}: the gold reward of chosen is higher.
+
+    flipped: probability that chosen and rejected are swapped, as human labels are sometimes wrong.
+    """
     rng = random.Random(f"reviews pairs {seed} {held_out}")
     prompts = held_out_prompts() if held_out else training_prompts()
     rows = []
@@ -80,9 +83,9 @@ def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool 
 
 
 def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
-    """n rows {prompt, steps, labels}: reviews sentence by sentence, some with a fault; a label says whether it parses.
+    """n rows {prompt, steps, labels} for process reward models. A step is a sentence; its label is True if it parses.
 
-    For process reward models. The last sentence is cut off in none: a step ends where the sentence does.
+    Some sentences have a fault. Every step ends with ". ".
     """
     rng, prompts = (
         random.Random(f"reviews steps {seed} {held_out}"),
@@ -107,7 +110,7 @@ def write_review(rng: random.Random, product: str) -> str:
 
 
 def sentiment(prompt: str, review: str) -> float | None:
-    """Mean value of the review's opinions in [-1, 1], or None if it does not parse."""
+    """Mean value of the review's opinions, in [-1, 1]; None if the review does not parse."""
     if not review.endswith("."):
         return None
     sentences = [sentence.split(" ") for sentence in review[:-1].split(". ")]
@@ -127,7 +130,7 @@ def _sentence_parses(prompt: str, words: list[str], first: bool) -> bool:
 
 
 def gold_reward(prompt: str, review: str) -> float:
-    """Sentiment if the review parses, else -1."""
+    """The sentiment if the review parses, else -1."""
     value = sentiment(prompt, review)
     return -1.0 if value is None else value
 
@@ -194,7 +197,7 @@ def _is_fact(words: list[str]) -> bool:
 
 
 def _maybe_corrupt(rng: random.Random, review: str) -> str:
-    """A share of the texts gets one to three faults, such as a weak model's samples have."""
+    """With probability CORRUPT_SHARE, add one to three faults, as in the samples of a weak model."""
     if rng.random() < CORRUPT_SHARE:
         for _ in range(rng.randint(1, 3)):
             review = _corrupt(rng, review)
@@ -202,7 +205,7 @@ def _maybe_corrupt(rng: random.Random, review: str) -> str:
 
 
 def _corrupt(rng: random.Random, review: str) -> str:
-    """A word lost, doubled, moved or changed, or the end cut off."""
+    """Delete, double, move or replace one word, or cut off the end."""
     words = review.split(" ")
     i = rng.randrange(len(words))
     match rng.randrange(5):

@@ -1,4 +1,4 @@
-"""A task: the rows each stage of RLHF needs, and a gold measure where one exists. Embedded, or from the user's file."""
+"""A task: rows for each stage of RLHF, and exact measures if they exist. It is embedded, or made from a user's file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from minirlhf.runtime.distributed import is_main
 from minirlhf.tasks import arithmetic, reviews
 
 EMBEDDED: dict[str, ModuleType] = {"reviews": reviews, "arithmetic": arithmetic}
-
-
-NEEDS = {
+# part of a task: (stage that needs it, form of its rows)
+STAGES = {
     "sft": ("SFT", "{prompt, response}"),
     "pairs": ("a reward model", "{prompt, chosen, rejected}"),
     "prompts": ("PPO", "{prompt}"),
@@ -31,26 +30,28 @@ class Task:
     pairs: list[dict]  # {prompt, chosen, rejected}
     prompts: list[dict]  # {prompt, ...}
     held_out_sft: list[dict]
-    held_out_pairs: list[dict]  # with true labels where the task knows them
+    held_out_pairs: list[dict]  # an embedded task has true labels here
     held_out_prompts: list[dict]
-    reward: Reward | None = None  # where answers can be checked
-    gold: Gold | None = None  # (prompts, completions, rows) -> measures of each completion; None where nobody knows
+    reward: Reward | None = None  # only if answers can be checked
+    gold: Gold | None = None  # only if exact measures exist: (prompts, completions, rows) -> measures
 
     def texts(self) -> list[str]:
-        """All training text, prompts and responses apart: what a tokenizer is trained on."""
+        """All training texts, for the training of a tokenizer. Prompts and responses are separate texts."""
         rows = [*self.sft, *self.pairs, *self.prompts]
         return [row[key] for row in rows for key in ("prompt", "response", "chosen", "rejected") if key in row]
 
     def need(self, part: str) -> list[dict]:
-        """The rows of one part. Raises: InputError if the task has none, saying what they are needed for."""
+        """The rows of one part ("sft", "pairs" or "prompts").   Raises: InputError if the task has no such rows."""
         if not getattr(self, part):
-            stage, rows = NEEDS[part]
-            raise InputError(f"{self.name}: {stage} needs rows {rows}, and there are none; give --data with some")
+            stage, form = STAGES[part]
+            raise InputError(
+                f"{self.name}: {stage} needs rows {form}, but the task has none; give --data FILE with such rows"
+            )
         return getattr(self, part)
 
 
 def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 20_000) -> Task:
-    """`reviews` or `arithmetic`, deterministic by seed, of any size. Raises: InputError for another name."""
+    """The task `reviews` or `arithmetic`, a pure function of the arguments.   Raises: InputError for another name."""
     if name not in EMBEDDED:
         raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
     task = EMBEDDED[name]
@@ -69,12 +70,16 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
 
 
 def task_from_rows(dataset: Dataset) -> Task:
-    """A task from a user's file: preference rows serve all stages (chosen is what SFT learns), others fewer."""
-    kept, held = split_rows(dataset.rows)
-    responses = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
+    """A task from a user's file.
+
+    Preference rows are used by all stages; SFT learns the chosen answer. Rows {prompt, response} are used by SFT and
+    sampling, rows {prompt} by sampling only.
+    """
+    training, held_out = split_rows(dataset.rows)
+    answer = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
 
     def sft(rows: list[dict]) -> list[dict]:
-        return [{**row, "response": row[responses]} for row in rows] if responses else []
+        return [{**row, "response": row[answer]} for row in rows] if answer else []
 
     def pairs(rows: list[dict]) -> list[dict]:
         return rows if dataset.kind == "preference" else []
@@ -82,4 +87,12 @@ def task_from_rows(dataset: Dataset) -> Task:
     def prompts(rows: list[dict]) -> list[dict]:
         return list({row["prompt"]: row for row in rows}.values())
 
-    return Task(dataset.path, sft(kept), pairs(kept), prompts(kept), sft(held), pairs(held), prompts(held))
+    return Task(
+        name=dataset.path,
+        sft=sft(training),
+        pairs=pairs(training),
+        prompts=prompts(training),
+        held_out_sft=sft(held_out),
+        held_out_pairs=pairs(held_out),
+        held_out_prompts=prompts(held_out),
+    )

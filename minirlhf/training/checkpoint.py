@@ -1,7 +1,7 @@
 """Folders that are complete or absent, and state in safe files: safetensors for tensors, JSON for the rest.
 
-A folder is written aside under a dotted name, flushed to the disk and renamed: a crash at any instant leaves either the
-old state of things or the new one.
+A folder is written under a dotted name, flushed to the disk, then renamed. So a crash at any instant leaves no
+half-written folder under the final name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from minirlhf.errors import InputError
 
-TENSORS, NUMBERS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder aside to write into; at the end it becomes `folder`, whole. On an exception nothing is left."""
+    """Yield a temporary folder to write into; at the end it becomes `folder`. An exception deletes it."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -38,7 +38,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
-        if folder.exists():  # a step trained again after a resume
+        if folder.exists():  # a resumed run trains the same step again
             folder.rename(old)
         aside.rename(folder)
         _flush(folder.parent)
@@ -48,7 +48,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old text or the new, never half of one."""
+    """Replace a text file in one step: a reader sees the old text or the new text, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
@@ -58,25 +58,25 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def holds_anything(folder: Path) -> bool:
-    """True if there are files to lose: leftovers of a crash, under dotted names, are none."""
+    """True if the folder has any file that is not a dot-file (leftovers of a crash are dot-files)."""
     return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder that others may look for: it is gone at once, whatever interrupts the deleting."""
+    """Delete a folder. It is renamed first, so an interrupted deletion leaves nothing under its name."""
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half-written or half-deleted in `folder`: all such have a dotted name."""
+    """Delete the half-written and half-deleted files of a crash: dot-files of `folder` that end in .tmp."""
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_complete(folder: Path) -> bool:
-    """True if every file of the manifest is there with its size."""
+    """True if every file of the manifest exists and has its listed size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
         return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -87,33 +87,35 @@ def is_complete(folder: Path) -> bool:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a nested dict of tensors and JSON values."""
     tensors: dict[str, torch.Tensor] = {}
-    numbers = _split(state, "", tensors)
+    values = _split(state, "", tensors)
     save_file(tensors, folder / TENSORS)
-    (folder / NUMBERS).write_text(json.dumps(numbers) + "\n")
+    (folder / STATE).write_text(json.dumps(values) + "\n")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read back what `save_state` wrote. Raises: InputError if the folder is incomplete or a file is broken."""
+    """Read the dict that `save_state` wrote.   Raises: InputError if the folder is incomplete or a file is broken."""
     if not is_complete(folder):
         raise InputError(
-            f"{folder}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume "
-            "from the one before"
+            f"{folder}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and "
+            "resume from the checkpoint before"
         )
     try:
-        state, tensors = json.loads((folder / NUMBERS).read_text()), load_file(folder / TENSORS)
+        state, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: needed a readable checkpoint ({error}); resume from the one before") from None
+        raise InputError(
+            f"{folder}: needed a readable checkpoint ({error}); resume from the checkpoint before"
+        ) from None
     for name, tensor in tensors.items():
         *path, last = name.split("/")
-        place = state
+        parent = state
         for key in path:
-            place = place[key]
-        place[last] = tensor
+            parent = parent[key]
+        parent[last] = tensor
     return state
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Move the tensors of a nested dict into `tensors` under their path; what remains is JSON."""
+    """Move the tensors of a nested dict into `tensors`, keyed by their path; return the JSON values that remain."""
     if isinstance(value, dict):
         moved = {key: _split(entry, f"{name}/{key}" if name else key, tensors) for key, entry in value.items()}
         return {key: entry for key, entry in moved.items() if not isinstance(value[key], torch.Tensor)}

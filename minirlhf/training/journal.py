@@ -1,4 +1,4 @@
-"""What a run writes down while it goes, and what the names in it mean."""
+"""The files of a run that grow line by line: metrics, timings, samples, log."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from minirlhf.training.checkpoint import write_whole
 
 
 class Journal:
-    """The files of one run that grow line by line: metrics, timings, samples, log.
+    """Writes the lines of one run.
 
-    `metrics.jsonl` holds nothing that depends on the machine, so a run that was killed and resumed writes the same.
+    `metrics.jsonl` holds no time and no memory, so a run that was killed and resumed writes the same bytes.
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
@@ -45,13 +45,13 @@ class Journal:
         self._last = now
 
     def log(self, text: str, show: bool) -> None:
-        """One line in log.txt and, if `show`, above the progress bar."""
+        """Write one line to log.txt and, if `show`, above the progress bar."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self._files["log.txt"], flush=True)
         if show:
             tqdm.write(text, file=sys.stderr)
 
     def sync(self) -> None:
-        """Have everything on the disk: a checkpoint must not outlive the lines of the steps before it."""
+        """Flush all files to the disk, so that no checkpoint exists without the lines of the steps before it."""
         for file in self._files.values():
             os.fsync(file.fileno())
 
@@ -60,18 +60,18 @@ class Journal:
 
 
 def peak_memory_mb() -> int:
-    """Largest resident memory of this process so far, in MB."""
+    """The largest resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1_000_000 if sys.platform == "darwin" else 1_000)
 
 
 def _drop_lines_from(path: Path, step: int) -> None:
-    """Forget the lines of steps that will be trained again, and a line that a crash cut short."""
+    """Delete the lines of steps that will be trained again, and a line that a crash cut short."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # a text may hold U+2028: no splitlines
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines() breaks at U+2028 too
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-    write_whole(path, "".join(kept))
+                lines.append(line + "\n")
+    write_whole(path, "".join(lines))

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping, and the one moment of an update at which the host asks the device."""
+"""AdamW with warm-up, cosine decay and clipping. An update copies numbers from the device to the host only once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from minirlhf.runtime.distributed import all_sum
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer's part of every algorithm's settings."""
+    """The settings of the optimizer, in the config of every algorithm."""
 
     lr: float = 1e-3  # [per update] peak learning rate
-    lr_final: float = 0.1  # [share of lr] where the cosine ends
-    warmup: float = 0.05  # [share of updates] linear rise of the learning rate at the beginning
-    weight_decay: float = 0.0  # [per lr] decay of weight matrices; norms and biases have none
-    beta1: float = 0.9  # [-] AdamW's memory of the gradient
-    beta2: float = 0.99  # [-] AdamW's memory of its square
+    lr_final: float = 0.1  # [share of lr] learning rate of the last update
+    warmup: float = 0.05  # [share of updates] linear rise of the learning rate at the start
+    weight_decay: float = 0.0  # [per lr] decay of weight matrices; norms and biases do not decay
+    beta1: float = 0.9  # [-] AdamW's decay rate of the mean gradient
+    beta2: float = 0.99  # [-] AdamW's decay rate of the mean squared gradient
     max_grad_norm: float = 1.0  # [norm] longer gradients are scaled down to this
 
     def __post_init__(self) -> None:
@@ -33,7 +33,12 @@ class OptimizerConfig:
 
 
 def cosine_schedule(update: int, *, updates: int, warmup: float, final: float) -> float:
-    """Factor on the learning rate for update 0, 1, ..., updates - 1: up in a line, down in half a cosine to `final`."""
+    """Factor on the learning rate: it rises linearly to 1, then falls along half a cosine to `final`.
+
+    Args:
+        update: 0, ..., updates - 1.
+        warmup: share of the updates in which the factor rises.
+    """
     rising = max(1, round(warmup * updates))
     if update < rising:
         return (update + 1) / rising
@@ -42,11 +47,11 @@ def cosine_schedule(update: int, *, updates: int, warmup: float, final: float) -
 
 
 class Optimizer:
-    """Steps the trainable parameters of some modules.
+    """Updates the trainable parameters of some modules.
 
     Args:
-        modules: what is trained, by name; the names key the saved state.
-        updates: how many updates the whole run makes: the schedule's length.
+        modules: name -> module; the names are the keys of the saved state.
+        updates: the number of updates in the whole run, the length of the schedule.
     """
 
     def __init__(self, modules: dict[str, nn.Module], config: OptimizerConfig, updates: int) -> None:
@@ -69,13 +74,15 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """One update from the gradients at hand -> the metrics, grad_norm and lr as numbers.
+        """Make one update from the current gradients.
 
         Args:
-            sums: scalars of this rank that add up to the metric over all ranks (sums divided by global counts).
+            sums: metric -> scalar of this rank; "loss" is one of them. The sum over all ranks is the metric (every rank
+                divided by the global count).
+        Returns: the metrics, grad_norm and lr as numbers.
 
-        The metrics, the loss among them, and the gradient's norm travel to the host together: the update's only sync.
-        If loss or norm is not finite nothing is changed: the weights stay as they were, and `Run.record` stops the run.
+        The metrics and the gradient's norm go to the host in one copy, the only sync of the update. If the loss or the
+        norm is not finite, no weight changes, and `Run.record` stops the run.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         totals = all_sum(torch.stack([value.detach().to(norm.dtype) for value in sums.values()]))
@@ -92,15 +99,15 @@ class Optimizer:
         self.zero_grad()
         return {**metrics, "grad_norm": norm, "lr": lr}
 
-    def drop_gradients(self, kept: Iterable[nn.Parameter]) -> None:
-        """Forget all gradients except those of `kept`: the others are not touched by the next step."""
-        keep = {id(p) for p in kept}
+    def drop_gradients_except(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop all other gradients, so that the next step changes `parameters` only."""
+        kept_ids = {id(p) for p in parameters}
         for p in self.parameters.values():
-            if id(p) not in keep:
+            if id(p) not in kept_ids:
                 p.grad = None
 
     def state_dict(self) -> dict:
-        """{update, moments of each parameter by name}: names, because positions change when a layer is frozen."""
+        """{"update": count, "moments": {name: moments}}. Names, because positions change when a layer is frozen."""
         moments = {name: dict(self.adamw.state[p]) for name, p in self.parameters.items() if p in self.adamw.state}
         return {"update": self.update, "moments": moments}
 
@@ -108,5 +115,5 @@ class Optimizer:
         self.update = state["update"]
         for name, moments in state.get("moments", {}).items():
             p = self.parameters[name]
-            # AdamW's count of steps stays float32 and on the parameter's device, which its fused form requires
+            # the fused AdamW needs its step count in float32 and on the parameter's device
             self.adamw.state[p] = {key: value.clone().to(p.device) for key, value in moments.items()}

@@ -1,4 +1,4 @@
-"""Run: what every algorithm shares while it trains. An iterator, not a `fit`: the loop stays in your script.
+"""Run: an iterator over training batches that writes metrics and checkpoints. The training loop stays in your script.
 
 run = Run(config, trainer, batches)
 for batch in run:
@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, restarted, share
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -37,17 +37,17 @@ from minirlhf.training.checkpoint import (
 from minirlhf.training.journal import Journal
 from minirlhf.training.settings import settings_to_toml
 
-FINAL = "model"  # the finished run's weights and tokenizer, in the Hugging Face layout; adapters are merged into them
-ADAPTER = "adapter"  # beside it, if adapters were trained: they alone, in PEFT's layout
+FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
+ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How often: what a user sets, for all stages of a job."""
+    """How often a run evaluates and saves. A job has the same settings for all its stages."""
 
-    eval_every: int | None = None  # [steps] between evaluations; 0 for the last one only, none for ten in a run
-    save_every: int | None = None  # [steps] between checkpoints; 0 for the last one only, none for ten in a run
-    keep: int = 2  # [checkpoints] kept beside the best one
+    eval_every: int | None = None  # [steps] between evaluations; none means ten in a run, 0 only after the last step
+    save_every: int | None = None  # [steps] between checkpoints; none means ten in a run, 0 only after the last step
+    keep: int = 2  # [checkpoints] the last so many stay, and the best
 
     def __post_init__(self) -> None:
         check_range(self, "eval_every", "save_every", least=0)
@@ -56,21 +56,21 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunConfig(RunSettings):
-    """How often, and where: one run."""
+    """All settings of one run."""
 
-    output: str = "runs/run"  # [folder] where everything is written
-    resume: bool = False  # [-] continue the run that stands in `output`
-    base: str | None = None  # [folder] of the model that adapters were put on, to be named in their files
-    seed: int = 0  # [-] of dropout
+    output: str = "runs/run"  # [folder] of all files of the run
+    resume: bool = False  # [-] continue the run in `output`
+    base: str | None = None  # [folder] of the model under the adapters; adapter files name it
+    seed: int = 0  # [-] seed of dropout
 
 
 class Trainer(Protocol):
-    """What Run asks of an algorithm."""
+    """The attributes and methods of an algorithm that Run uses."""
 
-    models: dict[str, nn.Module]  # what is trained, by name; the first is what a finished run hands on
-    headline: tuple[str, ...]  # metrics that stand beside the progress bar
-    best: tuple[str, str]  # (metric, "max" | "min"): which evaluation marks the best checkpoint
-    samples: list[dict[str, Any]]  # what the last step or evaluation produced, to be looked at; taken by `record`
+    models: dict[str, nn.Module]  # trained models by name; the first becomes the run's final model
+    headline: tuple[str, ...]  # metrics shown beside the progress bar
+    best: tuple[str, str]  # (metric of an evaluation, "max" | "min"), to find the best checkpoint
+    samples: list[dict[str, Any]]  # texts of the last step or evaluation, for samples.jsonl; `record` empties it
 
     def step(self, batch: list) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -78,7 +78,11 @@ class Trainer(Protocol):
 
 
 class ModelFiles(Protocol):
-    """Saves and loads a trainer's models. Default: the module minirlhf.pretrained.trained."""
+    """Functions that save and load a trainer's models. The module minirlhf.pretrained.trained has them.
+
+    `save_trained` writes checkpoints. At the end `save_final` writes the folder model/. If the model has an adapter,
+    `save_trained` also writes the folder adapter/.
+    """
 
     def has_adapter(self, model: nn.Module) -> bool: ...
     def save_trained(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
@@ -90,16 +94,16 @@ class Run:
     """Progress, metrics, samples, evaluation, checkpoints, resume and clean stop, in one folder.
 
     Args:
-        config:     where and how often.
+        config:     where the run is written, and how often it evaluates and saves.
         trainer:    the algorithm.
-        batches:    batches[k] for step k, a pure function of k; its length is the number of steps.
-        settings:   section -> dataclass, written to config.toml; a resumed run must have the same.
+        batches:    batches[k] is the batch of step k, a pure function of k; its length is the number of steps.
+        settings:   section -> dataclass, written to config.toml; a resumed run must have the same settings.
         tokenizer:  saved beside the weights.
-        files:      how models are saved and loaded; None takes minirlhf.pretrained.trained.
-        evaluate:   called every `eval_every` steps -> metrics, recorded as eval/NAME.
-        until:      called with each evaluation; the run is finished once it says True (early stopping).
-        on_metrics: called with (step, metrics) on the main process: the hook for any tracker.
-    Raises: InputError if the folder holds another run, or one and `resume` was not asked for.
+        files:      functions that save and load models; None takes minirlhf.pretrained.trained.
+        evaluate:   () -> metrics, called every `eval_every` steps; they are recorded as eval/NAME.
+        until:      evaluation -> bool; True ends the run (early stopping).
+        on_metrics: called with (step, metrics) on the main process; a tracker's log function fits here.
+    Raises: InputError if the folder holds a run and `resume` is False, or a run with other settings, or other files.
     """
 
     def __init__(
@@ -122,20 +126,19 @@ class Run:
         self.evaluate, self.until, self.on_metrics = evaluate, until, on_metrics
         self.folder = Path(config.output)
         self.step = 0
-        self._done = False  # `until` has said so
+        self._done = False  # True once `until` returned True
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
-        self._saved = -1  # the step of the last checkpoint, which every process knows without looking
+        self._saved = -1  # step of the last checkpoint; every process keeps it, so none has to read the folder
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield this rank's share of each batch that is left; end with a checkpoint and the final model."""
+        """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
         previous = self._catch_signals()
-        name = self.folder.name
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=name,
+            desc=self.folder.name,
             unit="step",
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
@@ -143,37 +146,37 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # a step's dropout, whenever it is taken
-                yield share(self.batches[self.step])
+                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # dropout of a step, resumed or not
+                yield local_rows(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
                 bar.set_postfix(self._headline(), refresh=False)
                 bar.update()
                 self._stop_if_asked()
             self._finish()
-            self._stop_if_asked()  # a job of several stages must not go on to the next
+            self._stop_if_asked()  # otherwise a job of several stages would begin the next stage
         finally:
             bar.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Take in the metrics of the step just made: write them, evaluate and save when it is time.
+        """Write the metrics of the current step; then evaluate and save if they are due.
 
-        Raises: InputError if loss or gradient is not finite, naming the step and the last good checkpoint.
+        Raises: InputError if loss or gradient is not finite, with the step and the last good checkpoint.
         """
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics.get(name, 0.0)):
                 last = self._checkpoints()[-1:]
                 raise InputError(
                     f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the "
-                    f"weights were left as they stood and the last good checkpoint is {last[0] if last else 'none'}; "
-                    "look at this step's batch, or begin anew from there with a lower learning rate"
+                    f"weights did not change, and the last good checkpoint is {last[0] if last else 'none'}; "
+                    "look at this step's batch, or start a new run from that checkpoint with a lower learning rate"
                 )
         self.step += 1
         improved = False
         if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
-            # the main process's numbers count: were another's off by a bit, it might not come to save's barrier
+            # every process takes rank 0's numbers: if one saved and another did not, save's barrier would hang
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
             metrics = {**metrics, **evaluation}
             improved = self._is_best(evaluation)
@@ -189,12 +192,12 @@ class Run:
             self.save()
 
     def log(self, text: str, show: bool = True) -> None:
-        """A line in log.txt and, if `show`, for the user, from the main process."""
+        """Write a line to log.txt and, if `show`, to the terminal; only the main process does."""
         if self._journal:
             self._journal.log(text, show)
 
     def save(self) -> None:
-        """Write checkpoints/step-N, complete or not at all, then drop those that are neither recent nor the best."""
+        """Write checkpoints/step-N, complete or not at all; then delete old checkpoints except the best."""
         self._saved = self.step
         if is_main():
             self._journal.sync()
@@ -212,12 +215,12 @@ class Run:
         barrier()
 
     def _due(self, every: int | None) -> bool:
-        """Is it time, after this step, for what happens every so many steps (None: ten times a run, 0: never)?"""
+        """True if this step is a multiple of `every` steps. None: ten times in a run; 0: never."""
         every = max(1, math.ceil(len(self.batches) / 10)) if every is None else every
         return every > 0 and self.step % every == 0
 
     def _open(self, settings: str) -> None:
-        """Begin a run in an empty folder, or find the place where the one that stands there stopped."""
+        """Begin a run in an empty folder, or load the last checkpoint of the run in it."""
         path = self.folder / "config.toml"
         if holds_anything(self.folder):
             if not path.exists():
@@ -226,7 +229,7 @@ class Run:
                 raise InputError(f"{self.folder}: holds a run already; give --resume or choose another --output")
             check_same_settings(path, settings)
             self._load()
-        barrier()  # every rank has looked before the main one writes
+        barrier()  # all ranks must look at the folder before rank 0 writes to it
         self._journal = None
         if is_main():
             for folder in (self.folder, self.folder / "checkpoints"):
@@ -237,6 +240,7 @@ class Run:
             self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
+        """Load the newest complete checkpoint, if any."""
         found = self._checkpoints()
         if not found:
             return
@@ -248,6 +252,7 @@ class Run:
         self.trainer.load_state_dict(state["trainer"])
 
     def _finish(self) -> None:
+        """Write the last checkpoint, then the folders of the final model."""
         if self._saved != self.step:
             self.save()
         if is_main() and not is_complete(self.folder / FINAL):
@@ -263,11 +268,12 @@ class Run:
         return self.folder / "checkpoints" / f"step-{step}"
 
     def _checkpoints(self) -> list[Path]:
-        """All complete checkpoints, oldest first. What a crash left half-written has another name or lacks a file."""
+        """All complete checkpoints, oldest first. A folder with another name or a missing file is skipped."""
         found = [path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
         return sorted(filter(is_complete, found), key=lambda path: int(path.name[5:]))
 
     def _is_best(self, evaluation: dict[str, float]) -> bool:
+        """True if this evaluation is better than all before; then remember it."""
         name, direction = self.trainer.best
         value = evaluation.get(name)
         if value is None:
@@ -279,24 +285,25 @@ class Run:
         return True
 
     def _headline(self) -> dict[str, str]:
-        shown = {name: self.metrics[name] for name in self.trainer.headline if name in self.metrics}
-        return {name: f"{value:.3g}" for name, value in shown.items()}
+        return {name: f"{self.metrics[name]:.3g}" for name in self.trainer.headline if name in self.metrics}
 
     def _catch_signals(self) -> dict[int, Any]:
-        """From here on the first SIGINT or SIGTERM ends the run after its step; a second SIGINT ends it at once."""
+        """Make the first SIGINT or SIGTERM end the run after its step, and a second signal end it at once.
 
+        Returns: the previous handlers, by signal number.
+        """
         first = math.inf
 
-        def note(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             nonlocal first
             first = min(first, time.monotonic())
-            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice, moments apart
+            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice within moments
                 raise KeyboardInterrupt
             self._signal = number
 
         try:
-            return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the program's own handlers stay
+            return {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # outside the main thread Python forbids new handlers
             return {}
 
     def _stop_if_asked(self) -> None:
@@ -308,19 +315,19 @@ class Run:
 
 
 def finished_model(run: str | Path) -> Path | None:
-    """The folder with the final weights of a finished run, or None if it has not finished."""
+    """The folder with the final weights of a run, or None if the run has not finished."""
     final = Path(run) / FINAL
     return final if is_complete(final) else None
 
 
 def check_same_settings(path: Path, settings: str) -> None:
-    """Raise InputError, showing the first difference, if a run is resumed with other settings than it began with."""
+    """Raise InputError with the first difference if `settings` differ from the settings in the file `path`."""
     ignored = ("resume", "output", "stop_after", "device", "threads")
     texts = path.read_text(), settings
     old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in ignored] for text in texts)
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(
-            f"{path.parent}: holds another run: it began with {different[0]!r}, now asked for is {different[1]!r}; "
-            "resume with its own settings or choose another --output"
+            f"{path.parent}: holds another run: it began with {different[0]!r}, but the settings now say "
+            f"{different[1]!r}; resume with its own settings or choose another --output"
         )

@@ -1,17 +1,16 @@
 """Settings of a program: frozen dataclasses filled from their defaults, then a TOML file, then flags.
 
-The dataclass is the only description there is: names, types and defaults are its fields, and the help text of a field
-is the comment beside it, so that a reader of the source and a reader of `--help` see the same words:
+The dataclass is the only description: its fields give names, types and defaults. The comment beside a field is its help
+text, so a reader of the source and a reader of `--help` see the same words:
 
     clip_eps: float = 0.2  # [ratio] half-width of the trust region; a longer comment
-    #                        continues directly below. A blank line ends it. [-] marks no unit.
+    #                        continues directly below. A blank line ends it. [-] means: no unit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import io
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import shlex
 import shutil
 import sys
 import textwrap
-import tokenize
 import tomllib
 from contextlib import suppress
 from difflib import SequenceMatcher
@@ -30,19 +28,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from minirlhf.errors import InputError
 
 TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
-NEEDED = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
+TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
+# the last line of a field, with its comment: it begins with the field's name or closes the brackets of a long default
+FIELD_COMMENT = re.compile(r" {4}(?:\w+:|[)\]}]).*\s#\s*(\[.+)")
 
 
 def parse_settings(
     sections: dict[str, type], argv: list[str] | None = None, *, description: str, epilogue: str = ""
 ) -> dict[str, Any]:
-    """One built instance per section: defaults < the TOML file named by `--config` < flags.
+    """Build one instance per section. Flags override the TOML file of `--config`; the file overrides the defaults.
 
     Args:
-        sections: name -> dataclass. A field of section "ppo" is the flag `--ppo.field` and stands in the table `[ppo]`;
-                  the fields of section "job" are plain flags (`--seed`) and the top-level keys of the file.
+        sections: name -> dataclass. A field of section "ppo" is the flag `--ppo.field` and a key of the table `[ppo]`.
+                  A field of section "job" is a plain flag (`--seed`) and a top-level key of the file.
         argv:     the words after the program's name; None takes sys.argv.
-        description, epilogue: what `--help` prints above and below its table.
+        description, epilogue: the text of `--help` above and below its table.
     Raises: InputError for an unknown, repeated, missing or ill-typed setting, for a file that cannot be read, and with
         the text of any ValueError that a dataclass raises.   SystemExit(0) after `--help`.
     """
@@ -58,7 +58,7 @@ def parse_settings(
     for section, cls in sections.items():
         for name, field, hint in _fields(section, cls):
             if name not in values and _default(field) is dataclasses.MISSING:
-                raise InputError(f"--{name}: needed {_needed(hint)}, got nothing; give it, or see --help.")
+                raise InputError(f"--{name}: needed {_needed(hint)}, got nothing; give a value, or see --help.")
         given = {field.name: values[name] for name, field, _ in _fields(section, cls) if name in values}
         try:
             built[section] = cls(**given)
@@ -68,22 +68,22 @@ def parse_settings(
 
 
 def settings_to_toml(settings: dict[str, Any]) -> str:
-    """All settings as used; `--config` on this text builds equal instances.
+    """All settings as TOML text; `--config` on this text builds equal instances.
 
-    TOML has no null: None is left out where it is the default and is the string "none" elsewhere.
-    Raises: InputError for a value that would not read back equal, such as the text "none" where None is possible.
+    TOML has no null. A None that is the default is left out; any other None becomes the string "none".
+    Raises: InputError for a value that would not read back equal, such as the text "none" in a field that may be None.
     """
     blocks = []
     for section, instance in sorted(settings.items(), key=lambda item: item[0] != TOP):  # top-level keys come first
         lines = [f"[{section}]"] if section != TOP else []
         for name, field, hint in _fields(section, type(instance)):
-            value, back = getattr(instance, field.name), ...
+            value, read_back = getattr(instance, field.name), ...
             if value is None and _default(field) is None:
                 continue
             lines.append(f"{field.name} = {_as_toml(value)}")
-            with suppress(ValueError, OverflowError):  # encode: half a surrogate pair fits no file
-                back = _read(hint, tomllib.loads(lines[-1].encode().decode())[field.name], typed=False)
-            if back != value and repr(back) != repr(value):  # nan is not equal to itself, but its repr is
+            with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does
+                read_back = _read(hint, tomllib.loads(lines[-1].encode().decode())[field.name], is_text=False)
+            if read_back != value and repr(read_back) != repr(value):  # nan differs from itself, but its repr does not
                 raise InputError(f"{name}: needed a value that TOML can give back, got {value!r}; choose another.")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
@@ -100,21 +100,21 @@ def with_defaults(cls: type, **defaults: Any) -> type:
             raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {_nearest(name, fields)}.")
     changed = []
     for name, value in defaults.items():
-        value = list(value) if isinstance(value, tuple) else value  # as TOML has it
-        value = _checked(f"{cls.__name__}: {name}", fields[name], value, typed=False)
+        value = list(value) if isinstance(value, tuple) else value  # TOML has no tuples
+        value = _checked(f"{cls.__name__}: {name}", fields[name], value, is_text=False)
         changed.append((name, fields[name], dataclasses.field(default=value)))
     namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     return dataclasses.make_dataclass(cls.__name__, changed, bases=(cls,), namespace=namespace, frozen=True)
 
 
 def field_help(cls: type) -> dict[str, tuple[str, str]]:
-    """Field -> (unit, meaning), from the comments in the source of the class and its bases; unit "" stands for `[-]`.
+    """Field -> (unit, meaning), from the comments in the source of the class and its bases; unit "" means `[-]`.
 
-    A field without a comment of the form `# [unit] meaning` is absent, so that a test can ask for it.
+    A field without a comment of the form `# [unit] meaning` is absent.
     """
     found: dict[str, tuple[str, str]] = {}
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        with suppress(OSError, TypeError):  # no source at hand (typed at a prompt): --help then lacks the meanings
+        with suppress(OSError, TypeError):  # a class typed at a prompt has no source; --help then lacks the meanings
             for name, comment in _field_comments(textwrap.dedent(inspect.getsource(base))).items():
                 if match := re.fullmatch(r"\[([^\]]+)\]\s+(.+)", comment):
                     found[name] = (match[1] if match[1] != "-" else "", match[2])
@@ -122,17 +122,17 @@ def field_help(cls: type) -> dict[str, tuple[str, str]]:
 
 
 def help_text(sections: dict[str, type], description: str, epilogue: str = "") -> str:
-    """What `--help` prints: description, a table (flag, default, [unit], meaning) per section, epilogue."""
+    """The text of `--help`: description, a table (flag, default, [unit], meaning) per section, epilogue."""
     tables = {TOP: [("--config", "none", "", "TOML file of settings; flags override it")]}
     for section, cls in sections.items():
         notes = field_help(cls)
         for name, field, hint in _fields(section, cls):
             unit, meaning = notes.get(field.name, ("", ""))
             meaning += f" ({_needed(hint)})" if "one of " in _needed(hint) else ""
-            default = "required" if _default(field) is dataclasses.MISSING else _as_typed(_default(field))
+            default = "required" if _default(field) is dataclasses.MISSING else _in_shell(_default(field))
             tables.setdefault(section, []).append((f"--{name}", default, f"[{unit}]" if unit else "", meaning))
     rows = [row for table in tables.values() for row in table]
-    # A long default shifts its own line only: it must not push every meaning off the screen.
+    # A default of more than 20 letters shifts its own line only, so that all other meanings stay on the screen.
     widths = [max(len(row[i]) for row in rows if len(row[i]) <= limit) for i, limit in enumerate((99, 20, 20))]
     indent = " " * (sum(widths) + 8)
     width = max(shutil.get_terminal_size((120, 24)).columns, len(indent) + 36)
@@ -147,7 +147,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
 
 
 def _fields(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
-    """(full name, field, resolved type) of every setting of a section."""
+    """(full name, field, resolved type) of every setting in a section."""
     hints, prefix = get_type_hints(cls), f"{section}." if section != TOP else ""
     return [(prefix + field.name, field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
 
@@ -161,20 +161,20 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
     words = list(argv)
     while words:
         flag, equals, text = (word := words.pop(0)).partition("=")
-        name = flag.removeprefix("--").replace("-", "_")  # --stop-after and --stop_after are one
+        name = flag.removeprefix("--").replace("-", "_")  # --stop-after means --stop_after
         if not flag.startswith("-"):
             raise InputError(f"command line: needed --name value, got {word!r} alone; see --help.")
         if name not in hints or not flag.startswith("--"):
             nearest = _nearest(name, hints)
             raise InputError(f"command line: no setting {flag!r}; the nearest is --{nearest}; see --help.")
         if not equals:
-            alone = not words or words[0].startswith("--")  # -1 is a value; text that begins with -- needs the =
+            alone = not words or words[0].startswith("--")  # -1 is a value; a text such as --x needs the = form
             if alone and bool not in (hints[name], *get_args(hints[name])):
-                raise InputError(f"{flag}: needed {_needed(hints[name])}, got no value; give one, or see --help.")
+                raise InputError(f"{flag}: needed {_needed(hints[name])}, got no value; give a value, or see --help.")
             text = "true" if alone else words.pop(0)
         if name in values:
             raise InputError(f"{flag}: needed once, got a second time with {text!r}; keep one of the two.")
-        values[name] = _checked(flag, hints[name], text, typed=True)
+        values[name] = _checked(flag, hints[name], text, is_text=True)
     return values
 
 
@@ -183,8 +183,8 @@ def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> d
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: needed a TOML file, got: {error.strerror}; check the path.") from None
-    except ValueError as error:  # not UTF-8, or broken TOML, whose message has the line
-        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; mend the file.") from None
+    except ValueError as error:  # not UTF-8, or broken TOML; the message of tomllib has the line
+        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; correct the file.") from None
     tables = [section for section in sections if section != TOP]
     entries: dict[str, Any] = {}
     for key, value in document.items():
@@ -194,13 +194,13 @@ def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> d
         if name not in hints:
             is_table = tables and (isinstance(value, dict) or name in tables)
             nearest = f"[{_nearest(name, tables)}]" if is_table else _nearest(name, hints)
-            kind = "table" if isinstance(value, dict) else "setting"
-            raise InputError(f"{path}: no {kind} {name!r}; the nearest is {nearest}; see --help.")
-    return {name: _checked(f"{path}: {name}", hints[name], value, typed=False) for name, value in entries.items()}
+            noun = "table" if isinstance(value, dict) else "setting"
+            raise InputError(f"{path}: no {noun} {name!r}; the nearest is {nearest}; see --help.")
+    return {name: _checked(f"{path}: {name}", hints[name], value, is_text=False) for name, value in entries.items()}
 
 
 def _nearest(name: str, known: Any) -> str:
-    """The known name most like `name`; the last part counts again, for the right field in the wrong section."""
+    """The known name most like `name`. Its last part counts twice, to find the right field in the wrong section."""
 
     def likeness(other: str) -> float:
         pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
@@ -209,36 +209,39 @@ def _nearest(name: str, known: Any) -> str:
     return max(known, key=likeness)
 
 
-def _checked(who: str, hint: Any, value: Any, typed: bool) -> Any:
+def _checked(who: str, hint: Any, value: Any, is_text: bool) -> Any:
     try:
-        return _read(hint, value, typed)
+        return _read(hint, value, is_text)
     except (ValueError, OverflowError):
         raise InputError(f"{who}: needed {_needed(hint)}, got {_as_toml(value)}; see --help.") from None
 
 
-def _read(hint: Any, value: Any, typed: bool) -> Any:
-    """`value` as `hint` asks. typed: it is text from the command line, no TOML value. Raises: ValueError if unfit."""
+def _read(hint: Any, value: Any, is_text: bool) -> Any:
+    """Turn `value` into the type `hint`.   Raises: ValueError if it does not fit.
+
+    is_text: `value` is text from the command line; otherwise it is a TOML value.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if NoneType in args and value == "none":
             return None
-        for option in sorted(args, key=lambda option: option in (str, Path)):  # text fits everything: ask it last
+        for option in sorted(args, key=lambda option: option in (str, Path)):  # text fits everything, so it comes last
             with suppress(ValueError, OverflowError):
-                return _read(option, value, typed)
+                return _read(option, value, is_text)
     elif origin is Literal:
         for choice in args:
-            if _as_text(choice) == value if typed else (type(choice), choice) == (type(value), value):
+            if _as_text(choice) == value if is_text else (type(choice), choice) == (type(value), value):
                 return choice
     elif origin in (tuple, list):
-        items = (value.split(",") if value else []) if typed else value
+        items = (value.split(",") if value else []) if is_text else value
         if isinstance(items, list):
             hints = args[:1] * len(items) if origin is list or args[-1] is ... else args
-            return origin(_read(*pair, typed) for pair in zip(hints, items, strict=True))
-    elif typed and hint is bool and value in ("true", "false"):
+            return origin(_read(*pair, is_text) for pair in zip(hints, items, strict=True))
+    elif is_text and hint is bool and value in ("true", "false"):
         return value == "true"
-    elif (typed and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
+    elif (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
         return hint(value)
-    elif type(value) is hint:  # exact, for isinstance takes a bool for an int
+    elif type(value) is hint:  # not isinstance: a bool is an int to it
         return value
     raise ValueError
 
@@ -251,7 +254,7 @@ def _needed(hint: Any) -> str:
         return "one of " + ", ".join(map(_as_text, args))
     if origin is list or (origin is tuple and args[-1] is ...):
         return f"a list (each {_needed(args[0])})"
-    return f"a list of {len(args)} ({', '.join(map(_needed, args))})" if origin is tuple else NEEDED[hint]
+    return f"a list of {len(args)} ({', '.join(map(_needed, args))})" if origin is tuple else TYPES[hint]
 
 
 def _as_text(value: Any) -> str:
@@ -261,8 +264,8 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _as_typed(value: Any) -> str:
-    """`value` as one types it in a shell."""
+def _in_shell(value: Any) -> str:
+    """`value`, quoted for a shell."""
     text = _as_text(value)
     escaped = text.encode("unicode_escape").decode().replace("'", "\\'")
     return shlex.quote(text) if text.isprintable() else f"$'{escaped}'"
@@ -272,29 +275,24 @@ def _as_toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
     if isinstance(value, dict):
-        return "a table"  # only an error shows it; no field takes one
+        return "a table"  # for error messages; no field is a table
     if isinstance(value, bool | int | float):
         return str(value).lower()
     text = "none" if value is None else str(value)
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML forbids a plain DEL
 
 
 def _field_comments(source: str) -> dict[str, str]:
-    """Name -> comment, of every annotated name in the body of the class that `source` defines."""
+    """Name -> comment `[unit] meaning` of every field in the class that `source` defines."""
     comments: dict[str, str] = {}
-    depth, name, row, fresh = 0, "", 0, True  # fresh: the next token begins a statement
-    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    for token, after in zip(tokens, tokens[1:], strict=False):
-        if token.type in (tokenize.INDENT, tokenize.DEDENT):
-            depth += 1 if token.type == tokenize.INDENT else -1
-        elif token.type == tokenize.COMMENT and name:
-            # Beside the end of its statement (not inside a long default's brackets), or directly below such a comment.
-            if after.type == tokenize.NEWLINE or (name in comments and token.start[0] == row + 1):
-                comments[name] = f"{comments.get(name, '')} {token.string.lstrip('#').strip()}".strip()
-                row = token.start[0]
-        elif token.type == tokenize.NEWLINE:
-            fresh = True
-        elif token.type not in (tokenize.NL, tokenize.COMMENT) and fresh:
-            name = token.string if depth == 1 and after.string == ":" else ""
-            fresh = False
+    name, continues = "", False
+    for line in source.splitlines():
+        if statement := re.match(r" {4}(?:(\w+):|[\w@])", line):
+            name = statement[1] or ""  # a method has no name here
+        if beside := FIELD_COMMENT.match(line):
+            comments[name], continues = beside[1], True
+        elif continues and (below := re.match(r"\s*#+\s*(.*)", line)):
+            comments[name] += f" {below[1]}"
+        else:
+            continues = False
     return comments

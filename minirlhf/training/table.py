@@ -6,17 +6,18 @@ from typing import Any
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
-    """A small table for the terminal: first column left, others right; floats with three digits, None as a dash."""
+    """Text in aligned columns: the first column on the left, all others on the right.
 
-    def cell(value: Any) -> str:
-        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    Floats have three decimals; None becomes a dash.
+    """
+    cells = [header, *[[_cell(value) for value in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        numbers = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]))
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
-    cells = [header, *[[cell(value) for value in row] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,43 +1,37 @@
-"""The names of the metrics."""
+"""The metrics of all algorithms: name, unit and meaning. Imports no torch, so tools that only read runs start fast."""
 
 from __future__ import annotations
 
-# name: (unit, meaning). Anchors of docs/metrics.md are these names.
+# name: (unit, meaning). The headings of docs/metrics.md are these names.
 METRICS: dict[str, tuple[str, str]] = {
-    "loss": ("-", "what the optimizer minimises; in PPO and GRPO its size says nothing, watch score_mean and kl"),
-    "accuracy": ("share", "pairs that are ranked right, answers or steps judged right"),
-    "policy_loss": ("score", "clipped surrogate; near 0 at every first minibatch, because advantages are whitened"),
+    "loss": ("-", "the number that the optimizer minimises; in PPO and GRPO watch score_mean and kl instead"),
+    "accuracy": ("share", "pairs that are ranked right; answers or steps that are judged right"),
+    "policy_loss": ("score", "clipped surrogate; near 0 in every first minibatch, because advantages are whitened"),
     "value_loss": ("score^2", "half the squared error of the value function"),
-    "kl": ("nats per sequence", "estimated KL(policy || reference); single batches may be negative"),
-    "kl_coef": ("score per nat", "what a nat of KL costs"),
+    "kl": ("nats per sequence", "estimated KL(policy || reference); a single batch may be negative"),
+    "kl_coef": ("score per nat", "the price of one nat of KL"),
     "entropy": ("nats per token", "how undecided the policy is; a fall to 0 is a collapse"),
-    "ratio": (
-        "-",
-        "pi / pi_old, mean over tokens and over the updates of a step; 1 at the first update, near it after",
-    ),
-    "clip_fraction": ("share", "tokens whose gradient the clip took away"),
-    "approx_kl": ("nats per token", "how far the updates of this step have moved the policy"),
+    "ratio": ("-", "pi / pi_old, mean over tokens and the updates of a step; 1 at the first update, then near 1"),
+    "clip_fraction": ("share", "tokens that have no gradient because of the clip"),
+    "approx_kl": ("nats per token", "how far the updates of this step moved the policy"),
     "explained_variance": ("share", "of the returns, by the value function; 1 is perfect, 0 a constant, below 0 worse"),
     "score_mean": ("score", "mean of the reward function over the batch, before KL and missing-EOS penalty"),
-    "score_std": ("score", "its spread over the batch"),
+    "score_std": ("score", "standard deviation of the scores in the batch"),
     "response_length": ("tokens", "mean length of the completions, EOS included"),
-    "ended": ("share", "completions that ended by themselves (EOS or a stop string)"),
-    "mass_kept": ("share", "probability that top-k / top-p left to sample from; 1 without truncation"),
+    "ended": ("share", "completions that ended with EOS or a stop string"),
+    "mass_kept": ("share", "probability that remains after top-k / top-p; 1 without truncation"),
     "updates": ("updates", "optimizer steps in this step; fewer when target_kl stopped it"),
     "margin": ("score", "mean of chosen minus rejected score; in DPO, of beta times the log-ratios"),
-    "equal_groups": (
-        "share",
-        "groups whose completions all score the same: compared, they teach nothing",
-    ),
-    "entropy_coef": ("score per nat", "what a nat of entropy earns, if it adapts"),
+    "equal_groups": ("share", "groups whose completions all have the same score; comparing them teaches nothing"),
+    "entropy_coef": ("score per nat", "the reward for one nat of entropy, when it adapts"),
     "chosen_reward": ("score", "DPO's implicit reward of the chosen answers; it usually falls, see #chosen_reward"),
-    "rejected_reward": ("score", "that of the rejected ones; it should fall faster"),
+    "rejected_reward": ("score", "DPO's implicit reward of the rejected answers; it should fall faster"),
     "chosen_logps": ("nats", "log-prob of the chosen answers (per token where the loss takes means)"),
-    "rejected_logps": ("nats", "log-prob of the rejected ones"),
-    "reward_mean": ("score", "mean implicit reward of single answers, liked and not"),
-    "win_prob": ("share", "the judge's chance that the policy's answer beats its opponent's"),
-    "on_policy": ("-", "1 if this step's answers were the student's own, 0 if the data's"),
-    "router_loss": ("-", "how unevenly experts are used: num_experts_per_tok if evenly, up to num_experts if not"),
+    "rejected_logps": ("nats", "log-prob of the rejected answers"),
+    "reward_mean": ("score", "mean implicit reward of single answers, good and bad"),
+    "win_prob": ("share", "the judge's probability that the policy's answer beats its opponent's"),
+    "on_policy": ("-", "1 if the student wrote this step's answers, 0 if they came from the data"),
+    "router_loss": ("-", "imbalance of experts: num_experts_per_tok if all are used equally, at most num_experts"),
     "grad_norm": ("norm", "length of the gradient before clipping"),
     "lr": ("per update", "learning rate"),
 }
@@ -47,5 +41,5 @@ def metrics_help() -> str:
     """The table of metrics that `--help` prints below the settings."""
     lines = ["metrics (explained in docs/metrics.md#NAME)"]
     lines += [f"  {name:<20}  [{unit}]  {meaning}" for name, (unit, meaning) in METRICS.items()]
-    lines += ["  eval/NAME             the same, or what the task measures, on held-out rows"]
+    lines += ["  eval/NAME             the same metric, or a measure of the task, on held-out rows"]
     return "\n".join(lines)

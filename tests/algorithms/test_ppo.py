@@ -12,7 +12,7 @@ from minirlhf.algorithms import PPOConfig, PPOTrainer, ppo
 from minirlhf.errors import InputError
 from minirlhf.losses import token_entropy, token_logps
 from minirlhf.model import Policy, ValueModel, copy_of
-from minirlhf.runtime.distributed import share
+from minirlhf.runtime.distributed import local_rows
 from minirlhf.training.vocabulary import METRICS
 
 
@@ -271,7 +271,7 @@ def test_noise_is_keyed_by_seed_and_epoch(batch):
     assert tiny.ppo().collect(batch).completions == first
     assert tiny.ppo(seed=1).collect(batch).completions != first
     assert tiny.ppo().collect([draw._replace(epoch=1) for draw in batch]).completions != first
-    assert tiny.ppo().collect(share(batch)[3:6]).completions == first[3:6]
+    assert tiny.ppo().collect(local_rows(batch)[3:6]).completions == first[3:6]
 
 
 def test_samples_show_the_first_completions_with_their_scores(batch):

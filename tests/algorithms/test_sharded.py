@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from minirlhf.data.batches import pad_sequences
 from minirlhf.losses import cross_entropy, fused_linear_loss, masked_mean, ppo_policy_loss
 from minirlhf.model import Policy
-from minirlhf.runtime.distributed import all_sum, backward, barrier, process_group, rank, share
+from minirlhf.runtime.distributed import all_sum, backward, barrier, local_rows, process_group, rank
 
 
 def sft(policy, batch, old_logps, advantages, count):
@@ -65,7 +65,7 @@ def model(case):
 
 def gradients(policy, case):
     """Of one update on this process's share of eight rows, in two micro-batches."""
-    rows = share([(i, row) for i, row in enumerate(tiny.rows(8))])
+    rows = local_rows([(i, row) for i, row in enumerate(tiny.rows(8))])
     count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for _, row in rows))))
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         batch = pad_sequences([row.prompt for _, row in part], [row.responses[0] for _, row in part], 0)

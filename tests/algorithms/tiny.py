@@ -56,7 +56,7 @@ from minirlhf.model import (
     quantise_linears,
 )
 from minirlhf.rewards import judge_by
-from minirlhf.runtime.distributed import process_group, share
+from minirlhf.runtime.distributed import local_rows, process_group
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
@@ -274,7 +274,7 @@ CASES: dict[str, Callable] = {
 
 
 def train(trainer, batches: Batches) -> list[dict[str, float]]:
-    return [trainer.step(share(batches[k])) for k in range(len(batches))]
+    return [trainer.step(local_rows(batches[k])) for k in range(len(batches))]
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

@@ -1,10 +1,11 @@
-"""The report of a tiny random policy: every measure against its definition."""
+"""The report of a tiny random policy: every measure equals its definition."""
 
 import pytest
 import torch
 
 from minirlhf.data import EncodedRow, encode_rows
-from minirlhf.evaluation import Report, distinct_n, evaluate_policy, side_by_side
+from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, side_by_side, summary
+from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
 from minirlhf.model import ModelConfig, Policy, Transformer, copy_of
@@ -44,20 +45,20 @@ def completions(policy):
 
 
 def test_measures_are_means_over_the_completions(policy, completions):
-    seen = {}
+    arguments = {}
 
     def reward(prompts, texts, rows):
-        seen["reward"] = prompts, texts, rows
+        arguments["reward"] = prompts, texts, rows
         return [row["n"] for row in rows]
 
     def gold(prompts, texts, rows):
-        seen["gold"] = prompts, texts, rows
+        arguments["gold"] = prompts, texts, rows
         return {"gold_reward": [row["n"] ** 2 for row in rows], "grammatical": [1.0, 0, 0, 0, 0, 1]}
 
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, reward=reward, gold=gold, seed=5)
     texts = TOKENIZER.decode_completions([c.ids for c in completions])
     assert (report.prompts, report.completions) == (PROMPTS, texts)
-    assert seen["reward"] == seen["gold"] == (PROMPTS, texts, [row.source for row in ROWS])
+    assert arguments["reward"] == arguments["gold"] == (PROMPTS, texts, [row.source for row in ROWS])
     assert report.measures == pytest.approx(
         {
             "gold_reward": 55 / 6,  # (0 + 1 + 4 + 9 + 16 + 25) / 6
@@ -72,7 +73,7 @@ def test_measures_are_means_over_the_completions(policy, completions):
     assert "kl" not in report.known() and len(report.known()) == 6
 
 
-def test_what_a_task_does_not_know_is_none(policy):
+def test_measures_that_a_task_does_not_have_are_none(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING)
     assert set(report.known()) == {"length", "distinct_2", "ended"}
     arithmetic = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, gold=lambda p, t, r: {"gold_reward": [1.0] * 6})
@@ -85,10 +86,10 @@ def test_kl_is_the_sampled_log_ratio_per_sequence_at_the_sampling_temperature(po
     total = 0.0
     for row, completion in zip(ROWS, completions, strict=True):
         ids = torch.tensor([row.prompt + completion.ids])
-        ours, theirs = (
+        logps, ref_logps = (
             token_logps(p.transformer(ids), ids, temperature=0.8)[0, len(row.prompt) :] for p in (policy, reference)
         )
-        total += (ours - theirs).sum().item()
+        total += (logps - ref_logps).sum().item()
     assert report.measures["kl"] == pytest.approx(total / 6, abs=1e-4)
     assert abs(total) > 1
 
@@ -98,12 +99,16 @@ def test_kl_to_itself_is_0(policy):
     assert report.measures["kl"] == pytest.approx(0, abs=1e-5)
 
 
+def test_a_process_without_rows_has_no_kl(policy):
+    assert sequence_kl(policy, TOKENIZER, [], [], SAMPLING) == []
+
+
 def test_a_report_is_a_function_of_the_seed(policy):
     first, again, other = (evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, seed=seed) for seed in (5, 5, 6))
     assert first == again and first.completions != other.completions
 
 
-def test_a_completion_is_keyed_by_its_place(policy):
+def test_a_completion_is_keyed_by_the_index_of_its_row(policy):
     whole, some = (evaluate_policy(policy, TOKENIZER, rows, SAMPLING) for rows in (ROWS, ROWS[:2]))
     assert whole.completions[:2] == some.completions
     same_prompt = evaluate_policy(policy, TOKENIZER, [EncodedRow({"prompt": ""}, [1], ())] * 4, SAMPLING)
@@ -113,6 +118,36 @@ def test_a_completion_is_keyed_by_its_place(policy):
 def test_greedy_evaluation_with_a_reference_has_no_kl(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SamplingConfig(4, temperature=0), ref_policy=copy_of(policy))
     assert report.measures["kl"] is None
+
+
+def report_of(**measures):
+    return Report(dict.fromkeys(MEASURES) | measures, ["a prompt"], ["a text"])
+
+
+def test_a_report_has_the_measures_of_the_table(policy):
+    report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING)
+    # this order is the order of keys in metrics.jsonl
+    assert list(report.measures) == [*(name for name in MEASURES if name != "distinct_2"), "distinct_2"]
+
+
+def test_summary_has_every_measure_before_and_after_and_one_kl():
+    before, after = report_of(gold_reward=0.1, length=9.0, kl=0.0, ended=0.5), report_of(gold_reward=0.9, kl=3.0)
+    names = ["gold_reward", "model_reward", "grammatical", "length", "distinct_2"]
+    found = summary(before, after)
+    assert list(found) == ["before", "after", "kl"] and found["kl"] == 3.0
+    assert list(found["before"].items()) == list(zip(names, [0.1, None, None, 9.0, None], strict=True))
+    assert list(found["after"].items()) == list(zip(names, [0.9, None, None, None, None], strict=True))
+
+
+def test_comparison_shows_the_measures_that_either_report_has():
+    before, after = report_of(gold_reward=0.1, ended=0.5), report_of(gold_reward=0.9, kl=3.0)
+    assert comparison(before, after, "PPO").splitlines()[:5] == [
+        "on held-out prompts         before PPO  after PPO",
+        "--------------------------  ----------  ---------",
+        "gold reward                      0.100      0.900",
+        "KL to the reference (nats)           -      3.000",
+        "",
+    ]
 
 
 def test_side_by_side_layout():  # prompts 0 and 2 of 3
@@ -130,7 +165,7 @@ def test_side_by_side_layout():  # prompts 0 and 2 of 3
     ]
 
 
-def test_side_by_side_shows_what_there_is_and_the_end_of_long_texts():
+def test_side_by_side_shows_few_prompts_and_the_end_of_long_texts():
     report = Report({}, ["p"], ["x" * 60 + "end"])
     lines = side_by_side(report, report, n=5, width=10).splitlines()
     assert len(lines) == 2 + 4 and lines[-1].endswith("xxxxxxxend")

@@ -111,7 +111,8 @@ def test_a_prompt_longer_than_the_context(refusal, data, pairs, program):
 def test_rows_of_a_kind_that_does_not_serve(refusal, data):
     path = data([{"prompt": "a", "response": "b"}] * 5)
     assert refusal("reward_model", "--data", path) == (
-        f"{path}: a reward model needs rows {{prompt, chosen, rejected}}, and there are none; give --data with some"
+        f"{path}: a reward model needs rows {{prompt, chosen, rejected}}, but the task has none; give --data FILE with "
+        "such rows"
     )
 
 
@@ -234,8 +235,8 @@ def test_an_output_that_holds_a_run_with_other_settings(refusal, call, inputs, t
     call("sft", tmp_path, "--data", inputs / "pairs.jsonl", "--output", "job")
     text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume", "--sft.lr", "0.5")
     assert text == (
-        "job/sft: holds another run: it began with 'lr = 0.008', now asked for is 'lr = 0.5'; resume with its own "
-        "settings or choose another --output"
+        "job/sft: holds another run: it began with 'lr = 0.008', but the settings now say 'lr = 0.5'; resume with "
+        "its own settings or choose another --output"
     )
 
 

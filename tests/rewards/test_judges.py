@@ -1,4 +1,4 @@
-"""Judges answer with probabilities; what is none is refused before anything learns from it."""
+"""Judges return probabilities; any other answer is refused."""
 
 import math
 
@@ -18,18 +18,18 @@ def length(prompts, completions, rows):
 
 def test_a_reward_judges_by_bradley_terry():
     # lengths 3 against 1 and 1 against 2: sigmoid(2) and sigmoid(-1)
-    chances = judge_by(length)(PROMPTS, FIRSTS, SECONDS, ROWS)
-    assert chances == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))])
+    probabilities = judge_by(length)(PROMPTS, FIRSTS, SECONDS, ROWS)
+    assert probabilities == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))])
 
 
 def test_the_two_orders_of_a_pair_add_up_to_1_and_a_tie_is_a_half():
     judge = judge_by(length)
-    there, back = judge(PROMPTS, FIRSTS, SECONDS, ROWS), judge(PROMPTS, SECONDS, FIRSTS, ROWS)
-    assert [a + b for a, b in zip(there, back, strict=True)] == pytest.approx([1.0, 1.0])
+    forward, swapped = judge(PROMPTS, FIRSTS, SECONDS, ROWS), judge(PROMPTS, SECONDS, FIRSTS, ROWS)
+    assert [a + b for a, b in zip(forward, swapped, strict=True)] == pytest.approx([1.0, 1.0])
     assert judge(PROMPTS, FIRSTS, FIRSTS, ROWS) == [0.5, 0.5]
 
 
-def test_the_reward_sees_each_completion_with_its_prompt_and_row():
+def test_the_reward_gets_each_completion_with_its_prompt_and_row():
     def reward(prompts, completions, rows):
         assert prompts == [*PROMPTS, *PROMPTS] and rows == [*ROWS, *ROWS] and completions == [*FIRSTS, *SECONDS]
         return [float(row["n"]) for row in rows]
@@ -38,13 +38,13 @@ def test_the_reward_sees_each_completion_with_its_prompt_and_row():
 
 
 @pytest.mark.parametrize("gap", [1e4, 1e300])
-def test_a_huge_gap_is_certain_and_not_an_overflow(gap):
-    chances = judge_by(lambda p, c, rows: [gap, -gap])(["p"], ["a"], ["b"], [{}])
-    assert chances == pytest.approx([1.0])
+def test_a_huge_gap_gives_certainty_without_overflow(gap):
+    probabilities = judge_by(lambda p, c, rows: [gap, -gap])(["p"], ["a"], ["b"], [{}])
+    assert probabilities == pytest.approx([1.0])
     assert judge_by(lambda p, c, rows: [-gap, gap])(["p"], ["a"], ["b"], [{}]) == pytest.approx([0.0])
 
 
-def test_a_broken_reward_is_refused_by_its_own_name():
+def test_a_broken_reward_is_refused_by_its_name():
     def broken(prompts, completions, rows):
         return [math.nan] * len(completions)
 
@@ -53,7 +53,7 @@ def test_a_broken_reward_is_refused_by_its_own_name():
 
 
 @pytest.mark.parametrize("answer", [(1, 0), (True, 0.5), torch.tensor([0.25, 1.0])], ids=str)
-def test_whatever_stands_for_a_probability_is_one(answer):
+def test_every_number_type_is_accepted_as_a_probability(answer):
     assert judge_pairs(lambda *_: answer, PROMPTS, FIRSTS, SECONDS, ROWS) == [float(x) for x in answer]
 
 
@@ -69,17 +69,17 @@ def test_whatever_stands_for_a_probability_is_one(answer):
         ([], r"0: \[\]"),
     ],
 )
-def test_an_answer_that_is_no_probability_for_each_pair_is_refused_by_name(answer, got):
+def test_an_answer_that_is_not_one_probability_per_pair_is_refused_by_name(answer, got):
     def strict(prompts, firsts, seconds, rows):
         return answer
 
-    text = rf"^judge strict: needed 2 probabilities in \[0, 1\], one a pair, got {got}; say how likely the first is"
+    text = rf"^judge strict: needed 2 probabilities in \[0, 1\], one for each pair, got {got}; return how likely"
     with pytest.raises(InputError, match=text):
         judge_pairs(strict, PROMPTS, FIRSTS, SECONDS, ROWS)
 
 
 @pytest.mark.parametrize("answer", [None, 0.5])
-def test_an_answer_that_is_no_list_is_refused(answer):
+def test_an_answer_that_is_not_a_list_is_refused(answer):
     def strict(prompts, firsts, seconds, rows):
         return answer
 

@@ -1,4 +1,4 @@
-"""Scores are checked before anything learns from them, and a reward model is called like any other reward."""
+"""Scores are checked before training uses them, and a reward model has the signature of a reward function."""
 
 import re
 
@@ -27,7 +27,7 @@ def model():
     return model
 
 
-def directly(model, prompt, text, limit=16):
+def direct_score(model, prompt, text, limit=16):
     ids = [*TOKENIZER.encode_prompts([prompt])[0], *TOKENIZER.encode(text), TOKENIZER.eos_id][-limit:]
     batch = pad_sequences([ids], [[]], 0)
     return model(batch.input_ids, batch.attention_mask).item()
@@ -37,7 +37,7 @@ def close(scores, expected):
     return scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_scores_come_as_floats_in_order():
+def test_scores_are_floats_in_order():
     def reward(prompts, completions, rows):
         assert (prompts, completions, rows) == (PROMPTS, TEXTS, ROWS)
         return (row["n"] for row in rows)
@@ -57,22 +57,22 @@ def test_wrong_count_is_refused(scores):
 
 
 @pytest.mark.parametrize(
-    ("score", "shown"),
+    ("score", "text_of_score"),
     [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf"), (None, "None"), ("1.0", "'1.0'")],
 )
-def test_a_score_that_is_no_finite_number_is_refused_by_name(score, shown):
+def test_a_score_that_is_not_a_finite_number_is_refused_by_name(score, text_of_score):
     def bonus(prompts, completions, rows):
         return [1.0, score]
 
     text = (
-        f"reward bonus: needed a finite number for every completion, got {shown} for completion 1 ('bad'); score what "
-        "cannot be judged with a number of your choice"
+        f"reward bonus: needed a finite number for every completion, got {text_of_score} for completion 1 ('bad'); "
+        "give every completion a number, also one that cannot be judged"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         score_completions(bonus, PROMPTS, TEXTS, ROWS)
 
 
-def test_a_reward_without_name_is_called_by_its_class():
+def test_an_error_of_a_reward_without_name_names_its_class():
     class Judge:
         def __call__(self, prompts, completions, rows):
             return []
@@ -81,44 +81,44 @@ def test_a_reward_without_name_is_called_by_its_class():
         score_completions(Judge(), PROMPTS, TEXTS, ROWS)
 
 
-def test_a_long_completion_is_shown_in_part():
+def test_an_error_shows_the_beginning_of_a_long_completion():
     with pytest.raises(InputError, match=f"completion 0 \\('{'x' * 40}'\\);"):
         score_completions(lambda *_: [None], ["p"], ["x" * 50], [{}])
 
 
 @pytest.mark.parametrize("score", [torch.tensor(0.5), torch.tensor(0.5).numpy()[()]], ids=["tensor", "numpy"])
-def test_numbers_of_torch_and_numpy_are_numbers(score):
+def test_numbers_of_torch_and_numpy_are_accepted(score):
     assert score_completions(lambda *_: [score], ["p"], ["x"], [{}]) == [0.5]
 
 
 @pytest.mark.parametrize("microbatch_tokens", [16_384, 20, 1])
-def test_reward_model_scores_are_those_of_a_direct_forward_in_order(model, microbatch_tokens):
+def test_reward_model_scores_equal_a_direct_forward_in_order(model, microbatch_tokens):
     prompts, texts = ["p", "qq", "", "rrr", "q"], ["good", "a", "", "bad", "xyzxyz"]
     scores = RewardModelScorer(model, TOKENIZER, microbatch_tokens)(prompts, texts, [{}] * 5)
-    assert close(scores, [directly(model, p, t) for p, t in zip(prompts, texts, strict=True)])
+    assert close(scores, [direct_score(model, p, t) for p, t in zip(prompts, texts, strict=True)])
     assert len(set(scores)) == 5
 
 
-def test_texts_beyond_the_context_keep_their_end(model):
+def test_texts_longer_than_the_context_keep_their_end(model):
     prompts, texts = ["abcdefghijklmnop", "xxxdefghijklmnop", "p"], ["end", "end", "0123456789abcdefghijk"]
     with pytest.warns(UserWarning, match="a text of 24 tokens was cut to its last 16"):
         scores = RewardModelScorer(model, TOKENIZER)(prompts, texts, [{}] * 3)
-    assert close(scores, [directly(model, p, t) for p, t in zip(prompts, texts, strict=True)])
-    assert close(scores[0], scores[1])  # they differ in what was cut off only
+    assert close(scores, [direct_score(model, p, t) for p, t in zip(prompts, texts, strict=True)])
+    assert close(scores[0], scores[1])  # they differ only in the tokens that are cut off
 
 
-def test_reward_model_passes_for_a_reward_function(model):
+def test_a_reward_model_works_as_a_reward_function(model):
     scores = score_completions(RewardModelScorer(model, TOKENIZER), PROMPTS, TEXTS, ROWS)
-    assert close(scores, [directly(model, p, t) for p, t in zip(PROMPTS, TEXTS, strict=True)])
+    assert close(scores, [direct_score(model, p, t) for p, t in zip(PROMPTS, TEXTS, strict=True)])
     assert RewardModelScorer(model, TOKENIZER)([], [], []) == []
 
 
-def test_scoring_leaves_no_gradient(model):
+def test_scoring_computes_no_gradient(model):
     RewardModelScorer(model, TOKENIZER)(PROMPTS, TEXTS, ROWS)
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_turns_are_read_by_the_reward_models_own_template(model):
+def test_turns_are_read_with_the_template_of_the_reward_model(model):
     turns = [{"role": "user", "content": "ab"}]
     reader = TOKENIZER.with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     scores = RewardModelScorer(model, reader)(["plain"], ["cd"], [{"prompt_turns": turns}])

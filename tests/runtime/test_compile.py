@@ -1,4 +1,4 @@
-"""torch.compile where it can be had, eager where it cannot, with one warning; and no Triton anywhere."""
+"""torch.compile where it works; else eager with one warning. No file uses Triton."""
 
 import ast
 import subprocess
@@ -32,12 +32,12 @@ def value_and_gradient(function, *arguments):
     return value.detach(), torch.autograd.grad(value.sum(), arguments[0])[0]
 
 
-def test_not_enabled_is_the_function_itself():
+def test_without_compilation_it_returns_the_function_itself():
     assert maybe_compile(surrogate, False) is surrogate
     assert maybe_compile(surrogate, False, backend="no such thing") is surrogate
 
 
-def test_compiled_values_and_gradients_are_the_eager_ones_for_every_shape():
+def test_compiled_values_and_gradients_equal_the_eager_ones_for_every_shape():
     compiled = maybe_compile(surrogate, True, backend="aot_eager")
     assert compiled is not surrogate and compiled.__name__ == "surrogate" and compiled.__doc__ == "A loss."
     for shape in ((3, 5), (7, 4)):
@@ -52,7 +52,7 @@ def test_keyword_arguments_reach_the_function():
 
 
 def broken(monkeypatch, error):
-    """torch.compile gives functions that raise `error`; -> how often they were called."""
+    """Make torch.compile return functions that raise `error`.   Returns: the list of their calls."""
     calls = []
 
     def compiled(*arguments):
@@ -63,10 +63,10 @@ def broken(monkeypatch, error):
     return calls
 
 
-def test_a_compiler_that_fails_warns_once_and_then_is_not_asked_again(monkeypatch):
+def test_a_compiler_that_fails_warns_once_and_is_not_called_again(monkeypatch):
     calls = broken(monkeypatch, Unsupported("no code generator\nhere is a long story"))
     function = maybe_compile(surrogate, True)
-    with pytest.warns(UserWarning, match="^torch.compile failed, going on without it: no code generator$"):
+    with pytest.warns(UserWarning, match="^torch.compile failed, continuing without it: no code generator$"):
         first = function(*inputs())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -76,7 +76,7 @@ def test_a_compiler_that_fails_warns_once_and_then_is_not_asked_again(monkeypatc
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes differ"), RuntimeError("out of memory")])
-def test_an_error_of_the_function_itself_is_not_taken_for_the_compilers(monkeypatch, error):
+def test_an_error_of_the_function_is_not_taken_for_a_compiler_error(monkeypatch, error):
     calls = broken(monkeypatch, error)
     function = maybe_compile(surrogate, True)
     for _ in range(2):
@@ -85,14 +85,14 @@ def test_an_error_of_the_function_itself_is_not_taken_for_the_compilers(monkeypa
     assert len(calls) == 2
 
 
-def test_bad_shapes_raise_the_functions_own_error_when_compiled():
+def test_bad_shapes_raise_the_error_of_the_function_when_compiled():
     logps, old, advantages = inputs()
     with pytest.raises(ValueError, match="ppo_policy_loss: needed tensors of one shape"):
         maybe_compile(surrogate, True, backend="eager")(logps, old[:, :4], advantages)
 
 
 def test_an_error_of_the_compiler_in_the_eager_function_is_raised(monkeypatch):
-    # once eager, there is nothing left to fall back to
+    # after the fallback to eager, an error of the compiler's type comes from the function
     broken(monkeypatch, Unsupported("first"))
 
     def itself(x):
@@ -109,13 +109,13 @@ def test_an_error_of_the_compiler_in_the_eager_function_is_raised(monkeypatch):
     ("cuda", "triton", "backend"),
     [(False, False, "inductor"), (True, True, "inductor"), (True, False, "cudagraphs")],
 )
-def test_cuda_graphs_take_inductors_place_on_a_gpu_without_its_code_generator(monkeypatch, cuda, triton, backend):
-    seen = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options) or function)
+def test_cuda_graphs_replace_inductor_on_a_gpu_without_triton(monkeypatch, cuda, triton, backend):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: calls.append(options) or function)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr("minirlhf.runtime.compile.has_triton", lambda: triton)
     maybe_compile(surrogate, True)
-    assert seen == [{"dynamic": True, "backend": backend}]
+    assert calls == [{"dynamic": True, "backend": backend}]
 
 
 HIDDEN = """
@@ -126,23 +126,23 @@ torch._inductor.config.force_disable_caches = True
 from minirlhf.runtime.compile import maybe_compile
 function = maybe_compile(lambda x: torch.exp(x) + x.sin(), True)
 x = torch.linspace(0, 1, 1000)
-with warnings.catch_warnings(record=True) as seen:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     results = [function(x) for _ in range(2)]
-ours = [str(w.message) for w in seen if "going on without it" in str(w.message)]
+ours = [str(w.message) for w in caught if "continuing without it" in str(w.message)]
 assert len(ours) == 1, ours
 assert all(torch.equal(r, torch.exp(x) + x.sin()) for r in results)
 """
 
 
 @pytest.mark.slow
-def test_without_a_cpp_compiler_it_goes_on_eagerly():
+def test_without_a_cpp_compiler_it_runs_eagerly():
     found = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr[-2000:]
 
 
 @pytest.mark.slow
-def test_inductor_computes_what_eager_does():
+def test_inductor_computes_the_same_as_eager():
     compiled = maybe_compile(surrogate, True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -152,7 +152,7 @@ def test_inductor_computes_what_eager_does():
 
 
 def test_no_file_of_the_package_uses_triton():
-    """Names, attributes, imports and strings but docstrings; compile.py may ask whether Inductor has it."""
+    """Looks at names, attributes, imports and strings except docstrings. compile.py asks whether Triton exists."""
     package, found = Path(minirlhf.__file__).parent, []
     files = sorted(package.rglob("*.py"))
     assert len(files) > 40

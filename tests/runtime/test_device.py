@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(cuda, mps, bf16): what torch says it sees."""
+    """machine(cuda, mps, bf16): make torch report these devices."""
 
     def set_up(cuda=False, mps=False, bf16=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -37,26 +37,24 @@ def test_auto_takes_cuda_then_mps_then_cpu_and_the_gpu_of_its_local_rank(machine
     assert resolve_device() == torch.device(expected)
 
 
-def test_a_named_device_is_taken_as_it_is(machine):
+def test_a_named_device_is_used(machine):
     machine(cuda=True)
     assert resolve_device("cpu") == CPU and resolve_device("cuda:1") == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_device_that_is_not_there_is_refused(machine, name):
+def test_a_missing_device_is_refused(machine, name):
     machine()
-    assert refusal(resolve_device, name) == (
-        f"device: {name} was asked for, but torch sees none here; use --device auto"
-    )
+    assert refusal(resolve_device, name) == f"device: needed {name}, but torch does not find it here; use --device auto"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cudas", ""])
-def test_a_name_that_is_no_device_is_refused(machine, name):
+def test_an_unknown_device_name_is_refused(machine, name):
     machine()
     assert refusal(resolve_device, name) == f"device: needed auto, cpu, cuda, cuda:N or mps, got {name!r}"
 
 
-def test_precision_by_name_and_auto_by_machine(machine):
+def test_auto_precision_depends_on_the_machine(machine):
     cuda = torch.device("cuda", 0)
     for bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
         machine(cuda=True, bf16=bf16)
@@ -75,8 +73,8 @@ def test_a_session_seeds_and_yields_its_device():
     assert torch.equal(*draws)
 
 
-def test_a_bf16_session_casts_anew_after_an_optimizer_step():
-    # within autocast a cached bf16 copy of the weight would go on being used after the step
+def test_a_bf16_session_casts_weights_again_after_an_optimizer_step():
+    # a cached bf16 copy of the weight would still be used after the step
     layer, x = nn.Linear(4, 4, bias=False), torch.randn(2, 4)
     with session(device="cpu", precision="bf16"):
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
@@ -106,7 +104,7 @@ def test_bad_input_ends_in_one_line_and_code_2(capsys):
     assert ends(lambda: fail(InputError("x: needed y")), capsys) == (2, "error: x: needed y\n")
 
 
-def test_one_of_several_processes_says_which_it_is(capsys, monkeypatch):
+def test_an_error_of_one_of_several_processes_names_the_rank(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ends(lambda: fail(InputError("x")), capsys) == (2, "[rank 1] error: x\n")

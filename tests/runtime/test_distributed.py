@@ -1,4 +1,4 @@
-"""Sums, flags and values over two gloo processes; and that one process needs no group for the same calls."""
+"""Sums, flags and values over two gloo processes; the same calls in one process without a group."""
 
 import json
 import os
@@ -22,30 +22,30 @@ with d.process_group(torch.device("cpu")):
     rank = d.rank()
     x = torch.tensor([1.0 + rank, 10.0], requires_grad=True)
     total = d.all_sum(x)
-    seen = {"rank": rank, "world": d.world_size(), "main": d.is_main(), "sum": total.tolist(), "x": x.tolist()}
-    seen["sum_grad"] = total.requires_grad
-    seen["any"] = [d.any_rank(flag) for flag in (False, rank == 1, True)]
+    result = {"rank": rank, "world": d.world_size(), "main": d.is_main(), "sum": total.tolist(), "x": x.tolist()}
+    result["sum_grad"] = total.requires_grad
+    result["any"] = [d.any_rank(flag) for flag in (False, rank == 1, True)]
     value = {"text": "\\u00e9" * (1 + 9 * rank), "row": [rank, None, 1.5], "empty": []}
-    seen["gathered"] = d.gather(value)
-    seen["shares"] = [d.share(range(6)), d.share(range(5), even=False)]
-    seen["shares"] = [list(part) for part in seen["shares"]]
+    result["gathered"] = d.gather(value)
+    result["rows"] = [d.local_rows(range(6)), d.local_rows(range(5), even=False)]
+    result["rows"] = [list(part) for part in result["rows"]]
     try:
-        d.share([1, 2, 3])
+        d.local_rows([1, 2, 3])
     except InputError as error:
-        seen["refusal"] = str(error)
+        result["refusal"] = str(error)
     # rank r holds rows r and 2 + r of y = w x; the loss is their sum over the global count of 4
     layer = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(layer.weight, float(rank))  # unequal: wrapping takes those of rank 0
+    torch.nn.init.constant_(layer.weight, float(rank))  # unequal: DDP copies the weights of rank 0
     wrapped, rows = d.wrap(layer), [1.0 + rank, 3.0 + rank]
     for i, row in enumerate(rows):
         with d.gradient_sync(wrapped, i == 1):
             d.backward(wrapped(torch.tensor([[row]])).sum() / 4)
-        seen.setdefault("grads", []).append(layer.weight.grad.item())
-    seen["weight"] = layer.weight.item()
-    seen["wrapped"] = type(wrapped).__name__
+        result.setdefault("grads", []).append(layer.weight.grad.item())
+    result["weight"] = layer.weight.item()
+    result["wrapped"] = type(wrapped).__name__
     d.barrier()
-seen["left"] = not torch.distributed.is_initialized()
-print(json.dumps(seen))
+result["left"] = not torch.distributed.is_initialized()
+print(json.dumps(result))
 """
 
 
@@ -55,7 +55,7 @@ from minirlhf.runtime import distributed as d
 torch.set_num_threads(1)
 def train():
     with d.process_group(torch.device("cpu")):
-        models = [d.wrap(torch.nn.Linear(64, 64)) for _ in range(2)]  # which outlive the group
+        models = [d.wrap(torch.nn.Linear(64, 64)) for _ in range(2)]  # they outlive the group
         for _ in range(3):
             d.backward(sum(model(torch.randn(8, 64)).sum() for model in models))
             d.all_sum(torch.ones(10))
@@ -69,15 +69,15 @@ for port in sys.argv[1:]:
 
 def free_ports(n):
     sockets = [socket.socket() for _ in range(n)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [str(listener.getsockname()[1]) for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 
-def test_leaving_right_after_a_collective_never_waits_for_ever():
+def test_leaving_right_after_a_collective_does_not_hang():
     ports = free_ports(20)
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-c", LEAVING, *ports]
@@ -107,32 +107,32 @@ def two():
 
 
 def test_ranks_join_a_group_and_leave_it(two):
-    assert [(s["rank"], s["world"], s["main"], s["left"]) for s in two] == [(0, 2, True, True), (1, 2, False, True)]
+    assert [(r["rank"], r["world"], r["main"], r["left"]) for r in two] == [(0, 2, True, True), (1, 2, False, True)]
 
 
-def test_all_sum_is_the_sum_on_every_rank_and_writes_nothing(two):
-    for seen in two:
-        assert seen["sum"] == [3, 20] and seen["x"] == [1 + seen["rank"], 10] and not seen["sum_grad"]
+def test_all_sum_is_the_sum_on_every_rank_and_leaves_its_input_alone(two):
+    for result in two:
+        assert result["sum"] == [3, 20] and result["x"] == [1 + result["rank"], 10] and not result["sum_grad"]
 
 
-def test_any_rank_is_true_if_one_is(two):
-    assert all(seen["any"] == [False, True, True] for seen in two)
+def test_any_rank_is_true_if_one_rank_is(two):
+    assert all(result["any"] == [False, True, True] for result in two)
 
 
 def test_gather_keeps_the_order_of_ranks_and_ragged_values(two):
     expected = [{"text": "é" * n, "row": [rank, None, 1.5], "empty": []} for rank, n in ((0, 1), (1, 10))]
-    assert all(seen["gathered"] == expected for seen in two)
+    assert all(result["gathered"] == expected for result in two)
 
 
-def test_a_share_is_every_second_row_and_must_be_even(two):
-    assert [seen["shares"] for seen in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
-    assert {seen["refusal"] for seen in two} == {"batch_size must be a multiple of the 2 processes, got 3"}
+def test_local_rows_are_every_second_row_and_must_be_even(two):
+    assert [result["rows"] for result in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
+    assert {result["refusal"] for result in two} == {"batch_size must be a multiple of the 2 processes, got 3"}
 
 
 def test_backward_through_the_wrapper_gives_every_rank_the_gradient_of_the_joined_batch(two):
-    # d/dw sum(w x) / 4 = (1 + 2 + 3 + 4) / 4 = 2.5, exchanged at the last micro-batch; until then 2 * x / 4 of its own
-    assert [seen["grads"] for seen in two] == [[0.5, 2.5], [1.0, 2.5]]
-    assert [(seen["weight"], seen["wrapped"]) for seen in two] == [(0, "DistributedDataParallel")] * 2
+    # d/dw sum(w x) / 4 = (1 + 2 + 3 + 4) / 4 = 2.5, exchanged in the last micro-batch; before that, the local 2 * x / 4
+    assert [result["grads"] for result in two] == [[0.5, 2.5], [1.0, 2.5]]
+    assert [(result["weight"], result["wrapped"]) for result in two] == [(0, "DistributedDataParallel")] * 2
 
 
 def test_one_process_needs_no_group():
@@ -140,7 +140,7 @@ def test_one_process_needs_no_group():
     with distributed.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
     assert distributed.all_sum(x).equal(torch.ones(2)) and not distributed.all_sum(x).requires_grad
-    assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.local_rows([1, 2, 3]) == [1, 2, 3]
     assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
     assert distributed.wrap(layer) is layer and distributed.is_main() and distributed.barrier() is None
     with distributed.gradient_sync(layer, False):
@@ -149,14 +149,14 @@ def test_one_process_needs_no_group():
 
 
 @pytest.mark.parametrize(("count", "expected"), [(None, False), ("0", False), ("1", True)])
-def test_torchruns_count_says_whether_this_is_a_restart(monkeypatch, count, expected):
+def test_the_restart_count_of_torchrun_tells_a_restart(monkeypatch, count, expected):
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     if count is not None:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert distributed.restarted() is expected
 
 
-def test_an_uneven_share_names_the_count(monkeypatch):
+def test_an_uneven_number_of_rows_is_named_in_the_error(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(InputError, match="^batch_size must be a multiple of the 4 processes, got 6$"):
-        distributed.share(range(6))
+        distributed.local_rows(range(6))

@@ -1,4 +1,4 @@
-"""Keyed uniforms: splitmix64 against plain Python integers, and what makes the numbers usable as noise."""
+"""Keyed uniforms: splitmix64 against plain Python integers, and the statistics of the numbers."""
 
 import random
 import zlib
@@ -33,7 +33,7 @@ def uniform(seed: int, stream: str, *keys: int) -> float:
 
 @few
 @given(keys)
-def test_splitmix64_is_that_of_64_bit_integers(x):
+def test_splitmix64_equals_its_definition_in_64_bit_integers(x):
     assert splitmix64(torch.tensor(x)).item() & MASK == mix(x & MASK)
 
 
@@ -50,16 +50,16 @@ def test_uniforms_are_the_chained_hash_of_their_key_in_0_1(seed, stream, numbers
     assert u == uniform(seed, stream, *numbers) and 0 <= u < 1
 
 
-def test_a_number_depends_on_its_key_alone_and_keys_broadcast():
-    rows, places = torch.arange(50), torch.arange(7)
-    table = keyed_uniforms(3, "x", rows[:, None], places)
+def test_a_number_depends_only_on_its_key_and_keys_broadcast():
+    rows, positions = torch.arange(50), torch.arange(7)
+    table = keyed_uniforms(3, "x", rows[:, None], positions)
     assert table.shape == (50, 7) and table.dtype == torch.float64
     assert torch.equal(keyed_uniforms(3, "x", rows[[40, 2]], 5), table[[40, 2], 5])
     assert keyed_uniforms(3, "x", 40, 5) == table[40, 5]
 
 
-def test_uniforms_have_the_moments_of_uniforms_and_no_memory():
-    # n = 100,000: the mean's deviation is 0.29 / sqrt(n) = 0.0009, that of a correlation 1 / sqrt(n) = 0.003
+def test_uniforms_have_the_right_moments_and_no_correlation():
+    # n = 100,000. Standard deviation of the mean: 0.29 / sqrt(n) = 0.0009; of a correlation: 1 / sqrt(n) = 0.003.
     u = keyed_uniforms(0, "x", torch.arange(100_000))
     assert abs(u.mean() - 1 / 2) < 0.004 and abs(u.var() - 1 / 12) < 0.002
     counts = torch.histc(u, bins=100, min=0, max=1)
@@ -80,7 +80,7 @@ def test_the_order_of_keys_matters():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
-def test_permutation_shuffles_every_epoch_anew(n):
+def test_permutation_depends_on_epoch_seed_and_stream(n):
     orders = [
         permutation(n, 0, "x", 0),
         permutation(n, 0, "x", 1),
@@ -91,19 +91,19 @@ def test_permutation_shuffles_every_epoch_anew(n):
     assert permutation(n, 0, "x", 0) == orders[0]
     if n == 1000:
         assert len({tuple(order) for order in orders}) == 4
-        assert sum(i == place for place, i in enumerate(orders[0])) < 10
+        assert sum(i == position for position, i in enumerate(orders[0])) < 10
 
 
-def test_permutations_of_three_come_equally_often():
+def test_permutations_of_three_are_equally_frequent():
     counts = {}
     for epoch in range(600):
         order = tuple(permutation(3, 0, "x", epoch))
         counts[order] = counts.get(order, 0) + 1
-    assert len(counts) == 6 and all(60 < n < 140 for n in counts.values())  # 100, give or take 4 deviations of 9
+    assert len(counts) == 6 and all(60 < n < 140 for n in counts.values())  # 100 within 4 standard deviations of 9
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**40])
-def test_seed_everything_seeds_all_three(seed):
+def test_seed_everything_seeds_python_numpy_and_torch(seed):
     def draw():
         seed_everything(seed)
         return random.random(), numpy.random.rand(), torch.rand(1).item()

@@ -1,4 +1,4 @@
-"""`arithmetic`: every answer is right, every near miss wrong, and the held-out problems stay unseen."""
+"""`arithmetic`: answers are right, near misses are wrong, and no held-out problem is in the training rows."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_sft_rows_hold_the_right_number():
 
 
 @pytest.mark.parametrize("flipped", [0.0, 0.05, 1.0])
-def test_pairs_hold_the_right_number_and_a_near_miss_a_share_of_them_flipped(flipped):
+def test_pairs_hold_the_right_number_and_a_near_miss_and_some_are_flipped(flipped):
     rows = arithmetic.preference_rows(2_000, 0, flipped=flipped)
     wrong = 0
     for row in rows:
@@ -69,7 +69,7 @@ def test_rows_are_a_function_of_the_seed(make):
         (7, "7" * 5_000, 0),
     ],
 )
-def test_only_the_right_number_alone_scores(answer, text, score):
+def test_only_the_right_number_without_other_text_scores(answer, text, score):
     rows = [{"answer": answer}]
     assert arithmetic.reward(["p"], [text], rows) == [score]
     assert arithmetic.gold(["p"], [text], rows) == {"gold_reward": [score]}

@@ -1,4 +1,4 @@
-"""The grammar of `reviews`: what parses, what it is worth, and who may see which prompt."""
+"""The grammar of `reviews`: which texts parse, their gold reward, and the split of the prompts."""
 
 import random
 
@@ -64,7 +64,7 @@ def test_sentiment_is_the_mean_of_the_opinions(review, value):
         FIRST + "it is nice. the.",
         FIRST + "the kettle is nice.",  # a product is no part
         FIRST + "the kettle is blue.",
-        FIRST + "it is blue.",  # a colour is said of a part only
+        FIRST + "it is blue.",  # only a part may have a colour
         FIRST + "the lid is.",
         FIRST + "i adore it.",
         FIRST + "we love it.",
@@ -76,7 +76,7 @@ def test_sentiment_is_the_mean_of_the_opinions(review, value):
         "the kettle is . it is nice.",
     ],
 )
-def test_what_the_grammar_does_not_derive_is_worth_minus_1(review):
+def test_a_text_that_does_not_parse_has_gold_reward_minus_1(review):
     assert sentiment(PROMPT, review) is None
     assert gold_reward(PROMPT, review) == -1
 
@@ -96,7 +96,7 @@ def test_held_out_prompts_are_1024_and_disjoint_from_training_prompts():
     assert {prompt.split()[2] for prompt in held_out} == set(reviews.PRODUCTS)
 
 
-def test_rows_for_training_never_show_a_held_out_prompt():
+def test_training_rows_have_no_held_out_prompt():
     held_out = {row["prompt"] for row in reviews.held_out_prompts()}
     for rows in (reviews.sft_rows(3_000, 0), reviews.preference_rows(1_500, 0)):
         assert not held_out & {row["prompt"] for row in rows}
@@ -110,7 +110,7 @@ def test_rows_are_a_function_of_the_seed(make):
     random.seed(0)
     first = make(5, 3)
     random.seed(1)
-    assert make(5, 3) == first  # the global generator has no part in it
+    assert make(5, 3) == first  # the global generator is not used
 
 
 def test_true_pairs_are_ordered_by_the_gold_reward():
@@ -128,7 +128,7 @@ def test_a_share_of_the_labels_is_flipped(flipped):
     assert wrong == pytest.approx(flipped, abs=4 * (flipped * (1 - flipped) / 2_000) ** 0.5)
 
 
-def test_pairs_show_texts_that_do_not_parse():
+def test_pairs_have_texts_that_do_not_parse():
     rows = reviews.preference_rows(1_000, 0, flipped=0.0)
     broken = [sentiment(row["prompt"], row["rejected"]) is None for row in rows]
     assert 0.2 < sum(broken) / 1_000 < 0.8

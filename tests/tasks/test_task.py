@@ -1,4 +1,4 @@
-"""Tasks of a user's rows: which rows train, which are held out, and what a stage without rows says."""
+"""Tasks from a user's rows: training rows, held-out rows, and the error of a stage without rows."""
 
 import re
 
@@ -21,7 +21,7 @@ def prompts_of(rows):
     return [row["prompt"] for row in rows]
 
 
-def test_preference_rows_serve_every_stage():
+def test_preference_rows_are_used_by_every_stage():
     task = task_from_rows(dataset("preference"))
     assert task.name == "rows.jsonl" and task.gold is None
     assert prompts_of(task.sft) == prompts_of(task.pairs) == prompts_of(task.prompts)
@@ -29,13 +29,13 @@ def test_preference_rows_serve_every_stage():
     assert [row["response"] for row in task.held_out_sft] == [row["chosen"] for row in task.held_out_pairs]
 
 
-def test_sft_rows_serve_sft_and_sampling():
+def test_sft_rows_are_used_by_sft_and_sampling():
     task = task_from_rows(dataset("sft"))
     assert prompts_of(task.sft) == prompts_of(task.prompts) and task.sft[0]["response"].startswith("response")
     assert task.pairs == task.held_out_pairs == []
 
 
-def test_prompts_alone_serve_sampling():
+def test_rows_of_prompts_are_used_by_sampling_only():
     task = task_from_rows(dataset("prompt"))
     assert task.sft == task.pairs == task.held_out_sft == task.held_out_pairs == []
     assert len(task.prompts) + len(task.held_out_prompts) == 400
@@ -49,20 +49,20 @@ def test_a_twentieth_of_the_prompts_is_held_out():
     assert prompts_of(task.held_out_pairs) == prompts_of(task.held_out_sft) == held
 
 
-def test_every_row_of_a_prompt_is_on_the_same_side_and_its_prompt_is_sampled_once():
+def test_all_rows_of_a_prompt_are_on_the_same_side_and_the_prompt_is_sampled_once():
     task = task_from_rows(dataset("preference", PROMPTS * 3))
     kept, held = prompts_of(task.pairs), prompts_of(task.held_out_pairs)
     assert not set(kept) & set(held) and len(kept) + len(held) == 1200
     assert (len(task.prompts), len(task.held_out_prompts)) == (len(kept) // 3, len(held) // 3)
 
 
-def test_which_rows_are_held_out_does_not_depend_on_the_others():
+def test_a_row_is_held_out_whatever_other_rows_the_file_has():
     held = set(prompts_of(task_from_rows(dataset("sft")).held_out_prompts))
     some = set(prompts_of(task_from_rows(dataset("sft", PROMPTS[::-2])).held_out_prompts))
     assert some == held & set(PROMPTS[::-2])
 
 
-def test_a_file_of_few_rows_has_something_to_train_on_and_to_look_at():
+def test_a_file_of_few_rows_has_training_rows_and_held_out_rows():
     held = task_from_rows(dataset("sft")).held_out_prompts[0]["prompt"]
     for prompts in (["question 0"], [held]):
         task = task_from_rows(dataset("sft", prompts))
@@ -71,7 +71,7 @@ def test_a_file_of_few_rows_has_something_to_train_on_and_to_look_at():
     assert (prompts_of(task.sft), prompts_of(task.held_out_sft)) == (["question 0"], ["question 1"])
 
 
-def test_a_prompt_of_most_rows_is_not_held_out_whole():
+def test_a_prompt_of_most_rows_is_not_held_out_completely():
     task = task_from_rows(dataset("sft", [""] * 90 + PROMPTS[:10]))  # the empty text's checksum is 0
     assert (len(task.sft), len(task.held_out_sft)) == (95, 5)
 
@@ -86,17 +86,17 @@ def test_keys_of_the_rows_are_kept():
 )
 def test_a_stage_without_rows_is_refused(part, needs):
     task = task_from_rows(dataset("prompt"))
-    text = f"rows.jsonl: {needs}, and there are none; give --data with some"
+    text = f"rows.jsonl: {needs}, but the task has none; give --data FILE with such rows"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         task.need(part)
 
 
-def test_rows_that_are_there_are_given():
+def test_need_returns_the_rows():
     task = task_from_rows(dataset("sft"))
     assert task.need("sft") is task.sft
 
 
-def test_texts_are_all_training_text_and_nothing_held_out():
+def test_texts_are_all_training_texts_and_no_held_out_text():
     task = task_from_rows(dataset("preference"))
     assert set(task.texts()) == {text for row in (*task.sft, *task.pairs) for key, text in row.items() if key != "line"}
     assert not set(task.texts()) & set(prompts_of(task.held_out_prompts))

@@ -1,4 +1,4 @@
-"""The trainers of tests/algorithms/tiny.py, for a run around a real one."""
+"""Makes tests/algorithms/tiny.py importable, for runs with real trainers."""
 
 import sys
 from pathlib import Path

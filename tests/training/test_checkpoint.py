@@ -1,4 +1,4 @@
-"""A checkpoint is complete or absent, and nested state comes back as it was."""
+"""A checkpoint is complete or absent, and nested state is read back unchanged."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
-def test_nested_state_comes_back_as_it_was(tmp_path, dtype):
+def test_nested_state_is_read_back_unchanged(tmp_path, dtype):
     tensor = torch.arange(6).reshape(2, 3).t().to(dtype)  # not contiguous
     with written_whole(tmp_path / "x") as aside:
         save_state(aside, STATE | {"a": {"b": {"c": tensor, "d": 1}}})
@@ -81,7 +81,7 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path, error):
     assert names(tmp_path) == []
 
 
-def test_an_exception_while_replacing_leaves_the_old_one(saved):
+def test_an_exception_while_replacing_leaves_the_old_folder(saved):
     before = names(saved)
     with pytest.raises(RuntimeError), written_whole(saved) as aside:
         (aside / "half").write_text("half")
@@ -89,43 +89,43 @@ def test_an_exception_while_replacing_leaves_the_old_one(saved):
     assert names(saved) == before and is_complete(saved) and len(names(saved.parent)) == 1 + len(before)
 
 
-def test_a_newer_folder_replaces_the_older_whole(saved):
+def test_a_new_folder_replaces_the_old_folder_completely(saved):
     with written_whole(saved) as aside:
         (aside / "new").write_text("new")
     assert names(saved.parent) == ["step-3", "step-3/manifest.json", "step-3/new"]
 
 
-def test_everything_is_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+def test_all_files_are_flushed_before_the_folder_has_its_name(tmp_path, monkeypatch):
     flushed, target = [], tmp_path / "x"
     monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append((path.name, target.exists())))
     with written_whole(target) as aside:
         (aside / "deep").mkdir()
         (aside / "deep" / "file").write_text("1")
-    early = {name for name, there in flushed if not there}
+    early = {name for name, renamed in flushed if not renamed}
     assert {"deep", "file", "manifest.json"} < early and (tmp_path.name, True) in flushed
 
 
 @pytest.mark.parametrize("file", ["policy/weights", "state.json", "state.safetensors"])
 @pytest.mark.parametrize("fault", ["cut short", "longer", "gone"])
-def test_a_file_cut_short_or_gone_makes_it_incomplete(saved, file, fault):
+def test_a_checkpoint_with_a_file_cut_short_or_gone_is_incomplete(saved, file, fault):
     path = saved / file
     path.unlink() if fault == "gone" else os.truncate(path, path.stat().st_size + (1 if fault == "longer" else -1))
     assert not is_complete(saved)
     assert refusal(saved) == (
-        f"{saved}: needed a complete checkpoint, found one with files missing or cut short; delete it and resume from "
-        "the one before"
+        f"{saved}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and resume "
+        "from the checkpoint before"
     )
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{", "null", "[]"])
-def test_without_a_manifest_that_can_be_read_it_is_incomplete(saved, manifest):
+def test_a_checkpoint_without_a_readable_manifest_is_incomplete(saved, manifest):
     path = saved / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
     assert not is_complete(saved)
     assert "needed a complete checkpoint" in refusal(saved)
 
 
-def test_a_folder_that_is_not_there_is_incomplete(tmp_path):
+def test_an_absent_folder_is_incomplete(tmp_path):
     assert not is_complete(tmp_path / "x")
 
 
@@ -133,7 +133,9 @@ def test_a_folder_that_is_not_there_is_incomplete(tmp_path):
 def test_a_file_of_the_right_size_and_wrong_content_is_refused(saved, file):
     (saved / file).write_bytes(b"\xff" * (saved / file).stat().st_size)
     text = refusal(saved)
-    assert text.startswith(f"{saved}: needed a readable checkpoint (") and text.endswith("resume from the one before")
+    assert text.startswith(f"{saved}: needed a readable checkpoint (") and text.endswith(
+        "resume from the checkpoint before"
+    )
 
 
 def test_a_text_file_is_replaced_in_one_step(tmp_path, monkeypatch):
@@ -145,7 +147,7 @@ def test_a_text_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == "old é\n"
 
 
-def test_leftovers_of_a_crash_are_nothing_to_lose_and_are_removed(tmp_path):
+def test_leftovers_of_a_crash_do_not_count_as_files_and_are_removed(tmp_path):
     assert not holds_anything(tmp_path / "absent")
     (tmp_path / ".step-3.7.tmp").mkdir()
     (tmp_path / ".step-3.7.tmp" / "x").write_text("")

@@ -1,4 +1,4 @@
-"""Every setting there is: documented, and its default reads back from flags and from a run's own config.toml."""
+"""Every setting of every config: it is documented, and its default reads back from flags and from config.toml."""
 
 import dataclasses
 

@@ -1,7 +1,9 @@
-"""The journal of a run, and what its names mean."""
+"""The journal of a run, the names of the metrics, and the table for the terminal."""
 
 import json
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -37,7 +39,7 @@ def test_help_shows_every_metric_with_its_unit_and_meaning():
     assert "docs/metrics.md" in text
 
 
-def test_a_step_is_a_line_of_metrics_a_line_of_timing_and_its_samples(tmp_path):
+def test_a_step_writes_a_line_of_metrics_a_line_of_timing_and_its_samples(tmp_path):
     write(tmp_path, 0, range(3), [{"prompt": "é", "score": 1.0}])
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[2] == '{"step": 2, "loss": 1.0}'
     assert [steps(tmp_path, f"{name}.jsonl") for name in ("timings", "samples")] == [[0, 1, 2]] * 2
@@ -48,7 +50,7 @@ def test_a_step_is_a_line_of_metrics_a_line_of_timing_and_its_samples(tmp_path):
     }
 
 
-def test_metrics_hold_nothing_of_the_clock(tmp_path):
+def test_metrics_do_not_depend_on_the_clock(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         write(tmp_path / name, 0, range(3))
@@ -62,12 +64,12 @@ def test_metrics_hold_nothing_of_the_clock(tmp_path):
     )
 
 
-def test_lines_are_there_before_the_journal_closes(tmp_path):
+def test_lines_are_in_the_files_before_the_journal_closes(tmp_path):
     Journal(tmp_path, 0).step(0, {"loss": 1.0}, [])
     assert steps(tmp_path) == [0]
 
 
-def test_a_resumed_journal_drops_the_steps_to_come_and_a_half_line(tmp_path):
+def test_a_resumed_journal_drops_later_steps_and_a_half_line(tmp_path):
     write(tmp_path, 0, range(5), [{"text": "x"}])
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
@@ -83,7 +85,7 @@ def test_a_sample_with_a_line_separator_inside_survives_a_resume(tmp_path, text)
     assert steps(tmp_path, "samples.jsonl") == [0, 1, 2]
 
 
-def test_the_log_has_times_and_grows_over_a_resume(tmp_path, capsys):
+def test_the_log_has_times_and_is_appended_to_by_a_resume(tmp_path, capsys):
     for show in (True, False):
         journal = Journal(tmp_path, 0)
         journal.log(f"shown {show}", show)
@@ -95,10 +97,22 @@ def test_the_log_has_times_and_grows_over_a_resume(tmp_path, capsys):
     assert capsys.readouterr().err == "shown True\n"
 
 
+def test_the_names_of_metrics_and_the_settings_load_without_torch():
+    program = """
+import sys
+from minirlhf.training import METRICS
+from minirlhf.training.settings import parse_settings
+assert "loss" in METRICS and "torch" not in sys.modules
+from minirlhf.training import Run
+assert "torch" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_table_has_names_on_the_left_and_numbers_on_the_right():
-    text = table(["what", "before", "after"], [["gold reward", -0.01234, None], ["n", 1024, 0.5]])
+    text = table(["name", "before", "after"], [["gold reward", -0.01234, None], ["n", 1024, 0.5]])
     assert text.split("\n") == [
-        "what         before  after",
+        "name         before  after",
         "-----------  ------  -----",
         "gold reward  -0.012      -",
         "n              1024  0.500",

@@ -1,4 +1,4 @@
-"""AdamW's frame: schedule, clipping, refusal of what is not finite, state by name."""
+"""The parts around AdamW: schedule, clipping, refusal of numbers that are not finite, state by name."""
 
 import math
 
@@ -32,7 +32,7 @@ def weights(net):
     return [p.detach().clone() for p in net.parameters()]
 
 
-def test_schedule_rises_in_a_line_and_falls_in_half_a_cosine():
+def test_schedule_rises_linearly_and_falls_in_half_a_cosine():
     # 10 updates, warm-up of 2: 1/2, 1, then 0.2 + 0.8 (1 + cos(pi k / 8)) / 2 for k = 1..8; k = 4 is half-way: 0.6
     factors = [cosine_schedule(k, updates=10, warmup=0.2, final=0.2) for k in range(10)]
     assert factors == pytest.approx([0.5, 1] + [0.2 + 0.4 * (1 + math.cos(math.pi * k / 8)) for k in range(1, 9)])
@@ -47,7 +47,7 @@ def test_schedule_at_its_edges(update, updates, warmup, final, factor):
     assert cosine_schedule(update, updates=updates, warmup=warmup, final=final) == pytest.approx(factor)
 
 
-def test_lr_of_each_update_is_the_schedules_and_is_reported():
+def test_lr_of_each_update_follows_the_schedule_and_is_reported():
     net = model()
     opt = optimizer(net, updates=4, lr=0.1, warmup=0.5, lr_final=0.0)
     assert [opt.step(backward(net))["lr"] for _ in range(4)] == pytest.approx([0.05, 0.1, 0.05, 0.0])
@@ -63,7 +63,7 @@ def test_the_first_update_moves_each_weight_by_lr_against_its_gradient():
     assert_close([b - p for b, p in zip(before, weights(net), strict=True)], [0.1 * s for s in signs])
 
 
-def test_decay_takes_lr_times_decay_of_matrices_only():
+def test_decay_takes_lr_times_weight_decay_from_matrices_only():
     net = model()
     opt, before = optimizer(net, weight_decay=0.5), weights(net)
     for p in net.parameters():
@@ -72,20 +72,22 @@ def test_decay_takes_lr_times_decay_of_matrices_only():
     assert_close(weights(net), [b * (1 - 0.1 * 0.5) if b.dim() > 1 else b for b in before])
 
 
-def test_longer_gradients_are_clipped_and_the_norm_before_is_reported(monkeypatch):
+def test_long_gradients_are_clipped_and_the_norm_before_clipping_is_reported(monkeypatch):
     for longest, clipped in ((1.0, True), (1e6, False)):
         net = model()
-        opt, sums, seen = optimizer(net, max_grad_norm=longest), backward(net, scale=20.0), []
+        opt, sums, gradients = optimizer(net, max_grad_norm=longest), backward(net, scale=20.0), []
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters()))
-        monkeypatch.setattr(
-            opt.adamw, "step", lambda net=net, seen=seen: seen.extend(p.grad.clone() for p in net.parameters())
-        )
+
+        def keep_gradients(net=net, gradients=gradients):
+            gradients.extend(p.grad.clone() for p in net.parameters())
+
+        monkeypatch.setattr(opt.adamw, "step", keep_gradients)
         assert opt.step(sums)["grad_norm"] == pytest.approx(norm, rel=1e-5) and norm > 10
-        after = math.sqrt(sum(g.square().sum().item() for g in seen))
+        after = math.sqrt(sum(g.square().sum().item() for g in gradients))
         assert after == pytest.approx(1.0 if clipped else norm, rel=1e-4)
 
 
-def test_metrics_come_back_as_numbers_and_gradients_are_gone():
+def test_step_returns_metrics_as_numbers_and_clears_gradients():
     net = model()
     metrics = optimizer(net).step({**backward(net), "entropy": torch.tensor(0.25, dtype=torch.float64)})
     assert metrics["entropy"] == 0.25 and all(type(value) is float for value in metrics.values())
@@ -94,7 +96,7 @@ def test_metrics_come_back_as_numbers_and_gradients_are_gone():
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_changes_nothing_and_is_reported(bad, value):
+def test_a_number_that_is_not_finite_changes_nothing_and_is_reported(bad, value):
     net = model()
     opt = optimizer(net)
     opt.step(backward(net))
@@ -141,10 +143,10 @@ def test_loaded_state_is_a_copy():
     assert torch.equal(state["moments"]["net.0.weight"]["exp_avg"], kept)
 
 
-def test_dropped_gradients_leave_weights_and_moments_alone():
+def test_dropped_gradients_change_neither_weights_nor_moments():
     net = model()
     opt, before, sums = optimizer(net), weights(net), backward(net)
-    opt.drop_gradients(kept=net[2].parameters())
+    opt.drop_gradients_except(net[2].parameters())
     metrics = opt.step(sums)
     after = weights(net)
     assert all(torch.equal(b, a) for b, a in zip(before[:2], after[:2], strict=True))
@@ -152,7 +154,7 @@ def test_dropped_gradients_leave_weights_and_moments_alone():
     assert opt.state_dict()["moments"].keys() == {"net.2.weight", "net.2.bias"} and metrics["grad_norm"] > 0
 
 
-def test_frozen_weights_are_not_the_optimizers():
+def test_the_optimizer_has_no_frozen_weights():
     net = model()
     net[0].requires_grad_(False)
     assert optimizer(net).parameters.keys() == {"net.2.weight", "net.2.bias"}

@@ -1,4 +1,4 @@
-"""Run: the loop stays in the script, and the folder is right whatever happens to it."""
+"""Run: the loop stays in the script, and the folder stays complete after stops, crashes and resumes."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from minirlhf.training.settings import settings_to_toml
 
 
 class Counter:
-    """A trainer that counts what it is given, in a model's weight and in its own state."""
+    """A trainer that sums its batches in its state and counts their rows in a model's weight."""
 
     headline, best = ("loss",), ("eval/goodness", "max")
 
@@ -82,7 +82,7 @@ def refusal(call, *args, **kwargs):
 # The loop
 
 
-def test_the_loop_gets_every_batch_and_leaves_a_whole_folder(tmp_path):
+def test_the_loop_gets_every_batch_and_the_folder_is_complete(tmp_path):
     run, trainer = start(tmp_path / "run")
     seen = []
     for batch in run:
@@ -109,7 +109,7 @@ def test_a_steps_noise_is_a_function_of_seed_and_step(tmp_path):
     noise = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         noise[name] = []
-        torch.manual_seed(len(noise))  # whatever ran before
+        torch.manual_seed(len(noise))  # another state of the generator
         go(tmp_path / name, after=lambda k, name=name: noise[name].append(torch.rand(()).item()), seed=seed)
     assert noise["a"] == noise["b"] and len({*noise["a"], *noise["c"]}) == 12
 
@@ -150,7 +150,7 @@ def test_the_last_step_is_evaluated_whatever_eval_every_says(tmp_path):
         assert [m["step"] for m in lines(tmp_path / str(every)) if "eval/goodness" in m] == expected
 
 
-def test_none_means_ten_times_a_run(tmp_path):
+def test_none_means_ten_times_in_a_run(tmp_path):
     saved = []
     run, trainer = start(tmp_path, batches=[[1]] * 35, save_every=None, eval_every=None, evaluate=lambda: {"x": 0.0})
     run.save = lambda: saved.append(run.step)
@@ -166,7 +166,7 @@ def test_none_means_ten_times_a_run(tmp_path):
         ("max", [1, 9, 2, 3, 4, 5], 2, ["step-2", "step-5", "step-6"]),  # the best and the last two
         ("max", [1, 9, 2, 3, 4, 5], 1, ["step-2", "step-6"]),
         ("max", [1, 2, 3, 4, 5, 9], 2, ["step-5", "step-6"]),
-        ("max", [3, 3, 3, 3, 3, 3], 1, ["step-1", "step-6"]),  # equals are no better
+        ("max", [3, 3, 3, 3, 3, 3], 1, ["step-1", "step-6"]),  # an equal evaluation is not better
         ("min", [5, 1, 2, 3, 4, 5], 1, ["step-2", "step-6"]),
     ],
 )
@@ -183,7 +183,7 @@ def test_the_best_evaluation_is_saved_although_no_checkpoint_is_due(tmp_path):
     assert checkpoints(tmp_path) == ["step-2", "step-4", "step-6"]
 
 
-def test_the_best_of_before_a_resume_stays_the_best(tmp_path):
+def test_the_best_evaluation_before_a_resume_stays_the_best(tmp_path):
     values = {2: 9.0, 4: 1.0, 6: 2.0}
     run, trainer = start(tmp_path, eval_every=2, save_every=1, keep=1, evaluate=lambda: {"goodness": values[run.step]})
     with pytest.raises(RuntimeError, match="power cut"):
@@ -228,7 +228,7 @@ class TextFiles:
         (folder / "final.txt").write_text("final")
 
 
-def test_the_files_of_a_model_are_those_of_the_object_that_is_given(tmp_path):
+def test_files_saves_and_loads_the_models(tmp_path):
     def start_with_text(**options):
         trainer = Counter()
         config = RunConfig(output=str(tmp_path), save_every=3, base="below", **options)
@@ -264,7 +264,7 @@ def interrupted(folder, at=4, **options):
         go(folder, after=stop, save_every=3, **options)
 
 
-def test_a_resumed_run_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_resumed_run_continues_from_its_last_checkpoint(tmp_path):
     whole, whole_trainer = go(tmp_path / "whole", save_every=3)
     interrupted(tmp_path / "cut")
     assert [m["step"] for m in lines(tmp_path / "cut")] == [0, 1, 2, 3]
@@ -287,7 +287,7 @@ def test_a_run_cut_before_its_first_checkpoint_begins_again(tmp_path):
     assert [m["step"] for m in lines(tmp_path)] == list(range(6)) and trainer.total == 48
 
 
-def test_a_half_written_newest_checkpoint_is_passed_over(tmp_path):
+def test_a_half_written_checkpoint_is_skipped(tmp_path):
     interrupted(tmp_path, at=4)
     newest = tmp_path / "checkpoints" / "step-3"
     older = tmp_path / "checkpoints" / "step-2"
@@ -300,17 +300,17 @@ def test_a_half_written_newest_checkpoint_is_passed_over(tmp_path):
     assert run.step == 2
 
 
-def test_an_old_checkpoint_that_a_kill_left_half_deleted_does_not_stay(tmp_path):
+def test_a_half_deleted_checkpoint_is_removed(tmp_path):
     interrupted(tmp_path, at=4)
-    half = tmp_path / "checkpoints" / ".step-1.77.old.tmp" / "policy"  # deleting begins with this name
+    half = tmp_path / "checkpoints" / ".step-1.77.old.tmp" / "policy"  # discard() renames a checkpoint like this first
     half.mkdir(parents=True)
     go(tmp_path, resume=True, save_every=3)
     assert checkpoints(tmp_path) == ["step-3", "step-6"] and not half.parent.exists()
 
 
-def test_a_folder_that_looks_like_a_checkpoint_is_neither_read_nor_deleted(tmp_path):
+def test_a_folder_named_like_a_checkpoint_is_neither_read_nor_deleted(tmp_path):
     interrupted(tmp_path, at=4)
-    for name in ("step-9", "step-5-copy"):  # incomplete, and not ours
+    for name in ("step-9", "step-5-copy"):  # incomplete; another name
         (tmp_path / "checkpoints" / name).mkdir()
     go(tmp_path, resume=True, save_every=3)
     assert {"step-9", "step-5-copy"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -325,7 +325,7 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     assert everything(tmp_path) == before
 
 
-def test_a_finished_run_resumes_to_nothing(tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
     go(tmp_path)
     before = everything(tmp_path)
     _, trainer = go(tmp_path, resume=True)
@@ -334,14 +334,14 @@ def test_a_finished_run_resumes_to_nothing(tmp_path):
     assert {path.name for path in after if after[path] != before[path]} <= {"log.txt"}
 
 
-def test_a_restart_by_torchrun_resumes_by_itself(tmp_path, monkeypatch):
+def test_a_restart_by_torchrun_resumes_without_the_flag(tmp_path, monkeypatch):
     interrupted(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     run, trainer = go(tmp_path, save_every=3)
     assert trainer.total == 48 and [m["step"] for m in lines(tmp_path)] == list(range(6))
 
 
-# What is refused, and nothing overwritten
+# Refusals: nothing is overwritten
 
 
 def test_a_folder_with_a_run_asks_for_resume(tmp_path):
@@ -360,37 +360,39 @@ def test_a_folder_with_other_files_is_refused(tmp_path, resume):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_other_settings_than_the_runs_own_are_refused_with_the_first_difference(tmp_path):
+def test_settings_that_differ_from_the_run_are_refused_with_the_first_difference(tmp_path):
     interrupted(tmp_path, settings={"sft": SFTConfig(lr=0.25)})
     before = everything(tmp_path)
     text = refusal(start, tmp_path, resume=True, save_every=3, settings={"sft": SFTConfig(lr=0.5)})
     assert text == (
-        f"{tmp_path}: holds another run: it began with 'lr = 0.25', now asked for is 'lr = 0.5'; resume with its own "
-        "settings or choose another --output"
+        f"{tmp_path}: holds another run: it began with 'lr = 0.25', but the settings now say 'lr = 0.5'; resume with "
+        "its own settings or choose another --output"
     )
     assert everything(tmp_path) == before
 
 
-def test_a_setting_that_one_side_lacks_is_a_difference_too(tmp_path):
+def test_a_missing_setting_is_a_difference(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("[a]\nx = 1\n")
-    assert "began with 'x = 1', now asked for is 'y = 2'" in refusal(check_same_settings, path, "[a]\nx = 1\ny = 2\n")
+    assert "began with 'x = 1', but the settings now say 'y = 2'" in refusal(
+        check_same_settings, path, "[a]\nx = 1\ny = 2\n"
+    )
 
 
-def test_where_it_runs_and_where_it_stops_may_change(tmp_path):
+def test_device_threads_and_output_may_change_on_resume(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('resume = false\noutput = "a"\nstop_after = "sft"\ndevice = "cpu"\nthreads = 1\nseed = 3\n')
     check_same_settings(path, 'resume = true\ndevice = "auto"\nseed = 3\n')
     assert "seed" in refusal(check_same_settings, path, 'resume = true\ndevice = "auto"\nseed = 4\n')
 
 
-def test_only_these_very_settings_may_change(tmp_path):
+def test_a_setting_whose_name_begins_like_output_may_not_change(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("output_bias = false\n")
     assert "output_bias" in refusal(check_same_settings, path, "output_bias = true\n")
 
 
-def test_the_settings_are_written_as_used(tmp_path):
+def test_config_toml_holds_the_settings(tmp_path):
     settings = {"sft": SFTConfig(lr=0.25)}
     go(tmp_path, settings=settings)
     assert (tmp_path / "config.toml").read_text() == settings_to_toml(settings)
@@ -457,7 +459,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_it_resumes(t
 
 
 @pytest.mark.parametrize(("seconds", "error"), [(0.5, SystemExit), (3, KeyboardInterrupt)])
-def test_a_second_signal_ends_it_at_once_unless_it_is_the_first_ones_echo(tmp_path, monkeypatch, seconds, error):
+def test_a_second_signal_ends_the_run_at_once_unless_it_is_an_echo_of_the_first(tmp_path, monkeypatch, seconds, error):
     run, trainer = start(tmp_path)
     clock = [100.0]
     monkeypatch.setattr("minirlhf.training.run.time.monotonic", lambda: clock[0])
@@ -481,7 +483,7 @@ def test_a_stop_after_the_last_step_still_resumes_to_a_finished_model(tmp_path):
     assert finished_model(tmp_path) and [m["step"] for m in lines(tmp_path)] == list(range(6))
 
 
-def test_the_loop_ends_in_a_thread_where_signals_cannot_be_caught(tmp_path):
+def test_the_loop_works_in_a_thread_although_signals_cannot_be_caught(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor() as pool:

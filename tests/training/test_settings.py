@@ -1,4 +1,4 @@
-"""Settings: what wins, what is refused and in which words, what --help shows, and that a run's TOML reads back."""
+"""Settings: precedence, accepted values, refusals and their texts, --help, and the round trip through TOML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Optimizer:
     # the schedule multiplies it
     betas: tuple[float, float] = (0.9, 0.999)  # [-] decay of the two moments
 
-    # A remark after a blank line belongs to nobody.
+    # A comment after a blank line belongs to no field.
     warmup: int = 10  # [updates] linear
 
 
@@ -90,20 +90,20 @@ def refusal(*argv: str) -> str:
     return str(caught.value)
 
 
-# What wins
+# Precedence
 
 
 def test_no_argument_gives_the_defaults():
     assert parse() == {"job": Common(), "ppo": PPO()}
 
 
-def test_defaults_yield_to_the_file_and_the_file_to_flags_wherever_config_stands(toml):
+def test_the_file_overrides_defaults_and_flags_override_the_file_in_any_order(toml):
     path = toml("seed = 5\nresume = true\n[ppo]\nlr = 1\nwarmup = 7\n")
     for argv in (["--config", path, "--ppo.warmup", "8"], ["--ppo.warmup=8", f"--config={path}"]):
         assert parse(*argv) == {"job": Common(seed=5, resume=True), "ppo": PPO(lr=1.0, warmup=8)}
 
 
-def test_argv_none_is_the_programs_own(monkeypatch):
+def test_argv_none_takes_the_words_of_the_program(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppo.py", "--seed", "4"])
     assert parse_settings({"job": Common}, description="")["job"].seed == 4
 
@@ -111,7 +111,7 @@ def test_argv_none_is_the_programs_own(monkeypatch):
 # Other defaults for one program
 
 
-def test_a_program_can_have_other_defaults_and_all_else_stays():
+def test_a_program_can_have_other_defaults_and_nothing_else_changes():
     changed = with_defaults(PPO, lr=1, betas=(0.5, 0.6), clip_high=None)
     assert changed() == changed(lr=1.0, betas=(0.5, 0.6), clip_high=None) and isinstance(changed(), PPO)
     assert vars(changed()) == vars(PPO(lr=1.0, betas=(0.5, 0.6), clip_high=None)) and type(changed().lr) is float
@@ -125,7 +125,7 @@ def test_a_program_can_have_other_defaults_and_all_else_stays():
         changed(warmup=-1)
 
 
-def test_other_defaults_yield_to_the_file_and_to_flags_and_stand_in_the_help(toml):
+def test_the_file_and_flags_override_other_defaults_and_help_shows_them(toml):
     sections = {"job": with_defaults(Common, seed=7), "ppo": with_defaults(PPO, warmup=3, lr=0.5)}
     path = toml("[ppo]\nwarmup = 4\n")
     built = parse_settings(sections, ["--config", path, "--ppo.clip_eps", "0.1"], description="")
@@ -155,7 +155,7 @@ def test_other_defaults_that_do_not_fit_are_refused(defaults, text):
     assert str(caught.value) == text
 
 
-# What is accepted
+# Accepted values
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_toml_values(toml, text, name, value):
     assert got == value and type(got) is type(value)
 
 
-# What is refused, and in which words
+# Refusals and their texts
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_toml_values(toml, text, name, value):
         ("--confg x", "command line: no setting '--confg'; the nearest is --config; see --help."),
         ("seed 3", "command line: needed --name value, got 'seed' alone; see --help."),
         ("--seed 1 2", "command line: needed --name value, got '2' alone; see --help."),
-        ("--seed", "--seed: needed an integer, got no value; give one, or see --help."),
-        ("--output --seed 3", "--output: needed text or none, got no value; give one, or see --help."),
+        ("--seed", "--seed: needed an integer, got no value; give a value, or see --help."),
+        ("--output --seed 3", "--output: needed text or none, got no value; give a value, or see --help."),
         ("--seed 1 --seed=2", "--seed: needed once, got a second time with '2'; keep one of the two."),
         ("--seed 1.0", '--seed: needed an integer, got "1.0"; see --help.'),
         ("--seed true", '--seed: needed an integer, got "true"; see --help.'),
@@ -281,13 +281,15 @@ def test_broken_files_are_named_with_the_line(toml, tmp_path):
     )
     assert "Is a directory" in refusal("--config", str(tmp_path))
     path = toml("seed = 1\nseed ==\n")
-    message = f"--config {path}: needed valid TOML in UTF-8, got: Invalid value (at line 2, column 7); mend the file."
+    message = (
+        f"--config {path}: needed valid TOML in UTF-8, got: Invalid value (at line 2, column 7); correct the file."
+    )
     assert refusal("--config", path) == message
     assert "needed valid TOML in UTF-8, got: 'utf-8' codec" in refusal("--config", toml(b"output = '\xff'"))
 
 
 def test_a_missing_required_setting_is_named():
-    with pytest.raises(InputError, match=r"^--data: needed text, got nothing; give it, or see --help\.$"):
+    with pytest.raises(InputError, match=r"^--data: needed text, got nothing; give a value, or see --help\.$"):
         parse_settings({"job": Required}, [], description="")
     assert parse_settings({"job": Required}, ["--data", "x"], description="")["job"] == Required("x")
 
@@ -302,6 +304,40 @@ def test_help_comes_from_the_comments_of_the_class_and_its_bases():
     assert notes["stop"] == ("", "strings that end a completion")
     assert set(PPO.__dataclass_fields__) - set(notes) == {"undocumented"}
     assert list(notes)[:4] == ["lr", "betas", "warmup", "clip_eps"]
+
+
+@dataclass(frozen=True)
+class Awkward:
+    """A docstring with a line like a field:
+
+    sign: str = "!"  # [-] not the comment
+    """
+
+    sign: str = "#"  # [letter] begins a comment [in Python]
+    both: str = "a # [b] c"  # [text] holds a comment's
+    #                               beginning
+    table: tuple[str, ...] = field(
+        default=("[", "#"),
+    )  # [-] closes brackets
+    # below a closing bracket
+
+    # not about the table
+    plain: str = "# [x]"
+    after: int = 1  # [-] follows a field without help
+
+    def method(
+        self,
+    ) -> None:  # [-] not about a field
+        self.sign: int  # [-] not a field
+
+
+def test_comments_of_fields_are_found_beside_signs_brackets_and_methods():
+    assert field_help(Awkward) == {
+        "sign": ("letter", "begins a comment [in Python]"),
+        "both": ("text", "holds a comment's beginning"),
+        "table": ("", "closes brackets below a closing bracket"),
+        "after": ("", "follows a field without help"),
+    }
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--bad", "1", "--help"]])
@@ -379,7 +415,7 @@ some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: tex
 @given(common=some_common, stage=some_ppo)
 def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
     path = tmp_path_factory.getbasetemp() / "round.toml"
-    settings = {"ppo": stage, "job": common}  # the top-level keys are written first, whatever the order here
+    settings = {"ppo": stage, "job": common}  # top-level keys are written first in any order
     path.write_text(settings_to_toml(settings), encoding="utf-8")
     assert parse("--config", str(path)) == settings
 
@@ -387,7 +423,7 @@ def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
 def test_written_settings_as_text():
     text = settings_to_toml({"job": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.nan)})
     assert text.startswith('output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = nan\nbetas = [0.9, 0.999]')
-    assert 'clip_high = "none"\n' in text  # None is not its default; adapter's None is, and is left out
+    assert 'clip_high = "none"\n' in text  # its default is not None; the default of adapter is None, so it is left out
     assert "adapter" not in text
 
 
