@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, relu
 from torch.testing import assert_close
 
 from minirlhf.algorithms import DPOConfig, DPOTrainer
-from minirlhf.algorithms.dpo import LOSSES
+from minirlhf.algorithms.dpo_recipes import LOSSES
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of, move_towards
@@ -289,19 +289,19 @@ def test_state_and_weights_continue_identically():
         ({"loss": "dpo"}, "loss must be one of sigmoid, robust, ipo, .*, alphapo, got 'dpo'"),
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
         ({"beta": -0.1}, "beta must be above 0, got -0.1"),
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing has no part in the loss ipo; leave it out"),
-        ({"gamma": 1.0}, "gamma has no part in the loss sigmoid"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "the loss ipo does not use label_smoothing; leave it out"),
+        ({"gamma": 1.0}, "the loss sigmoid does not use gamma"),
         ({"label_smoothing": 0.5}, "label_smoothing must be at least 0 and at most 0.499, got 0.5"),
         ({"length_alpha": 1.5}, "length_alpha must be at least 0 and at most 1, got 1.5"),
         ({"ref_update_mix": 2.0}, "ref_update_mix must be at least 0 and at most 1, got 2.0"),
         ({"ref_update_every": -1}, "ref_update_every must be at least 0, got -1"),
         ({"nll_coef": -1.0}, "nll_coef must be at least 0, got -1.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"alpha": 0}, "alpha must not be 0, got 0; take the loss simpo"),
-        ({"loss": "aot", "weighting": True}, "weighting needs a loss for each pair, got aot, which sorts them"),
+        ({"alphapo_alpha": 0}, "alphapo_alpha must not be 0, got 0; take the loss simpo"),
+        ({"loss": "aot", "weighting": True}, "weighting needs a loss for each pair, but aot sorts the pairs"),
         ({"loss": "simpo", "divergence": "js"}, "divergence and ref_update_every need a reference, simpo has none"),
         ({"reference_free": True, "ref_update_every": 2}, "divergence and ref_update_every need a reference"),
-        ({"loss": "orpo", "length_alpha": 0.5}, "length_alpha is for sums over tokens, got orpo, which takes means"),
+        ({"loss": "orpo", "length_alpha": 0.5}, "length_alpha needs a loss that sums over tokens, but orpo takes means"),
         ({"loss": "aot", "divergence": "js"}, "aot compares margins of log-probs, so divergence must be reverse_kl"),
     ],
 )
@@ -317,7 +317,7 @@ def test_models_that_do_not_fit_are_refused():
         ((policy, None), "the loss sigmoid needs a reference, got none; pass copy_of"),
         ((policy, policy), "the reference must be a frozen copy, got the policy itself; use copy_of"),
         ((policy, Policy(policy.transformer)), "the reference must be a frozen copy"),
-        ((headed, policy), "needed a policy without value head, which no loss here would train"),
+        ((headed, policy), "needed a policy without value head, because no loss here would train it"),
     ]:
         with pytest.raises(InputError, match=f"^DPOTrainer: {text}"):
             DPOTrainer(*models, tiny.tokenizer(), DPOConfig(), 3)

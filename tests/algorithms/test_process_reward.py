@@ -25,14 +25,14 @@ def test_each_label_sits_on_the_last_token_of_its_step():
     words = tiny.tokenizer()
     source = {"prompt": "ab", "steps": ["cd", "e", "fgh"], "labels": [True, False, True], "more": 1}
     (row,) = encode_steps(words, [source], 64)
-    assert row.source == {**source, "places": [1, 2, 5]}  # c d | e | f g h
+    assert row.source == {**source, "label_columns": [1, 2, 5]}  # c d | e | f g h
     assert words.decode(row.responses[0]) == "cdefgh" and words.eos_id not in row.responses[0]
     assert row.prompt == words.encode_prompts(["ab"])[0]
 
 
 def test_an_outcome_is_one_step():
     (row,) = encode_steps(tiny.tokenizer(), [{"prompt": "a", "steps": ["bcd"], "labels": [False]}], 64)
-    assert row.source["places"] == [2]
+    assert row.source["label_columns"] == [2]
 
 
 def test_gradient_is_that_of_the_mean_over_labelled_tokens(batch):
@@ -42,8 +42,8 @@ def test_gradient_is_that_of_the_mean_over_labelled_tokens(batch):
         row = draw.row
         ids = torch.tensor([row.prompt + row.responses[0]])
         scores = model(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-        for place, label in zip(row.source["places"], row.source["labels"], strict=True):
-            score = scores[len(row.prompt) + place]  # read at the step's last token itself
+        for column, label in zip(row.source["label_columns"], row.source["labels"], strict=True):
+            score = scores[len(row.prompt) + column]  # read at the step's last token itself
             losses.append(-logsigmoid(score if label else -score))
             right.append((score.item() > 0) == label)
     assert len(losses) > 8 and 0 < sum(right) < len(right)

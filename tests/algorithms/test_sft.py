@@ -39,8 +39,10 @@ def test_eight_microbatches_of_one_row_are_one_of_eight(batch, dtype, tolerance)
 
 
 def test_each_row_is_a_microbatch_if_one_token_is_allowed(batch):
-    trainer = tiny.sft(microbatch_tokens=1)
-    assert [len(group) for group in trainer._groups([draw.row for draw in batch])] == [1] * 8
+    trainer, sizes = tiny.sft(microbatch_tokens=1), []
+    trainer.policy.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(inputs[0])))
+    trainer.step(batch)
+    assert sizes == [1] * 8
 
 
 def test_the_padding_id_changes_neither_gradient_nor_metric(batch):

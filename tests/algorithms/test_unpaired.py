@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
 from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
-from minirlhf.algorithms.unpaired import fit_prompts, single_rows
+from minirlhf.algorithms.prompt_classifier import fit_logistic
+from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
@@ -187,7 +188,7 @@ def weighted(rows, dtype=torch.float32):
 def test_the_classifier_of_prompts_separates_prompts_that_can_be_told_apart():
     rows = separable()
     trainer = weighted(rows)
-    chance = (trainer._features(rows) @ trainer.classifier).sigmoid()
+    chance = trainer.prompt_classifier.logits(rows).sigmoid()
     assert ((chance > 0.5) == torch.tensor([row.source["desirable"] for row in rows])).all()
 
 
@@ -202,7 +203,7 @@ def test_a_disliked_answer_counts_by_how_its_prompt_looks_liked():
         found, _ = trainer.losses(trainer.models["policy"], [row], torch.zeros(()))
         losses[name] = (found / -logsigmoid(-x)).item()
         # p / (1 - p) is exp of the classifier's logit, held in 0.5..10
-        logit = (trainer._features([row]) @ trainer.classifier).item()
+        logit = trainer.prompt_classifier.logits([row]).item()
         assert losses[name] == pytest.approx(min(max(math.exp(logit), 0.5), 10.0), rel=1e-4)
     assert losses["usual"] == pytest.approx(0.5) and losses["looks liked"] > 2
     liked, _ = trainer.losses(trainer.models["policy"], [rows[0]], torch.zeros(()))
@@ -212,7 +213,7 @@ def test_a_disliked_answer_counts_by_how_its_prompt_looks_liked():
 def test_logistic_regression_finds_the_boundary():
     # x >= 3 is liked: of the weights (slope, bias) the sign changes at 2.5
     x = torch.arange(6.0)
-    weights = fit_prompts(torch.stack((x, torch.ones(6)), -1), x >= 3)
+    weights = fit_logistic(torch.stack((x, torch.ones(6)), -1), x >= 3)
     assert weights[0] > 1 and (-weights[1] / weights[0]).item() == pytest.approx(2.5, abs=0.1)
 
 

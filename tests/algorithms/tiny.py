@@ -101,9 +101,10 @@ def rows(n: int, seed: int = 0) -> list[EncodedRow]:
     keys = ("prompt", "chosen", "rejected")
     encoded = []
     for text, prompt, pair in zip(texts, prompts, responses, strict=True):
-        places = [*range(2, len(text[1]) - 1, 3), len(text[1]) - 1]
+        columns = [*range(2, len(text[1]) - 1, 3), len(text[1]) - 1]
         source = dict(zip(keys, text, strict=True)) | {"margin": len(text[0]) / 10}
-        source |= {"desirable": len(text[2]) % 2 == 0, "places": places, "labels": [text[1][k] < "e" for k in places]}
+        source |= {"desirable": len(text[2]) % 2 == 0, "label_columns": columns}
+        source["labels"] = [text[1][k] < "e" for k in columns]
         encoded.append(EncodedRow(source, prompt, tuple(pair)))
     return encoded
 
