@@ -86,13 +86,13 @@ class DPOTrainer:
         logps = policy(batch.input_ids, batch.attention_mask).logps
         chosen, rejected = self._per_answer(logps, batch)
         ref_chosen, ref_rejected = self._per_answer(self._ref_logps(batch), batch)
-        four = {"chosen_logps": chosen, "rejected_logps": rejected}
-        four |= {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
+        pairs = {"chosen_logps": chosen, "rejected_logps": rejected}
+        pairs |= {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
         if config.loss == "sigmoid" and config.divergence == "reverse_kl":
             # Eq. 7: margin = log(chosen / ref_chosen) - log(rejected / ref_rejected);  -log sigmoid(beta * margin)
-            losses = dpo_loss(**four, beta=config.beta, label_smoothing=config.label_smoothing or 0.0)
+            losses = dpo_loss(**pairs, beta=config.beta, label_smoothing=config.label_smoothing or 0.0)
         else:
-            losses = self._loss_of_table(**four)
+            losses = self._loss_of_table(**pairs)
         if config.weighting:
             losses = losses * self._weights(logps, batch)
         nll = masked_sum(-logps.chunk(2)[0], batch.completion_mask.chunk(2)[0])
@@ -129,15 +129,15 @@ class DPOTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_state(self, self.saved, state)
 
-    def _loss_of_table(self, **four: Tensor) -> Tensor:
-        """The row of LOSSES on log-ratios, or on the four log-probs themselves (aot) -> [B]."""
+    def _loss_of_table(self, **pairs: Tensor) -> Tensor:
+        """The loss of the row of LOSSES -> [B]. It reads log-ratios; only aot reads the four log-probs."""
         config = self.config
         settings = {"label_smoothing": config.label_smoothing, "gamma": config.gamma, "alpha": config.alphapo_alpha}
         settings["shift"] = self.shift.mean
         options = {name: settings[name] for name in self.row.options if settings[name] is not None}
         if config.loss == "aot":
-            return self.row.function(**four, beta=config.beta, **options)
-        log_ratios = (four[f"{side}_logps"] - four[f"ref_{side}_logps"] for side in ("chosen", "rejected"))
+            return self.row.function(**pairs, beta=config.beta, **options)
+        log_ratios = (pairs[f"{side}_logps"] - pairs[f"ref_{side}_logps"] for side in ("chosen", "rejected"))
         return self.row.function(*map(LINKS[config.divergence], log_ratios), beta=config.beta, **options)
 
     def _per_answer(self, logps: Tensor, batch: Sequences) -> tuple[Tensor, Tensor]:
@@ -176,8 +176,8 @@ def check_models(policy: Policy, ref_policy: Policy | None, config: DPOConfig) -
         raise InputError(f"DPOTrainer: the loss {config.loss} needs a reference, got none; pass copy_of(policy)")
     if config.ref_update_every and config.ref_update_mix < 1 and adapter_names(policy):
         raise InputError(
-            f"DPOTrainer: ref_update_mix must be 1 where adapters are trained, got {config.ref_update_mix}: a mean of "
-            "two A and a mean of two B do not multiply to the mean of the two A B"
+            f"DPOTrainer: ref_update_mix must be 1 where adapters are trained, got {config.ref_update_mix}: "
+            "mixing the matrices A and B does not mix their product"
         )
     if LOSSES[config.loss].sorts and world_size() > 1:
         raise InputError(f"DPOTrainer: {config.loss} sorts the whole batch, so one process must hold it; use one")

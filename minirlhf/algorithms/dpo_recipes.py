@@ -98,6 +98,6 @@ def check(config: DPOConfig) -> None:
     if not config.uses_reference and (config.divergence != "reverse_kl" or config.ref_update_every):
         raise InputError(f"DPOConfig: divergence and ref_update_every need a reference, {config.loss} has none")
     if row.mean and config.length_alpha < 1:
-        raise InputError(f"DPOConfig: length_alpha needs a loss that sums over tokens, but {config.loss} takes means")
+        raise InputError(f"DPOConfig: length_alpha needs a loss that sums over tokens, {config.loss} averages")
     if config.loss == "aot" and config.divergence != "reverse_kl":
         raise InputError("DPOConfig: aot compares margins of log-probs, so divergence must be reverse_kl")
