@@ -1,4 +1,4 @@
-"""Learning from a teacher's whole distribution: on given answers, on the student's own (GKD), or as a policy (MiniLLM).
+"""Distillation: a student learns its teacher's whole distribution, on given answers or on its own (GKD, MiniLLM).
 
 GKD: Agarwal et al. 2023, arXiv:2306.13649. MiniLLM: Gu et al. 2023, arXiv:2306.08543. B rows, T tokens.
 """
@@ -58,7 +58,7 @@ class DistillationTrainer:
 
     headline = ("loss", "on_policy", "eval/gold_reward")
     best = ("eval/loss", "min")
-    saved = ("optimizer", "steps_done")
+    saved = ("optimizer", "steps_done")  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class DistillationTrainer:
 
     @torch.no_grad()
     def _teacher_outputs(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """The teacher's hidden states [B, T, D] and the weight of its head [V, D]: logits [B, T, V] would not fit."""
+        """The teacher's hidden states [B, T, D] and the weight of its head [V, D]; logits [B, T, V] are too large."""
         transformer = self.teacher.transformer
         return transformer.model(batch.input_ids, batch.attention_mask), transformer.head_weight
 

@@ -1,7 +1,7 @@
 """Learning from pairs without a reward model: DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family.
 
-`DPOTrainer.losses` shows the paper's Eq. 7. The other papers replace it by a row of LOSSES, which stands with the
-settings in dpo_recipes.py. B pairs, T tokens.
+`DPOTrainer.losses` shows the paper's Eq. 7. The other papers replace it by a row of the table LOSSES in
+dpo_recipes.py. B pairs, T tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DPOTrainer:
 
     headline = ("loss", "accuracy", "margin", "eval/gold_reward")
     best = ("eval/accuracy", "max")
-    saved = ("optimizer", "shift", "steps_done")
+    saved = ("optimizer", "shift", "steps_done")  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(
         self, policy: Policy, ref_policy: Policy | None, tokenizer: Tokenizer, config: DPOConfig, updates: int
@@ -57,7 +57,7 @@ class DPOTrainer:
             self.models["reference"] = self.ref_policy
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = policy.transformer.device
-        self.shift, self.steps_done = RunningMean(), 0  # the shift, for bco_pair, is the mean implicit reward
+        self.shift, self.steps_done = RunningMean(), 0  # bco_pair's shift: the mean of all implicit rewards
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
@@ -89,7 +89,7 @@ class DPOTrainer:
         pairs = {"chosen_logps": chosen, "rejected_logps": rejected}
         pairs |= {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
         if config.loss == "sigmoid" and config.divergence == "reverse_kl":
-            # Eq. 7: margin = log(chosen / ref_chosen) - log(rejected / ref_rejected);  -log sigmoid(beta * margin)
+            # Eq. 7: -log sigmoid(beta * margin),  margin = (chosen - ref_chosen) - (rejected - ref_rejected)
             losses = dpo_loss(**pairs, beta=config.beta, label_smoothing=config.label_smoothing or 0.0)
         else:
             losses = self._loss_of_table(**pairs)
@@ -111,12 +111,12 @@ class DPOTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss, accuracy, margin}: means over held-out pairs; accuracy and margin compare implicit rewards."""
-        totals = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
+        """{loss, accuracy, margin}: means over held-out pairs. Accuracy and margin compare implicit rewards."""
+        totals: dict[str, float] = {}
         for group in self._groups(rows):
             losses, _, terms = self.losses(self.policy, group)
-            for name in totals:
-                totals[name] += (losses if name == "loss" else terms[name]).sum().item()
+            for name, x in {"loss": losses, "accuracy": terms["accuracy"], "margin": terms["margin"]}.items():
+                totals[name] = totals.get(name, 0.0) + x.sum().item()
         return {name: total / len(rows) for name, total in totals.items()}
 
     @property
@@ -150,7 +150,7 @@ class DPOTrainer:
 
     @torch.no_grad()
     def _ref_logps(self, batch: Sequences) -> Tensor:
-        """The reference's log-probs [2B, T]; without a reference 0, so that log-ratios are log-probs."""
+        """The reference's log-probs [2B, T]. Without a reference they are 0, so a log-ratio is a log-prob."""
         if self.ref_policy is None:
             return torch.zeros(batch.input_ids.shape, device=self.device)
         return self.ref_policy(batch.input_ids, batch.attention_mask).logps
@@ -165,7 +165,7 @@ class DPOTrainer:
         return wpo_weights(**named)
 
     def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
-        """Micro-batches; a loss that sorts needs the whole batch in one."""
+        """The micro-batches. A loss that sorts needs the whole batch in one of them."""
         return [rows] if self.row.sorts else row_groups(rows, self.config.microbatch_tokens, sides=2)
 
 

@@ -1,4 +1,4 @@
-"""The settings of DPO and its family: a paper is a row of LOSSES, a divergence a row of LINKS. B pairs."""
+"""The settings of DPO and its family: a paper is a row of LOSSES, a divergence is a row of LINKS. B pairs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from minirlhf.errors import InputError, check_range
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """A loss of two numbers per pair, one for each answer, and how these numbers come from log-probs."""
+    """A loss of two numbers per pair, one for each answer; how to compute the numbers from log-probs."""
 
     function: Callable[..., Tensor]  # (chosen [B], rejected [B], *, beta, and the options) -> [B]
     reference: bool = True  # log-ratios to a reference; False: log-probs
     mean: bool = False  # mean over tokens; False: sum over tokens
     nll: float = 0.0  # weight that the paper gives to the chosen answers' nll
-    options: tuple[str, ...] = ()  # names of the function's arguments beside beta that a setting or the shift fills
+    options: tuple[str, ...] = ()  # further arguments of the function: settings, and `shift`, the mean reward
     sorts: bool = False  # the function sorts the batch, so its results belong to no pair
 
 
@@ -46,7 +46,7 @@ LOSSES: dict[str, PreferenceLoss] = {
     "simpo": PreferenceLoss(L.simpo_loss, reference=False, mean=True, options=("gamma",)),
     "alphapo": PreferenceLoss(L.alphapo_loss, reference=False, mean=True, options=("gamma", "alpha")),
 }
-# A link replaces the log-ratio: the policy then stays near the reference in another divergence.
+# A link is a function of the log-ratio. It selects the divergence that keeps the policy near the reference.
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "reverse_kl": lambda log_ratio: log_ratio,
     "forward_kl": L.forward_kl_link,
@@ -62,12 +62,12 @@ class DPOConfig(OfflineConfig):
     label_smoothing: float | None = None  # [share] of labels assumed wrong; none: the default of the loss
     gamma: float | None = None  # [-] margin of SimPO and AlphaPO; none: 0.5
     alphapo_alpha: float | None = None  # [-] curvature of AlphaPO; none: 0.25
-    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"  # [-] from the reference
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"  # [-] distance to the reference
     reference_free: bool = False  # [-] use log-probs as log-ratios, as if the reference were uniform
     length_alpha: float = 1.0  # [-] weight of tokens beyond the shorter answer's length (LD-DPO); 1 is DPO
     nll_coef: float | None = None  # [-] weight of the chosen answers' nll (RPO); none: 1 for orpo and cpo, else 0
     weighting: bool = False  # [-] WPO: a pair counts more if the policy is likely to write it
-    ref_update_every: int = 0  # [steps] TR-DPO: steps between two moves of the reference to the policy; 0: it stays
+    ref_update_every: int = 0  # [steps] TR-DPO moves the reference towards the policy this often; 0 never
     ref_update_mix: float = 0.6  # [share] how far the reference moves; 1 copies the policy
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The settings of every algorithm that learns from given rows: how many steps, how large, how often over the rows."""
+"""Settings that all algorithms on given rows share: number and size of the steps, and epochs."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class OfflineConfig(OptimizerConfig):
         check_range(self, "max_epochs", above=0)
 
     def steps_for(self, rows: int) -> int:
-        """The steps of a run on this number of rows: `steps`, or fewer so that it makes at most `max_epochs` epochs."""
+        """Steps of a run on this number of rows: `steps`, or fewer if they would make more than `max_epochs` epochs."""
         return max(1, min(self.steps, round(self.max_epochs * rows / self.batch_size)))

@@ -40,7 +40,7 @@ class ProcessRewardTrainer:
 
     headline = ("loss", "accuracy", "eval/accuracy")
     best = ("eval/accuracy", "max")
-    saved = ("optimizer",)
+    saved = ("optimizer",)  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(
         self, model: ProcessRewardModel, tokenizer: Tokenizer, config: ProcessRewardConfig, updates: int

@@ -40,7 +40,7 @@ class RewardTrainer:
 
     headline = ("loss", "accuracy", "eval/accuracy")
     best = ("eval/accuracy", "max")
-    saved = ("optimizer",)
+    saved = ("optimizer",)  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, config: RewardConfig, updates: int) -> None:
         self.config, self.tokenizer = config, tokenizer

@@ -49,7 +49,7 @@ class SFTTrainer:
 
     headline = ("loss", "eval/loss")
     best = ("eval/loss", "min")
-    saved = ("optimizer",)
+    saved = ("optimizer",)  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(self, policy: Policy, tokenizer: Tokenizer, config: SFTConfig, updates: int) -> None:
         check_policy("SFTTrainer", policy)
@@ -68,14 +68,14 @@ class SFTTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all tokens that the batch teaches."""
         rows = [draw.row for draw in batch]
-        learned, read = self.count_tokens(rows)
+        learned_tokens, all_tokens = self.count_tokens(rows)
         sums = Sums()
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):
             sequences = self._pad(group)
             if self.policy.transformer.config.num_experts:
-                terms = self.losses_with_router(sequences, learned, read)
+                terms = self.losses_with_router(sequences, learned_tokens, all_tokens)
             else:
-                terms = self.losses(sequences, learned)
+                terms = self.losses(sequences, learned_tokens)
             backward(terms["loss"])
             sums.add(**terms)
         return self.optimizer.step(sums)
@@ -103,11 +103,11 @@ class SFTTrainer:
             loss, entropy = masked_mean(token_loss(now.logps), mask, count), now.entropy.detach()
         return {"loss": loss, "entropy": masked_mean(entropy, mask, count)}
 
-    def losses_with_router(self, batch: Sequences, count: Tensor, read: Tensor) -> dict[str, Tensor]:
+    def losses_with_router(self, batch: Sequences, count: Tensor, all_tokens: Tensor) -> dict[str, Tensor]:
         """{loss, entropy, router_loss} of a micro-batch.
 
-        The router loss is not a mean over tokens: each micro-batch has its own. It counts by the micro-batch's part of
-        the `read` tokens.
+        The router loss is not a mean over tokens, so each micro-batch has its own. Its weight is the micro-batch's part
+        of `all_tokens`.
         """
         from minirlhf.losses.router import load_balancing_loss
         from minirlhf.model.experts import recorded_routing
@@ -117,14 +117,14 @@ class SFTTrainer:
             terms = self.losses(batch, count)
         if router_logits:
             balance = load_balancing_loss(torch.stack(router_logits), batch.attention_mask, shape.num_experts_per_tok)
-            terms["router_loss"] = balance * batch.attention_mask.sum() / read
+            terms["router_loss"] = balance * batch.attention_mask.sum() / all_tokens
             coef = shape.router_aux_loss_coef if coef is None else coef
             terms["loss"] = terms["loss"] + coef * terms["router_loss"]
         return terms
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean nats per response token on held-out rows. The policy's responses to four prompts are samples."""
+        """{loss}: mean nats per response token on held-out rows. The first four rows become samples."""
         total = torch.zeros((), device=self.device)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
@@ -134,7 +134,7 @@ class SFTTrainer:
         return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
-        """The policy's responses to the rows' prompts, beside the responses of the rows."""
+        """Samples: the policy's response to each row's prompt, beside the row's response."""
         longest = max(len(row.responses[0]) for row in rows)
         sampling = SamplingConfig(max_tokens=longest, stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)

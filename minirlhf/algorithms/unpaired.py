@@ -53,7 +53,7 @@ class UnpairedTrainer:
 
     headline = ("loss", "accuracy", "kl", "eval/gold_reward")
     best = ("eval/accuracy", "max")
-    saved = ("optimizer", "shift")
+    saved = ("optimizer", "shift")  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(
         self,
@@ -123,9 +123,9 @@ class UnpairedTrainer:
 
     @torch.no_grad()
     def estimate_kl(self, groups: list[list[EncodedRow]]) -> Tensor:
-        """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts), or 0."""
+        """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts)."""
         if self.config.loss != "kto":
-            return torch.zeros((), device=self.device)
+            return torch.zeros((), device=self.device)  # no other loss has a KL
         log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in groups])
         total, count = all_sum(torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]))
         return kto_kl(log_ratios, total=total, count=count)
@@ -158,8 +158,8 @@ class UnpairedTrainer:
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     """Each pair as two rows, a liked and a disliked answer: source["desirable"] says which.
 
-    responses are the answer and an answer to another prompt, for KTO's KL. The second is cut to the context (tokens).
-    It depends on the data alone, so that neither the batch nor the number of processes changes it.
+    The responses of a row are its answer and, for KTO's KL, an answer to another prompt. This other answer is cut to
+    the context (tokens). It depends on the data alone, not on the batch or the number of processes.
     """
     judged = [(pair, side) for pair in pairs for side in (0, 1)]
     rows = []
