@@ -90,7 +90,7 @@ class DistillationTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update, on the answers of the rows or on answers that the student writes now.
 
-        A hash of the step number decides which, so a resumed run decides as before.
+        A hash of the step number decides between the two, so a resumed run repeats the decision.
         """
         on_policy = bool(keyed_uniforms(self.seed, "distillation", self.steps_done) < self.config.on_policy)
         rows = self.write(batch) if on_policy else [draw.row for draw in batch]

@@ -180,4 +180,6 @@ def check_models(policy: Policy, ref_policy: Policy | None, config: DPOConfig) -
             "mixing the matrices A and B does not mix their product"
         )
     if LOSSES[config.loss].sorts and world_size() > 1:
-        raise InputError(f"DPOTrainer: {config.loss} sorts the whole batch, so one process must hold it; use one")
+        raise InputError(
+            f"DPOTrainer: {config.loss} sorts the whole batch, so one process must hold it; start a single process"
+        )

@@ -15,7 +15,7 @@ from minirlhf.errors import InputError, check_range
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """A loss of two numbers per pair, one for each answer; how to compute the numbers from log-probs."""
+    """A loss of two numbers per pair, and the way to compute these numbers from log-probs."""
 
     function: Callable[..., Tensor]  # (chosen [B], rejected [B], *, beta, and the options) -> [B]
     reference: bool = True  # log-ratios to a reference; False: log-probs

@@ -13,7 +13,7 @@ class OfflineConfig(OptimizerConfig):
     steps: int = 300  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
     batch_size: int = 64  # [rows] per step, over all processes; a pair is one row
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    microbatch_tokens: int = 16_384  # [tokens] largest forward of one process, padding included
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,17 +156,18 @@ class UnpairedTrainer:
 
 
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
-    """Each pair as two rows, a liked and a disliked answer: source["desirable"] says which.
+    """Two rows of each pair: source["desirable"] is True for the chosen answer, False for the rejected answer.
 
     The responses of a row are its answer and, for KTO's KL, an answer to another prompt. This other answer is cut to
     the context (tokens). It depends on the data alone, not on the batch or the number of processes.
     """
-    judged = [(pair, side) for pair in pairs for side in (0, 1)]
     rows = []
-    for i, (pair, side) in enumerate(judged):
-        other = _pair_before(pairs, i // 2).responses[side][: context - len(pair.prompt)]
-        source = {**pair.source, "desirable": side == 0}
-        rows.append(EncodedRow(source, pair.prompt, (pair.responses[side], other)))
+    for i, pair in enumerate(pairs):
+        other_pair = _pair_before(pairs, i)
+        for side in (0, 1):
+            source = {**pair.source, "desirable": side == 0}
+            other_answer = other_pair.responses[side][: context - len(pair.prompt)]
+            rows.append(EncodedRow(source, pair.prompt, (pair.responses[side], other_answer)))
     return rows
 
 

@@ -171,19 +171,19 @@ def test_label_smoothing_is_cdpo_and_unbiased_in_robust(batch):
 def test_all_weights_of_tokens_and_pairs_at_once(batch):
     # LD-DPO: tokens beyond the shorter answer have weight 0.3. WPO: pairs have weights. RPO: the chosen answers' nll
     trainer = tiny.dpo(length_alpha=0.3, weighting=True, nll_coef=0.7, beta=0.3)
-    ours = [answers(trainer.models["policy"], batch, side) for side in (0, 1)]
-    theirs = [answers(trainer.ref_policy, batch, side) for side in (0, 1)]
+    policy = [answers(trainer.models["policy"], batch, side) for side in (0, 1)]
+    reference = [answers(trainer.ref_policy, batch, side) for side in (0, 1)]
     losses = []
     for i in range(8):
-        shared = min(len(ours[0][i][0]), len(ours[1][i][0]))
+        shared = min(len(policy[0][i][0]), len(policy[1][i][0]))
         ratios, weight = [], 1.0
         for side in (0, 1):
-            d = ours[side][i][0] - theirs[side][i][0].detach()
+            d = policy[side][i][0] - reference[side][i][0].detach()
             ratios.append(d[:shared].sum() + 0.3 * d[shared:].sum())
-            logps, collision = ours[side][i]
+            logps, collision = policy[side][i]
             weight = weight * math.exp((logps - collision).mean().item())
         losses.append(min(weight, 1.0) * -logsigmoid(0.3 * (ratios[0] - ratios[1])))
-    nll = -torch.cat([x for x, _ in ours[0]]).mean()
+    nll = -torch.cat([x for x, _ in policy[0]]).mean()
     check_gradient(trainer, batch, torch.stack(losses).mean() + 0.7 * nll)
 
 
