@@ -1,4 +1,4 @@
-"""The settings of every algorithm that learns from given rows: how many steps, how large, how often over the rows."""
+"""Settings that all algorithms on given rows share: number and size of the steps, and epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class OfflineConfig(OptimizerConfig):
     steps: int = 300  # [steps] one batch each
     max_epochs: float = 4.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
     batch_size: int = 64  # [rows] per step, over all processes; a pair is one row
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    microbatch_tokens: int = 16_384  # [tokens] largest forward of one process, padding included
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -21,5 +21,5 @@ class OfflineConfig(OptimizerConfig):
         check_range(self, "max_epochs", above=0)
 
     def steps_for(self, rows: int) -> int:
-        """The steps of a run on this number of rows: `steps`, or fewer so that it makes at most `max_epochs` epochs."""
+        """Steps of a run on this number of rows: `steps`, or fewer if they would make more than `max_epochs` epochs."""
         return max(1, min(self.steps, round(self.max_epochs * rows / self.batch_size)))

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.algorithms.offline import OfflineConfig
-from minirlhf.data.batches import Draw, microbatches, pad_sequences
+from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import check_range
 from minirlhf.losses import bradley_terry_loss, reward_centering_loss
 from minirlhf.model.policy import RewardModel
-from minirlhf.runtime.distributed import all_sum, backward, gradient_sync, wrap
+from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
+from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 
 @dataclass(frozen=True)
@@ -32,63 +33,60 @@ class RewardConfig(OfflineConfig):
 
 
 class RewardTrainer:
-    """A reward model, and the number of updates the run will make (the schedule's length)."""
+    """Reward model, pairs -> a model that scores chosen completions higher.
+
+    updates: the number of updates of the whole run: the schedule's length.
+    """
 
     headline = ("loss", "accuracy", "eval/accuracy")
     best = ("eval/accuracy", "max")
+    saved = ("optimizer",)  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, config: RewardConfig, updates: int) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.model, self.wrapped_model = model, wrap(model)
         self.models = {"reward": model}
-        self.model = wrap(model)
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = model.score.weight.device
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """One update on a batch of pairs. A row's "margin", if it has one, is what the chosen score should win by."""
+        """One update on a batch of pairs. A row may hold a "margin": how much higher the chosen score should be."""
         rows = [draw.row for draw in batch]
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))
-        sums = {name: torch.zeros((), device=self.device) for name in ("loss", "accuracy", "margin")}
-        groups = self._groups(rows)
-        for group in groups:
-            with gradient_sync(self.model, group is groups[-1]):
-                chosen, rejected = self._score(self.model, group)
-                margin = torch.tensor([float(row.source.get("margin", 0.0)) for row in group], device=self.device)
-                losses = bradley_terry_loss(
-                    chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype)
-                )
-                centring = reward_centering_loss(chosen_scores=chosen, rejected_scores=rejected)
-                loss = (losses + self.config.center_coef * centring).sum() / count
-                backward(loss)
-            sums["loss"] += loss.detach()
-            sums["accuracy"] += (chosen > rejected).sum() / count
-            sums["margin"] += (chosen - rejected).detach().sum() / count
+        sums = Sums()
+        for group in micro_batches(self._groups(rows), self.wrapped_model):
+            chosen, rejected = self.score(self.wrapped_model, group)
+            margin = torch.tensor([float(row.source.get("margin", 0.0)) for row in group], device=self.device)
+            losses = bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype))
+            centring = reward_centering_loss(chosen_scores=chosen, rejected_scores=rejected)
+            losses = losses + self.config.center_coef * centring
+            backward(losses.sum() / count)
+            sums.add(count, loss=losses, accuracy=chosen > rejected, margin=chosen - rejected)
         return self.optimizer.step(sums)
+
+    def score(self, model: nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, Tensor]:
+        """Scores [B] of the chosen and of the rejected completions, from one forward."""
+        batch = pad_rows(rows, (0, 1), self.tokenizer.pad_id, self.device)
+        return model(batch.input_ids, batch.attention_mask).chunk(2)
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss} on held-out pairs; the first four with their scores as samples."""
-        right = loss = torch.zeros((), device=self.device)
+        """{accuracy, loss} on held-out pairs. The first four pairs with their scores are the samples."""
+        correct = loss = torch.zeros((), device=self.device)
         for group in self._groups(rows):
-            chosen, rejected = self._score(self.models["reward"], group)
-            right = right + (chosen > rejected).sum()
+            chosen, rejected = self.score(self.model, group)
+            correct = correct + (chosen > rejected).sum()
             loss = loss + bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected).sum()
-        chosen, rejected = self._score(self.models["reward"], rows[:4])
-        self.samples = [self._sample(*shown) for shown in zip(rows, chosen.tolist(), rejected.tolist(), strict=False)]
-        return {"accuracy": right.item() / len(rows), "loss": loss.item() / len(rows)}
+        chosen, rejected = self.score(self.model, rows[:4])
+        self.samples = [self._sample(*pair) for pair in zip(rows, chosen.tolist(), rejected.tolist(), strict=False)]
+        return {"accuracy": correct.item() / len(rows), "loss": loss.item() / len(rows)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
+        return state_of(self, self.saved)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def _score(self, model: nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, Tensor]:
-        """Chosen and rejected in one forward -> their scores, [B] each."""
-        responses = [row.responses[side] for side in (0, 1) for row in rows]
-        batch = pad_sequences([row.prompt for row in rows] * 2, responses, self.tokenizer.pad_id, self.device)
-        return model(batch.input_ids, batch.attention_mask).chunk(2)
+        load_state(self, self.saved, state)
 
     def _sample(self, row: EncodedRow, chosen_score: float, rejected_score: float) -> dict[str, Any]:
         chosen, rejected = self.tokenizer.decode_completions(row.responses)
@@ -96,5 +94,4 @@ class RewardTrainer:
         return {"prompt": self.tokenizer.decode(row.prompt), "chosen": chosen, "rejected": rejected, **scores}
 
     def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
-        lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
-        return [[rows[i] for i in group] for group in microbatches(lengths, self.config.microbatch_tokens // 2)]
+        return row_groups(rows, self.config.microbatch_tokens, sides=2)

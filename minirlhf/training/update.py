@@ -17,7 +17,7 @@ Group = TypeVar("Group")
 def micro_batches(groups: Sequence[Group], *models: nn.Module | None) -> Iterator[Group]:
     """Yield the groups of one update. Between processes, `models` exchange gradients in the last group only.
 
-    The body of the loop must hold forward and backward of its group.
+    The body of the loop must run forward and backward of its group.
     """
     for number, group in enumerate(groups, start=1):
         with ExitStack() as stack:
@@ -30,10 +30,10 @@ class Sums(dict[str, Tensor]):
     """Name -> the sum of a term over the micro-batches of one update, without gradient."""
 
     def add(self, count: Tensor | float = 1.0, mask: Tensor | None = None, **terms: Tensor) -> None:
-        """Add sum(term) / count of each term; with a mask [B, T] only True columns count.
+        """Add sum(term) / count of each term. With a mask [B, T] the sum is over True columns only.
 
-        count: how many numbers the mean over the whole update has, over all micro-batches and processes. 1 adds a term
-            that is already divided.
+        count: the size of the mean: the number of rows or tokens in the whole update, over all micro-batches and
+            processes. Leave it out for a term that is divided already.
         """
         for name, term in terms.items():
             term = term.detach()

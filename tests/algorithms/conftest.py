@@ -1,4 +1,4 @@
-"""The helper module `tiny` stands beside this file; two processes train all its cases once for all tests."""
+"""Tests import the module `tiny` beside this file. Two processes train all its cases once for all tests."""
 
 import json
 import os
@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """The folder with what two gloo processes trained (CASE-RANK.safetensors, .json) and how they ended."""
+    """The folder with weights and metrics of two gloo processes (CASE-RANK.safetensors, .json) and their exit codes."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""GKD and MiniLLM: their gradients from full distributions, the coin of each step, and what is refused."""
+"""GKD and MiniLLM: gradients from full distributions, on-policy steps, and every refusal."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ def divergence(student, teacher, beta):
     return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
 
 
-def check(trainer, batch, loss):
+def check_gradient(trainer, batch, loss):
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, batch)
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-7, atol=1e-9)
@@ -48,14 +48,14 @@ def check(trainer, batch, loss):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_gradient_on_given_answers_is_that_of_the_divergence_of_full_distributions(batch, beta):
+def test_gradient_on_given_answers_is_the_gradient_of_the_divergence_of_full_distributions(batch, beta):
     # 0: forward KL(teacher || student), 1: reverse; averaged over all tokens
     trainer = tiny.distillation(beta=beta, on_policy=0.0, temperature=0.7)
     losses = []
     for draw in batch:
         student, teacher = distributions(trainer, draw.row.prompt, draw.row.responses[0], 0.7)
         losses.append(divergence(student, teacher.detach(), beta))
-    check(trainer, batch, torch.cat(losses).mean())
+    check_gradient(trainer, batch, torch.cat(losses).mean())
 
 
 def written(trainer, batch, temperature):
@@ -67,42 +67,42 @@ def written(trainer, batch, temperature):
     ]
 
 
-def test_gradient_on_its_own_answers(batch):
+def test_gradient_on_the_students_own_answers(batch):
     trainer = tiny.distillation(on_policy=1.0, temperature=0.7, beta=0.5)
     losses = []
     for draw, answer in zip(batch, written(trainer, batch, 0.7), strict=True):
         student, teacher = distributions(trainer, draw.row.prompt, answer, 0.7)
         losses.append(divergence(student, teacher.detach(), 0.5))
-    check(trainer, batch, torch.cat(losses).mean())
+    check_gradient(trainer, batch, torch.cat(losses).mean())
 
 
-def test_minillm_adds_what_a_token_does_to_those_after_it(batch):
+def test_minillm_adds_the_effect_of_a_token_on_the_tokens_after_it(batch):
     trainer = tiny.distillation(algorithm="minillm", beta=1.0, on_policy=1.0, temperature=0.7)
     losses = []
     for draw, answer in zip(batch, written(trainer, batch, 0.7), strict=True):
         student, teacher = distributions(trainer, draw.row.prompt, answer, 0.7)
         ids = torch.tensor(answer)[:, None]
-        logps, theirs = student.gather(-1, ids)[:, 0], teacher.gather(-1, ids)[:, 0]
-        gaps = (theirs - logps).tolist()
+        logps, teacher_logps = student.gather(-1, ids)[:, 0], teacher.gather(-1, ids)[:, 0]
+        gaps = (teacher_logps - logps).tolist()
         later = [gaps[t + 1 :] for t in range(len(gaps))]
         A = torch.tensor([sum(rest) / len(rest) if rest else 0.0 for rest in later], dtype=torch.float64)
         losses.append(kl(student, teacher.detach()) - A * logps)
-    check(trainer, batch, torch.cat(losses).mean())
+    check_gradient(trainer, batch, torch.cat(losses).mean())
 
 
-def test_the_coin_of_each_step_follows_its_share_and_its_key(batch):
-    def coins(share, seed=0):
+def test_on_policy_steps_follow_the_share_and_the_seed(batch):
+    def on_policy_steps(share, seed=0):
         config = DistillationConfig(batch_size=2, on_policy=share, max_tokens=2)
         student, teacher = Policy(tiny.transformer()), Policy(tiny.transformer(3))
         trainer = DistillationTrainer(student, teacher, tiny.tokenizer(), config, 20, seed=seed)
         return [trainer.step(batch[:2])["on_policy"] for _ in range(20)]
 
-    assert coins(0.0) == [0.0] * 20 and coins(1.0) == [1.0] * 20
-    half = coins(0.5)
-    assert 4 < sum(half) < 16 and half == coins(0.5) and half != coins(0.5, seed=1)
+    assert on_policy_steps(0.0) == [0.0] * 20 and on_policy_steps(1.0) == [1.0] * 20
+    half = on_policy_steps(0.5)
+    assert 4 < sum(half) < 16 and half == on_policy_steps(0.5) and half != on_policy_steps(0.5, seed=1)
 
 
-def test_the_student_comes_nearer_to_its_teacher_which_stays(batch):
+def test_the_student_approaches_a_teacher_that_does_not_change(batch):
     for settings in (
         {"on_policy": 0.0},
         {"beta": 1.0, "on_policy": 1.0},
@@ -117,7 +117,7 @@ def test_the_student_comes_nearer_to_its_teacher_which_stays(batch):
         assert log[0].keys() <= METRICS.keys() and all(map(math.isfinite, log[-1].values()))
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch):
+def test_a_student_equal_to_its_teacher_learns_nothing(batch):
     for beta in (0.0, 0.5, 1.0):
         trainer = tiny.distillation(beta=beta, on_policy=0.0)
         trainer.teacher = Policy(tiny.transformer()).requires_grad_(False)
@@ -125,7 +125,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch):
         assert metrics["loss"] == pytest.approx(0, abs=1e-12) and all(g.abs().max() < 1e-12 for g in found.values())
 
 
-def test_evaluation_is_the_mean_over_tokens_however_rows_are_batched():
+def test_evaluation_is_the_mean_over_tokens_in_any_micro_batches():
     rows = tiny.rows(7, seed=2)
     trainer = tiny.distillation(beta=0.3, temperature=0.7)
     pairs = [distributions(trainer, row.prompt, row.responses[0], 0.7) for row in rows]
@@ -156,7 +156,7 @@ def test_state_and_weights_continue_identically():
     assert_close(tiny.weights(second), tiny.weights(whole), rtol=0, atol=0)
 
 
-def test_a_head_takes_the_place_of_all_that_follows_the_trunk(batch):
+def test_a_head_replaces_the_output_layers_of_the_policy(batch):
     policy = Policy(tiny.transformer(), value_head=True)
     ids = torch.tensor([draw.row.prompt[:2] for draw in batch])
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -166,7 +166,7 @@ def test_a_head_takes_the_place_of_all_that_follows_the_trunk(batch):
     assert_close(linear_token_logps(hidden, weight, ids), policy(ids, mask).logps)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -195,13 +195,13 @@ def test_a_teacher_of_another_vocabulary_is_refused():
 
 
 def test_a_teacher_that_is_the_student_is_refused():
-    # it would be frozen with it, and nothing would be learned
+    # the student would be frozen with its teacher and learn nothing
     policy = Policy(tiny.transformer())
     with pytest.raises(InputError, match="^DistillationTrainer: .*teacher"):
         DistillationTrainer(policy, Policy(policy.transformer), tiny.tokenizer(), DistillationConfig(), 3)
 
 
-def test_a_student_with_a_value_head_that_nothing_would_train_is_refused():
+def test_a_student_with_a_value_head_is_refused():
     policy = Policy(tiny.transformer(), value_head=True)
     with pytest.raises(InputError, match="value head"):
         DistillationTrainer(policy, Policy(tiny.transformer(3)), tiny.tokenizer(), DistillationConfig(), 3)

@@ -1,4 +1,4 @@
-"""DPO and its family: each loss and its gradient from the paper's formula, the settings one by one, what is refused."""
+"""DPO and its family: each loss and its gradient by the paper's formula, each setting, and every refusal."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, relu
 from torch.testing import assert_close
 
 from minirlhf.algorithms import DPOConfig, DPOTrainer
-from minirlhf.algorithms.dpo import LOSSES
+from minirlhf.algorithms.dpo_recipes import LOSSES
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of, move_towards
@@ -39,10 +39,10 @@ def answers(policy, batch, side):
     return rows
 
 
-# c and r: beta times the log-ratio of the chosen and the rejected answer, or of their log-probs; b: beta
+# c and r: beta times the log-ratio (or log-prob) of the chosen and of the rejected answer; b: beta
 FORMULAS = {
     "sigmoid": lambda c, r, b: -logsigmoid(c - r),
-    "robust": lambda c, r, b: (-0.9 * logsigmoid(c - r) + 0.1 * logsigmoid(r - c)) / 0.8,  # the loss's own 10%
+    "robust": lambda c, r, b: (-0.9 * logsigmoid(c - r) + 0.1 * logsigmoid(r - c)) / 0.8,  # 10% by default
     "ipo": lambda c, r, b: ((c - r) / b - 1 / (2 * b)) ** 2,
     "hinge": lambda c, r, b: relu(1 - (c - r)),
     "exo": lambda c, r, b: (c - r).sigmoid() * (logsigmoid(c - r) - math.log(0.999))
@@ -88,7 +88,7 @@ def papers_loss(trainer, batch, name, beta):
     return loss
 
 
-def check(trainer, batch, loss):
+def check_gradient(trainer, batch, loss):
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, batch)
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-7, atol=1e-9)
@@ -97,9 +97,9 @@ def check(trainer, batch, loss):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradient_is_that_of_the_papers_formula(batch, name):
+def test_gradient_is_the_gradient_of_the_papers_formula(batch, name):
     trainer = tiny.dpo(loss=name, beta=0.3)
-    check(trainer, batch, papers_loss(trainer, batch, name, 0.3))
+    check_gradient(trainer, batch, papers_loss(trainer, batch, name, 0.3))
 
 
 AT_FIRST = {"ipo": 25, "hinge": 1, "nca": 2 * LN2, "bco_pair": 2 * LN2, "sppo_hard": 50, "apo_zero": 1, "apo_down": 1}
@@ -108,7 +108,7 @@ AT_FIRST |= {"discopop": (LN2 + 1) / 2, "exo": -LN2 - (math.log(0.999) + math.lo
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in FREE])
 def test_the_first_loss_of_a_policy_that_is_the_reference_is_known(batch, name):
-    # every log-ratio is 0: ln 2 where nothing else is said. beta 0.1: (1 / 0.2)^2 = 25. discopop's gate is 1/2
+    # every log-ratio is 0, so most losses are ln 2. ipo with beta 0.1: (1 / 0.2)^2 = 25. discopop's gate is 1/2
     policy = Policy(tiny.transformer())
     trainer = DPOTrainer(policy, copy_of(policy), tiny.tokenizer(), DPOConfig(loss=name, batch_size=8), 3)
     metrics = trainer.step(batch)
@@ -141,7 +141,7 @@ def test_the_chosen_answers_gain_on_the_rejected(name):
     ],
 )
 def test_another_divergence_is_a_link_on_both_log_ratios(batch, link, value):
-    # short answers: exp of a log-ratio stays small
+    # answers are short, so exp(log-ratio) stays small
     trainer = tiny.dpo(divergence=link, beta=0.3)
     sides = []
     for side in (0, 1):
@@ -149,7 +149,7 @@ def test_another_divergence_is_a_link_on_both_log_ratios(batch, link, value):
             [x.sum() for x, _ in answers(p, batch, side)] for p in (trainer.models["policy"], trainer.ref_policy)
         )
         sides.append(value(torch.stack(now) - torch.stack(ref).detach()))
-    check(trainer, batch, -logsigmoid(0.3 * (sides[0] - sides[1])).mean())
+    check_gradient(trainer, batch, -logsigmoid(0.3 * (sides[0] - sides[1])).mean())
 
 
 def test_label_smoothing_is_cdpo_and_unbiased_in_robust(batch):
@@ -165,26 +165,26 @@ def test_label_smoothing_is_cdpo_and_unbiased_in_robust(batch):
             losses = -0.8 * logsigmoid(m) - 0.2 * logsigmoid(-m)
         else:
             losses = (-0.8 * logsigmoid(m) + 0.2 * logsigmoid(-m)) / 0.6
-        check(trainer, batch, losses.mean())
+        check_gradient(trainer, batch, losses.mean())
 
 
 def test_all_weights_of_tokens_and_pairs_at_once(batch):
-    # LD-DPO: tokens beyond the shorter answer count 0.3. WPO: the weight of a pair. RPO: the chosen answer's nll
+    # LD-DPO: tokens beyond the shorter answer have weight 0.3. WPO: pairs have weights. RPO: the chosen answers' nll
     trainer = tiny.dpo(length_alpha=0.3, weighting=True, nll_coef=0.7, beta=0.3)
-    ours = [answers(trainer.models["policy"], batch, side) for side in (0, 1)]
-    theirs = [answers(trainer.ref_policy, batch, side) for side in (0, 1)]
+    policy = [answers(trainer.models["policy"], batch, side) for side in (0, 1)]
+    reference = [answers(trainer.ref_policy, batch, side) for side in (0, 1)]
     losses = []
     for i in range(8):
-        shared = min(len(ours[0][i][0]), len(ours[1][i][0]))
+        shared = min(len(policy[0][i][0]), len(policy[1][i][0]))
         ratios, weight = [], 1.0
         for side in (0, 1):
-            d = ours[side][i][0] - theirs[side][i][0].detach()
+            d = policy[side][i][0] - reference[side][i][0].detach()
             ratios.append(d[:shared].sum() + 0.3 * d[shared:].sum())
-            logps, collision = ours[side][i]
+            logps, collision = policy[side][i]
             weight = weight * math.exp((logps - collision).mean().item())
         losses.append(min(weight, 1.0) * -logsigmoid(0.3 * (ratios[0] - ratios[1])))
-    nll = -torch.cat([x for x, _ in ours[0]]).mean()
-    check(trainer, batch, torch.stack(losses).mean() + 0.7 * nll)
+    nll = -torch.cat([x for x, _ in policy[0]]).mean()
+    check_gradient(trainer, batch, torch.stack(losses).mean() + 0.7 * nll)
 
 
 def test_without_a_reference_log_probs_are_log_ratios(batch):
@@ -193,24 +193,24 @@ def test_without_a_reference_log_probs_are_log_ratios(batch):
     chosen, rejected = (
         torch.stack([x.sum() for x, _ in answers(trainer.models["policy"], batch, side)]) for side in (0, 1)
     )
-    check(trainer, batch, -logsigmoid(0.3 * (chosen - rejected)).mean())
+    check_gradient(trainer, batch, -logsigmoid(0.3 * (chosen - rejected)).mean())
 
 
 def test_bco_shifts_by_the_mean_of_all_rewards_so_far(batch):
     trainer = tiny.dpo(loss="bco_pair", beta=0.3, lr=3e-2)
     log = [trainer.step(batch) for _ in range(2)]
-    seen = [(m["chosen_reward"] + m["rejected_reward"]) / 2 for m in log]
-    assert trainer.shift.mean == pytest.approx(sum(seen) / 2) and trainer.shift.mean != 0
+    rewards = [(m["chosen_reward"] + m["rejected_reward"]) / 2 for m in log]
+    assert trainer.shift.mean == pytest.approx(sum(rewards) / 2) and trainer.shift.mean != 0
     shift, terms = trainer.shift.mean, []
     for side, sign in ((0, 1), (1, -1)):
         now, ref = (
             [x.sum() for x, _ in answers(p, batch, side)] for p in (trainer.models["policy"], trainer.ref_policy)
         )
         terms.append(-logsigmoid(sign * (0.3 * (torch.stack(now) - torch.stack(ref).detach()) - shift)))
-    check(trainer, batch, (terms[0] + terms[1]).mean())
+    check_gradient(trainer, batch, (terms[0] + terms[1]).mean())
 
 
-def test_tr_dpo_moves_the_reference_by_its_share_every_so_often():
+def test_tr_dpo_moves_the_reference_at_every_second_step():
     trainer, batches = tiny.dpo(ref_update_every=2, ref_update_mix=0.6, lr=3e-2), tiny.batches(8)
     start = copy.deepcopy(trainer.ref_policy.transformer.state_dict())
     trainer.step(batches[0])
@@ -223,14 +223,14 @@ def test_tr_dpo_moves_the_reference_by_its_share_every_so_often():
     assert not any(name.startswith("reference") for name in trainer.optimizer.parameters)
 
 
-def test_the_reference_never_moves_without_being_asked_to():
+def test_without_tr_dpo_the_reference_never_moves():
     trainer = tiny.dpo(lr=0.1)
     before = copy.deepcopy(trainer.ref_policy.state_dict())
     tiny.train(trainer, tiny.batches(8))
     assert_close(trainer.ref_policy.state_dict(), before, rtol=0, atol=0)
 
 
-def test_move_towards_mixes_and_1_copies():
+def test_move_towards_mixes_weights_and_copies_at_1():
     policy, reference = Policy(tiny.transformer(0)), Policy(tiny.transformer(1))
     start = copy.deepcopy(reference.state_dict())
     move_towards(reference, policy, 0.0)
@@ -258,14 +258,14 @@ def test_losses_that_sort_the_batch_are_not_cut_into_microbatches(batch, name):
     assert_close(split[0], joined[0], rtol=0, atol=0)
 
 
-def test_evaluation_is_the_mean_over_pairs_however_they_are_batched():
+def test_evaluation_is_the_mean_over_pairs_in_any_micro_batches():
     rows = tiny.rows(7, seed=2)
     whole, single = (tiny.dpo(microbatch_tokens=n).evaluate(rows) for n in (10_000, 1))
     assert whole == pytest.approx(single)
     trainer = tiny.dpo()
-    one = [trainer.evaluate([row]) for row in rows]
-    assert whole == pytest.approx({name: sum(x[name] for x in one) / 7 for name in whole})
-    assert {x["accuracy"] for x in one} <= {0.0, 1.0} and 0 < whole["accuracy"] < 1
+    single_rows = [trainer.evaluate([row]) for row in rows]
+    assert whole == pytest.approx({name: sum(x[name] for x in single_rows) / 7 for name in whole})
+    assert {x["accuracy"] for x in single_rows} <= {0.0, 1.0} and 0 < whole["accuracy"] < 1
 
 
 def test_state_and_weights_continue_identically():
@@ -280,7 +280,7 @@ def test_state_and_weights_continue_identically():
     assert_close(tiny.weights(second), tiny.weights(whole), rtol=0, atol=0)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -289,19 +289,22 @@ def test_state_and_weights_continue_identically():
         ({"loss": "dpo"}, "loss must be one of sigmoid, robust, ipo, .*, alphapo, got 'dpo'"),
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
         ({"beta": -0.1}, "beta must be above 0, got -0.1"),
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing has no part in the loss ipo; leave it out"),
-        ({"gamma": 1.0}, "gamma has no part in the loss sigmoid"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "the loss ipo does not use label_smoothing; leave it out"),
+        ({"gamma": 1.0}, "the loss sigmoid does not use gamma"),
         ({"label_smoothing": 0.5}, "label_smoothing must be at least 0 and at most 0.499, got 0.5"),
         ({"length_alpha": 1.5}, "length_alpha must be at least 0 and at most 1, got 1.5"),
         ({"ref_update_mix": 2.0}, "ref_update_mix must be at least 0 and at most 1, got 2.0"),
         ({"ref_update_every": -1}, "ref_update_every must be at least 0, got -1"),
         ({"nll_coef": -1.0}, "nll_coef must be at least 0, got -1.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"alpha": 0}, "alpha must not be 0, got 0; take the loss simpo"),
-        ({"loss": "aot", "weighting": True}, "weighting needs a loss for each pair, got aot, which sorts them"),
+        ({"alphapo_alpha": 0}, "alphapo_alpha must not be 0, got 0; take the loss simpo"),
+        ({"loss": "aot", "weighting": True}, "weighting needs a loss for each pair, but aot sorts the pairs"),
         ({"loss": "simpo", "divergence": "js"}, "divergence and ref_update_every need a reference, simpo has none"),
         ({"reference_free": True, "ref_update_every": 2}, "divergence and ref_update_every need a reference"),
-        ({"loss": "orpo", "length_alpha": 0.5}, "length_alpha is for sums over tokens, got orpo, which takes means"),
+        (
+            {"loss": "orpo", "length_alpha": 0.5},
+            "length_alpha needs a loss that sums over tokens, orpo averages",
+        ),
         ({"loss": "aot", "divergence": "js"}, "aot compares margins of log-probs, so divergence must be reverse_kl"),
     ],
 )
@@ -310,14 +313,14 @@ def test_settings_that_cannot_work_are_refused(settings, text):
         DPOConfig(**settings)
 
 
-def test_models_that_do_not_fit_are_refused():
+def test_models_that_the_loss_cannot_train_are_refused():
     policy = Policy(tiny.transformer())
     headed = Policy(tiny.transformer(), value_head=True)
     for models, text in [
         ((policy, None), "the loss sigmoid needs a reference, got none; pass copy_of"),
         ((policy, policy), "the reference must be a frozen copy, got the policy itself; use copy_of"),
         ((policy, Policy(policy.transformer)), "the reference must be a frozen copy"),
-        ((headed, policy), "needed a policy without value head, which no loss here would train"),
+        ((headed, policy), "needed a policy without value head, because no loss here would train it"),
     ]:
         with pytest.raises(InputError, match=f"^DPOTrainer: {text}"):
             DPOTrainer(*models, tiny.tokenizer(), DPOConfig(), 3)

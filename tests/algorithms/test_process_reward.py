@@ -1,4 +1,4 @@
-"""Reward models of steps: where labels sit, the loss by hand, that they learn, and what is refused."""
+"""Reward models of steps: the columns of labels, the loss by hand, learning, and every refusal."""
 
 import math
 
@@ -21,29 +21,29 @@ def batch():
     return tiny.batches(8)[0]
 
 
-def test_each_label_sits_on_the_last_token_of_its_step():
+def test_each_label_belongs_to_the_last_token_of_its_step():
     words = tiny.tokenizer()
     source = {"prompt": "ab", "steps": ["cd", "e", "fgh"], "labels": [True, False, True], "more": 1}
     (row,) = encode_steps(words, [source], 64)
-    assert row.source == {**source, "places": [1, 2, 5]}  # c d | e | f g h
+    assert row.source == {**source, "label_columns": [1, 2, 5]}  # c d | e | f g h
     assert words.decode(row.responses[0]) == "cdefgh" and words.eos_id not in row.responses[0]
     assert row.prompt == words.encode_prompts(["ab"])[0]
 
 
-def test_an_outcome_is_one_step():
+def test_an_outcome_is_a_row_with_one_step():
     (row,) = encode_steps(tiny.tokenizer(), [{"prompt": "a", "steps": ["bcd"], "labels": [False]}], 64)
-    assert row.source["places"] == [2]
+    assert row.source["label_columns"] == [2]
 
 
-def test_gradient_is_that_of_the_mean_over_labelled_tokens(batch):
+def test_gradient_is_the_gradient_of_the_mean_over_labelled_tokens(batch):
     trainer = tiny.process_reward()
     model, losses, right = trainer.models["reward"], [], []
     for draw in batch:  # unpadded, one row at a time
         row = draw.row
         ids = torch.tensor([row.prompt + row.responses[0]])
         scores = model(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-        for place, label in zip(row.source["places"], row.source["labels"], strict=True):
-            score = scores[len(row.prompt) + place]  # read at the step's last token itself
+        for column, label in zip(row.source["label_columns"], row.source["labels"], strict=True):
+            score = scores[len(row.prompt) + column]  # at the step's last token itself, unshifted
             losses.append(-logsigmoid(score if label else -score))
             right.append((score.item() > 0) == label)
     assert len(losses) > 8 and 0 < sum(right) < len(right)
@@ -62,7 +62,7 @@ def test_microbatches_change_nothing(batch):
     assert split[1] == pytest.approx(joined[1])
 
 
-def test_evaluation_is_that_of_the_labelled_tokens_however_rows_are_batched(batch):
+def test_evaluation_is_the_mean_over_labelled_tokens_in_any_micro_batches(batch):
     rows = [draw.row for draw in batch]
     _, metrics = tiny.gradients(tiny.process_reward(), batch)
     for n in (1, 10_000):
@@ -70,7 +70,7 @@ def test_evaluation_is_that_of_the_labelled_tokens_however_rows_are_batched(batc
         assert found == pytest.approx({name: metrics[name] for name in ("accuracy", "loss")})
 
 
-def test_it_learns_to_tell_right_steps_from_wrong():
+def test_it_learns_to_tell_right_steps_from_wrong_steps():
     rng = torch.Generator().manual_seed(0)
     rows = []
     for k in range(32):  # a step is right if it has no z
@@ -84,7 +84,7 @@ def test_it_learns_to_tell_right_steps_from_wrong():
     assert log[0].keys() <= METRICS.keys() and all(map(math.isfinite, log[-1].values()))
 
 
-def test_scores_are_read_at_their_token_unshifted_and_padding_has_none():
+def test_scores_are_read_at_their_token_and_are_0_at_padding():
     torch.manual_seed(1)
     model = ProcessRewardModel(tiny.transformer())
     ids = torch.tensor([[1, 5, 9, 4, 0], [1, 5, 9, 4, 7]])
@@ -95,8 +95,8 @@ def test_scores_are_read_at_their_token_unshifted_and_padding_has_none():
     assert_close(scores[0, :4], scores[1, :4])
     assert scores[0, 4] == 0
     other = model(torch.tensor([[1, 5, 9, 8, 0]]), mask[:1])
-    assert_close(other[0, :3], scores[0, :3])  # a later token does not reach back
-    assert (other[0, 3] - scores[0, 3]).abs() > 1e-3  # the token itself counts
+    assert_close(other[0, :3], scores[0, :3])  # a later token does not change earlier scores
+    assert (other[0, 3] - scores[0, 3]).abs() > 1e-3  # the token itself changes its score
 
 
 def test_state_and_weights_continue_identically():
@@ -109,7 +109,7 @@ def test_state_and_weights_continue_identically():
     assert [second.step(batches[k]) for k in (1, 2)] == log[1:]
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_state_and_weights_continue_identically():
         (["a"], [], "1 and 0"),
     ],
 )
-def test_steps_and_labels_that_do_not_pair_up_are_refused_by_row(steps, labels, got):
+def test_steps_and_labels_of_different_number_are_refused_by_row(steps, labels, got):
     good = {"prompt": "a", "steps": ["b"], "labels": [True]}
     text = f"^row 1: needed steps and as many labels, got {got}, or an empty step$"
     with pytest.raises(InputError, match=text):

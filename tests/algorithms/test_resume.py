@@ -1,4 +1,4 @@
-"""Contract 11: killed and resumed is uninterrupted, bit for bit: weights, optimizer, metrics.jsonl."""
+"""Contract 11: a killed and resumed run equals an uninterrupted run bit for bit: weights, optimizer, metrics.jsonl."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("ppo", "1"), ("grpo", "
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """(kind, when) -> the folder of a run that was killed then; all die at the same time."""
+    """(kind, when) -> the folder of a run that was killed at that moment. All runs go in parallel."""
     folders = {kill: tmp_path_factory.mktemp("-".join(kill)) for kill in KILLS}
     program = str(Path(tiny.__file__))
     processes = {
@@ -37,14 +37,14 @@ def uninterrupted(tmp_path_factory):
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """What must be equal: every file of the last checkpoint and of the model, metrics, samples."""
+    """The files that must be equal: the last checkpoint, the model, metrics and samples."""
     files = [*(folder / "checkpoints" / "step-8").rglob("*"), *(folder / "model").rglob("*")]
     files += [folder / "metrics.jsonl", folder / "samples.jsonl"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.mark.parametrize("kill", KILLS, ids="-".join)
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(killed, uninterrupted, kill):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run_bit_for_bit(killed, uninterrupted, kill):
     folder = killed[kill]
     assert not (folder / "model").exists()
     tiny.go_on(kill[0], folder, resume=True)
@@ -55,15 +55,15 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(killed, uninterrupted, 
 
 
 def test_the_killed_runs_had_to_go_back_to_a_checkpoint(uninterrupted, killed):
-    # step-4 is the best of the evaluations or not; a checkpoint is due after steps 3 and 6
+    # a checkpoint is due after steps 3 and 6; step-4 may be kept as the best evaluation
     lines = (uninterrupted["ppo"] / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 8 and all(f'{{"step": {k}, ' in line for k, line in enumerate(lines))
 
 
-def test_the_runs_had_state_beside_weights_that_a_resumed_one_needs(uninterrupted):
+def test_the_runs_had_state_beside_the_weights_of_the_policy(uninterrupted):
     lines = (uninterrupted["grpo"] / "metrics.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["entropy_coef"] for line in lines}) > 3  # the bonus that adapts
+    assert len({json.loads(line)["entropy_coef"] for line in lines}) > 3  # the adaptive entropy bonus
     last = load_file(uninterrupted["dpo"] / "checkpoints" / "step-8" / "reference" / "model.safetensors")
     start = tiny.dpo(torch.float32, loss="bco_pair", ref_update_every=2).models["reference"].state_dict()
     moved = last["model.norm.weight"] - start["transformer.model.norm.weight"]
-    assert moved.abs().max() > 1e-3  # TR-DPO's reference
+    assert moved.abs().max() > 1e-3  # the reference of TR-DPO moves

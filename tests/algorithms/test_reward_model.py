@@ -1,4 +1,4 @@
-"""The reward model: Bradley-Terry with margin and centring on pairs, however they are split."""
+"""The reward model: Bradley-Terry with margin and centring, in any micro-batches."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_eight_microbatches_of_one_pair_are_one_of_eight(batch, dtype, tolerance
 
 def test_the_padding_id_changes_neither_gradient_nor_metric(batch):
     clean, junk = tiny.reward(microbatch_tokens=10_000), tiny.reward(microbatch_tokens=10_000)
-    junk.pad_id = 17
+    junk.tokenizer.pad_id = 17
     for a, b in zip(tiny.gradients(clean, batch), tiny.gradients(junk, batch), strict=True):
         assert_close(b, a, rtol=0, atol=0)
 
@@ -61,7 +61,7 @@ def test_centring_pulls_the_scores_to_zero():
     assert distance(0.1) < 0.5 * distance(0.0)
 
 
-def test_it_learns_the_pairs_it_sees_again():
+def test_it_learns_pairs_that_come_again():
     trainer = tiny.reward(torch.float32, updates=80, lr=2e-2)
     log = tiny.train(trainer, tiny.batches(8, 80, n=16))
     assert trainer.evaluate(tiny.rows(16))["accuracy"] > 0.9 and log[-1]["loss"] < 0.5 * log[0]["loss"]

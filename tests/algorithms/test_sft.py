@@ -1,4 +1,4 @@
-"""SFT: the mean over all response tokens of the batch, however it is split."""
+"""SFT: the loss is the mean over all response tokens of the batch, in any micro-batches."""
 
 import pytest
 import tiny
@@ -38,19 +38,21 @@ def test_eight_microbatches_of_one_row_are_one_of_eight(batch, dtype, tolerance)
     assert split[1] == pytest.approx(joined[1], rel=1e-6)
 
 
-def test_each_row_is_a_microbatch_if_one_token_is_allowed(batch):
-    trainer = tiny.sft(microbatch_tokens=1)
-    assert [len(group) for group in trainer._groups([draw.row for draw in batch])] == [1] * 8
+def test_one_allowed_token_makes_each_row_a_microbatch(batch):
+    trainer, sizes = tiny.sft(microbatch_tokens=1), []
+    trainer.policy.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(inputs[0])))
+    trainer.step(batch)
+    assert sizes == [1] * 8
 
 
 def test_the_padding_id_changes_neither_gradient_nor_metric(batch):
     clean, junk = tiny.sft(microbatch_tokens=10_000), tiny.sft(microbatch_tokens=10_000)
-    junk.pad_id = 17
+    junk.tokenizer.pad_id = 17
     for a, b in zip(tiny.gradients(clean, batch), tiny.gradients(junk, batch), strict=True):
         assert_close(b, a, rtol=0, atol=0)
 
 
-def test_loss_falls_on_rows_it_sees_again():
+def test_the_loss_falls_on_rows_that_come_again():
     trainer = tiny.sft(torch.float32, updates=40, lr=2e-2)
     log = tiny.train(trainer, tiny.batches(8, 40, n=8))
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]

@@ -1,4 +1,4 @@
-"""SFT of a mixture of experts: what its router loss adds, to the gradient and to the report."""
+"""SFT of a mixture of experts: the router loss in the gradient and in the metrics."""
 
 import pytest
 import tiny
@@ -17,15 +17,15 @@ def batch():
 
 
 def formula(trainer, batch, groups):
-    """(mean nll, router loss) from unpadded rows; each group of rows has a router loss of its own, by its tokens."""
+    """(mean nll, router loss) from unpadded rows. Each group has its own router loss, weighted by its tokens."""
     transformer, nll, routed = trainer.models["policy"].transformer, [], []
-    seen = []
-    hooks = [block.mlp.gate.register_forward_hook(lambda *x: seen.append(x[2])) for block in transformer.model.layers]
+    logits = []
+    hooks = [block.mlp.gate.register_forward_hook(lambda *x: logits.append(x[2])) for block in transformer.model.layers]
     for draw in batch:
         ids = torch.tensor([draw.row.prompt + draw.row.responses[0]])
         nll.append(-token_logps(transformer(ids), ids)[0, len(draw.row.prompt) :])
-        routed.append(torch.cat(seen))  # of both layers, [2 T, E]
-        seen.clear()
+        routed.append(torch.cat(logits))  # of both layers, [2 T, E]
+        logits.clear()
     for hook in hooks:
         hook.remove()
     balance, tokens = 0, sum(map(len, routed))
@@ -40,7 +40,7 @@ def formula(trainer, batch, groups):
 @pytest.mark.parametrize(
     ("microbatch_tokens", "groups"), [(10_000, [range(8)]), (1, [[i] for i in range(8)])], ids=["one", "eight"]
 )
-def test_the_gradient_is_that_of_the_formula(batch, microbatch_tokens, groups, fused):
+def test_the_gradient_is_the_gradient_of_the_formula(batch, microbatch_tokens, groups, fused):
     trainer = tiny.sft(shape=LAYERS, router_loss_coef=0.7, microbatch_tokens=microbatch_tokens, fused=fused)
     nll, balance = formula(trainer, batch, groups)
     expected = torch.autograd.grad(nll + 0.7 * balance, list(trainer.optimizer.parameters.values()))
@@ -51,13 +51,15 @@ def test_the_gradient_is_that_of_the_formula(batch, microbatch_tokens, groups, f
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_without_a_setting_the_checkpoint_says_how_much(batch, checkpointing):
-    own, set_so, none = (
-        tiny.sft(shape=LAYERS | {"router_aux_loss_coef": there}, router_loss_coef=here)
-        for there, here in ((0.3, None), (0.0, 0.3), (0.3, 0.0))
+def test_without_a_setting_the_weight_comes_from_the_models_config(batch, checkpointing):
+    from_model, from_setting, zero = (
+        tiny.sft(shape=LAYERS | {"router_aux_loss_coef": in_model}, router_loss_coef=setting)
+        for in_model, setting in ((0.3, None), (0.0, 0.3), (0.3, 0.0))
     )
-    own.models["policy"].transformer.model.gradient_checkpointing = checkpointing
-    (first, log), (second, other), (third, plain) = (tiny.gradients(trainer, batch) for trainer in (own, set_so, none))
+    from_model.models["policy"].transformer.model.gradient_checkpointing = checkpointing
+    (first, log), (second, other), (third, plain) = (
+        tiny.gradients(trainer, batch) for trainer in (from_model, from_setting, zero)
+    )
     assert_close(first, second, rtol=1e-9, atol=1e-12)
     assert log == pytest.approx(other)
     assert log["loss"] == pytest.approx(plain["loss"] + 0.3 * log["router_loss"])
@@ -65,7 +67,7 @@ def test_without_a_setting_the_checkpoint_says_how_much(batch, checkpointing):
     assert not torch.allclose(first[gate], third[gate])
 
 
-def test_the_router_loss_falls_where_it_counts():
+def test_the_router_loss_falls_if_its_weight_is_not_0():
     falls = []
     for coef in (0.0, 1.0):
         trainer = tiny.sft(torch.float32, 20, shape=LAYERS, router_loss_coef=coef, microbatch_tokens=10_000)
@@ -75,7 +77,7 @@ def test_the_router_loss_falls_where_it_counts():
     assert falls[1] > falls[0] + 0.02 and falls[1] > 0.02
 
 
-def test_a_dense_policy_has_no_router_loss_and_asking_for_one_is_refused(batch):
+def test_a_dense_policy_has_no_router_loss_and_refuses_a_weight_for_it(batch):
     assert "router_loss" not in tiny.sft(router_loss_coef=0.0).step(batch)
     text = "^SFTTrainer: router_loss_coef needs a mixture of experts, got 0.1 and a policy without; leave it out$"
     with pytest.raises(InputError, match=text):

@@ -1,4 +1,4 @@
-"""What SFT can do beside maximum likelihood of responses: DFT, prompts too, head and loss in one."""
+"""Options of SFT: DFT, learning the prompts too, head and loss in one."""
 
 import math
 
@@ -21,15 +21,15 @@ def batch():
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_gradient_is_that_of_the_formula_row_by_row(batch, options, fused):
+def test_gradient_is_the_gradient_of_the_formula_row_by_row(batch, options, fused):
     trainer = tiny.sft(fused=fused, **options)
     transformer, losses, entropies = trainer.models["policy"].transformer, [], []
     for draw in batch:  # unpadded, from the full logits
         ids = torch.tensor([draw.row.prompt + draw.row.responses[0]])
-        start = 1 if options["train_on"] == "all" else len(draw.row.prompt)  # nobody predicts BOS
+        start = 1 if options["train_on"] == "all" else len(draw.row.prompt)  # nothing predicts BOS
         logits = transformer(ids)
         logps = token_logps(logits, ids)[0, start:]
-        # the slope of -log p is -1 / p; times p, all tokens weigh alike
+        # the slope of -log p is -1 / p; multiplied by p, all tokens have the same weight
         losses.append(-logps * (logps.detach().exp() if options["loss"] == "dft" else 1))
         entropies.append(token_entropy(logits)[0, start:])
     loss = torch.cat(losses).mean()
@@ -40,13 +40,13 @@ def test_gradient_is_that_of_the_formula_row_by_row(batch, options, fused):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_fused_trains_as_open_does(options):
-    (opened, log), (fused, other) = (
+def test_fused_trains_the_same_weights(options):
+    (plain, log), (fused, fused_log) = (
         (trainer := tiny.sft(fused=flag, **options), tiny.train(trainer, tiny.batches(8))) for flag in (False, True)
     )
-    assert_close(tiny.weights(fused), tiny.weights(opened), rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(other, log, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert_close(tiny.weights(fused), tiny.weights(plain), rtol=1e-9, atol=1e-9)
+    for metrics, expected in zip(fused_log, log, strict=True):
+        assert metrics == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -58,18 +58,18 @@ def test_eight_microbatches_of_one_row_are_one_of_eight(batch, options, fused):
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"fused": True}], ids=lambda x: "-".join(map(str, x.values())))
-def test_it_learns_the_rows_and_evaluates_them_alike(options):
+def test_it_learns_the_rows_and_evaluates_their_responses(options):
     trainer = tiny.sft(torch.float32, 15, lr=3e-2, microbatch_tokens=10_000, **options)
     batch = tiny.batches(8, 1)[0]
     rows = [draw.row for draw in batch]
     before = trainer.evaluate(rows)["loss"]
-    assert before == pytest.approx(tiny.sft(torch.float32).evaluate(rows)["loss"])  # of responses, whatever is trained
+    assert before == pytest.approx(tiny.sft(torch.float32).evaluate(rows)["loss"])  # train_on changes nothing here
     log = [trainer.step(batch) for _ in range(15)]
     assert trainer.evaluate(rows)["loss"] < before - 0.2
     assert all(math.isfinite(value) for value in log[-1].values())
 
 
-def test_prompts_are_learned_only_when_asked_for():
+def test_prompts_are_learned_only_with_train_on_all():
     def prompt_nll(trainer):
         rows = [draw.row for draw in tiny.batches(8, 1)[0]]
         return sum(-token_logps(trainer.models["policy"].transformer(ids), ids).sum().item()

@@ -1,4 +1,4 @@
-"""FSDP2 (fully_shard) on two gloo processes, with a tied head: gradients are those of one process on the joined batch.
+"""FSDP2 (fully_shard) on two gloo processes, with a tied head: gradients equal those of one process on all rows.
 
 python test_sharded.py FOLDER   one of the processes that RANK and WORLD_SIZE describe
 """
@@ -49,7 +49,7 @@ def grpo_fused(policy, batch, old_logps, advantages, count):
 
 
 CASES = {case.__name__: case for case in (sft, sft_fused, grpo, grpo_fused)}
-# adapters beside frozen weights, or beside frozen ones of 4 bits, or on the head too, which losses read
+# adapters on frozen weights, on frozen 4-bit weights, and on the head too
 ADAPTED = {"lora": grpo, "qlora": grpo_fused, "head": grpo, "head_fused": grpo_fused}
 CASES |= ADAPTED
 
@@ -64,14 +64,14 @@ def model(case):
 
 
 def gradients(policy, case):
-    """Of one update on this process's share of eight rows, in two micro-batches."""
+    """Gradients of one update on this process's rows of eight, in two micro-batches."""
     rows = local_rows([(i, row) for i, row in enumerate(tiny.rows(8))])
     count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for _, row in rows))))
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         batch = pad_sequences([row.prompt for _, row in part], [row.responses[0] for _, row in part], 0)
         width = batch.input_ids.shape[1]
         old_logps, advantages = torch.zeros(2, len(part), width, dtype=torch.float64)
-        for k, (i, _) in enumerate(part):  # noise that belongs to the row, whatever its batch
+        for k, (i, _) in enumerate(part):  # the noise depends on the row alone, not on its batch
             generator = torch.Generator().manual_seed(i)
             old_logps[k] = -3 + 0.3 * torch.randn(64, generator=generator, dtype=torch.float64)[:width]
             advantages[k] = torch.randn(1, generator=generator, dtype=torch.float64)
@@ -101,9 +101,9 @@ def sharded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_of_a_sharded_policy_are_those_of_one_process(sharded, case):
+def test_gradients_of_a_sharded_policy_equal_the_gradients_of_one_process(sharded, case):
     expected = gradients(model(case), case)
-    bound = 1e-6 if case == "qlora" else 1e-9  # weights of 4 bits read as fp32, and so have their adapters
+    bound = 1e-6 if case == "qlora" else 1e-9  # 4-bit weights are read as fp32, so their adapters are rounded too
     assert_close(sharded[case], expected, rtol=bound, atol=bound)
     assert all(g.abs().max() > 1e-3 for g in expected.values())
 
@@ -120,12 +120,12 @@ def run(folder):
             policy = model(case)
             for block in policy.transformer.model.layers:
                 fully_shard(block, mesh=mesh)
-            fully_shard(policy, mesh=mesh)  # embedding and head in one unit, so that the head is there when asked for
+            fully_shard(policy, mesh=mesh)  # embedding and head in one unit, so that the head is gathered for the loss
             assert policy.transformer.head_weight.to_local().shape == (15, 16)
             found = gradients(policy, case)
             if rank() == 0:
                 save_file({name: g.contiguous() for name, g in found.items()}, folder / f"{case}.safetensors")
-        barrier()  # a process that leaves the group while the other still writes takes gloo's threads down with it
+        barrier()  # leaving the group while the other process still writes would end gloo's threads
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Contract 4: the number of processes changes no result. Every trainer, and a run with its checkpoints."""
+"""Contract 4: the number of processes changes no result of any trainer, nor a run with its checkpoints."""
 
 import json
 
@@ -9,16 +9,16 @@ from torch.testing import assert_close
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
-def test_two_processes_are_one_on_the_joined_batch(two_processes, case):
+def test_two_processes_train_as_one_process_on_the_joined_batch(two_processes, case):
     alone = tiny.CASES[case]()
     log = tiny.train(alone, tiny.batches(8))
     assert any((w - v).abs().max() > 1e-3 for w, v in zip(_values(alone), _values(tiny.CASES[case]()), strict=True))
-    bound = 1e-6 if case == "ppo_4_bits" else 1e-9  # weights of 4 bits read as fp32, and so have their adapters
+    bound = 1e-6 if case == "ppo_4_bits" else 1e-9  # 4-bit weights are read as fp32, so their adapters are rounded too
     for rank in range(2):
         found = load_file(two_processes / f"{case}-{rank}.safetensors")
         assert_close(found, tiny.weights(alone), rtol=bound, atol=bound)
-        for mine, theirs in zip(json.loads((two_processes / f"{case}-{rank}.json").read_text()), log, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+        for metrics, expected in zip(json.loads((two_processes / f"{case}-{rank}.json").read_text()), log, strict=True):
+            assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def _values(trainer):
@@ -33,7 +33,7 @@ def test_rows_that_do_not_fill_the_minibatches_of_a_process_are_refused(two_proc
         )
 
 
-def test_a_process_that_comes_late_to_the_last_checkpoint_meets_the_other_at_its_barrier(two_processes):
+def test_the_first_process_waits_for_a_late_one_at_the_last_checkpoint(two_processes):
     assert json.loads((two_processes / "codes.json").read_text()) == [0, 0]
     lines = (two_processes / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(8))

@@ -1,4 +1,4 @@
-"""KTO and BCO: losses by hand, the KL of mismatched answers, the shift, the prompts' weights, and what is refused."""
+"""KTO and BCO: losses by hand, the KL of mismatched answers, the shift, prompt weights, and every refusal."""
 
 import copy
 import math
@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
 from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
-from minirlhf.algorithms.unpaired import fit_prompts, single_rows
+from minirlhf.algorithms.prompt_classifier import fit_logistic
+from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
@@ -25,14 +26,14 @@ def batch():
 
 
 def ratio(trainer, row, response):
-    """log pi(y | x) / pi_ref(y | x), unpadded, from the full logits."""
+    """log(pi(y | x) / pi_ref(y | x)) without padding, from the full logits."""
     ids = torch.tensor([row.prompt + response])
     now, ref = (token_logps(p.transformer(ids), ids)[0, len(row.prompt) :].sum()
                 for p in (trainer.models["policy"], trainer.ref_policy))  # fmt: skip
     return now - ref.detach()
 
 
-def check(trainer, batch, loss):
+def check_gradient(trainer, batch, loss):
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, batch)
     assert_close(found, dict(zip(trainer.optimizer.parameters, expected, strict=True)), rtol=1e-7, atol=1e-9)
@@ -40,16 +41,16 @@ def check(trainer, batch, loss):
     assert max(g.abs().max() for g in expected) > 1e-3
 
 
-def louder(trainer):
-    """The policy moved away from the reference towards longer logits, so that KTO's KL is above 0."""
+def with_larger_reference_logits(trainer):
+    """The trainer with the reference's logits doubled: policy and reference differ, and KTO's KL is above 0."""
     with torch.no_grad():
         trainer.ref_policy.transformer.model.norm.weight.mul_(2.0)
     return trainer
 
 
-def test_ktos_gradient_and_its_kl_come_from_its_formula(batch):
+def test_the_gradient_and_the_kl_of_kto_follow_its_formula(batch):
     # z = max(0, mean log-ratio of answers to other prompts), without gradient; the weights are not normalised
-    trainer = louder(tiny.unpaired(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5))
+    trainer = with_larger_reference_logits(tiny.unpaired(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5))
     rows = [draw.row for draw in batch]
     assert len({row.source["desirable"] for row in rows}) == 2
     kl = sum(ratio(trainer, row, row.responses[1]).item() for row in rows) / 8
@@ -59,37 +60,37 @@ def test_ktos_gradient_and_its_kl_come_from_its_formula(batch):
         x = ratio(trainer, row, row.responses[0])
         good = row.source["desirable"]
         losses.append(1.5 * (1 - (0.3 * (x - kl)).sigmoid()) if good else 0.5 * (1 - (0.3 * (kl - x)).sigmoid()))
-    check(trainer, batch, torch.stack(losses).mean())
-    assert louder(tiny.unpaired(beta=0.3)).step(batch)["kl"] == pytest.approx(kl)
+    check_gradient(trainer, batch, torch.stack(losses).mean())
+    assert with_larger_reference_logits(tiny.unpaired(beta=0.3)).step(batch)["kl"] == pytest.approx(kl)
 
 
 def test_a_negative_kl_counts_as_0(batch):
     trainer = tiny.unpaired(beta=0.3)
-    with torch.no_grad():  # the reference is the louder one
+    with torch.no_grad():  # the reference's logits become small
         trainer.ref_policy.transformer.model.norm.weight.mul_(0.2)
     rows = [draw.row for draw in batch]
     assert sum(ratio(trainer, row, row.responses[1]).item() for row in rows) < 0
     assert trainer.step(batch)["kl"] == 0
 
 
-def test_apo_zero_is_kto_against_a_kl_of_0(batch):
+def test_apo_zero_is_kto_with_a_kl_of_0(batch):
     trainer = tiny.unpaired(loss="apo_zero", beta=0.3)
     losses = []
     for draw in batch:
         x = 0.3 * ratio(trainer, draw.row, draw.row.responses[0])
         losses.append(1 - x.sigmoid() if draw.row.source["desirable"] else x.sigmoid())
-    check(trainer, batch, torch.stack(losses).mean())
+    check_gradient(trainer, batch, torch.stack(losses).mean())
 
 
 def test_bco_shifts_by_the_mean_of_all_rewards_so_far(batch):
-    trainer = louder(tiny.unpaired(loss="bco", beta=0.3, lr=3e-2))
-    seen = [trainer.step(batch)["reward_mean"] for _ in range(2)]
-    assert trainer.shift.mean == pytest.approx(sum(seen) / 2) and abs(trainer.shift.mean) > 0.1
+    trainer = with_larger_reference_logits(tiny.unpaired(loss="bco", beta=0.3, lr=3e-2))
+    rewards = [trainer.step(batch)["reward_mean"] for _ in range(2)]
+    assert trainer.shift.mean == pytest.approx(sum(rewards) / 2) and abs(trainer.shift.mean) > 0.1
     losses = []
     for draw in batch:
         gain = 0.3 * ratio(trainer, draw.row, draw.row.responses[0]) - trainer.shift.mean
         losses.append(-logsigmoid(gain if draw.row.source["desirable"] else -gain))
-    check(trainer, batch, torch.stack(losses).mean())
+    check_gradient(trainer, batch, torch.stack(losses).mean())
 
 
 @pytest.mark.parametrize(("name", "loss"), [("kto", 0.5), ("apo_zero", 0.5), ("bco", math.log(2))])
@@ -116,7 +117,7 @@ def test_liked_answers_gain_on_disliked_ones(name, batch):
 def test_evaluation_counts_rewards_on_the_right_side_of_the_threshold():
     rows = tiny.rows(7, seed=2)
     for name in ("kto", "apo_zero", "bco"):
-        trainer = louder(tiny.unpaired(loss=name, beta=0.3))
+        trainer = with_larger_reference_logits(tiny.unpaired(loss=name, beta=0.3))
         trainer.shift.mean = 0.2
         kl = max(0.0, sum(ratio(trainer, row, row.responses[1]).item() for row in rows) / 7)
         threshold = {"kto": 0.3 * kl, "apo_zero": 0.0, "bco": 0.2}[name]
@@ -153,13 +154,13 @@ def test_state_and_weights_continue_identically():
 # Rows
 
 
-def test_each_pair_becomes_a_liked_and_a_disliked_row_beside_an_answer_to_another_prompt():
+def test_each_pair_becomes_two_rows_with_an_answer_to_another_prompt_each():
     pairs = tiny.rows(3)
     rows = single_rows(pairs, 64)
     assert [row.source["desirable"] for row in rows] == [True, False] * 3
     assert [row.prompt for row in rows] == [pair.prompt for pair in pairs for _ in (0, 1)]
     assert [row.responses[0] for row in rows] == [answer for pair in pairs for answer in pair.responses]
-    for i, row in enumerate(rows):  # of the pair before, so never of its own prompt
+    for i, row in enumerate(rows):  # the other answer comes from the pair before, so from another prompt
         assert row.responses[1] == pairs[i // 2 - 1].responses[i % 2]
     assert all(row.source["prompt"] == pair.source["prompt"] for row, pair in zip(rows[::2], pairs, strict=True))
 
@@ -184,25 +185,27 @@ def weighted(rows, dtype=torch.float32):
     return UnpairedTrainer(policy, tiny.near(policy), tiny.tokenizer(), config, 3, rows=rows)
 
 
-def test_the_classifier_of_prompts_separates_prompts_that_can_be_told_apart():
+def test_the_prompt_classifier_separates_separable_prompts():
     rows = separable()
     trainer = weighted(rows)
-    chance = (trainer._features(rows) @ trainer.classifier).sigmoid()
+    chance = trainer.prompt_classifier.logits(rows).sigmoid()
     assert ((chance > 0.5) == torch.tensor([row.source["desirable"] for row in rows])).all()
 
 
-def test_a_disliked_answer_counts_by_how_its_prompt_looks_liked():
+def test_a_disliked_answer_counts_more_if_liked_answers_have_similar_prompts():
     rows = separable()
     trainer = weighted(rows)
     bad = rows[1]
-    fake = EncodedRow({"prompt": "aba", "desirable": False}, rows[0].prompt, bad.responses)  # a prompt of the liked
+    fake = EncodedRow(
+        {"prompt": "aba", "desirable": False}, rows[0].prompt, bad.responses
+    )  # a prompt of a liked answer
     losses = {}
     for name, row in {"usual": bad, "looks liked": fake}.items():
         x = 0.1 * ratio(trainer, row, row.responses[0])
         found, _ = trainer.losses(trainer.models["policy"], [row], torch.zeros(()))
         losses[name] = (found / -logsigmoid(-x)).item()
-        # p / (1 - p) is exp of the classifier's logit, held in 0.5..10
-        logit = (trainer._features([row]) @ trainer.classifier).item()
+        # p / (1 - p) is exp(the classifier's logit), clipped to 0.5..10
+        logit = trainer.prompt_classifier.logits([row]).item()
         assert losses[name] == pytest.approx(min(max(math.exp(logit), 0.5), 10.0), rel=1e-4)
     assert losses["usual"] == pytest.approx(0.5) and losses["looks liked"] > 2
     liked, _ = trainer.losses(trainer.models["policy"], [rows[0]], torch.zeros(()))
@@ -210,9 +213,9 @@ def test_a_disliked_answer_counts_by_how_its_prompt_looks_liked():
 
 
 def test_logistic_regression_finds_the_boundary():
-    # x >= 3 is liked: of the weights (slope, bias) the sign changes at 2.5
+    # x >= 3 is liked, so slope * x + bias changes its sign near 2.5
     x = torch.arange(6.0)
-    weights = fit_prompts(torch.stack((x, torch.ones(6)), -1), x >= 3)
+    weights = fit_logistic(torch.stack((x, torch.ones(6)), -1), x >= 3)
     assert weights[0] > 1 and (-weights[1] / weights[0]).item() == pytest.approx(2.5, abs=0.1)
 
 
@@ -224,7 +227,7 @@ def test_prompt_weighting_works_in_every_precision(dtype):
     assert math.isfinite(metrics["loss"])
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_settings_that_cannot_work_are_refused(settings, text):
         UnpairedConfig(**settings)
 
 
-def test_a_reference_that_shares_the_weights_is_refused():
+def test_a_reference_with_the_policys_weights_is_refused():
     policy = Policy(tiny.transformer())
     with pytest.raises(
         InputError, match="^UnpairedTrainer: the reference must be a frozen copy, got the policy itself"
@@ -254,7 +257,7 @@ def test_prompt_weighting_without_rows_to_learn_from_is_refused():
         weighted([])
 
 
-def test_a_policy_with_a_value_head_that_nothing_would_train_is_refused():
+def test_a_policy_with_a_value_head_is_refused():
     policy = Policy(tiny.transformer(), value_head=True)
     with pytest.raises(InputError, match="value head"):
         UnpairedTrainer(policy, tiny.near(policy), tiny.tokenizer(), UnpairedConfig(), 3)

@@ -1,4 +1,4 @@
-"""Models, rows and trainers small enough for a test, and a program that trains them as one of two or until killed.
+"""Models, rows and trainers small enough for a test, and a program that trains them in two processes or is killed.
 
 python tiny.py ranks FOLDER              one of the processes that RANK and WORLD_SIZE describe: trains every case
 python tiny.py killed KIND FOLDER WHEN   a run that dies of SIGKILL: WHEN is a step, or "saving"
@@ -77,7 +77,7 @@ def tokenizer() -> Tokenizer:
 def transformer(
     seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 1, scale: float = 6.0, **changes
 ) -> Transformer:
-    """Width 16, and `changes` of its shape. Weights are `scale` times the usual: distributions far from uniform."""
+    """Width 16; `changes` are fields of ModelConfig. Weights are `scale` times as large as usual, far from uniform."""
     torch.manual_seed(seed)
     shape = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1}
     shape |= {"vocab_size": 30, "intermediate_size": 32, "max_position_embeddings": 64}
@@ -90,9 +90,9 @@ def transformer(
 
 
 def rows(n: int, seed: int = 0) -> list[EncodedRow]:
-    """n ragged rows that serve every algorithm: prompt, then response or chosen and rejected.
+    """n ragged rows for every algorithm: a prompt and two responses (chosen and rejected; SFT reads the first).
 
-    Or a response that was liked or not, or one whose steps of up to three tokens are right or wrong.
+    source["desirable"] says whether the response was liked; "labels" judge its steps of up to three tokens.
     """
     rng, words = random.Random(seed), tokenizer()
     texts = [["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(3)] for _ in range(n)]
@@ -101,9 +101,10 @@ def rows(n: int, seed: int = 0) -> list[EncodedRow]:
     keys = ("prompt", "chosen", "rejected")
     encoded = []
     for text, prompt, pair in zip(texts, prompts, responses, strict=True):
-        places = [*range(2, len(text[1]) - 1, 3), len(text[1]) - 1]
+        columns = [*range(2, len(text[1]) - 1, 3), len(text[1]) - 1]
         source = dict(zip(keys, text, strict=True)) | {"margin": len(text[0]) / 10}
-        source |= {"desirable": len(text[2]) % 2 == 0, "places": places, "labels": [text[1][k] < "e" for k in places]}
+        source |= {"desirable": len(text[2]) % 2 == 0, "label_columns": columns}
+        source["labels"] = [text[1][k] < "e" for k in columns]
         encoded.append(EncodedRow(source, prompt, tuple(pair)))
     return encoded
 
@@ -138,7 +139,7 @@ def ppo(
     policy = Policy(transformer(dtype=dtype), value_head=not value_model)
     separate = ValueModel(transformer(seed=2, dtype=dtype)) if value_model else None
     head = (separate or policy).value_head
-    with torch.no_grad():  # a fresh head is 0, and then its trunk has no gradient
+    with torch.no_grad():  # a fresh head is 0, so its trunk would have no gradient
         head.weight.normal_(std=0.3)
     return PPOTrainer(policy, near(policy), reward, tokenizer(), config, value_model=separate, seed=seed)
 
@@ -161,7 +162,7 @@ def adapted(
     four_bits: bool = False,
     targets: tuple[str, ...] = ("all-linear",),
 ):
-    """The model with adapters that are not 0, or their trunk would have no gradient."""
+    """The model with adapters whose B is not 0, so that every weight of the adapters has a gradient."""
     if four_bits:
         quantise_linears(model)
     torch.manual_seed(5)
@@ -175,7 +176,7 @@ def adapted(
 
 
 def near(policy: Policy) -> Policy:
-    """A reference that is not quite the policy, so that no KL is 0."""
+    """A reference that differs a little from the policy, so that no KL is 0."""
     reference = Policy(copy.deepcopy(policy.transformer))
     with torch.no_grad():
         reference.transformer.model.norm.weight.mul_(0.8)
@@ -220,7 +221,7 @@ def online_dpo(dtype: torch.dtype = torch.float64, judge: Callable | None = None
 
 
 def distillation(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) -> DistillationTrainer:
-    """A teacher of twice the depth."""
+    """The teacher has twice the student's depth."""
     config = DistillationConfig(**{"batch_size": 8, "microbatch_tokens": 60, "lr": 1e-2, "max_tokens": 8, **settings})
     teacher = Policy(transformer(seed=3, dtype=dtype, layers=2))
     return DistillationTrainer(Policy(transformer(dtype=dtype)), teacher, tokenizer(), config, updates)
@@ -242,10 +243,10 @@ CASES: dict[str, Callable] = {
     "ppo_options": lambda: ppo(
         whiten_rewards=True, value_warmup=1, entropy_coef=0.02, temperature=0.7, kl_coef=0.3, epochs=3, dual_clip=3.0
     ),
-    # the first KL is 0.1756, 4% under this target: the controller is not at its bound, so KL itself must agree
+    # the first KL is 0.1756, 4% below the target: not clipped by the controller, so the coefficient depends on the KL
     "ppo_adaptive": lambda: ppo(kl_controller="adaptive", kl_target=0.183, kl_horizon=20, kl_coef=0.3, temperature=0.6),
     "sft_fused": lambda: sft(fused=True, train_on="all", loss="dft"),
-    # a row is a micro-batch, and has its own router loss; with few tokens some experts get none
+    # each row is a micro-batch with its own router loss; some experts get no token
     "sft_experts": lambda: sft(shape=EXPERTS, router_loss_coef=0.3, microbatch_tokens=1),
     "grpo": grpo,
     "grpo_fused": lambda: grpo(fused=True, epochs=2, temperature=0.7),
@@ -283,10 +284,10 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 
 def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """(gradients, metrics) of the first update of a step, which is not taken."""
-    seen = []
+    """(gradients, metrics) of the first update of a step. The weights do not change."""
+    recorded = []
     trainer.optimizer.step = lambda sums: (
-        seen.append(
+        recorded.append(
             (
                 {name: p.grad.clone() for name, p in trainer.optimizer.parameters.items() if p.grad is not None},
                 {name: float(value) for name, value in sums.items()},
@@ -296,11 +297,11 @@ def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, 
         or {**{name: float(value) for name, value in sums.items()}, "lr": 0.0, "grad_norm": 0.0}
     )
     trainer.step(batch)
-    return seen[0]
+    return recorded[0]
 
 
 def go_on(kind: str, folder: str | Path, *, resume: bool = False, after_step: Callable[[int], None] = lambda k: None):
-    """A run in a folder, from its start or where it stands: 8 steps, a checkpoint every 3rd, evaluated every 2nd."""
+    """Start or resume a run in a folder: 8 steps, a checkpoint every 3 steps, an evaluation every 2."""
     steps = 8
     adaptive = {"entropy_coef": 0.02, "entropy_target": 3.2, "entropy_delta": 0.01}
     trainer = {
@@ -338,9 +339,9 @@ def _train_as_rank(folder: Path) -> None:
         except InputError as error:
             refusal = f"error: {error}"
         (folder / f"odd-{os.environ['RANK']}.txt").write_text(refusal)
-        if os.environ["RANK"] == "1":  # the second process comes to every checkpoint late
-            place = Run._checkpoint
-            Run._checkpoint = lambda self, step: time.sleep(0.3) or place(self, step)
+        if os.environ["RANK"] == "1":  # the second process is late at every checkpoint
+            save = Run._checkpoint
+            Run._checkpoint = lambda self, step: time.sleep(0.3) or save(self, step)
         go_on("ppo", folder / "run")
 
 
@@ -349,10 +350,10 @@ def _train_until_killed(kind: str, folder: str, when: str) -> None:
         if step is None or str(step) == when:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if when == "saving":  # the second checkpoint is written aside in part, and not yet renamed
-        flush, seen = checkpoint._flush, []
-        # a checkpoint's own files only: the run's first writes are config.toml and the folder above it
-        checkpoint._flush = lambda path: seen.append(path) or flush(path) or (len(seen) > 14 and die())
+    if when == "saving":  # die while the second checkpoint is half written and not yet renamed
+        flush, flushed = checkpoint._flush, []
+        # the first flushes belong to config.toml, the run's folder and the first checkpoint
+        checkpoint._flush = lambda path: flushed.append(path) or flush(path) or (len(flushed) > 14 and die())
     go_on(kind, folder, after_step=die)
 
 

@@ -1,0 +1,42 @@
+"""Settings of algorithms on given rows: how many steps a run makes, and the six configs that share them."""
+
+import pytest
+
+from minirlhf.algorithms import (
+    DistillationConfig,
+    DPOConfig,
+    ProcessRewardConfig,
+    RewardConfig,
+    SFTConfig,
+    UnpairedConfig,
+)
+from minirlhf.algorithms.offline import OfflineConfig
+from minirlhf.errors import InputError
+
+CONFIGS = (SFTConfig, RewardConfig, DPOConfig, UnpairedConfig, DistillationConfig, ProcessRewardConfig)
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps"),
+    [
+        (1000, 100),  # 4 epochs would be 500 steps
+        (100, 50),  # 4 * 100 / 8
+        (11, 6),  # 5.5 is rounded to an even number
+        (1, 1),  # at least one step
+    ],
+)
+def test_a_run_makes_its_steps_or_fewer_on_few_rows(rows, steps):
+    assert OfflineConfig(steps=100, max_epochs=4.0, batch_size=8).steps_for(rows) == steps
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_refuses_the_same_settings(config):
+    for settings, text in [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"microbatch_tokens": 0}, "microbatch_tokens must be at least 1, got 0"),
+        ({"max_epochs": 0.0}, "max_epochs must be above 0, got 0.0"),
+        ({"lr": 0.0}, "lr must be above 0, got 0.0"),
+    ]:
+        with pytest.raises(InputError, match=f"^{config.__name__}: {text}"):
+            config(**settings)
