@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -220,3 +222,17 @@ def test_a_tokenizer_without_padding_takes_a_new_pad_token(tmp_path):
 def test_ill_formed_special_tokens_are_refused(tokens):
     with refuses(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}"):
         TOKENIZER.with_special_tokens(tokens)
+
+
+def test_a_tokenizer_without_a_template_loads_no_reader_of_checkpoints_before_a_folder_and_never_jinja(tmp_path):
+    program = f"""
+import sys
+sys.modules["jinja2"] = None  # importing it raises ImportError
+from minirlhf.text import TextStream, Tokenizer, render_chat
+tokenizer = Tokenizer.train(["the kettle is good."] * 8, 300)
+assert tokenizer.encode_turns([{{"role": "user", "content": "Hi"}}], ["the"])
+assert not [name for name in sys.modules if "checkpoint_tokenizer" in name]
+tokenizer.save({str(tmp_path)!r})
+assert Tokenizer.load({str(tmp_path)!r}).encode("the") == tokenizer.encode("the")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -112,5 +112,27 @@ def reply(template: jinja2.Template, data: dict, max_characters: int) -> dict:
         return {"refused": one_line(error), "unsafe": isinstance(error, jinja2.sandbox.SecurityError)}
 
 
+def try_out(source: str, trials: list[dict], max_characters: int) -> tuple[jinja2.Template | None, dict]:
+    """Compile a template and render some conversations -> (template, {"fault": reason} or {}).
+
+    A trial may be refused: a template need not suit every conversation.
+    """
+    try:
+        template = compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        return None, {"fault": f"line {error.lineno} is no valid Jinja: {one_line(error)}"}
+    except MemoryError:
+        raise
+    except Exception as error:
+        return None, {"fault": f"it cannot be compiled: {one_line(error)}"}
+    for trial in trials:
+        outcome = reply(template, trial, max_characters)
+        if "fault" in outcome:
+            return None, outcome
+        if outcome.get("unsafe"):
+            return None, {"fault": f"it tries to leave the sandbox: {outcome['refused']}"}
+    return template, {}
+
+
 def one_line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]

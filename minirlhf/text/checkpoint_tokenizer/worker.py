@@ -1,12 +1,12 @@
-"""A child process that renders a stranger's template: both ends of its pipe.
+"""A child process that renders a stranger's template. This file has both ends of its pipe.
 
-The sandbox alone bounds neither time nor memory. A list of dangerous expressions would never be complete, because one
-expression can build a string of 10 GB or a number of 100 million digits, in the compiler already. The operating system
-bounds both, and for every render: a timer of processor time kills the child, and a limit on its address space makes an
-allocation fail. A render through the pipe takes about 0.1 ms longer than a render in this process.
+The sandbox alone bounds neither time nor memory: a single expression can build a string of 10 GB or a number of 100
+million digits, and a list of all dangerous expressions would never be complete. The operating system bounds each render
+of the child. A timer of processor time kills the child, and beyond a limit of address space an allocation fails. A
+render in the child takes about 0.1 ms longer than a render in this process.
 
-The parent writes lines of JSON: first [source, conversations to try], then one conversation a line. The child answers
-each line with one line, see `sandbox.reply`.
+The parent writes lines of JSON: first [source, trials], then a conversation in each line. The child answers every line
+with a line of JSON; see `sandbox.reply`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """Bounds of one render. They grow with the conversation, so that no honest template reaches them."""
+    """Bounds of a render. They grow with the conversation, so that no honest template reaches them."""
 
-    seconds: float  # processor time, because on a busy machine the clock would refuse honest templates
+    seconds: float  # of processor time; limits on wall time would refuse honest templates on a busy machine
     memory: int  # bytes of address space
     characters: int  # of output
 
@@ -59,7 +59,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,  # Ctrl-C in a terminal is not for the child, which ends with its parent
+            start_new_session=True,  # Ctrl-C in the terminal must not reach the child; it ends when its parent ends
         )
         self.pid = os.getpid()
         self.stop = weakref.finalize(self, _stop, self.process)
@@ -78,7 +78,7 @@ class Worker:
                 self.process.stdin.write(line.encode() + b"\n")
                 self.process.stdin.flush()
             answer = self.process.stdout.readline()
-        except BaseException:  # an interrupt: a later question must not read the answer to this one
+        except BaseException:  # after an interrupt the next question must not read this answer
             self.process.kill()
             self.stop()
             self.process = None
@@ -90,7 +90,7 @@ class Worker:
         return reply
 
     def _cause_of_death(self, limits: Limits) -> str:
-        errors = self.process.stderr.read().decode(errors="replace").strip()
+        errors = " ".join(self.process.stderr.read().decode(errors="replace").split())
         if self.process.wait() == -signal.SIGPROF:
             return f"it ran for more than {limits.seconds:.0f} s of processor time"
         return f"its process ended with {self.process.returncode}: {errors[-300:]}"
@@ -98,7 +98,7 @@ class Worker:
 
 def _stop(process: subprocess.Popen) -> None:
     for pipe in (process.stdin, process.stdout, process.stderr):
-        with contextlib.suppress(OSError):  # a question that a dead child never read
+        with contextlib.suppress(OSError):  # the child died before it read a question
             pipe.close()
     process.wait()
 
@@ -115,33 +115,12 @@ def serve() -> None:
             try:
                 request = json.loads(line)
                 if template is None:
-                    template, reply = _first(sandbox, *request, limits.characters)
+                    template, reply = sandbox.try_out(*request, limits.characters)
                 else:
                     reply = sandbox.reply(template, request, limits.characters)
             except MemoryError:
                 reply = {"fault": f"it needs more than {limits.memory >> 20} MiB"}
         print(json.dumps(reply), flush=True)
-
-
-def _first(sandbox: Any, source: str, trials: list[dict], max_characters: int) -> tuple[Any, dict]:
-    """(the compiled template or None, {"fault": reason} or {})"""
-    import jinja2
-
-    try:
-        template = sandbox.compiled(source)
-    except jinja2.TemplateSyntaxError as error:
-        return None, {"fault": f"line {error.lineno} is no valid Jinja: {sandbox.one_line(error)}"}
-    except MemoryError:
-        raise
-    except Exception as error:
-        return None, {"fault": f"it cannot be compiled: {sandbox.one_line(error)}"}
-    for trial in trials:
-        reply = sandbox.reply(template, trial, max_characters)
-        if "fault" in reply:
-            return template, reply
-        if reply.get("unsafe"):
-            return template, {"fault": f"it tries to leave the sandbox: {reply['refused']}"}
-    return template, {}
 
 
 @contextlib.contextmanager
