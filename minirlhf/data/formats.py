@@ -1,4 +1,4 @@
-"""Rows of a data file, in one of three kinds, and the reasons for the rows that are left out.
+"""JSON values of a data file -> rows of one of three kinds, and a reason for each row that is left out.
 
 The rows of a `Dataset` are
 
@@ -118,7 +118,7 @@ def _convert(source: object) -> tuple[Layout, dict]:
         raise InputError("chosen and rejected are identical")
     if layout.kind == "sft" and source.get("label") is False:
         # Rows of unpaired preferences look like SFT rows. Imitating their bad half would train the opposite.
-        raise InputError("label is false: an answer marked as bad is nothing to imitate")
+        raise InputError("label is false: SFT would imitate an answer marked as bad")
     rest = {key: value for key, value in source.items() if key not in (*TEXT_KEYS, TURNS)}
     return layout, rest | texts
 

@@ -25,7 +25,7 @@ def render_chat(messages: list[dict], add_generation_prompt: bool = False) -> st
 
     Args:
         messages: [{"role": a name in `ROLES`, "content": text}, ...]; other keys are ignored.
-        add_generation_prompt: end with `Assistant:\\n`, after which the model speaks.
+        add_generation_prompt: end with `Assistant:\\n`; the model continues from there.
     Returns: the text.   Raises: InputError for an unknown role, or a content that is not a string.
     """
     text = ""

@@ -36,10 +36,10 @@ class Tokenizer:
                 raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name one that is")
         if backend.token_to_id(pad) == backend.token_to_id(eos):
             raise InputError(
-                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained so never learns to "
-                "stop; add a pad token"
+                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained with it never "
+                "learns to stop; add a pad token"
             )
-        # Other tools read tokenizer.json alone. With this they too begin a text with BOS, as `encode_prompts` does.
+        # Some tools read only tokenizer.json. This makes them begin a text with BOS, as `encode_prompts` does.
         backend.post_processor = tokenizers.processors.TemplateProcessing(
             f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
         )
@@ -96,7 +96,7 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
-    # The next four need the files of checkpoint_tokenizer/, which no other method needs.
+    # Only the next four methods need checkpoint_tokenizer/, so they import it themselves.
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -218,8 +218,8 @@ class Tokenizer:
     ) -> tuple[list[int], list[bool]]:
         """Turns -> (ids, mask of the assistant's tokens), the end token of each of its turns included.
 
-        No trainer of this library uses the mask: they learn the last answer of a row, see `encode_turns`. It is for
-        training on every answer of a dialogue.
+        No trainer here uses this mask: SFT learns the last answer of a row, see `encode_turns`. Use the mask to train
+        on every answer of a dialogue.
 
         The text is encoded as a whole, as other tools do it. A token that spans the beginning of an answer counts as
         the assistant's. The mask follows the template's {% generation %} blocks, or `answer_spans` without them.
@@ -243,7 +243,7 @@ class Tokenizer:
         """(text, spans of the answers); None for the spans if the template does not mark them."""
         if not self.templates:
             if tools or variables:
-                raise InputError("chat: the plain layout has no place for tools or variables; choose another template")
+                raise InputError("chat: the plain layout reads neither tools nor variables; choose another template")
             return render_chat(messages, add_generation_prompt), None
         template = self.templates.get("tool_use") if tools is not None else None
         template = template or self.templates.get("default")

@@ -19,14 +19,14 @@ def batches(rows=ROWS, batch_size=4, steps=10, seed=0, stream="sft"):
 def test_batch_k_is_a_pure_function_of_rows_seed_and_k():
     run = list(batches())
     assert len(run) == len(batches()) == 10
-    for k in (9, 0, 5, 5, 3):  # alone, backwards, twice
+    for k in (9, 0, 5, 5, 3):  # in any order, and twice
         assert batches()[k] == run[k]
     used = batches()
     assert [used[k] for k in reversed(range(10))] == run[::-1]
     assert batches(steps=3)[2] == run[2]
 
 
-def test_every_row_comes_once_per_epoch_across_the_seams_of_batches():
+def test_every_row_is_drawn_once_per_epoch_even_if_an_epoch_ends_inside_a_batch():
     draws = [draw for batch in batches() for draw in batch]  # 40 draws: 4 epochs of 10
     for epoch in range(4):
         part = draws[epoch * 10 : epoch * 10 + 10]
@@ -74,7 +74,7 @@ def test_a_real_token_with_the_pad_id_is_real():
     assert batch.attention_mask.all() and batch.completion_mask.tolist() == [[False, True, True]]
 
 
-def test_a_prompt_without_its_response_is_a_mistake():
+def test_a_prompt_without_a_response_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         pad_sequences([[1], [2]], [[3]], pad_id=0)
 
@@ -84,7 +84,7 @@ def test_microbatches_by_hand():
     assert microbatches([2, 5, 1, 9, 2, 5, 2, 2], 10) == [[3], [1, 5], [0, 4, 6, 7, 2]]
 
 
-def test_a_row_beyond_the_bound_goes_alone():
+def test_a_row_longer_than_the_bound_is_alone_in_its_group():
     assert microbatches([3, 20, 30], 10) == [[2], [1], [0]]
     assert microbatches([], 10) == []
 

@@ -164,9 +164,9 @@ def pair(read, chosen: str, rejected: str) -> tuple[str, str, str]:
 
 def test_hh_two_assistant_turns_running(read):
     q = "User:\nq\n\nAssistant:\n"
-    # in both prompts: rendered as two turns
+    # in both sides' prompts: rendered as two turns
     assert pair(read, hh("q", "a", None, "c"), hh("q", "a", None, "r")) == (q + "a\n\nAssistant:\n", "c", "r")
-    # at one end only, whether the first of them differs or not: one answer of two paragraphs
+    # in only one of the two sides, whether or not its first answer differs: one answer of two paragraphs
     assert pair(read, hh("q", "c", None, "d"), hh("q", "r")) == (q, "c\n\nd", "r")
     assert pair(read, hh("q", "c", None, "d"), hh("q", "c")) == (q, "c\n\nd", "c")
     assert pair(read, hh("q", "c", None, ""), hh("q", "r")) == (q, "c", "r")
@@ -259,7 +259,7 @@ REASONS = {
     "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
     "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
     "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
-    "marked as bad": (SFT | {"label": False}, "label is false: an answer marked as bad is nothing to imitate"),
+    "marked as bad": (SFT | {"label": False}, "label is false: SFT would imitate an answer marked as bad"),
 }
 
 
@@ -271,7 +271,7 @@ def test_refused_row_names_its_reason(reason, row, expected):
 @pytest.mark.parametrize("line", ['{"prompt": "p"', "version https://git-lfs", "[" * 100_000, "1" * 5000])
 def test_broken_json_line_is_refused_in_one_short_line(read, line):
     refused = read(f"{json.dumps(SFT)}\n\n{line}\n", max_refused=0.5).refused
-    assert [refusal.line for refusal in refused] == [3]  # the blank line is no row, but it counts as a line
+    assert [refusal.line for refusal in refused] == [3]  # the blank line is not a row, but it counts as a line
     assert refused[0].reason.startswith("broken JSON, ")
     assert len(refused[0].reason) < 200 and "\n" not in refused[0].reason
 
@@ -287,7 +287,7 @@ def test_summary_names_layout_counts_and_every_refused_row(read, tmp_path):
     ]
 
 
-def test_more_refused_than_allowed_stops_and_says_what_would_do(read, tmp_path):
+def test_more_refused_than_allowed_stops_and_names_a_fraction_that_is_enough(read, tmp_path):
     rows = [SFT] * 71 + [SFT | {"response": ""}] * 29
     with pytest.raises(InputError) as error:
         read(rows)
@@ -304,7 +304,7 @@ def test_one_percent_refused_is_still_fine(read):
     assert len(read([SFT] * 99 + [{}]).refused) == 1
 
 
-def test_no_usable_row_stops_whatever_is_allowed(read):
+def test_a_file_without_a_usable_row_is_refused_with_any_limit(read):
     with pytest.raises(InputError, match=r"needed a usable row, all 1 were refused \(line 1: .*\); rows may be {p"):
         read([{"question": "q"}], max_refused=1.0)
 

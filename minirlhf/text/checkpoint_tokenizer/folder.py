@@ -53,7 +53,7 @@ def _read(folder: Path) -> TokenizerParts:
     except ValueError:
         model = {}  # the reader of the model reports the fault
     backend = tokenizers.Tokenizer.from_file(str(folder / MODEL))
-    backend.no_truncation()  # some folders carry the settings of a last call, which would cut texts in silence
+    backend.no_truncation()  # some folders have truncation settings that would cut texts in silence
     backend.no_padding()
     _add_tokens(backend, config)
     special = _special_tokens(backend, config, names, generation, model)
@@ -112,7 +112,7 @@ def _object(path: Path) -> dict:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token, which is written as a string, as {"content": string, ...}, or as null."""
+    """The text of a token. Files write a token as a string, as {"content": string, ...}, or as null."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
         raise InputError(f"{CONFIG}: needed a token as a string or an object with content, got {token!r}")

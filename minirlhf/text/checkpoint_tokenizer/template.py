@@ -40,7 +40,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, tokens: dict[str, str] | None = None) -> None:
-        """tokens: the names under which a template reads special tokens, {"bos_token": "<s>", ...}."""
+        """tokens: special tokens by the names that templates use, {"bos_token": "<s>", ...}."""
         if len(source) > MAX_SOURCE:
             raise _harm(f"needed at most {MAX_SOURCE:,} characters, got {len(source):,}")
         self.source, self.tokens = source, dict(tokens or {})
@@ -85,7 +85,10 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=16)
 def _renderer_of(source: str, tokens: tuple[tuple[str, str], ...]) -> Callable[[str], dict]:
-    """A conversation as JSON -> `sandbox.reply`. Templates with one source share a renderer. Raises: InputError."""
+    """A function: conversation as JSON -> `sandbox.reply`. Equal templates share it.
+
+    Raises: InputError if the template is broken or does harm.
+    """
     _check_jinja()
     if source in BUILT_IN:
         from minirlhf.text.checkpoint_tokenizer import sandbox
@@ -104,7 +107,7 @@ def _harm(fault: str) -> InputError:
 
 
 def _known_names(message: dict) -> dict:
-    """A turn without its empty keys; its reasoning gets every name by which a template may read it."""
+    """A turn without empty keys. Its reasoning is stored under every name that templates use."""
     message = {key: value for key, value in message.items() if value is not None}
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in message:
