@@ -1,6 +1,6 @@
 """Text <-> ids, with a byte-level BPE trained here or with the tokenizer of a checkpoint.
 
-Prompt and response are encoded apart and their ids joined, in sampling and in training, so both see the same boundary.
+Prompt and response are encoded separately, in sampling and in training, so both have the same ids at the boundary.
 Text is encoded as plain text: a "<|eos|>" inside the data becomes seven characters, never the special token. A text
 written by a checkpoint's chat template is the exception: its special tokens are tokens, even inside a turn's content.
 """
@@ -22,9 +22,9 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 class Tokenizer:
     """A `tokenizers` tokenizer that knows its tokens for padding, beginning and end.
 
-    pad_id:  fills the right of a row; never the end token. Masks come from lengths, not from this id. A checkpoint
+    pad_id:  pads rows on the right; never the end token. Masks come from lengths, not from this id. A checkpoint
              without a padding token, or with its end token as padding, gets an unused special token. If it has no
-             unused special token, an ordinary token fills the rows and `special["pad"]` is None.
+             unused special token, an ordinary token pads and `special["pad"]` is None.
     bos_id:  None if the checkpoint has no BOS (Qwen).
     eos_id:  ends a response in training. In sampling each of `eos_ids` ends it; `eos_id` is the first of them.
     Raises: InputError if the padding token is the end token, or a special token is not in the vocabulary.
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, parts: TokenizerParts) -> Tokenizer:
-        """A tokenizer of parts that were read from a folder."""
+        """A tokenizer made of these parts."""
         tokenizer = cls.__new__(cls)
         tokenizer._take(parts)
         return tokenizer
