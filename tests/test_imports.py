@@ -18,7 +18,7 @@ CORE_FILES = {
     "losses": "masking logprobs kl advantages policy reward supervised",
     "runtime": "device compile distributed randomness",
     "model": "config rope norms cache context attention transformer policy",
-    "text": "tokenizer chat streaming",
+    "text": "parts tokenizer chat streaming",
     "data": "reading formats splitting encoding batches",
     "generation": "sampling engine",
     "rewards": "scoring",
@@ -127,10 +127,7 @@ def test_losses_import_torch_and_one_another_only():
 def test_only_the_five_packages_and_the_standard_library_are_imported():
     for path in FILES:
         tops = {name.split(".")[0] for name in imports(path)} - {"minirlhf"} - set(sys.stdlib_module_names)
-        if module(path) in (
-            "text.checkpoint_tokenizer.template",
-            "text.checkpoint_tokenizer.sandbox",
-        ):  # jinja2 comes with torch
+        if module(path) == "text.checkpoint_tokenizer.sandbox":  # jinja2 comes with torch
             tops.remove("jinja2")
         assert tops <= RUN_TIME, path
 

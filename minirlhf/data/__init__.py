@@ -1,4 +1,4 @@
-"""Rows: reading, checking, converting; batches of them."""
+"""Rows: reading, checking, converting, splitting, encoding, batching."""
 
 from minirlhf.data.batches import Batches, Draw, Sequences, microbatches, pad_sequences
 from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows

@@ -1,4 +1,4 @@
-"""Which rows come when, and rows of ids to padded tensors. B rows, T tokens."""
+"""The order of rows in training, and rows of ids -> padded tensors. B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from minirlhf.runtime.randomness import permutation
 
 
 class Draw(NamedTuple):
-    row: Any  # what the trainer encoded
-    index: int  # which row of the data it is
-    epoch: int  # how often it was drawn before: keys the sampling noise, so a second epoch does not repeat the first
+    row: Any  # an encoded row
+    index: int  # the row's number in the data
+    epoch: int  # number of earlier draws of the row; keys the sampling noise, so that no epoch repeats another
 
 
 class Batches:
-    """`batches[k]` is a pure function of (rows, seed, k): a run that resumes at step k needs nothing else.
+    """`batches[k]` is a pure function of (rows, seed, k), so a run can resume at any step k.
 
-    Rows come in a fresh shuffle each epoch; batches run on over the end of one into the next.
-    Raises: InputError if there are no rows.
+    Each epoch shuffles the rows anew. A batch may hold the end of an epoch and the beginning of the next.
+    Raises: InputError if `rows` is empty.
     """
 
     def __init__(self, rows: Sequence, *, batch_size: int, steps: int, seed: int, stream: str) -> None:
@@ -38,21 +38,21 @@ class Batches:
     def __getitem__(self, k: int) -> list[Draw]:
         if not 0 <= k < self.steps:
             raise IndexError(f"Batches: step {k} of {self.steps}")
-        places = range(k * self.batch_size, (k + 1) * self.batch_size)
-        return [self._draw(*divmod(place, len(self.rows))) for place in places]
+        draws = range(k * self.batch_size, (k + 1) * self.batch_size)
+        return [self._draw(*divmod(draw, len(self.rows))) for draw in draws]
 
-    def _draw(self, epoch: int, place: int) -> Draw:
+    def _draw(self, epoch: int, position: int) -> Draw:
         if epoch not in self._order:
-            kept = {e: order for e, order in self._order.items() if e >= epoch - 1}
-            self._order = {**kept, epoch: permutation(len(self.rows), self.seed, self.stream, epoch)}
-        index = self._order[epoch][place]
+            recent = {e: order for e, order in self._order.items() if e >= epoch - 1}
+            self._order = {**recent, epoch: permutation(len(self.rows), self.seed, self.stream, epoch)}
+        index = self._order[epoch][position]
         return Draw(self.rows[index], index, epoch)
 
 
 class Sequences(NamedTuple):
-    """Padded rows: what every forward reads."""
+    """Padded rows, as every forward reads them."""
 
-    input_ids: Tensor  # [B, T] prompt, response, padding
+    input_ids: Tensor  # [B, T] int64: prompt, response, padding
     attention_mask: Tensor  # [B, T] bool, real tokens
     completion_mask: Tensor  # [B, T] bool, the response's tokens, its EOS included
 
@@ -63,7 +63,7 @@ def pad_sequences(
     pad_id: int,
     device: torch.device | str = "cpu",
 ) -> Sequences:
-    """Prompt ids and response ids, row by row -> Sequences with padding on the right."""
+    """The prompt's ids and the response's ids of each row -> Sequences with padding on the right."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
@@ -74,7 +74,10 @@ def pad_sequences(
 
 
 def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Row numbers in groups of similar length whose padded size is at most `max_tokens` (one row may exceed it)."""
+    """Row numbers in groups of similar length, longest first.
+
+    The padded size of a group is at most `max_tokens`. A row longer than that forms its own group.
+    """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
@@ -85,18 +88,18 @@ def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def row_groups(rows: Sequence[EncodedRow], max_tokens: int, sides: int = 1) -> list[list[EncodedRow]]:
-    """Rows in groups of similar length: one micro-batch each, padded to at most `max_tokens`.
+    """Rows in micro-batches of similar length, padded to at most `max_tokens` tokens each.
 
-    sides: how many of a row's responses go through the model in one forward (2 for chosen and rejected).
+    sides: the number of a row's responses in one forward (2 for chosen and rejected).
     """
     lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
     return [[rows[i] for i in group] for group in microbatches(lengths, max_tokens // sides)]
 
 
 def pad_rows(rows: Sequence[EncodedRow], sides: Sequence[int], pad_id: int, device: torch.device) -> Sequences:
-    """The given responses of each row as one batch [len(sides) * len(rows), T]: all rows of side 0 first.
+    """The given responses of all rows as one batch [len(sides) * len(rows), T], the rows of the first side first.
 
-    sides: which responses of a row; (0,) is its only one, (0, 1) are chosen and rejected.
+    sides: indices into `EncodedRow.responses`: (0,) for SFT, (0, 1) for chosen and rejected.
     """
     prompts = [row.prompt for _ in sides for row in rows]
     return pad_sequences(prompts, [row.responses[side] for side in sides for row in rows], pad_id, device)

@@ -1,4 +1,4 @@
-"""Rows of text to rows of ids, once, before training; and what does not fit is counted, named or refused."""
+"""Rows of text -> rows of ids, once, before training. Rows that do not fit are counted and named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minirlhf.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class EncodedRow:
-    source: dict  # the source row: its "prompt" is the text, the rest is for reward functions
+    source: dict  # the source row: its "prompt" is the text; reward functions read the other keys
     prompt: list[int]  # BOS and the prompt
     responses: tuple[list[int], ...]  # one for SFT, chosen and rejected for pairs, none for prompts to sample from
 
@@ -20,16 +20,13 @@ class EncodedRow:
 @dataclass(frozen=True)
 class Encoded:
     rows: list[EncodedRow]
-    truncated: int  # responses cut to the context: they lose their EOS, so nobody learns to stop there
-    refused: list[str]  # one reason per row
+    truncated: int  # responses that were cut to the context; they lose their EOS, so no model learns to stop there
+    refused: list[str]  # a reason for each refused row
 
-    def summary(self, what: str) -> str:
-        return "\n".join(
-            [
-                f"{what}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused",
-                *self.refused,
-            ]
-        )
+    def summary(self, name: str) -> str:
+        """A line of counts, then a line for each refused row.   name: of the rows, such as "prompts"."""
+        counts = f"{name}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused"
+        return "\n".join([counts, *self.refused])
 
 
 def encode_rows(
@@ -42,23 +39,24 @@ def encode_rows(
     max_refused: float = 0.01,
     source: str = "",
 ) -> Encoded:
-    """Tokenise prompts and the named responses: turns by the tokenizer's chat template if it has one, else plain text.
+    """Tokenise prompts and the named responses. Turns follow the chat template of a tokenizer that has one.
 
     Args:
         responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
-        context:     tokens the model can hold.   reserve: tokens that must be left after the prompt.
-        max_refused: share of rows that may be refused because their prompt leaves no room, or by the template.
-        source:      the file the rows come from, for messages.
-    Raises: InputError if more are refused.
+        context:     tokens that the model can hold.   reserve: tokens that must remain after the prompt.
+        max_refused: fraction of the rows that may be refused. A row is refused if its prompt leaves too little room, or
+                     the chat template refuses its turns.
+        source:      the file of the rows, for messages.
+    Raises: InputError if more rows are refused.
     """
-    kept, truncated, refused = [], 0, []
+    encoded_rows, truncated, refused = [], 0, []
     for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses), strict=True):
         where = f"line {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
         where = f"{source}: {where}" if source else where
         if isinstance(encoded, InputError):
             refused.append(f"{where}: {encoded}")
             continue
-        prompt, texts = encoded
+        prompt, answers = encoded
         room = context - len(prompt)
         if room < reserve:
             refused.append(
@@ -66,27 +64,27 @@ def encode_rows(
                 f"{context}, needed {reserve}"
             )
             continue
-        cut = tuple(ids[:room] for ids in texts)
+        cut = tuple(ids[:room] for ids in answers)
         if len(cut) == 2 and cut[0] == cut[1]:
             refused.append(
                 f"{where}: {' and '.join(responses)} are the same once cut to the context's {context} tokens"
             )
             continue
-        truncated += sum(len(ids) > room for ids in texts)
-        kept.append(EncodedRow(row, prompt, cut))
+        truncated += sum(len(ids) > room for ids in answers)
+        encoded_rows.append(EncodedRow(row, prompt, cut))
     if len(refused) > max_refused * len(rows):
         raise InputError(
             f"{len(refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} may be refused: "
             f"{'; '.join(refused[:3])}; "
             "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
         )
-    return Encoded(kept, truncated, refused)
+    return Encoded(encoded_rows, truncated, refused)
 
 
 def encode_texts(
     tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...]
 ) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
-    """(prompt, answers) of each row in ids, or why the chat template refuses its turns."""
+    """(ids of the prompt, ids of each response) for each row, or the InputError of a chat template that refuses it."""
     in_turns = [bool(tokenizer.templates) and TURNS in row for row in rows]
     plain = [row for row, turns in zip(rows, in_turns, strict=True) if not turns]
     prompts = iter(tokenizer.encode_prompts([row["prompt"] for row in plain]))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import zlib
 
-HELD_OUT_SHARE = 20  # one prompt in so many of a user's file is kept for evaluation
+HELD_OUT_EVERY = 20  # of the prompts in a user's file, one in 20 is held out for evaluation
 
 
 def split_rows(rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows): one prompt in 20, by a checksum of its text, so that no prompt is on both sides.
+    """(training rows, held-out rows). A checksum of a prompt's text decides, so a prompt is never on both sides.
 
-    Where that leaves one side empty or holds out more than a fifth (few prompts with many rows each), the last 20th of
-    the rows is held out instead; a file of one row stands on both sides.
+    One prompt in 20 is held out. If that holds out nothing, or more than a fifth of the rows (few prompts with many
+    rows each), the last 20th of the rows is held out instead. A file with a single row has that row on both sides.
     """
-    kept, held = [], []
+    training, held_out = [], []
     for row in rows:
-        (held if zlib.crc32(row["prompt"].encode()) % HELD_OUT_SHARE == 0 else kept).append(row)
-    if not held or 5 * len(held) > len(rows):
-        last = max(1, len(rows) // HELD_OUT_SHARE)
-        kept, held = rows[:-last] or rows, rows[-last:]
-    return kept, held
+        (held_out if zlib.crc32(row["prompt"].encode()) % HELD_OUT_EVERY == 0 else training).append(row)
+    if not held_out or 5 * len(held_out) > len(rows):
+        last = max(1, len(rows) // HELD_OUT_EVERY)
+        training, held_out = rows[:-last] or rows, rows[-last:]
+    return training, held_out

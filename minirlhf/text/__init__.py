@@ -1,4 +1,4 @@
-"""Tokenizer and chat layout."""
+"""Tokenizers, chat layouts, and streams of text."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ from minirlhf.text.chat import render_chat
 from minirlhf.text.streaming import TextStream
 from minirlhf.text.tokenizer import Tokenizer
 
-# Names of leaves: their files are loaded on first use, so that the core does not need them.
+# Names of leaves. Their files load on first use, so the core does not need them.
 LEAVES = {
     "minirlhf.text.checkpoint_tokenizer.layouts": "LAYOUTS",
     "minirlhf.text.checkpoint_tokenizer.template": "ChatTemplate",

@@ -1,4 +1,4 @@
-"""The plain chat layout: turns as readable text, for models that bring no chat template of their own."""
+"""The plain chat layout: turns as readable text, for models without a chat template."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TURN_END = "\n\n"
 
 
 def canonical_role(name: object) -> str:
-    """One of the keys of `HEADERS`, for any name in `ROLES`.   Raises: InputError for every other name."""
+    """A name in `ROLES` -> a key of `HEADERS`.   Raises: InputError for any other name."""
     if not isinstance(name, str) or name not in ROLES:
         raise InputError(f"role: needed one of {', '.join(ROLES)}, got {name!r}; rename the role or drop the row")
     return ROLES[name]
@@ -21,12 +21,12 @@ def canonical_role(name: object) -> str:
 def render_chat(messages: list[dict], add_generation_prompt: bool = False) -> str:
     """Turns as one text: `User:\\n{content}\\n\\nAssistant:\\n{content}\\n\\n`, the content unchanged.
 
-    The layout is text without special tokens, so a turn that itself holds a `User:` line reads like two.
+    The layout has no special tokens, so a turn that contains a `User:` line reads like two turns.
 
     Args:
         messages: [{"role": a name in `ROLES`, "content": text}, ...]; other keys are ignored.
-        add_generation_prompt: end with `Assistant:\\n`, after which the model speaks.
-    Returns: the text.   Raises: InputError for an unknown role or a content which is no string.
+        add_generation_prompt: end with `Assistant:\\n`; the model continues from there.
+    Returns: the text.   Raises: InputError for an unknown role, or a content that is not a string.
     """
     text = ""
     for turn, message in enumerate(messages, start=1):
@@ -40,33 +40,39 @@ def render_chat(messages: list[dict], add_generation_prompt: bool = False) -> st
 def answer_spans(
     render: Callable[[list[dict], bool], str], messages: list[dict], text: str, ends: Sequence[str] = ()
 ) -> list[tuple[int, int]]:
-    """Where in the text of all turns the assistant's answers stand, found by rendering the turns before each.
+    """The (start, end) of each assistant's answer in the text of all turns, found by rendering the turns before it.
 
-    An answer begins where the turns before it, with the generation prompt, end, and reaches to the end of its own turn;
-    what a layout writes after the turn's end token (`ends`), which no model says, is left out. Where a layout writes an
-    answer in another way once turns follow (Qwen3 drops its reasoning), the answer ends with its first end token.
+    An answer starts where the earlier turns with the generation prompt end. It ends with the last end token (`ends`) of
+    its own turn; the layout may write more after that token, but the model does not. If the layout changes an answer
+    once turns follow (Qwen3 drops its reasoning), the answer ends with its first end token.
 
     Args:
-        render: (turns, add_generation_prompt) -> text.
-        text:   that of all turns.
-    Raises: InputError if the text before an answer is not how the text of all turns begins.
+        render:   (turns, add_generation_prompt) -> text.
+        messages: all turns.   text: their rendered text.
+        ends:     the texts of the end tokens.
+    Raises: InputError if `text` does not begin with the text before an answer.
     """
     spans = []
     for turn, message in enumerate(messages):
         if ROLES.get(message.get("role")) != "assistant":
             continue
-        before = render(messages[:turn], True) if turn else ""
+        if not turn:
+            raise InputError(
+                "turn 1: no turn leads to this answer, so its tokens cannot be located; begin with a user turn, or use "
+                "a template with {% generation %} blocks"
+            )
+        before = render(messages[:turn], True)
         after = render(messages[: turn + 1], False)
         start, stop = len(before), None
         if after.startswith(before) and text.startswith(after):
-            said = after[start:].rstrip()
-            stop = start + len(said) if said.endswith(tuple(ends)) else len(after)
+            answer = after[start:].rstrip()
+            stop = start + len(answer) if answer.endswith(tuple(ends)) else len(after)
         elif text.startswith(before):
             stop = min((text.index(end, start) + len(end) for end in ends if end in text[start:]), default=None)
-        if not turn or stop is None:
+        if stop is None:
             raise InputError(
-                f"turn {turn + 1}: needed a chat template that writes turns one after another, this one writes what "
-                "leads to the answer in another way when it follows; use a template with {% generation %} blocks"
+                f"turn {turn + 1}: this template renders earlier turns differently once an answer follows, so the "
+                "answer's tokens cannot be located; use a template with {% generation %} blocks"
             )
         spans.append((start, stop))
     return spans

@@ -1,47 +1,33 @@
-"""Text <-> ids: a byte-level BPE of our own, in which nothing is ever unknown, or the tokenizer of a checkpoint.
+"""Text <-> ids, with a byte-level BPE trained here or with the tokenizer of a checkpoint.
 
-Prompt and response are encoded apart and their ids joined, both when sampling and when training: the boundary cannot
-differ. Text is encoded as plain text: a "<|eos|>" inside the data is seven characters, never the special token. A text
-that a checkpoint's chat template wrote is the exception: there special tokens are meant, even inside a turn's content.
+Prompt and response are encoded separately, in sampling and in training, so both have the same ids at the boundary.
+Text is encoded as plain text: a "<|eos|>" inside the data becomes seven characters, never the special token. A text
+written by a checkpoint's chat template is the exception: its special tokens are tokens, even inside a turn's content.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
 
 from minirlhf.errors import InputError
 from minirlhf.text.chat import answer_spans, render_chat
-from minirlhf.text.checkpoint_tokenizer.folder import (
-    CONFIG,
-    GENERATION,
-    MODEL,
-    NAMES,
-    TokenizerFolder,
-    choose_pad,
-    name_pad,
-    read_folder,
-    write_templates,
-)
-from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
-from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
+from minirlhf.text.parts import TokenizerParts
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer with the ids of padding, beginning and end.
+    """A `tokenizers` tokenizer that knows its tokens for padding, beginning and end.
 
-    pad_id:  what fills the right of a row, never the end token. Masks come from lengths, not from this id, so a
-             checkpoint without a padding token of its own, or with its end token as such, gets an unused special token,
-             else any ordinary one (`special["pad"]` is None).
-    bos_id:  None if the checkpoint has none (Qwen).
-    eos_id:  what ends a response; `eos_ids` are all that end one when sampling, `eos_id` first.
-    Raises: InputError if a tokenizer made here is told to pad with its end token.
+    pad_id:  pads rows on the right; never the end token. Masks come from lengths, not from this id. A checkpoint
+             without a padding token, or with its end token as padding, gets an unused special token. If it has no
+             unused special token, an ordinary token pads and `special["pad"]` is None.
+    bos_id:  None if the checkpoint has no BOS (Qwen).
+    eos_id:  ends a response in training. In sampling each of `eos_ids` ends it; `eos_id` is the first of them.
+    Raises: InputError if the padding token is the end token, or a special token is not in the vocabulary.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str = PAD, bos: str = BOS, eos: str = EOS) -> None:
@@ -50,45 +36,43 @@ class Tokenizer:
                 raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name one that is")
         if backend.token_to_id(pad) == backend.token_to_id(eos):
             raise InputError(
-                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained so never learns to "
-                "stop; add a pad token"
+                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained with it never "
+                "learns to stop; add a pad token"
             )
-        # other tools, which read tokenizer.json alone, then begin a text with BOS as `encode_prompts` does
-        bos_first = tokenizers.processors.TemplateProcessing(
+        # Some tools read only tokenizer.json. This makes them begin a text with BOS, as `encode_prompts` does.
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
             f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
         )
-        backend.post_processor = bos_first
         special = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
         config = special | {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
-        self._take(TokenizerFolder(backend, config, special, pad, (backend.token_to_id(eos),)))
+        self._take(TokenizerParts(backend, config, special, pad, (backend.token_to_id(eos),)))
 
-    def _take(self, source: TokenizerFolder) -> None:
-        backend = source.backend
-        self.source, self.backend = source, backend
+    def _take(self, parts: TokenizerParts) -> None:
+        self.parts, self.backend, self.templates = parts, parts.backend, parts.templates
         self.backend.encode_special_tokens = True  # special tokens inside text are text
-        self.special = {"pad": source.pad, "bos": source.special.get("bos_token"), "eos": source.special["eos_token"]}
-        self.eos_ids, self.eos_id = source.eos_ids, source.eos_ids[0]
-        self.bos_id = None if self.special["bos"] is None else backend.token_to_id(self.special["bos"])
-        fill = 0 if self.eos_id != 0 else 1
-        self.pad_id = fill if source.pad is None else backend.token_to_id(source.pad)
-        # what tokenizer.json puts before a text (other tools, given that file, do not look at the config for it)
-        some = backend.encode("a", add_special_tokens=True)
-        added = some.special_tokens_mask
-        self.prefix = some.ids[: added.index(0) if 0 in added else 0]
-        self.templates = {name: ChatTemplate(text, source.special) for name, text in source.templates.items()}
+        self.special = {"pad": parts.pad, "bos": parts.special.get("bos_token"), "eos": parts.special["eos_token"]}
+        self.eos_ids, self.eos_id = parts.eos_ids, parts.eos_ids[0]
+        self.bos_id = None if self.special["bos"] is None else self.backend.token_to_id(self.special["bos"])
+        any_other = 0 if self.eos_id != 0 else 1
+        self.pad_id = any_other if parts.pad is None else self.backend.token_to_id(parts.pad)
+        # The ids that tokenizer.json puts before a text. Other tools follow that file, not the config.
+        encoding = self.backend.encode("a", add_special_tokens=True)
+        added = encoding.special_tokens_mask
+        self.prefix = encoding.ids[: added.index(0) if 0 in added else 0]
 
     @classmethod
-    def _of(cls, source: TokenizerFolder) -> Tokenizer:
+    def of(cls, parts: TokenizerParts) -> Tokenizer:
+        """A tokenizer made of these parts."""
         tokenizer = cls.__new__(cls)
-        tokenizer._take(source)
+        tokenizer._take(parts)
         return tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
-        """Learn merges from texts; the vocabulary ends up smaller if they hold fewer pairs. Special ids come first.
+        """Learn merges from texts. The vocabulary becomes smaller if they hold fewer pairs. Special ids come first.
 
-        Every digit is a token of its own, as in Llama's first tokenizer: with merged numbers the same sum has a hundred
-        spellings, and a model learns them one by one.
+        Every digit is a token, as in Llama's first tokenizer: with merged digits a sum has a hundred spellings, and a
+        model must learn each of them.
         """
         if vocab_size < 256 + 3:
             raise InputError(
@@ -112,114 +96,79 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
+    # Only the next four methods need checkpoint_tokenizer/, so they import it themselves.
+
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a tokenizer's folder, ours or a checkpoint's; see `read_folder`.
+        """Read a tokenizer's folder, written here or by another tool; see `read_folder`.
 
-        Its chat template is tried out in a child process first. Raises: InputError if anything is missing or broken.
+        Raises: InputError if a file is missing or broken, or the chat template does harm.
         """
-        source = read_folder(folder)
-        try:
-            return cls._of(source)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
+        from minirlhf.text.checkpoint_tokenizer.folder import read_folder
+
+        return cls.of(read_folder(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write into `folder` what was read or made, as other tools read it.
+        """Write the tokenizer's files, as other tools read them; see `write_folder`."""
+        from minirlhf.text.checkpoint_tokenizer.folder import write_folder
 
-        generation_config.json keeps what it had; several end tokens go there. The token that we pad with is named, if
-        it is one that other tools too may leave out of training.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / MODEL))
-        pad, read = self.special["pad"], self.source.files
-        files = {CONFIG: write_templates(folder, name_pad(self.source.config, pad), self.source.templates)}
-        if NAMES in read:
-            files[NAMES] = name_pad(json.loads(read[NAMES]), pad)
-        ends = list(self.eos_ids) if len(self.eos_ids) > 1 else self.eos_id
-        files[GENERATION] = self.token_ids | json.loads(read.get(GENERATION, "{}")) | {"eos_token_id": ends}
-        (folder / NAMES).unlink(missing_ok=True)  # another tokenizer's would be read beside ours
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_folder(folder, self.parts, self.token_ids)
 
     def with_template(self, template: str) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        A built-in whose turns end with a token of their own makes that the end token. Raises: InputError if the
-        vocabulary lacks a token that it needs, or the template does harm.
+        If the turns of a built-in end with a token of their own, that becomes the end token.
+        Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
-        if template not in LAYOUTS and "{" not in template:
-            raise InputError(f"chat template: needed one of {', '.join(LAYOUTS)} or Jinja text, got {template!r}")
-        layout = LAYOUTS.get(template)
-        missing = [token for token in layout.needs if self.backend.token_to_id(token) is None] if layout else []
-        if missing:
-            raise InputError(
-                f"chat template {template!r} needs {', '.join(missing)}, which the vocabulary lacks; choose one of "
-                f"{', '.join(name for name, other in LAYOUTS.items() if not other.needs)}"
-            )
-        # other tools must now read special tokens inside text as such, or they would not see those of the template
-        config = {key: value for key, value in self.source.config.items() if key != "split_special_tokens"}
-        special, eos_ids, files = self.source.special, self.eos_ids, self.source.files
-        if layout and layout.turn_end:
-            special = special | {"eos_token": layout.turn_end}
-            eos_ids = tuple(dict.fromkeys([self.backend.token_to_id(layout.turn_end), *eos_ids]))
-            config = config | special
-            files = {name: text for name, text in files.items() if name != NAMES}  # which would still tell the old one
-        changed = replace(
-            self.source,
-            config=config,
-            special=special,
-            pad=choose_pad(self.backend, special),
-            eos_ids=eos_ids,
-            templates={"default": layout.template if layout else template},
-            files=files,
-        )
-        return self._of(changed)
+        from minirlhf.text.checkpoint_tokenizer.changes import with_template
+
+        return self.of(with_template(self.parts, template))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
-        """The same tokenizer with these special tokens too, one id each; one that is there keeps its id.
+        """The same tokenizer with more special tokens, an id each. A token of the vocabulary keeps its id.
 
-        New ids come last and no other moves. A model needs a row for each: `resize_embeddings`. Inside plain text they
-        are text, like every special token; a chat template is what writes them. Raises: InputError if a token is empty.
+        New ids come last, and no other id changes. A model needs a row for each: `resize_embeddings`. Inside plain text
+        they are text, like every special token; a chat template writes them as tokens.
+        Raises: InputError if a token is empty.
         """
-        if isinstance(tokens, str) or not all(isinstance(token, str) and token for token in tokens):
-            raise InputError(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}")
-        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        backend.add_special_tokens(list(tokens))
-        return self._of(replace(self.source, backend=backend, pad=choose_pad(backend, self.source.special)))
+        from minirlhf.text.checkpoint_tokenizer.changes import with_special_tokens
+
+        return self.of(with_special_tokens(self.parts, tokens))
 
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
-
-    def encode(self, text: str) -> list[int]:
-        """Plain text -> ids, without any special token."""
-        return self.backend.encode(text, add_special_tokens=False).ids
-
-    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Text, each, after BOS if the tokenizer puts one first. An empty prompt too leaves a token to predict from."""
-        alone = [self.eos_id if self.bos_id is None else self.bos_id]  # a text begins where another ended
-        return [[*self.prefix, *encoding.ids] or alone for encoding in self._encode_batch(texts)]
-
-    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Text + EOS, each."""
-        return [[*encoding.ids, self.eos_id] for encoding in self._encode_batch(texts)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens left out."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-    def decode_completions(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """What a policy wrote: its last EOS is left out, any other special token shows, so that rewards can see it."""
-        rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
-        return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
 
     @property
     def token_ids(self) -> dict[str, int | None]:
         """pad, bos and eos as a model's config.json names them; None where the tokenizer has no such token."""
         pad_id = None if self.special["pad"] is None else self.pad_id
         return {"pad_token_id": pad_id, "bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text -> ids, without any special token."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as ids, after BOS if the tokenizer puts BOS first.
+
+        An empty prompt is BOS, or EOS without a BOS: a model needs a token to predict from.
+        """
+        empty = [self.eos_id if self.bos_id is None else self.bos_id]  # a text begins where another ended
+        return [[*self.prefix, *encoding.ids] or empty for encoding in self._encode_batch(texts)]
+
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as ids, with EOS."""
+        return [[*encoding.ids, self.eos_id] for encoding in self._encode_batch(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text without special tokens."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def decode_completions(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Completions -> texts without the last EOS. Other special tokens stay, so that rewards can see them."""
+        rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
+        return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
 
     def apply_chat_template(
         self,
@@ -228,9 +177,9 @@ class Tokenizer:
         tools: list[dict] | None = None,
         variables: dict | None = None,
     ) -> str:
-        """Turns -> one text, by the checkpoint's template, or in the plain layout if there is none.
+        """Turns -> one text, by the chat template, or in the plain layout of a tokenizer without a template.
 
-        Args: see `ChatTemplate.render` and `render_chat`, which reads neither tools nor variables.
+        Args: see `ChatTemplate.render`. The plain layout (`render_chat`) reads neither tools nor variables.
         """
         return self._render(messages, add_generation_prompt, tools, variables)[0]
 
@@ -238,38 +187,12 @@ class Tokenizer:
         """A text from `apply_chat_template` -> the ids that a model reads: the template's special tokens are tokens."""
         return self._encode_rendered(text)[0]
 
-    def encode_chat(
-        self,
-        messages: list[dict],
-        add_generation_prompt: bool = False,
-        tools: list[dict] | None = None,
-        variables: dict | None = None,
-    ) -> tuple[list[int], list[bool]]:
-        """Turns -> ids, and which of them the assistant says, the end of its turn included.
-
-        The text is encoded as a whole, as other tools do it: where an answer's first characters merge with what stands
-        before them, that token counts as the assistant's. The mask follows the template's {% generation %} blocks; a
-        template without them is rendered up to each answer, see `answer_spans`.
-
-        Raises: InputError if the template refuses the turns, or rewrites earlier ones so that an answer is not found.
-        """
-        text, spans = self._render(messages, add_generation_prompt, tools, variables)
-        if spans is None:
-            ends = [self.backend.id_to_token(i) for i in self.eos_ids]
-            spans = answer_spans(
-                lambda turns, prompt: self._render(turns, prompt, tools, variables)[0], messages, text, ends
-            )
-        ids, offsets = self._encode_rendered(text)
-        # a token without width, such as the "_" that some tokenizers put first, stands at its place
-        mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
-        return ids, mask
-
     def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
-        """Turns that the assistant is to answer -> (ids up to where it speaks, ids of each answer, its end included).
+        """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-        By the chat template: an answer is what it writes after the prompt, up to the end token, in the ids that the
-        whole has. Where the whole's ids do not begin with the prompt's, from which a policy samples, the two are
-        encoded apart; where its text does not (some templates write the past in another way), it is text and EOS.
+        This is how training reads a row of turns. Render prompt and answer, encode the text, cut off the prompt's ids,
+        and cut after the answer's end token. If a token spans the boundary, encode the answer separately. If the
+        template changes the prompt's text once an answer follows, use the plain answer and EOS.
         Raises: InputError if the template refuses the turns.
         """
         prompt = self.apply_chat_template(turns, add_generation_prompt=True)
@@ -282,17 +205,45 @@ class Tokenizer:
             return self.encode_responses([answer])[0]
         ids, start = self.encode_rendered(whole), len(prompt_ids)
         ids = ids[start:] if ids[:start] == prompt_ids else self.encode_rendered(whole[len(prompt) :])
-        ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
-        said = sum(token in self.eos_ids for token in self.encode_rendered(answer))  # ends that the answer itself holds
-        return ids[: ends[said] + 1] if said < len(ends) else [*ids, self.eos_id]
+        ends = [position for position, token in enumerate(ids) if token in self.eos_ids]
+        inside = sum(token in self.eos_ids for token in self.encode_rendered(answer))  # end tokens in the answer's text
+        return ids[: ends[inside] + 1] if inside < len(ends) else [*ids, self.eos_id]
+
+    def encode_chat(
+        self,
+        messages: list[dict],
+        add_generation_prompt: bool = False,
+        tools: list[dict] | None = None,
+        variables: dict | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Turns -> (ids, mask of the assistant's tokens), the end token of each of its turns included.
+
+        No trainer here uses this mask: SFT learns the last answer of a row, see `encode_turns`. Use the mask to train
+        on every answer of a dialogue.
+
+        The text is encoded as a whole, as other tools do it. A token that spans the beginning of an answer counts as
+        the assistant's. The mask follows the template's {% generation %} blocks, or `answer_spans` without them.
+        Raises: InputError if the template refuses the turns, or changes earlier turns so that an answer is not found.
+        """
+        text, spans = self._render(messages, add_generation_prompt, tools, variables)
+        if spans is None:
+
+            def render(turns: list[dict], prompt: bool) -> str:
+                return self.apply_chat_template(turns, prompt, tools, variables)
+
+            spans = answer_spans(render, messages, text, [self.backend.id_to_token(i) for i in self.eos_ids])
+        ids, offsets = self._encode_rendered(text)
+        # A token without width, such as the "_" that some tokenizers put first, counts as one character.
+        mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
+        return ids, mask
 
     def _render(
         self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict | None
     ) -> tuple[str, list[tuple[int, int]] | None]:
-        """The text, and the answers' places where the template marks them."""
+        """(text, spans of the answers); None for the spans if the template does not mark them."""
         if not self.templates:
             if tools or variables:
-                raise InputError("chat: the plain layout has no place for tools or variables; choose another template")
+                raise InputError("chat: the plain layout reads neither tools nor variables; choose another template")
             return render_chat(messages, add_generation_prompt), None
         template = self.templates.get("tool_use") if tools is not None else None
         template = template or self.templates.get("default")
@@ -305,9 +256,9 @@ class Tokenizer:
         return text, spans if template.marks_answers else None
 
     def _encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and their places in the text. Without a template the text is plain text, and begins as prompts do."""
+        """(ids, (start, end) of each in the text). Without a template this is plain text and begins as prompts do."""
         prefix = [] if self.templates else self.prefix
-        self.backend.encode_special_tokens = not self.templates or bool(self.source.config.get("split_special_tokens"))
+        self.backend.encode_special_tokens = not self.templates or bool(self.parts.config.get("split_special_tokens"))
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
         finally:

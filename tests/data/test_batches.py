@@ -1,11 +1,12 @@
-"""Which rows come when, how they are padded, and how a batch is cut for the memory there is."""
+"""The order of rows, their padding, and micro-batches that fit the memory."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minirlhf.data import Batches, microbatches, pad_sequences
+from minirlhf.data import Batches, EncodedRow, microbatches, pad_sequences
+from minirlhf.data.batches import pad_rows, row_groups
 from minirlhf.errors import InputError
 
 ROWS = [f"row {i}" for i in range(10)]
@@ -18,14 +19,14 @@ def batches(rows=ROWS, batch_size=4, steps=10, seed=0, stream="sft"):
 def test_batch_k_is_a_pure_function_of_rows_seed_and_k():
     run = list(batches())
     assert len(run) == len(batches()) == 10
-    for k in (9, 0, 5, 5, 3):  # alone, backwards, twice
+    for k in (9, 0, 5, 5, 3):  # in any order, and twice
         assert batches()[k] == run[k]
     used = batches()
     assert [used[k] for k in reversed(range(10))] == run[::-1]
     assert batches(steps=3)[2] == run[2]
 
 
-def test_every_row_comes_once_per_epoch_across_the_seams_of_batches():
+def test_every_row_is_drawn_once_per_epoch_even_if_an_epoch_ends_inside_a_batch():
     draws = [draw for batch in batches() for draw in batch]  # 40 draws: 4 epochs of 10
     for epoch in range(4):
         part = draws[epoch * 10 : epoch * 10 + 10]
@@ -43,7 +44,7 @@ def test_epochs_seeds_and_streams_shuffle_differently():
 
 
 def test_a_batch_larger_than_the_data_draws_a_row_again_as_another_epoch():
-    draws = batches(rows=["a", "b"], batch_size=5, steps=2)[1]  # places 5 to 9
+    draws = batches(rows=["a", "b"], batch_size=5, steps=2)[1]  # draws 5 to 9
     assert [draw.epoch for draw in draws] == [2, 3, 3, 4, 4]
     assert len({(draw.index, draw.epoch) for draw in draws}) == 5
 
@@ -73,7 +74,7 @@ def test_a_real_token_with_the_pad_id_is_real():
     assert batch.attention_mask.all() and batch.completion_mask.tolist() == [[False, True, True]]
 
 
-def test_a_prompt_without_its_response_is_a_mistake():
+def test_a_prompt_without_a_response_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         pad_sequences([[1], [2]], [[3]], pad_id=0)
 
@@ -83,7 +84,7 @@ def test_microbatches_by_hand():
     assert microbatches([2, 5, 1, 9, 2, 5, 2, 2], 10) == [[3], [1, 5], [0, 4, 6, 7, 2]]
 
 
-def test_a_row_beyond_the_bound_goes_alone():
+def test_a_row_longer_than_the_bound_is_alone_in_its_group():
     assert microbatches([3, 20, 30], 10) == [[2], [1], [0]]
     assert microbatches([], 10) == []
 
@@ -102,3 +103,37 @@ def test_microbatches_hold_every_row_once_within_the_bound(lengths, bound):
     assert all(  # no group could have taken the next row too
         (len(a) + 1) * lengths[a[0]] > bound for a in groups[:-1]
     )
+
+
+def row(prompt, *responses):
+    return EncodedRow({}, prompt, responses)
+
+
+def test_row_groups_by_hand():
+    # lengths 3, 5, 2, 4; longest first: 5 + 4 (2 * 5 <= 10), then 3 + 2 (2 * 3 <= 10)
+    rows = [row([1], [2, 3]), row([1, 2, 3], [4, 5]), row([1], [2]), row([1, 2, 3], [4])]
+    assert row_groups(rows, 10) == [[rows[1], rows[3]], [rows[0], rows[2]]]
+    assert row_groups(rows, 9) == [[rows[1]], [rows[3], rows[0]], [rows[2]]]
+    assert row_groups([], 10) == []
+
+
+def test_row_groups_count_the_longest_response_once_for_each_side():
+    # both rows have length 1 + 3; two sides of two rows are 4 * 4 = 16 tokens
+    rows = [row([1], [2], [3, 4, 5]), row([1], [2, 3, 4], [5])]
+    assert row_groups(rows, 16, sides=2) == [rows]
+    assert row_groups(rows, 15, sides=2) == [[rows[0]], [rows[1]]]
+    assert row_groups(rows, 15, sides=1) == [rows]
+
+
+def test_pad_rows_by_hand():
+    rows = [row([5, 6], [8], [9, 2]), row([7], [8, 9, 2], [])]
+    batch = pad_rows(rows, (0, 1), 4, "cpu")
+    assert batch.input_ids.tolist() == [[5, 6, 8, 4], [7, 8, 9, 2], [5, 6, 9, 2], [7, 4, 4, 4]]
+    assert batch.attention_mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.completion_mask.int().tolist() == [[0, 0, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_pad_rows_takes_the_sides_that_are_asked_for():
+    rows = [row([5], [8], [9]), row([7], [6], [2])]
+    assert pad_rows(rows, (1,), 0, "cpu").input_ids.tolist() == [[5, 9], [7, 2]]
+    assert pad_rows(rows, (1, 0), 0, "cpu").input_ids.tolist() == [[5, 9], [7, 2], [5, 8], [7, 6]]

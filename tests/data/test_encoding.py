@@ -1,4 +1,4 @@
-"""Rows of text to rows of ids: what is cut is counted, what does not fit is named."""
+"""Rows of text -> rows of ids: cut responses are counted, rows that do not fit are named."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_pairs_have_two_responses_and_prompts_none():
 
 
 def test_responses_are_cut_to_the_context_and_counted():
-    # context 6, prompt 1 + 2: three are left. "ab" + EOS fits, "abc" + EOS loses its EOS
+    # context 6, prompt 1 + 2: three tokens are left. "ab" + EOS fits, "abc" + EOS loses its EOS
     rows = [sft("pp", "ab"), sft("pp", "abc"), sft("pp", "abcdef")]
     encoded = encode_rows(TOKENIZER, rows, ("response",), context=6)
     assert [row.responses[0] for row in encoded.rows] == [[*ids("ab"), EOS], ids("abc"), ids("abc")]
@@ -63,7 +63,7 @@ def test_prompts_that_leave_too_little_room_are_refused_by_name():
     ]
 
 
-def test_reserve_is_left_after_the_prompt():
+def test_reserve_counts_the_tokens_after_the_prompt():
     # context 6: after 1 + 2 tokens three are left
     assert len(encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=3).rows) == 1
     encoded = encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=4, max_refused=1)
@@ -100,7 +100,7 @@ def test_summary_counts_and_names():
     ]
 
 
-# Turns, by a chat template: <|im_start|>role\ncontent<|im_end|>\n
+# Turns, written by a chat template: <|im_start|>role\ncontent<|im_end|>\n
 
 TURNS = [{"role": "system", "content": "be"}, {"role": "user", "content": "ab"}]
 CHAT = {"prompt": "in the plain layout", "prompt_turns": TURNS, "chosen": "cd", "rejected": "d"}
@@ -123,10 +123,10 @@ def test_turns_are_written_by_the_chat_template_and_answers_end_with_its_end_tok
     assert row.responses == ([*cd, end], [*d, end]) and end == chatml.eos_id
     whole = [*TURNS, {"role": "assistant", "content": "cd"}]
     assert [*row.prompt, *row.responses[0], *newline] == chatml.encode_chat(whole)[0]
-    assert row.source["prompt"] == "in the plain layout"  # what is shown to people and to reward functions
+    assert row.source["prompt"] == "in the plain layout"  # people and reward functions see this text
 
 
-def test_text_is_text_even_with_a_chat_template_whatever_stands_beside_it(chatml):
+def test_a_text_prompt_is_plain_text_even_beside_rows_of_turns(chatml):
     text, turns = {"prompt": "ab", "chosen": "cd"}, CHAT
     alone = [encode_rows(chatml, [row], ("chosen",), context=99).rows[0] for row in (text, turns)]
     assert encode_rows(chatml, [text, turns], ("chosen",), context=99).rows == alone
@@ -148,11 +148,11 @@ def test_turns_that_the_template_refuses_are_counted_and_named(chatml):
     encoded = encode_rows(strict, [users, CHAT | {"line": 7}], ("chosen",), context=99, max_refused=0.5, source="f")
     assert len(encoded.rows) == 1 and len(encoded.refused) == 1
     assert encoded.refused[0].startswith("f: line 7: ") and "no system turn" in encoded.refused[0]
-    # no end token is written by this template, so EOS ends the answer
+    # This template writes no end token, so EOS ends the answer.
     assert encoded.rows[0].responses[0] == [*strict.encode("cd"), strict.eos_id]
 
 
-def test_a_template_that_writes_the_past_in_another_way_gets_text_and_eos(chatml):
+def test_a_template_that_changes_earlier_text_gets_the_plain_answer_and_eos(chatml):
     forgetful = chatml.with_template("{% for m in messages[-1:] %}{{ m.role }}:{{ m.content }}{% endfor %}")
     row = encode_rows(forgetful, [CHAT], ("chosen",), context=99).rows[0]
     assert row.prompt == forgetful.encode("user:ab") and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]

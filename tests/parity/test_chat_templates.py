@@ -1,7 +1,7 @@
 """Real chat templates give the same text, the same ids and the same mask as in transformers.
 
-The templates are those of real checkpoints, as trl carries them; the vocabulary is a small one of our own, to which the
-tokens that a template writes are added: "<|...|>" as special tokens, "<tool_call>" and the like as ordinary ones.
+The templates come from real checkpoints, through trl. The vocabulary is small and trained here, with the tokens that a
+template writes: "<|...|>" as special tokens, "<tool_call>" and the like as ordinary tokens.
 """
 
 import importlib.util
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.parity
 FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 REAL = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 TRAINING = sorted(name for name in REAL if name.endswith("_training") and "llava" not in name)
-PLAIN = sorted(REAL.keys() - set(TRAINING) - {"llava_next", "llava_next_training"})  # whose content is a list of parts
+PLAIN = sorted(
+    REAL.keys() - set(TRAINING) - {"llava_next", "llava_next_training"}
+)  # llava's content is a list of parts
 TOKENS = re.compile(r"<[|\uff5c][^|\uff5c<>\s'\"]+[|\uff5c]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
 
 USER, ANSWER = {"role": "user", "content": " Hi there\n"}, {"role": "assistant", "content": "Hello, you."}
@@ -59,7 +61,7 @@ def bytes_backend():
 
 
 def pieces_backend():
-    # SentencePiece as in Llama 2: spaces are letters, one stands first, what is unknown falls back to bytes
+    # SentencePiece as in Llama 2: spaces are letters, a space comes first, unknown characters fall back to bytes
     words = [
         "<unk>",
         "<s>",
@@ -81,7 +83,7 @@ def pieces_backend():
 
 
 def both(folder, template, backend=None, **config):
-    """A checkpoint's folder, read here and there."""
+    """A checkpoint's folder, read by minirlhf and by transformers."""
     backend = backend or bytes_backend()
     for token in sorted(set(TOKENS.findall(template + INSIDE)) - {"<unk>", "<s>", "</s>"}):
         (backend.add_special_tokens if token[1] in "|\uff5c" or token.endswith("_of_turn>") else backend.add_tokens)(
@@ -95,25 +97,25 @@ def both(folder, template, backend=None, **config):
     return Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def same(ours, theirs, messages, tools, prompt):
-    """Compare text and ids; returns whether the template took the conversation, which both must agree on."""
+def same(ours, reference, messages, tools, prompt):
+    """Compare text and ids -> whether the template accepts the conversation. Both libraries must agree."""
     try:
-        text = theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+        text = reference.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
     except Exception:
         with pytest.raises(InputError, match="^chat template: it refuses this conversation: .*; change"):
             ours.apply_chat_template(messages, prompt, tools)
         return False
     assert ours.apply_chat_template(messages, prompt, tools) == text
-    ids = theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt)["input_ids"]
+    ids = reference.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt)["input_ids"]
     assert ours.encode_rendered(text) == ids
     return True
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_text_and_ids(tmp_path, name):
-    ours, theirs = both(tmp_path, REAL[name])
-    taken = [same(ours, theirs, turns, tools, prompt) for turns, tools in GRID.values() for prompt in (False, True)]
-    assert sum(taken) >= 6  # gemma refuses system turns, and with them half of the grid
+    ours, reference = both(tmp_path, REAL[name])
+    taken = [same(ours, reference, turns, tools, prompt) for turns, tools in GRID.values() for prompt in (False, True)]
+    assert sum(taken) >= 6  # gemma refuses system turns, so half of the grid
 
 
 def test_there_are_at_least_eight_real_templates():
@@ -122,11 +124,11 @@ def test_there_are_at_least_eight_real_templates():
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_generation_blocks_give_the_same_mask(tmp_path, name):
-    ours, theirs = both(tmp_path, REAL[name])
+    ours, reference = both(tmp_path, REAL[name])
     compared = 0
     for turns, tools in GRID.values():
-        if same(ours, theirs, turns, tools, False):
-            other = theirs.apply_chat_template(turns, tools=tools, return_assistant_tokens_mask=True)
+        if same(ours, reference, turns, tools, False):
+            other = reference.apply_chat_template(turns, tools=tools, return_assistant_tokens_mask=True)
             ids, mask = ours.encode_chat(turns, tools=tools)
             assert ids == other["input_ids"] and mask == [bool(x) for x in other["assistant_masks"]]
             compared += any(mask)
@@ -134,7 +136,7 @@ def test_generation_blocks_give_the_same_mask(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["cohere", "gemma", "llama3", "phi3", "qwen2_5"])
-def test_incremental_rendering_finds_what_the_generation_blocks_mark(tmp_path, name):
+def test_answer_spans_finds_the_answers_of_generation_blocks(tmp_path, name):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     plain, marked = both(tmp_path / "a", REAL[name])[0], both(tmp_path / "b", REAL[f"{name}_training"])[0]
     turns = [USER, ANSWER, MORE, ANSWER]
@@ -150,11 +152,11 @@ def test_incremental_rendering_finds_what_the_generation_blocks_mark(tmp_path, n
         masks.append(
             tokenizer.backend.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
         )
-    # trl's blocks hold the line break after the end token too, which no model says
+    # trl's blocks also hold the line break after the end token. No model writes it.
     assert "".join(masks[0].split()) == "".join(masks[1].split()) and end in masks[0]
 
 
-def test_qwen3_which_rewrites_earlier_answers_gives_a_mask_too(tmp_path):
+def test_qwen3_changes_earlier_answers_and_still_gives_a_mask(tmp_path):
     ours, _ = both(tmp_path, REAL["qwen3"], eos_token="<|im_end|>")
     ids, mask = ours.encode_chat([USER, ANSWER, MORE, ANSWER])
     said = ours.backend.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
@@ -162,48 +164,48 @@ def test_qwen3_which_rewrites_earlier_answers_gives_a_mask_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cohere", "gemma", "llama3", "phi3", "qwen2_5", "qwen3", "phi3_5", "gptoss"])
-def test_prompt_and_answer_encoded_apart_are_the_whole_dialogue_up_to_its_end_token(tmp_path, name):
+def test_prompt_and_answer_ids_are_the_ids_of_the_dialogue_up_to_its_end_token(tmp_path, name):
     end = {"qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
     end |= {"phi3": "<|end|>", "phi3_5": "<|end|>", "cohere": "<|END_OF_TURN_TOKEN|>", "gptoss": "<|return|>"}
-    ours, theirs = both(tmp_path, REAL[name], eos_token=end.get(name, "</s>"))
+    ours, reference = both(tmp_path, REAL[name], eos_token=end.get(name, "</s>"))
     for turns in ([USER], [USER, ANSWER, MORE]):
         prompt, (answer,) = ours.encode_turns(turns, [ANSWER["content"]])
-        whole = theirs.apply_chat_template([*turns, ANSWER])["input_ids"]
+        whole = reference.apply_chat_template([*turns, ANSWER])["input_ids"]
         joined = [*prompt, *answer]
         assert joined[-1] == ours.eos_id
-        rest = theirs.decode(whole[len(joined) :], skip_special_tokens=True)
+        rest = reference.decode(whole[len(joined) :], skip_special_tokens=True)
         assert whole[: len(joined)] == joined and not rest.strip()
 
 
 @pytest.mark.parametrize("layout", ["mistral", "zephyr", "llama3", "gemma", "chatml", "alpaca", "plain"])
 @pytest.mark.parametrize("backend", [bytes_backend, pieces_backend])
-def test_built_in_layouts_saved_here_are_read_there(tmp_path, layout, backend):
+def test_transformers_reads_saved_built_in_layouts(tmp_path, layout, backend):
     (tmp_path / "other").mkdir()
     ours, _ = both(tmp_path, LAYOUTS[layout].template, backend())
     ours.with_template(layout).save(tmp_path / "other")
-    ours, theirs = Tokenizer.load(tmp_path / "other"), transformers.AutoTokenizer.from_pretrained(tmp_path / "other")
-    assert theirs.eos_token_id == ours.eos_id
+    ours, reference = Tokenizer.load(tmp_path / "other"), transformers.AutoTokenizer.from_pretrained(tmp_path / "other")
+    assert reference.eos_token_id == ours.eos_id
     for name in ("one turn", "system", "many turns", "empty content", "special text"):
         turns, _ = GRID[name]
-        assert same(ours, theirs, turns, None, True)
-        other = theirs.apply_chat_template(turns, return_assistant_tokens_mask=True)
+        assert same(ours, reference, turns, None, True)
+        other = reference.apply_chat_template(turns, return_assistant_tokens_mask=True)
         assert ours.encode_chat(turns)[1] == [bool(x) for x in other["assistant_masks"]]
 
 
-def test_our_own_tokenizer_with_a_layout_is_read_there(tmp_path):
+def test_transformers_reads_a_tokenizer_trained_here_with_a_layout(tmp_path):
     Tokenizer.train(["Hello, you."] * 4, 300).with_template("zephyr").save(tmp_path)
-    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert same(ours, theirs, [SYSTEM, USER | {"content": "<|eos|> <|pad|>"}, ANSWER], None, True)
+    ours, reference = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert same(ours, reference, [SYSTEM, USER | {"content": "<|eos|> <|pad|>"}, ANSWER], None, True)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "deepseekv3", "gemma"])
-def test_with_a_tokenizer_of_pieces(tmp_path, name):
-    ours, theirs = both(tmp_path, REAL[name], pieces_backend())
-    assert sum(same(ours, theirs, turns, tools, True) for turns, tools in GRID.values()) >= 3
+def test_a_sentencepiece_tokenizer(tmp_path, name):
+    ours, reference = both(tmp_path, REAL[name], pieces_backend())
+    assert sum(same(ours, reference, turns, tools, True) for turns, tools in GRID.values()) >= 3
 
 
 @pytest.mark.parametrize("where", ["list", "file", "files"])
-def test_wherever_templates_stand_they_are_found_and_written_back(tmp_path, where):
+def test_templates_are_found_in_every_location_and_written_back(tmp_path, where):
     named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[0].function.name }}"}
     ours, _ = both(tmp_path, "{{ 'old' }}")
     path = tmp_path / "tokenizer_config.json"
@@ -217,14 +219,14 @@ def test_wherever_templates_stand_they_are_found_and_written_back(tmp_path, wher
         (tmp_path / "additional_chat_templates").mkdir()
         (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(named["tool_use"])
     for _ in range(2):
-        ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ours, reference = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
         for tools in (None, TOOLS):
-            assert same(ours, theirs, [USER], tools, False)
+            assert same(ours, reference, [USER], tools, False)
         assert ours.apply_chat_template([USER]) == USER["content"]
         ours.save(tmp_path)
 
 
-# (tokenizer_config.json, does tokenizer.json itself put BOS first) of Llama 2, Llama 3, GPT-2 and Qwen
+# (tokenizer_config.json, whether tokenizer.json puts BOS first) of Llama 2, Llama 3, GPT-2 and Qwen
 FOLDERS = [
     ({"add_bos_token": True}, True),
     ({"add_bos_token": False}, False),
@@ -243,19 +245,19 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("config", "in_file"), FOLDERS)
-def test_a_prompt_begins_with_bos_exactly_where_it_does_there(tmp_path, config, in_file):
+def test_a_prompt_begins_with_bos_exactly_if_it_does_in_transformers(tmp_path, config, in_file):
     backend = bytes_backend()
     backend.add_special_tokens(["<s>"])
     bos = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
     bytes_level = tokenizers.processors.ByteLevel(trim_offsets=False)
     backend.post_processor = tokenizers.processors.Sequence([bytes_level, bos] if in_file else [bytes_level])
-    ours, theirs = both(tmp_path, "{{ bos_token }}{{ messages[0].content }}", backend, **config)
-    assert ours.encode_prompts(["Hi there"]) == [theirs("Hi there")["input_ids"]]
+    ours, reference = both(tmp_path, "{{ bos_token }}{{ messages[0].content }}", backend, **config)
+    assert ours.encode_prompts(["Hi there"]) == [reference("Hi there")["input_ids"]]
     assert len(ours.encode_prompts([""])[0]) == 1
-    same(ours, theirs, [USER], None, True)
+    same(ours, reference, [USER], None, True)
 
 
-def test_a_saved_folder_reads_there_as_the_original(tmp_path):
+def test_transformers_reads_a_saved_folder_like_the_original(tmp_path):
     changes = {"model_max_length": 77, "additional_special_tokens": ["<|end|>"], "clean_up_tokenization_spaces": False}
     ours, first = both(tmp_path, REAL["qwen3"], **changes)
     ours.save(tmp_path / "again")
@@ -267,10 +269,10 @@ def test_a_saved_folder_reads_there_as_the_original(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["zephyr", "llama3", "alpaca", "mistral"])
-def test_with_a_tokenizer_of_pieces_an_answer_has_the_ids_of_the_whole_too(tmp_path, layout):
-    """Such a tokenizer puts a space before whatever it is given: encoded alone, an answer would begin with one."""
-    ours, theirs = both(tmp_path, LAYOUTS[layout].template, pieces_backend())
+def test_an_answer_of_a_sentencepiece_tokenizer_has_the_ids_of_the_whole(tmp_path, layout):
+    """Such a tokenizer puts a space before every text, so an answer encoded alone would begin with a space."""
+    ours, reference = both(tmp_path, LAYOUTS[layout].template, pieces_backend())
     prompt, (answer,) = ours.encode_turns([USER], ["he"])
-    whole = theirs.apply_chat_template([USER, {"role": "assistant", "content": "he"}])["input_ids"]
+    whole = reference.apply_chat_template([USER, {"role": "assistant", "content": "he"}])["input_ids"]
     assert [*prompt, *answer][: len(whole)] == whole[: len(prompt) + len(answer)]
     assert len(answer) > 1

@@ -56,26 +56,6 @@ def test_all_rows_of_a_prompt_are_on_the_same_side_and_the_prompt_is_sampled_onc
     assert (len(task.prompts), len(task.held_out_prompts)) == (len(kept) // 3, len(held) // 3)
 
 
-def test_a_row_is_held_out_whatever_other_rows_the_file_has():
-    held = set(prompts_of(task_from_rows(dataset("sft")).held_out_prompts))
-    some = set(prompts_of(task_from_rows(dataset("sft", PROMPTS[::-2])).held_out_prompts))
-    assert some == held & set(PROMPTS[::-2])
-
-
-def test_a_file_of_few_rows_has_training_rows_and_held_out_rows():
-    held = task_from_rows(dataset("sft")).held_out_prompts[0]["prompt"]
-    for prompts in (["question 0"], [held]):
-        task = task_from_rows(dataset("sft", prompts))
-        assert prompts_of(task.sft) == prompts_of(task.held_out_sft) == prompts
-    task = task_from_rows(dataset("sft", ["question 0", "question 1"]))
-    assert (prompts_of(task.sft), prompts_of(task.held_out_sft)) == (["question 0"], ["question 1"])
-
-
-def test_a_prompt_of_most_rows_is_not_held_out_completely():
-    task = task_from_rows(dataset("sft", [""] * 90 + PROMPTS[:10]))  # the empty text's checksum is 0
-    assert (len(task.sft), len(task.held_out_sft)) == (95, 5)
-
-
 def test_keys_of_the_rows_are_kept():
     assert all("line" in row for row in task_from_rows(dataset("preference")).prompts)
 

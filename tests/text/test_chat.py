@@ -1,4 +1,4 @@
-"""The plain chat layout is exact text, and unknown turns are refused."""
+"""The exact text of the plain chat layout, and the turns that it refuses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def test_layout_is_exact():
     assert render_chat(turns) == "System:\nBe kind.\n\nUser:\n Hi\n\n\nAssistant:\nHello\n\n"
 
 
-def test_generation_prompt_is_the_header_that_the_answer_would_have_had():
+def test_the_generation_prompt_is_the_header_of_the_answer():
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
     prompt = render_chat([user], add_generation_prompt=True)
     assert prompt == "User:\nHi\n\nAssistant:\n"
     assert render_chat([user, answer]) == prompt + "Hello\n\n"
 
 
-def test_no_turns_are_no_text():
+def test_no_turns_give_no_text():
     assert render_chat([]) == ""
     assert render_chat([], add_generation_prompt=True) == "Assistant:\n"
 
@@ -35,7 +35,7 @@ def test_aliases_render_like_their_role(alias, role):
 
 
 @pytest.mark.parametrize("role", ["function_call", "User", None, ["user"]])
-def test_unknown_role_is_refused_with_the_known_ones(role):
+def test_unknown_role_is_refused_and_the_error_lists_the_known_roles(role):
     with pytest.raises(InputError, match="role: needed one of user, human, assistant, gpt, system, got .*; rename"):
         render_chat([{"role": role, "content": "x"}])
 

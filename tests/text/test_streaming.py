@@ -1,4 +1,4 @@
-"""A text arrives in pieces that add up to it, and no piece is taken back."""
+"""The pieces of a stream add up to the text, and no piece is taken back."""
 
 import pytest
 import tokenizers
@@ -18,7 +18,7 @@ def pieces(tokenizer, ids, stop_strings=()):
 
 @pytest.fixture(scope="module")
 def sentencepiece():
-    """Decodes as Llama 2's tokenizer: "_" is a space, the first one is dropped, unknown characters are byte tokens."""
+    """Decodes like Llama 2: "_" is a space, the first space is dropped, unknown characters are byte tokens."""
     vocab = {f"<0x{i:02X}>": i for i in range(256)} | {"<eos>": 256, "\u2581the": 257, "\u2581kettle": 258}
     model = tokenizers.models.BPE(vocab, [], byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
@@ -33,24 +33,24 @@ def sentencepiece():
     return Tokenizer(backend, pad="<pad>", bos="<eos>", eos="<eos>")
 
 
-def test_an_emoji_of_four_tokens_comes_whole_with_the_last():
+def test_an_emoji_of_four_tokens_arrives_whole_with_the_last_token():
     ids = TOKENIZER.encode("a\U0001f600b")
     assert len(ids) == 6
     assert pieces(TOKENIZER, ids) == ["a", "", "", "", "\U0001f600", "b", ""]
 
 
-def test_spaces_stand_where_they_stand_in_the_whole():
+def test_pieces_have_the_spaces_of_the_whole_text():
     ids = TOKENIZER.encode(" is kettle is")
     assert pieces(TOKENIZER, ids) == [" is", " kettle", " is", ""]
 
 
-def test_a_decoder_that_drops_the_first_space_drops_no_other(sentencepiece):
+def test_a_decoder_that_drops_the_first_space_drops_no_other_space(sentencepiece):
     assert pieces(sentencepiece, [257, 258, 257]) == ["the", " kettle", " the", ""]
 
 
-def test_a_decoder_that_gives_up_a_run_of_bytes_takes_nothing_back(sentencepiece):
-    # two characters of two and three bytes: after the third byte this decoder sees no character at all, not even the
-    # first, which was handed out
+def test_a_decoder_that_replaces_a_run_of_bytes_takes_no_piece_back(sentencepiece):
+    # Two characters of two and three bytes. After the third byte this decoder sees no character at all, although the
+    # first character was handed out already.
     ids = [257, *"\u00e9\u6f22".encode(), 258]
     assert sentencepiece.decode(ids[:4]) == "the\ufffd\ufffd\ufffd"
     assert pieces(sentencepiece, ids) == ["the", "", "\u00e9", "", "", "\u6f22", " kettle", ""]
@@ -62,13 +62,13 @@ def test_special_tokens_are_not_shown():
     assert pieces(TOKENIZER, ids) == ["", " is", "", " is", "", ""]
 
 
-def test_bytes_that_never_become_a_character_come_once_that_is_sure():
+def test_bytes_without_a_character_are_handed_out_once_no_token_can_complete_them():
     first, *_ = TOKENIZER.encode("\u00e9")
     assert pieces(TOKENIZER, [first, *TOKENIZER.encode("b")]) == ["", "\ufffdb", ""]
     assert pieces(TOKENIZER, [first]) == ["", "\ufffd"]
 
 
-def test_what_may_be_a_stop_string_is_held_back_and_the_stop_string_not_shown():
+def test_a_possible_stop_string_is_held_back_and_a_stop_string_is_not_shown():
     ids = TOKENIZER.encode("a\nxyz")
     assert len(ids) == 5
     assert pieces(TOKENIZER, ids, ["\nxy"]) == ["a", "", "", "", "", ""]

@@ -1,7 +1,9 @@
-"""Any text comes back, special tokens stand apart from text, and a broken folder is refused by name."""
+"""Decoding returns any text, special tokens differ from text, and a broken folder is refused."""
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -33,7 +35,7 @@ def folder(tmp_path):
 
 @many
 @given(texts)
-def test_any_text_comes_back(text):
+def test_decoding_returns_any_text(text):
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids) == text
     assert not {TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id} & set(ids)
@@ -42,16 +44,16 @@ def test_any_text_comes_back(text):
 @many
 @given(texts, texts)
 def test_prompt_and_response_are_encoded_apart(prompt, response):
-    # what is sampled from is the beginning of what is trained on, id by id, whatever meets at the boundary
-    (sampled_from,), (trained_on,) = TOKENIZER.encode_prompts([prompt]), TOKENIZER.encode_responses([response])
+    # The ids that a policy samples from are the first ids of the training row, whatever the boundary's characters.
+    (sampled_from,), (appended,) = TOKENIZER.encode_prompts([prompt]), TOKENIZER.encode_responses([response])
     assert sampled_from == [TOKENIZER.bos_id, *TOKENIZER.encode(prompt)]
-    assert trained_on == [*TOKENIZER.encode(response), TOKENIZER.eos_id]
-    assert TOKENIZER.decode(sampled_from + trained_on) == prompt + response
+    assert appended == [*TOKENIZER.encode(response), TOKENIZER.eos_id]
+    assert TOKENIZER.decode(sampled_from + appended) == prompt + response
 
 
 def test_boundary_is_never_merged():
     whole, apart = TOKENIZER.encode("the kettle"), (TOKENIZER.encode("the ket"), TOKENIZER.encode("tle"))
-    assert len(whole) < sum(map(len, apart))  # joined text would be other ids
+    assert len(whole) < sum(map(len, apart))  # the joined text has other ids
     assert TOKENIZER.encode_prompts(["the ket"])[0][1:] + TOKENIZER.encode_responses(["tle"])[0][:-1] == sum(apart, [])
 
 
@@ -63,7 +65,7 @@ def test_batches_are_encoded_and_decoded_row_by_row():
     assert TOKENIZER.encode_prompts([]) == TOKENIZER.encode_responses([]) == TOKENIZER.decode_completions([]) == []
 
 
-def test_special_tokens_inside_a_completion_show_so_that_rewards_can_see_them():
+def test_special_tokens_inside_a_completion_stay_in_its_text_for_rewards():
     ids = [*TOKENIZER.encode("the"), TOKENIZER.pad_id, TOKENIZER.eos_id, *TOKENIZER.encode(" kettle"), TOKENIZER.eos_id]
     assert TOKENIZER.decode_completions([ids]) == [f"the{PAD}{EOS} kettle"]
 
@@ -88,8 +90,8 @@ def test_training_learns_merges_up_to_vocab_size():
     assert Tokenizer.train(TEXTS, 259).vocab_size == 259
     assert Tokenizer.train(TEXTS, 270).vocab_size == 270
     assert len(TOKENIZER.encode("the kettle is good.")) < 19 // 2
-    assert Tokenizer.train(["ab"] * 4, 2048).vocab_size == 260  # one pair is all there is
-    assert Tokenizer.train(["ab"], 2048).vocab_size == 259  # and it stands there once only
+    assert Tokenizer.train(["ab"] * 4, 2048).vocab_size == 260  # the texts have only one pair
+    assert Tokenizer.train(["ab"], 2048).vocab_size == 259  # the pair occurs only once
 
 
 def test_training_is_deterministic():
@@ -104,8 +106,8 @@ def test_vocab_size_below_the_bytes_is_refused():
 def test_pad_that_is_the_end_token_is_refused():
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
     with refuses(
-        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained so never learns to stop; "
-        "add a pad token"
+        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained with it never learns to "
+        "stop; add a pad token"
     ):
         Tokenizer(backend, pad=EOS)
 
@@ -117,7 +119,7 @@ def test_special_token_outside_the_vocabulary_is_refused(role):
         Tokenizer(backend, **{role: "</s>"})
 
 
-def test_a_saved_tokenizer_comes_back(folder):
+def test_a_saved_tokenizer_is_read_back(folder):
     loaded = Tokenizer.load(folder)
     assert loaded.vocab_size == TOKENIZER.vocab_size and loaded.special == TOKENIZER.special
     assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (0, 1, 2)
@@ -178,7 +180,7 @@ def test_chat_template_is_the_plain_layout():
 
 def test_new_special_tokens_come_last_and_the_old_tokenizer_does_not_change():
     size, whole = TOKENIZER.vocab_size, TOKENIZER.backend.to_str()
-    grown = TOKENIZER.with_special_tokens(["<think>", EOS, "</think>"])  # EOS is there, and stays where it is
+    grown = TOKENIZER.with_special_tokens(["<think>", EOS, "</think>"])  # EOS keeps its id
     assert grown.vocab_size == size + 2 and (grown.pad_id, grown.bos_id, grown.eos_id) == (0, 1, 2)
     assert [grown.backend.token_to_id(token) for token in ("<think>", EOS, "</think>")] == [size, 2, size + 1]
     assert TOKENIZER.backend.to_str() == whole and TOKENIZER.vocab_size == size
@@ -220,3 +222,17 @@ def test_a_tokenizer_without_padding_takes_a_new_pad_token(tmp_path):
 def test_ill_formed_special_tokens_are_refused(tokens):
     with refuses(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}"):
         TOKENIZER.with_special_tokens(tokens)
+
+
+def test_a_tokenizer_without_a_template_needs_no_jinja_and_no_checkpoint_reader_at_import(tmp_path):
+    program = f"""
+import sys
+sys.modules["jinja2"] = None  # importing it raises ImportError
+from minirlhf.text import TextStream, Tokenizer, render_chat
+tokenizer = Tokenizer.train(["the kettle is good."] * 8, 300)
+assert tokenizer.encode_turns([{{"role": "user", "content": "Hi"}}], ["the"])
+assert not [name for name in sys.modules if "checkpoint_tokenizer" in name]
+tokenizer.save({str(tmp_path)!r})
+assert Tokenizer.load({str(tmp_path)!r}).encode("the") == tokenizer.encode("the")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,1 +1,1 @@
-"""Tokenizers of checkpoints: special tokens, chat templates in a sandbox, built-in chat layouts."""
+"""Tokenizers of checkpoints: their folders, chat templates in a sandbox, built-in chat layouts."""

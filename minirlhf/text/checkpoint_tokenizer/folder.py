@@ -1,46 +1,37 @@
-"""A tokenizer's folder: what the files of a checkpoint say about its special tokens, its end tokens and its templates.
+"""A tokenizer's folder: reads and writes the special tokens, end tokens and chat templates of a checkpoint.
 
-tokenizer.json holds the vocabulary. The names of the special tokens are taken from tokenizer_config.json, else from
-special_tokens_map.json, else from the ids in generation_config.json and config.json (GPT-2 has them nowhere else); a
-null in tokenizer_config.json counts: Qwen has no BOS, although its config.json gives an id. Further end tokens (the end
-of text beside a chat model's end of turn) are in generation_config.json or config.json.
+tokenizer.json holds the vocabulary. tokenizer_config.json names the special tokens, else special_tokens_map.json does,
+else the ids in generation_config.json and config.json do (GPT-2's only names). A null in tokenizer_config.json counts
+as a name: Qwen has no BOS, although its config.json gives an id. generation_config.json or config.json lists further
+end tokens, such as the end of text beside a chat model's end of turn.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
+from minirlhf.text.parts import TokenizerParts
 
 MODEL, CONFIG, NAMES, GENERATION = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# what serves as padding where a checkpoint names nothing, or names its end token: the first that exists and is not used
+# If a checkpoint names no padding token, or its end token, the first of these that is special and free pads.
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>", "<|unk|>")
 
 
-@dataclass(frozen=True)
-class TokenizerFolder:
-    """What was read: all that `Tokenizer` needs, and all that it writes back."""
+def read_folder(folder: str | Path) -> TokenizerParts:
+    """Read the files of a tokenizer.
 
-    backend: tokenizers.Tokenizer
-    config: dict  # tokenizer_config.json, as it came, the templates left out
-    special: dict[str, str]  # {"bos_token": "<s>", ...}: what the folder names, and so what its templates read
-    pad: str | None  # the token to pad with; None if the vocabulary holds none that is free
-    eos_ids: tuple[int, ...]  # the tokenizer's own end token first
-    templates: dict[str, str] = field(default_factory=dict)  # by name; "default" is the usual one
-    files: dict[str, str] = field(default_factory=dict)  # further files, by name, as they came
-
-
-def read_folder(folder: str | Path) -> TokenizerFolder:
-    """Read the files of a tokenizer. Raises: InputError if one is missing or broken, or no end token is named."""
+    Raises: InputError if a file is missing or broken, no end token is named, or a chat template does harm.
+    """
     folder = Path(folder)
     for name in (MODEL, CONFIG):
         if not (folder / name).is_file():
@@ -55,20 +46,34 @@ def read_folder(folder: str | Path) -> TokenizerFolder:
         raise InputError(f"{folder}: needed a readable tokenizer ({error!r}); save it again") from None
 
 
-def _read(folder: Path) -> TokenizerFolder:
-    config, map_, generation = (_object(folder / name) for name in (CONFIG, NAMES, GENERATION))
+def _read(folder: Path) -> TokenizerParts:
+    config, names, generation = (_object(folder / name) for name in (CONFIG, NAMES, GENERATION))
     try:
         model = _object(folder / "config.json")
     except ValueError:
-        model = {}  # whoever reads the model says what is wrong with it
+        model = {}  # the reader of the model reports the fault
     backend = tokenizers.Tokenizer.from_file(str(folder / MODEL))
-    backend.no_truncation()  # some folders carry the settings of a last call, which would cut texts in silence
+    backend.no_truncation()  # some folders have truncation settings that would cut texts in silence
     backend.no_padding()
     _add_tokens(backend, config)
+    special = _special_tokens(backend, config, names, generation, model)
+    _mark_special(backend, config, special)
+    eos = backend.token_to_id(special["eos_token"])
+    eos_ids = tuple(dict.fromkeys([eos, *(_ids(generation, "eos_token_id") or _ids(model, "eos_token_id"))]))
+    sources, config = _templates(folder, config)
+    templates = {name: ChatTemplate(source, special) for name, source in sources.items()}
+    found = {NAMES: names, GENERATION: generation}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name, content in found.items() if content}
+    return TokenizerParts(backend, config, special, choose_pad(backend, special), eos_ids, templates, files)
 
+
+def _special_tokens(
+    backend: tokenizers.Tokenizer, config: dict, names: dict, generation: dict, model: dict
+) -> dict[str, str]:
+    """The special tokens that the folder's files name.   Raises: InputError if EOS is missing or a token is unknown."""
     special = {}
     for key in SPECIAL:
-        named = config[key] if key in config else map_.get(key)
+        named = config[key] if key in config else names.get(key)
         if named is None and key in ("bos_token", "eos_token") and (key == "eos_token" or key not in config):
             ids = _ids(generation, f"{key}_id") or _ids(model, f"{key}_id")
             named = backend.id_to_token(ids[0]) if ids else None
@@ -81,6 +86,11 @@ def _read(folder: Path) -> TokenizerFolder:
             raise InputError(
                 f"{key.removesuffix('_token')} token {special[key]!r} is not in the vocabulary; name one that is"
             )
+    return special
+
+
+def _mark_special(backend: tokenizers.Tokenizer, config: dict, special: dict[str, str]) -> None:
+    """Make tokens special that the config calls special and tokenizer.json does not."""
     extra = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = config.get(key) or []
@@ -88,17 +98,11 @@ def _read(folder: Path) -> TokenizerFolder:
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     words = [name for name in (*special.values(), *map(_content, extra)) if name and name not in known]
     if words := [name for name in words if backend.token_to_id(name) is not None]:
-        backend.add_special_tokens(words)  # which only the config calls special
-
-    eos = backend.token_to_id(special["eos_token"])
-    eos_ids = tuple(dict.fromkeys([eos, *(_ids(generation, "eos_token_id") or _ids(model, "eos_token_id"))]))
-    templates, config = _templates(folder, config)
-    found = {NAMES: map_, GENERATION: generation}
-    files = {name: (folder / name).read_text(encoding="utf-8") for name, content in found.items() if content}
-    return TokenizerFolder(backend, config, special, choose_pad(backend, special), eos_ids, templates, files)
+        backend.add_special_tokens(words)
 
 
 def _object(path: Path) -> dict:
+    """The JSON object of a file; {} if the file does not exist."""
     if not path.is_file():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +112,7 @@ def _object(path: Path) -> dict:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token that stands as a string, as {"content": string, ...}, or is null."""
+    """The text of a token. Files write a token as a string, as {"content": string, ...}, or as null."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
         raise InputError(f"{CONFIG}: needed a token as a string or an object with content, got {token!r}")
@@ -116,16 +120,16 @@ def _content(token: Any) -> str | None:
 
 
 def _ids(config: dict, key: str) -> list[int]:
-    """One id, a list of them, or nothing."""
+    """The ids under a key, which holds an id, a list of ids, or nothing."""
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in ids):
         raise InputError(f"{key}: needed an id or a list of ids, got {value!r}")
-    return [i for i in ids if i >= 0]  # -1 is some writers' "none"
+    return [i for i in ids if i >= 0]  # some writers mean "none" by -1
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
-    """Tokens that tokenizer_config.json lists and tokenizer.json lacks, as fine-tunes leave them."""
+    """Add tokens that tokenizer_config.json lists and tokenizer.json lacks, as fine-tuned checkpoints have them."""
     known = backend.get_added_tokens_decoder()
     for number, entry in sorted(
         (int(number), entry) for number, entry in (config.get("added_tokens_decoder") or {}).items()
@@ -143,10 +147,10 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
 
 
 def choose_pad(backend: tokenizers.Tokenizer, special: dict[str, str]) -> str | None:
-    """The named padding token unless it is the end token, else an unused special token that is plainly for it.
+    """The named padding token unless it is the end token, else a free special token of `PADS`, else None.
 
-    Many checkpoints pad with their end token. Here that does no harm, as masks come from lengths; a tool that masks by
-    the id, given what we write, would never teach the model to stop, or would read a reward one token too early.
+    Many checkpoints pad with their end token. That does no harm here, because masks come from lengths. It would harm in
+    another tool that masks by the id: the model would never learn to stop, or a reward would be read a token too early.
     """
     named = special.get("pad_token")
     if named not in (None, special["eos_token"]):
@@ -156,13 +160,8 @@ def choose_pad(backend: tokenizers.Tokenizer, special: dict[str, str]) -> str | 
     return next((name for name in PADS if name in free), None)
 
 
-def name_pad(names: dict, pad: str | None) -> dict:
-    """The names of special tokens with `pad` as the padding token, unless they have it already."""
-    return names if pad is None or _content(names.get("pad_token")) == pad else names | {"pad_token": pad}
-
-
 def _templates(folder: Path, config: dict) -> tuple[dict[str, str], dict]:
-    """The templates by name, files before config, and the config without them."""
+    """(sources of the templates by name, the config without them). Template files win over the config."""
     inside = config.get("chat_template")
     if isinstance(inside, list):
         inside = {entry["name"]: entry["template"] for entry in inside}
@@ -178,12 +177,38 @@ def _templates(folder: Path, config: dict) -> tuple[dict[str, str], dict]:
     return templates, {key: value for key, value in config.items() if key != "chat_template"}
 
 
-def write_templates(folder: Path, config: dict, templates: dict[str, str]) -> dict:
-    """The config with its templates; files of another template in `folder` would win over them and are removed."""
+def write_folder(folder: str | Path, parts: TokenizerParts, token_ids: dict[str, int | None]) -> None:
+    """Write a tokenizer's files, with the settings that were read, so that other tools read the same tokenizer.
+
+    generation_config.json keeps its other keys and lists the end tokens. The files name our padding token.
+
+    Args:
+        token_ids: {"pad_token_id": ..., ...} for generation_config.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts.backend.save(str(folder / MODEL))
+    files = {CONFIG: _write_templates(folder, _name_pad(parts.config, parts.pad), parts)}
+    if NAMES in parts.files:
+        files[NAMES] = _name_pad(json.loads(parts.files[NAMES]), parts.pad)
+    ends = list(parts.eos_ids) if len(parts.eos_ids) > 1 else parts.eos_ids[0]
+    files[GENERATION] = token_ids | json.loads(parts.files.get(GENERATION, "{}")) | {"eos_token_id": ends}
+    (folder / NAMES).unlink(missing_ok=True)  # an old one would name the tokens of another tokenizer
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_pad(names: dict, pad: str | None) -> dict:
+    """The names of special tokens with `pad` as the padding token, unchanged if they name it already."""
+    return names if pad is None or _content(names.get("pad_token")) == pad else names | {"pad_token": pad}
+
+
+def _write_templates(folder: Path, config: dict, parts: TokenizerParts) -> dict:
+    """The config with the templates. Template files in `folder` would win over them and are removed."""
     (folder / TEMPLATE).unlink(missing_ok=True)
     for path in (folder / MORE_TEMPLATES).glob("*.jinja"):
         path.unlink()
-    if set(templates) == {"default"}:
-        return config | {"chat_template": templates["default"]}
-    listed = [{"name": name, "template": source} for name, source in templates.items()]
+    if set(parts.templates) == {"default"}:
+        return config | {"chat_template": parts.templates["default"].source}
+    listed = [{"name": name, "template": template.source} for name, template in parts.templates.items()]
     return config | {"chat_template": listed} if listed else config

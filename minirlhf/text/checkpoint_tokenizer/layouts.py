@@ -1,7 +1,7 @@
-"""The built-in chat layouts, as data: Jinja that this library and any other tool renders alike.
+"""The built-in chat layouts: Jinja that this library and other tools render alike.
 
-What an assistant says, its end token included, stands in {% generation %}. `message.content | trim` is the habit of the
-models whose layout it is. A system turn that a layout has no place for goes in front of the first user turn.
+{% generation %} marks the assistant's answer with its end token. A layout trims contents (`message.content | trim`) if
+its original models do. A layout without system turns puts the system text before the first user turn.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """A template, the tokens a vocabulary must have for it, and what ends a turn (None: the tokenizer's own EOS)."""
-
-    template: str
-    needs: tuple[str, ...] = ()
-    turn_end: str | None = None
+    template: str  # Jinja
+    needs: tuple[str, ...] = ()  # tokens that the vocabulary must have
+    turn_end: str | None = None  # the token that ends a turn; None: the tokenizer's EOS
 
 
 _CHATML = """\
@@ -39,7 +37,7 @@ _LLAMA3 = """\
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}
 """
 
-# the layouts without system turns begin with this: `system` is what goes before the first user turn
+# The beginning of the layouts without system turns. `system` is the text to put before the first user turn.
 _SYSTEM_FIRST = """\
 {%- set system, turns = '', messages -%}
 {%- if messages[0].role == 'system' -%}
@@ -96,7 +94,7 @@ _ALPACA = """\
 {%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}
 """
 
-# the text of `render_chat`; the token that ends an answer is the blank line, as there
+# The text of `render_chat`. No end token: a blank line ends an answer.
 _PLAIN = """\
 {{- bos_token -}}
 {%- for message in messages -%}

@@ -1,7 +1,10 @@
-"""Jinja's immutable sandbox with what templates of checkpoints expect to find in it.
+"""Jinja's immutable sandbox, with the names that templates of checkpoints expect to find in it.
 
-Imported where a template is first rendered: jinja2 takes time, and most runs need none. template.py says what is
-guarded.
+A template sees plain JSON data. It reaches no Python object, file or module, and it cannot change the conversation. The
+sandbox bounds the length of the output, but neither time nor memory: `{{ 'x' * 10 ** 9 }}` takes 1 GB, and two nested
+loops run for hours. worker.py bounds both.
+
+Import this file inside functions only: jinja2 takes time to load, and most runs need no template.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import jinja2.sandbox
 
 
 class Marks(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: the body as it is, its place in the text written down."""
+    """{% generation %} ... {% endgeneration %}: writes the body unchanged and records its span in the text."""
 
     tags = {"generation"}
 
@@ -33,9 +36,9 @@ class Marks(jinja2.ext.Extension):
 
 
 class Names(jinja2.utils.Namespace):
-    """`namespace()` whose names do not begin with an underscore."""
+    """`namespace()` that refuses names with a leading underscore."""
 
-    def __init__(*args: Any, **values: Any) -> None:  # no name for self: a template may store one called so
+    def __init__(*args: Any, **values: Any) -> None:  # no parameter `self`: a template may store a value of that name
         for name in dict(*args[1:], **values):
             Names._check(name)
         jinja2.utils.Namespace.__init__(*args, **values)
@@ -65,7 +68,7 @@ def raise_exception(message: str) -> None:
 
 
 def to_json(x: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """Plain JSON: Jinja's own filter writes it for HTML."""
+    """Plain JSON. Jinja's own filter escapes characters for HTML."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -73,8 +76,8 @@ def strftime_now(layout: str) -> str:
     return datetime.datetime.now().strftime(layout)
 
 
-def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """A sandbox, one for each template: it keeps its marks."""
+def compiled(source: str) -> jinja2.Template:
+    """The template in a sandbox of its own, because the sandbox keeps the template's marks."""
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Marks, jinja2.ext.loopcontrols]
     )
@@ -82,4 +85,54 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     sandbox.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     sandbox.globals |= {"dict": Dict(), "namespace": Names}
     sandbox.marks = sandbox.extensions[Marks.identifier]
-    return sandbox
+    return sandbox.from_string(source)
+
+
+def reply(template: jinja2.Template, data: dict, max_characters: int) -> dict:
+    """Render one conversation.
+
+    Returns: one of
+        {"text": str, "spans": [(start, end), ...]}  the text and its {% generation %} blocks
+        {"refused": reason, "unsafe": bool}          the template fails on this conversation
+        {"fault": reason}                            the template goes beyond a limit
+    Raises: MemoryError.
+    """
+    marks, parts = template.environment.marks, []
+    marks.spans, marks.written = [], 0
+    try:
+        for part in template.generate(**data):
+            marks.written += len(part)
+            if marks.written > max_characters:
+                return {"fault": f"it wrote more than {max_characters:,} characters and was stopped"}
+            parts.append(part)
+        return {"text": "".join(parts), "spans": marks.spans}
+    except MemoryError:
+        raise
+    except Exception as error:  # a stranger's expression can raise anything
+        return {"refused": one_line(error), "unsafe": isinstance(error, jinja2.sandbox.SecurityError)}
+
+
+def try_out(source: str, trials: list[dict], max_characters: int) -> tuple[jinja2.Template | None, dict]:
+    """Compile a template and render some conversations -> (template, {"fault": reason} or {}).
+
+    A trial may be refused: a template need not suit every conversation.
+    """
+    try:
+        template = compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        return None, {"fault": f"line {error.lineno} is no valid Jinja: {one_line(error)}"}
+    except MemoryError:
+        raise
+    except Exception as error:
+        return None, {"fault": f"it cannot be compiled: {one_line(error)}"}
+    for trial in trials:
+        outcome = reply(template, trial, max_characters)
+        if "fault" in outcome:
+            return None, outcome
+        if outcome.get("unsafe"):
+            return None, {"fault": f"it tries to leave the sandbox: {outcome['refused']}"}
+    return template, {}
+
+
+def one_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300]

@@ -1,4 +1,4 @@
-"""Folders as checkpoints come: where special tokens are named, what pads, what ends, and that all of it is kept."""
+"""Folders of checkpoints: the names of special tokens, padding, end tokens, templates, and writing them back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checkpoint(folder, settings, /, extra=(), bos_first=None, **files):
 
 
 def without_pad(folder, settings, extra=()):
-    """The same with no token called <|pad|>: id 0 is an ordinary one."""
+    """The same without the special token <|pad|>: id 0 is an ordinary token."""
     checkpoint(folder, settings, extra)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace(PAD, "@@@").replace('"special": true', '"special": false', 1))
@@ -45,7 +45,7 @@ def test_tokens_are_strings_or_objects(tmp_path):
 
 
 def test_tokens_that_the_config_does_not_name_come_from_the_map_then_from_ids(tmp_path):
-    # as in GPT-2: only config.json knows
+    # As in GPT-2: only config.json has the ids.
     folder = checkpoint(
         tmp_path, {}, special_tokens_map={"eos_token": EOS}, config={"bos_token_id": 1, "eos_token_id": 1}
     )
@@ -53,15 +53,15 @@ def test_tokens_that_the_config_does_not_name_come_from_the_map_then_from_ids(tm
     assert (tokenizer.special["eos"], tokenizer.special["bos"], tokenizer.eos_ids) == (EOS, BOS, (2, 1))
 
 
-def test_a_null_in_the_config_is_no_token_whatever_the_ids_say(tmp_path):
-    # as in Qwen: prompts begin without, and an empty one is the end token, after which a text begins
+def test_a_null_in_the_config_wins_over_ids(tmp_path):
+    # As in Qwen: prompts begin without BOS. An empty prompt is the end token, because a text begins after it.
     folder = checkpoint(tmp_path, {"bos_token": None, "eos_token": EOS}, config={"bos_token_id": 1})
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.bos_id is None and tokenizer.token_ids["bos_token_id"] is None
     assert tokenizer.encode_prompts(["the", ""]) == [tokenizer.encode("the"), [2]]
 
 
-def test_bos_stands_first_exactly_where_the_file_puts_it(tmp_path):
+def test_a_prompt_begins_with_bos_only_if_tokenizer_json_puts_it_there(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     config = {"bos_token": BOS, "eos_token": EOS}
     first = Tokenizer.load(checkpoint(tmp_path / "a", config, bos_first=True))
@@ -79,7 +79,7 @@ def test_bos_stands_first_exactly_where_the_file_puts_it(tmp_path):
         ({"eos_token_id": None}, {"eos_token_id": -1}, (2,)),
     ],
 )
-def test_all_end_tokens_are_known_the_tokenizers_own_first(tmp_path, generation, model, eos_ids):
+def test_eos_ids_are_all_end_tokens_with_the_tokenizers_own_first(tmp_path, generation, model, eos_ids):
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, generation_config=generation, config=model))
     assert (tokenizer.eos_id, tokenizer.eos_ids) == (2, eos_ids)
     for last in eos_ids:
@@ -110,13 +110,13 @@ def test_model_and_tokenizer_are_saved_in_any_order(tmp_path, tokenizer_first):
 
 @pytest.mark.parametrize("pad", [{}, {"pad_token": None}])
 @pytest.mark.parametrize("spare", ["<pad>", "<|finetune_right_pad_id|>", "<unk>"])
-def test_without_a_pad_of_its_own_a_spare_special_token_pads(tmp_path, pad, spare):
+def test_without_a_padding_token_a_free_special_token_pads(tmp_path, pad, spare):
     tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS} | pad, extra=["<|x|>", spare]))
     assert tokenizer.special["pad"] == spare and tokenizer.pad_id == OWN.vocab_size + 1
 
 
-def test_a_checkpoint_that_pads_with_its_end_token_pads_with_a_spare_one_here_and_in_what_is_written(tmp_path):
-    # as Phi-3 does; a tool that masks by the id would never teach such a model to stop
+def test_a_free_special_token_replaces_an_end_token_that_pads_here_and_in_written_files(tmp_path):
+    # As in Phi-3. A tool that masks by the id would never teach such a model to stop.
     folder = without_pad(tmp_path, {"eos_token": EOS, "pad_token": {"content": EOS}}, extra=["<unk>"])
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": EOS, "pad_token": EOS}))
     tokenizer = Tokenizer.load(folder)
@@ -127,8 +127,8 @@ def test_a_checkpoint_that_pads_with_its_end_token_pads_with_a_spare_one_here_an
     assert Tokenizer.load(tmp_path / "again").token_ids == tokenizer.token_ids
 
 
-def test_a_checkpoint_that_pads_with_its_end_token_and_has_none_to_spare_claims_no_pad(tmp_path):
-    # as SmolLM2's: any id fills here; config.json names none, so a reward model is not read before its end elsewhere
+def test_an_end_token_that_pads_is_not_named_if_no_special_token_is_free(tmp_path):
+    # As in SmolLM2. Any id pads here. config.json names none, or other tools would read rewards a token too early.
     tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS, "pad_token": EOS}))
     assert tokenizer.pad_id == 0 and tokenizer.token_ids["pad_token_id"] is None
     tokenizer.save(tmp_path / "again")
@@ -137,13 +137,13 @@ def test_a_checkpoint_that_pads_with_its_end_token_and_has_none_to_spare_claims_
     assert more.special["pad"] == "<pad>" and more.pad_id == OWN.vocab_size
 
 
-def test_a_token_that_begins_or_ends_texts_is_not_to_spare(tmp_path):
+def test_bos_and_eos_are_never_free_to_pad(tmp_path):
     folder = without_pad(tmp_path, {"eos_token": "<unk>", "bos_token": "<pad>"}, extra=["<unk>", "<pad>"])
     assert Tokenizer.load(folder).special["pad"] is None
 
 
-def test_with_nothing_to_spare_an_ordinary_token_fills_and_no_pad_is_claimed(tmp_path):
-    # masks come from lengths, so any id will do; the end token would be left out of training by other tools
+def test_without_a_free_special_token_an_ordinary_token_pads_and_no_pad_is_named(tmp_path):
+    # Masks come from lengths, so any id may pad. Other tools would leave the end token out of training.
     tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": EOS, "bos_token": BOS}))
     assert tokenizer.pad_id == 0 and tokenizer.backend.id_to_token(0) == "@@@" and tokenizer.special["pad"] is None
     assert tokenizer.token_ids == {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
@@ -163,7 +163,7 @@ def test_tokens_that_only_the_config_lists_are_added(tmp_path):
 
 
 @pytest.mark.parametrize("extra", [["bad"], {"thing_token": "bad"}, [{"content": "bad"}]])
-def test_words_that_only_the_config_calls_special_are_left_out_when_decoding(tmp_path, extra):
+def test_decoding_leaves_out_tokens_that_only_the_config_calls_special(tmp_path, extra):
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "extra_special_tokens": extra}))
     ids = tokenizer.with_template("{{ messages[0].content }}").encode_chat([USER | {"content": "bad"}])[0]
     assert ids == [tokenizer.backend.token_to_id("bad")] and tokenizer.decode(ids) == ""
@@ -179,7 +179,7 @@ def test_a_listed_token_with_another_id_is_refused(tmp_path):
         Tokenizer.load(folder)
 
 
-def test_a_file_that_cuts_texts_cuts_nothing_here(tmp_path):
+def test_truncation_settings_of_a_file_are_ignored(tmp_path):
     folder = checkpoint(tmp_path, {"eos_token": EOS})
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.enable_truncation(2)
@@ -207,10 +207,10 @@ def test_all_that_was_loaded_is_written_back(tmp_path):
     assert not (again / "chat_template.jinja").exists()
 
 
-def test_what_another_tokenizer_left_in_the_folder_is_not_read_beside_ours(tmp_path):
+def test_old_files_of_another_tokenizer_in_the_folder_are_not_read(tmp_path):
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": BOS}))
     OWN.save(tmp_path)
-    assert Tokenizer.load(tmp_path).source.special == OWN.source.special
+    assert Tokenizer.load(tmp_path).parts.special == OWN.parts.special
 
 
 def test_a_template_file_wins_over_the_config(tmp_path):
@@ -219,7 +219,7 @@ def test_a_template_file_wins_over_the_config(tmp_path):
     assert Tokenizer.load(folder).apply_chat_template([USER]) == f"Hi{EOS}"
 
 
-def test_tools_have_a_template_of_their_own_where_the_folder_has_one(tmp_path):
+def test_tools_use_the_folders_template_for_tools(tmp_path):
     templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
     assert (
@@ -265,7 +265,7 @@ def test_bad_folders_are_refused(tmp_path, config, files, text):
         Tokenizer.load(checkpoint(tmp_path, config, **files))
 
 
-def test_a_folder_of_an_older_kind_says_what_to_convert(tmp_path):
+def test_the_error_for_an_older_folder_names_the_file_to_convert(tmp_path):
     checkpoint(tmp_path, {"eos_token": EOS})
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
     with pytest.raises(InputError, match="found no tokenizer.json; tokenizer.model alone is not read: convert it to"):
@@ -296,13 +296,13 @@ def test_a_templates_special_tokens_are_tokens_even_inside_content(tmp_path):
     ids, mask = tokenizer.encode_chat([USER | {"content": "Hi<|im_end|>"}], add_generation_prompt=True)
     assert [i for i in ids if i >= start] == [start, end, end, start] and not any(mask)
     assert ids == tokenizer.encode_rendered("<|im_start|>user\nHi<|im_end|><|im_end|>\n<|im_start|>assistant\n")
-    assert start not in tokenizer.encode("<|im_start|>")  # and plain text is plain again
+    assert start not in tokenizer.encode("<|im_start|>")  # plain text has no special tokens
 
 
 def test_answers_are_found_by_rendering_up_to_them(tmp_path):
     tokenizer = chatml(tmp_path)
     ids, mask = tokenizer.encode_chat([USER, ANSWER, USER, ANSWER | {"content": "Bye"}])
-    assert said(tokenizer, ids, mask) == "Hello<|im_end|>Bye<|im_end|>"  # the line break after it, no model says
+    assert said(tokenizer, ids, mask) == "Hello<|im_end|>Bye<|im_end|>"  # no model writes the line break after it
     assert len(ids) == len(mask)
 
 
@@ -319,7 +319,7 @@ def test_an_empty_answer_is_its_end_token(tmp_path):
 
 
 def test_a_token_that_ends_the_whole_text_does_not_hide_the_answers(tmp_path):
-    # as in Phi-3: the end of text follows the last turn only, and belongs to it
+    # As in Phi-3: the end of text follows only the last turn, and belongs to it.
     template = CHATML.replace("{% endif %}", "{% else %}{{ '<|eos|>' }}{% endif %}")
     tokenizer = chatml(tmp_path, generation_config={"eos_token_id": [2]}).with_template(template)
     assert said(tokenizer, *tokenizer.encode_chat([USER, ANSWER, USER, ANSWER])) == (
@@ -330,28 +330,30 @@ def test_a_token_that_ends_the_whole_text_does_not_hide_the_answers(tmp_path):
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ messages | length }}" + CHATML,  # the beginning depends on what follows
-        CHATML.replace("<|im_start|>assistant\\n' }}", "<|im_start|>assistant\\n<think>' }}"),  # not how answers begin
-        CHATML.replace("m.content", "(m.content if loop.last else '-')"),  # earlier turns are written in another way
+        "{{ messages | length }}" + CHATML,  # the beginning depends on later turns
+        CHATML.replace(
+            "<|im_start|>assistant\\n' }}", "<|im_start|>assistant\\n<think>' }}"
+        ),  # answers begin in another way
+        CHATML.replace("m.content", "(m.content if loop.last else '-')"),  # earlier turns change
     ],
 )
-def test_a_template_that_rewrites_what_it_wrote_is_refused_for_masks(tmp_path, template):
+def test_a_template_that_changes_earlier_text_is_refused_for_masks(tmp_path, template):
     tokenizer = chatml(tmp_path).with_template(template)
     with pytest.raises(
-        InputError, match=r"^turn 2: needed a chat template that writes .* with {% generation %} blocks"
+        InputError, match=r"^turn 2: this template renders earlier turns differently .* with {% generation %} blocks"
     ):
         tokenizer.encode_chat([USER, ANSWER, USER])
 
 
 def test_an_answer_that_is_shortened_once_turns_follow_ends_with_its_end_token(tmp_path):
-    # as in Qwen3, which keeps the reasoning of the last answer only
+    # As in Qwen3: only the last answer keeps its reasoning.
     template = CHATML.replace("m.content", "(m.content if loop.last or m.role == 'user' else '-')")
     tokenizer = chatml(tmp_path).with_template(template)
     assert said(tokenizer, *tokenizer.encode_chat([USER, ANSWER, USER, ANSWER])) == "-<|im_end|>Hello<|im_end|>"
 
 
-def test_an_answer_that_nothing_leads_to_is_refused_for_masks(tmp_path):
-    with pytest.raises(InputError, match="^turn 1: needed a chat template that writes turns one after another"):
+def test_an_answer_in_the_first_turn_is_refused_for_masks(tmp_path):
+    with pytest.raises(InputError, match="^turn 1: no turn leads to this answer, .* begin with a user turn"):
         chatml(tmp_path).encode_chat([ANSWER, USER])
 
 
@@ -365,14 +367,14 @@ def test_without_a_template_ids_begin_as_prompts_do_and_special_text_is_text():
 
 
 def test_the_plain_layout_takes_no_tools():
-    with pytest.raises(InputError, match="^chat: the plain layout has no place for tools or variables; choose"):
+    with pytest.raises(InputError, match="^chat: the plain layout reads neither tools nor variables; choose"):
         OWN.apply_chat_template([USER], tools=[{}])
 
 
-def test_a_chosen_layout_brings_its_end_token_and_comes_back_from_a_folder(tmp_path):
+def test_a_chosen_layout_sets_the_end_token_and_is_read_back_from_a_folder(tmp_path):
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, extra=["<|im_start|>", "<|im_end|>"]))
     chosen = tokenizer.with_template("chatml")
-    assert tokenizer.eos_ids == (2,) and not tokenizer.templates  # the first stays as it was
+    assert tokenizer.eos_ids == (2,) and not tokenizer.templates  # the first tokenizer did not change
     assert chosen.eos_ids == (OWN.vocab_size + 1, 2) and chosen.encode_responses([""]) == [[OWN.vocab_size + 1]]
     chosen.save(tmp_path / "again")
     again = Tokenizer.load(tmp_path / "again")
@@ -386,8 +388,8 @@ def test_our_own_tokenizer_with_a_layout_reads_its_end_token_as_a_token(tmp_path
     assert ids.count(2) == 2 and [i for i, m in zip(ids, mask, strict=True) if m][-1] == 2
 
 
-def test_layouts_that_cannot_be_had_are_refused():
-    needs = "chat template 'chatml' needs <|im_start|>, <|im_end|>, which the vocabulary lacks; choose one of "
+def test_unknown_and_unsuitable_layouts_are_refused():
+    needs = "chat template 'chatml': the vocabulary lacks <|im_start|>, <|im_end|>; choose one of "
     with pytest.raises(InputError, match=f"^{re.escape(needs)}mistral, zephyr, alpaca, plain$"):
         OWN.with_template("chatml")
     known = "chatml, llama3, mistral, gemma, zephyr, alpaca, plain"

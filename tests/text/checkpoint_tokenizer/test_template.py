@@ -1,4 +1,4 @@
-"""A stranger's template renders as its author meant, and cannot leave the sandbox, run away or write without end."""
+"""A template renders as its author meant; harmful and broken templates are refused when they arrive."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_loops_can_be_left_early():
     )
 
 
-def test_json_is_written_as_it_is_and_not_for_html():
+def test_json_is_not_escaped_for_html():
     source = "{{ tools[0] | tojson }} {{ tools | tojson(indent=1) }}"
     assert rendered(source, tools=[{"a": "<b> & '\u00e9'"}]) == (
         '{"a": "<b> & \'\u00e9\'"} [\n {\n  "a": "<b> & \'\u00e9\'"\n }\n]'
     )
 
 
-def test_special_tokens_variables_and_the_date_are_there():
+def test_a_template_reads_special_tokens_variables_and_the_date():
     source = "{{ bos_token }}{{ unk_token }}{{ eos_token }} {{ thinking }} {{ strftime_now('%Y') | length }}"
     assert rendered(source, variables={"thinking": False}) == "<s></s> False 4"
 
@@ -53,14 +53,14 @@ def test_a_key_without_value_is_missing_and_reasoning_has_three_names():
     assert rendered("{{ messages[0].thinking }}", turn) == "Hm."
 
 
-def test_generation_blocks_are_found_where_they_stand():
+def test_generation_blocks_give_their_spans():
     source = "{% for m in messages %}<{{ m.role }}>{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     # "<user>Hi<user>Bye": 0-5 <user>, 6-7 Hi, 8-13 <user>, 14-16 Bye
     assert ChatTemplate(source).render([USER, BYE]) == ("<user>Hi<user>Bye", [(6, 8), (14, 17)])
     assert ChatTemplate(source).marks_answers and not ChatTemplate("generation").marks_answers
 
 
-def test_a_second_render_begins_anew():
+def test_a_second_render_starts_with_no_spans():
     template = ChatTemplate("a{% generation %}b{% endgeneration %}")
     assert template.render([USER]) == template.render([USER]) == ("ab", [(1, 2)])
 
@@ -96,7 +96,7 @@ def test_harmful_and_broken_templates_are_refused_on_arrival(source, fault):
         ChatTemplate(source)
 
 
-def test_compiling_alone_can_run_away_and_does_so_in_the_child():
+def test_compiling_can_run_away_and_is_stopped():
     with pytest.raises(InputError, match=f"^chat template: it (ran for more than 1 s|needs more).*{END}$"):
         ChatTemplate("{{ (10 ** 99999999) % 7 }}")
 
@@ -112,7 +112,7 @@ def test_compiling_alone_can_run_away_and_does_so_in_the_child():
     ],
 )
 def test_a_template_may_refuse_a_conversation(source, why):
-    # it arrives nevertheless: other conversations may suit it
+    # The template itself is not refused: it may suit other conversations.
     start = f"chat template: it refuses this conversation: {why}"
     with pytest.raises(InputError, match=f"^{re.escape(start)}.*; change the turns or the template$"):
         rendered(source)
@@ -134,7 +134,7 @@ def test_a_template_that_waits_for_a_word_cannot_leave_the_sandbox_either():
         template.render([USER | {"content": "now"}])
 
 
-def test_the_conversation_stays_as_it_was_and_only_json_goes_in():
+def test_the_conversation_is_not_changed_and_must_be_json():
     turns = [USER | {"content": None}]
     ChatTemplate("x").render(turns)
     assert turns == [USER | {"content": None}]
@@ -150,7 +150,7 @@ def test_no_turns_are_refused(turns):
         ChatTemplate("x").render(turns)
 
 
-# text of [system, user " Hi", answer, user], with generation prompt; what is marked as said by the assistant
+# text of [system, user " Hi", answer, user], with generation prompt; the text in generation blocks
 LAYOUT_TEXTS = {
     "chatml": (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n Hi<|im_end|>\n<|im_start|>assistant\n"
@@ -198,7 +198,7 @@ def test_built_in_layout_without_system_turn_and_without_bos(name):
     assert "kind" not in text and "<s>" not in text and text.index("Hi") < text.index("Hello")
 
 
-def test_the_plain_layout_is_that_of_render_chat():
+def test_the_plain_template_writes_the_text_of_render_chat():
     turns = [SYSTEM, USER, ANSWER, BYE]
     for prompt in (False, True):
         assert ChatTemplate(LAYOUTS["plain"].template).render(turns, prompt)[0] == render_chat(turns, prompt)

@@ -1,0 +1,133 @@
+"""A child process that renders a stranger's template. This file has both ends of its pipe.
+
+The sandbox alone bounds neither time nor memory: a single expression can build a string of 10 GB or a number of 100
+million digits, and a list of all dangerous expressions would never be complete. The operating system bounds each render
+of the child. A timer of processor time kills the child, and beyond a limit of address space an allocation fails. A
+render in the child takes about 0.1 ms longer than a render in this process.
+
+The parent writes lines of JSON: first [source, trials], then a conversation in each line. The child answers every line
+with a line of JSON; see `sandbox.reply`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """Bounds of a render. They grow with the conversation, so that no honest template reaches them."""
+
+    seconds: float  # of processor time; limits on wall time would refuse honest templates on a busy machine
+    memory: int  # bytes of address space
+    characters: int  # of output
+
+
+def limits_for(size: int) -> Limits:
+    """size: characters of the conversation as JSON."""
+    return Limits(seconds=1 + size / 1e6, memory=(1 << 29) + 64 * size, characters=10**6 + 20 * size)
+
+
+class Worker:
+    """Renders conversations with one template in a child process.
+
+    A template that went beyond a limit is not run again: its first fault answers every later conversation at once.
+    """
+
+    def __init__(self, source: str, trials: list[dict]) -> None:
+        """trials: conversations that a new child renders first. The template may refuse them, but must do no harm."""
+        self.first_line = json.dumps([source, trials])
+        self.fault: str | None = None
+        self.process: subprocess.Popen | None = None
+        self.pid = 0
+
+    def start(self) -> str | None:
+        """Compile the template in a new child and try it -> the template's fault, or None."""
+        program = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        self.process = subprocess.Popen(
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,  # Ctrl-C in the terminal must not reach the child; it ends when its parent ends
+        )
+        self.pid = os.getpid()
+        self.stop = weakref.finalize(self, _stop, self.process)
+        return self._ask(self.first_line).get("fault")
+
+    def reply(self, data_json: str) -> dict:
+        """Render one conversation; see `sandbox.reply`."""
+        # A fork of this process needs a child of its own: two processes must not write into one pipe.
+        if self.fault is None and (self.process is None or self.pid != os.getpid()):
+            self.start()
+        return {"fault": self.fault} if self.fault else self._ask(data_json)
+
+    def _ask(self, line: str) -> dict:
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(line.encode() + b"\n")
+                self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BaseException:  # after an interrupt the next question must not read this answer
+            self.process.kill()
+            self.stop()
+            self.process = None
+            raise
+        reply = json.loads(answer) if answer else {"fault": self._cause_of_death(limits_for(len(line)))}
+        if "fault" in reply:
+            self.fault = reply["fault"]
+            self.stop()
+        return reply
+
+    def _cause_of_death(self, limits: Limits) -> str:
+        errors = " ".join(self.process.stderr.read().decode(errors="replace").split())
+        if self.process.wait() == -signal.SIGPROF:
+            return f"it ran for more than {limits.seconds:.0f} s of processor time"
+        return f"its process ended with {self.process.returncode}: {errors[-300:]}"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(OSError):  # the child died before it read a question
+            pipe.close()
+    process.wait()
+
+
+def serve() -> None:
+    """The child's side of the pipe."""
+    from minirlhf.text.checkpoint_tokenizer import sandbox
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    template = None
+    for line in sys.stdin:
+        limits = limits_for(len(line))
+        with _bounded(limits):
+            try:
+                request = json.loads(line)
+                if template is None:
+                    template, reply = sandbox.try_out(*request, limits.characters)
+                else:
+                    reply = sandbox.reply(template, request, limits.characters)
+            except MemoryError:
+                reply = {"fault": f"it needs more than {limits.memory >> 20} MiB"}
+        print(json.dumps(reply), flush=True)
+
+
+@contextlib.contextmanager
+def _bounded(limits: Limits) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, hard))
+    signal.setitimer(signal.ITIMER_PROF, limits.seconds)  # SIGPROF kills this process, inside C code too
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
