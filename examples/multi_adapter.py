@@ -13,7 +13,8 @@ from minirlhf.adapters.shared_base import FourModels, put_three_adapters
 from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, JobConfig, PolicyStage, open_stage
-from minirlhf.jobs.models import choose_threads, convert_base, to_device
+from minirlhf.jobs.given_models import convert_base
+from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.reward_model import train_reward_model
 from minirlhf.pretrained import load_adapter
 from minirlhf.rewards import RewardModelScorer

@@ -18,16 +18,16 @@ CORE_FILES = {
     "losses": "masking logprobs kl advantages policy reward supervised",
     "runtime": "device compile distributed randomness",
     "model": "config rope norms cache context attention transformer policy",
-    "text": "parts tokenizer chat streaming",
-    "data": "reading formats splitting encoding batches",
+    "text": "parts tokenizer chat",
+    "data": "encoding batches",
     "generation": "sampling engine",
     "rewards": "scoring",
     "rollout": "rollout read collect statistics",
     "training": "optimizer update settings run checkpoint vocabulary journal table",
     "algorithms": "on_policy offline sft reward_model ppo",
-    "tasks": "task reviews arithmetic",
+    "tasks": "task reviews",
     "evaluation": "texts policies",
-    "jobs": "settings models opened stage sft reward_model report job",
+    "jobs": "settings models opened prepare stage sft reward_model report job",
 }
 CORE = {*CORE_FILES, *(f"{room}.{name}" for room, names in CORE_FILES.items() for name in names.split())}
 CORE_LINES = 6000  # at most, blank lines and docstrings too

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from minirlhf.adapters.lora import merge_lora
 from minirlhf.errors import InputError
-from minirlhf.jobs.models import check_vocabulary, resolve_model
+from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.jobs.models import resolve_model
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
 from minirlhf.pretrained.weights import load_pretrained, save_pretrained

@@ -21,7 +21,8 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
-from minirlhf.jobs.models import check_vocabulary, resolve_model
+from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.jobs.models import resolve_model
 from minirlhf.model import Policy, Transformer, load_adapter, load_policy
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.text import LAYOUTS, TextStream, Tokenizer

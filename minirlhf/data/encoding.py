@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minirlhf.data.formats import TURNS
 from minirlhf.errors import InputError
 from minirlhf.text.tokenizer import Tokenizer
+
+TURNS = "prompt_turns"  # key of a row: the prompt as turns, for tokenizers with a chat template
 
 
 @dataclass(frozen=True)

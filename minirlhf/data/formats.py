@@ -23,12 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from minirlhf.data.encoding import TURNS
 from minirlhf.data.reading import read_values
 from minirlhf.errors import InputError
 from minirlhf.text.chat import canonical_role, render_chat
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a surrogate pair, but UTF-8 and tokenizers cannot
-TURNS = "prompt_turns"  # a key that we add
 
 
 @dataclass(frozen=True)

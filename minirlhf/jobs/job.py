@@ -18,8 +18,9 @@ import torch
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
-from minirlhf.jobs.models import compiles, first_policy
+from minirlhf.jobs.models import compiles
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
+from minirlhf.jobs.prepare import first_policy
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections

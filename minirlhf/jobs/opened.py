@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from minirlhf.data.encoding import EncodedRow, encode_rows
-from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import barrier, gather, is_main, say
-from minirlhf.tasks.task import Task, embedded_task, task_from_rows
+from minirlhf.tasks.task import Task, embedded_task
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 
@@ -99,6 +98,9 @@ def load_task(job: JobConfig) -> Task:
     """The rows of the embedded task, or of the user's file; a file's counts are printed."""
     if job.data is None:
         return embedded_task(job.task, job.seed)
+    from minirlhf.data.formats import read_rows
+    from minirlhf.tasks.user_rows import task_from_rows
+
     dataset = read_rows(job.data, max_refused=job.max_refused)
     task = task_from_rows(dataset)
     counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
 from minirlhf.algorithms.reward_model import RewardTrainer
-from minirlhf.data.encoding import encode_texts
-from minirlhf.errors import InputError
-from minirlhf.jobs.models import adapt, check_vocabulary, choose_threads, resolve_model, to_device
+from minirlhf.jobs.models import choose_threads, resolve_model, to_device
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy, RewardModel, copy_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.rewards.scoring import Reward, RewardModelScorer
 from minirlhf.runtime.randomness import seed_everything
-from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.run import ADAPTER
 
 
@@ -27,6 +21,8 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
     """
     tokens = job.config.microbatch_tokens
     if job.common.reward:
+        from minirlhf.jobs.given_models import load_scorer
+
         return load_scorer(job, resolve_model(job.common.reward), tokens), None
     if job.task.reward:
         return job.task.reward, None
@@ -57,32 +53,8 @@ def untrained_reward_model(job: Opened, stage: Stage, base: Transformer) -> Rewa
     if finished and job.common.train == "all":
         model = to_device(load_reward_model(finished), job.common, job.device)
     else:
-        model = adapt(RewardModel(base), stage.settings, job.device)
+        model = prepare(RewardModel(base), stage.settings, job.device)
         if finished:  # the adapter, on the base in memory: the merged model in `finished` would be a second base
             load_adapter(model, stage.folder / ADAPTER)
     choose_threads(model, job.common, job.device)
     return model
-
-
-def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardModelScorer:
-    """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
-    from minirlhf.pretrained import load_reward_model
-
-    model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
-    check_vocabulary(model.config, tokenizer, folder)
-    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder)
-    return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
-
-
-def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path) -> None:
-    """Raise InputError if a reward model's chat template refuses some prompts. Without this check the job would stop at
-    such a prompt, perhaps after hours.
-    """
-    encoded = encode_texts(tokenizer, prompts, ())
-    refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
-    if refusals:
-        row, error = refusals[0]
-        raise InputError(
-            f"{folder}: this reward model's chat template refuses {len(refusals)} of {len(prompts)} prompts, such as "
-            f"line {row.get('line')} ({error}); leave these rows out"
-        )

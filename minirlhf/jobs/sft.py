@@ -6,8 +6,9 @@ from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.data.encoding import encode_rows
 from minirlhf.evaluation.policies import evaluate_policy
 from minirlhf.generation.engine import SamplingConfig
-from minirlhf.jobs.models import adapt, choose_threads, first_policy, load_finished, to_device
+from minirlhf.jobs.models import choose_threads, load_finished, to_device
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import say
@@ -47,7 +48,7 @@ def untrained_policy(job: Opened, stage: Stage) -> Policy:
     """Random weights; or `--policy`, of which `--train` and `--freeze` say what is trained."""
     policy = first_policy(job.common, job.settings["model"], job.tokenizer)
     if job.common.policy:
-        policy = adapt(policy, stage.settings, job.device)
+        policy = prepare(policy, stage.settings, job.device)
     else:  # adapters on random weights would learn nothing: SFT trains all weights, later stages add the adapters
         policy = to_device(policy, job.common, job.device)
     choose_threads(policy, job.common, job.device)

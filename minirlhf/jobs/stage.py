@@ -13,8 +13,9 @@ from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report, evaluate_policy
 from minirlhf.generation.engine import SamplingConfig
-from minirlhf.jobs.models import adapt, choose_threads, load_finished, reference_for, resolve_model
+from minirlhf.jobs.models import choose_threads, load_finished, reference_for, resolve_model
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.settings import stage_settings
 from minirlhf.model.policy import Policy, ValueModel, copy_of
 from minirlhf.rewards.scoring import Reward
@@ -168,12 +169,12 @@ def open_policy_stage(
     if values:
         value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
         policy = Policy(base.transformer, value_head=value_model is None)
-    policy = policy if teacher else adapt(policy, settings, device)
+    policy = policy if teacher else prepare(policy, settings, device)
     reference = teacher or reference_for(policy)
     if stage.finished:
         policy = load_finished(stage.finished, common, device)
     elif value_model:
-        value_model = adapt(value_model.requires_grad_(True), settings, device)
+        value_model = prepare(value_model.requires_grad_(True), settings, device)
     say(f"evaluating on {len(prompts[:EVALUATION_PROMPTS]):,} held-out prompts")
     models = {"policy": policy, "reference": reference, "value_model": value_model, "reward": reward}
     return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)

@@ -101,29 +101,6 @@ def linear_logps_and_entropy(
     return shift_right(logps.view_as(input_ids)), shift_right(entropy.view_as(input_ids))
 
 
-@torch.no_grad()
-def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
-    """log sum_v p(v)^2 of the distribution each token was drawn from -> [B, T] nats, column 0 is 0; without gradient.
-
-    This is the log of the mean probability of a token drawn from p. `wpo_weights` compares with it. In chunks.
-
-    Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
-    """
-    _check_temperature("linear_log_collision", temperature)
-    if hidden.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"linear_log_collision: needed hidden [B, T, D] and weight [V, D], got {tuple(hidden.shape)} and "
-            f"{tuple(weight.shape)}"
-        )
-    rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
-    weight = weight.to(rows.dtype)
-    parts = [
-        _log_softmax(_logits(rows[part], weight, None, None), temperature).mul_(2).logsumexp(-1)
-        for part in _chunks(len(rows), weight.shape[0])
-    ]
-    return shift_right(torch.cat(parts).view(hidden.shape[:2]))
-
-
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product of x: autocast's dtype if autocast is on, else the dtype of x."""
     device = x.device.type

@@ -1,4 +1,4 @@
-"""A task: rows for each stage of RLHF, and exact measures if they exist. It is embedded, or made from a user's file."""
+"""A task: rows for each stage of RLHF, and exact measures if they exist."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from minirlhf.data.formats import Dataset
-from minirlhf.data.splitting import split_rows
 from minirlhf.errors import InputError
 from minirlhf.rewards.scoring import Gold, Reward
 from minirlhf.runtime.distributed import is_main
-from minirlhf.tasks import arithmetic, reviews
+from minirlhf.tasks import reviews
 
-EMBEDDED: dict[str, ModuleType] = {"reviews": reviews, "arithmetic": arithmetic}
+EMBEDDED = ("reviews", "arithmetic")
 # part of a task: (stage that needs it, form of its rows)
 STAGES = {
     "sft": ("SFT", "{prompt, response}"),
@@ -54,7 +52,7 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
     """The task `reviews` or `arithmetic`, a pure function of the arguments.   Raises: InputError for another name."""
     if name not in EMBEDDED:
         raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
-    task = EMBEDDED[name]
+    task = _module(name)
     writers = {
         "sft": lambda: task.sft_rows(sft_rows, seed),
         "pairs": lambda: task.preference_rows(pair_rows, seed),
@@ -69,30 +67,9 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
     return Task(name=name, reward=reward, gold=task.gold, held_out_sft=held_out_sft, **parts)
 
 
-def task_from_rows(dataset: Dataset) -> Task:
-    """A task from a user's file.
+def _module(name: str) -> ModuleType:
+    if name == "arithmetic":
+        from minirlhf.tasks import arithmetic
 
-    Preference rows are used by all stages; SFT learns the chosen answer. Rows {prompt, response} are used by SFT and
-    sampling, rows {prompt} by sampling only.
-    """
-    training, held_out = split_rows(dataset.rows)
-    answer = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
-
-    def sft(rows: list[dict]) -> list[dict]:
-        return [{**row, "response": row[answer]} for row in rows] if answer else []
-
-    def pairs(rows: list[dict]) -> list[dict]:
-        return rows if dataset.kind == "preference" else []
-
-    def prompts(rows: list[dict]) -> list[dict]:
-        return list({row["prompt"]: row for row in rows}.values())
-
-    return Task(
-        name=dataset.path,
-        sft=sft(training),
-        pairs=pairs(training),
-        prompts=prompts(training),
-        held_out_sft=sft(held_out),
-        held_out_pairs=pairs(held_out),
-        held_out_prompts=prompts(held_out),
-    )
+        return arithmetic
+    return reviews

@@ -4,11 +4,11 @@ import importlib
 from typing import Any
 
 from minirlhf.text.chat import render_chat
-from minirlhf.text.streaming import TextStream
 from minirlhf.text.tokenizer import Tokenizer
 
 # Names of leaves. Their files load on first use, so the core does not need them.
 LEAVES = {
+    "minirlhf.text.streaming": "TextStream",
     "minirlhf.text.checkpoint_tokenizer.layouts": "LAYOUTS",
     "minirlhf.text.checkpoint_tokenizer.template": "ChatTemplate",
 }

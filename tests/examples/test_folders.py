@@ -20,7 +20,7 @@ from minirlhf.model import (
     save_pretrained,
 )
 from minirlhf.pretrained.config_json import config_from
-from minirlhf.tasks.task import task_from_rows
+from minirlhf.tasks import task_from_rows
 from minirlhf.text import Tokenizer
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}

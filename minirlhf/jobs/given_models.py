@@ -1,0 +1,105 @@
+"""Models that a user gives: loaded from folders, and trained as `--train` and `--freeze` ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
+from minirlhf.data.encoding import encode_texts
+from minirlhf.errors import InputError
+from minirlhf.jobs.models import resolve_model, to_device
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.settings import JobConfig, changed
+from minirlhf.model.config import ModelConfig
+from minirlhf.model.policy import Policy
+from minirlhf.pretrained import load_policy, load_reward_model
+from minirlhf.rewards.scoring import RewardModelScorer
+from minirlhf.runtime.device import resolve_device, resolve_precision
+from minirlhf.runtime.distributed import say
+from minirlhf.runtime.randomness import seed_everything
+from minirlhf.text.tokenizer import Tokenizer
+
+
+def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
+    """The model of `--policy`. Settings of new models that the user has set anyway are named as not read."""
+    policy = load_policy(resolve_model(job.policy), dtype=weights_dtype(job))
+    check_vocabulary(policy.transformer.config, tokenizer, job.policy)
+    if unread := [*(f"model.{name}" for name in changed(config)), *({"vocab_size"} & set(changed(job)))]:
+        say(f"not read, because {job.policy} has its own: {', '.join(unread)}")
+    return policy
+
+
+def weights_dtype(job: JobConfig) -> torch.dtype | None:
+    """Trained weights are fp32, because bf16 loses small updates. Frozen weights keep the dtype of their file (None) if
+    the job computes in bf16 or will quantise them.
+    """
+    return None if job.train == "qlora" or (job.train == "lora" and computes_in_bf16(job)) else torch.float32
+
+
+def computes_in_bf16(job: JobConfig) -> bool:
+    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
+
+
+def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
+    """Freeze, quantise and add LoRA as `--train` and `--freeze` ask, in place; then move the model to the device."""
+    job = settings["job"]
+    if job.train == "all":
+        # A reward model has no lm_head, so a pattern that matches nothing is fine there.
+        freeze(model, job.freeze, strict=isinstance(model, Policy))
+        if not any(p.requires_grad for p in model.parameters()):
+            raise InputError(f"--freeze {','.join(job.freeze)}: no parameter is left to train; name fewer")
+        if job.freeze:
+            say("{:,} of {:,} numbers are trained".format(*count_parameters(model)))
+    else:
+        seed_everything(job.seed)  # the same adapter, whatever ran before
+        convert_base(model, job)
+        apply_lora(model, settings["lora"])
+        say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
+    return to_device(model, job, device)
+
+
+def convert_base(model: nn.Module, job: JobConfig) -> None:
+    """Convert the frozen base of adapters, in place: Linears to 4 bits for qlora, other weights to fp32 unless the job
+    computes in bf16.
+    """
+    if job.train == "qlora":
+        quantise_linears(model)
+        report = memory_report(model)
+        say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
+    if not computes_in_bf16(job):
+        model.float()  # weights in 4 bits are buffers of integers and stay
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Raise InputError if the tokenizer has ids that the model does not know."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary holds "
+            f"{config.vocab_size}; they do not belong together"
+        )
+
+
+def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardModelScorer:
+    """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
+    model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
+    check_vocabulary(model.config, tokenizer, folder)
+    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder)
+    return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
+
+
+def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path) -> None:
+    """Raise InputError if a reward model's chat template refuses some prompts. Without this check the job would stop at
+    such a prompt, perhaps after hours.
+    """
+    encoded = encode_texts(tokenizer, prompts, ())
+    refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
+    if refusals:
+        row, error = refusals[0]
+        raise InputError(
+            f"{folder}: this reward model's chat template refuses {len(refusals)} of {len(prompts)} prompts, such as "
+            f"line {row.get('line')} ({error}); leave these rows out"
+        )

@@ -1,0 +1,59 @@
+"""A task for reward models of right and wrong: answers in steps, with a label for each step.
+
+A row is {"prompt": text, "steps": [text], "labels": [true or false]}.
+"""
+
+from __future__ import annotations
+
+import reprlib
+
+from minirlhf.data.reading import read_values
+from minirlhf.errors import InputError
+from minirlhf.tasks import reviews
+from minirlhf.tasks.task import Task
+
+HELD_OUT = 1024  # rows of the embedded task
+HELD_OUT_EVERY = 20  # the first 20th of a user's rows is held out
+
+
+def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
+    """Reviews, sentence by sentence, or the rows of a file, as the SFT rows of a task.
+
+    Args:
+        data:    a file of rows; None writes `rows` reviews.
+        outcome: make a single step of each answer, with the label "everything is right".
+    """
+    if data is None:
+        training, held_out = reviews.step_rows(rows, seed), reviews.step_rows(HELD_OUT, seed, held_out=True)
+    else:
+        found = read_steps(data)
+        first = len(found) // HELD_OUT_EVERY + 1
+        held_out, training = found[:first], found[first:]
+    if outcome:
+        training, held_out = ([as_outcome(row) for row in part] for part in (training, held_out))
+    training = [{**row, "response": "".join(row["steps"])} for row in training]  # the tokenizer learns these texts
+    return Task("steps", training, [], [], held_out, [], [])
+
+
+def as_outcome(row: dict) -> dict:
+    """All steps as one step. Its label is true if all labels are."""
+    return {**row, "steps": ["".join(row["steps"])], "labels": [all(row["labels"])]}
+
+
+def read_steps(path: str) -> list[dict]:
+    """The rows of a file.   Raises: InputError, with file and line, if a value is no such row."""
+    rows = []
+    for unit, number, value in read_values(path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            if not all(label in (True, False) for label in value["labels"]):
+                raise ValueError("a label is neither true nor false")
+            rows.append(
+                {"prompt": str(value["prompt"]), "steps": list(value["steps"]), "labels": list(value["labels"])}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
+            got = reprlib.repr(value)
+            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {got} ({error})") from None
+    return rows

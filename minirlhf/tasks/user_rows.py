@@ -1,0 +1,36 @@
+"""A task made from the rows of a user's file."""
+
+from __future__ import annotations
+
+from minirlhf.data.formats import Dataset
+from minirlhf.data.splitting import split_rows
+from minirlhf.tasks.task import Task
+
+
+def task_from_rows(dataset: Dataset) -> Task:
+    """A task from a user's file.
+
+    Preference rows are used by all stages; SFT learns the chosen answer. Rows {prompt, response} are used by SFT and
+    sampling, rows {prompt} by sampling only.
+    """
+    training, held_out = split_rows(dataset.rows)
+    answer = {"preference": "chosen", "sft": "response"}.get(dataset.kind)
+
+    def sft(rows: list[dict]) -> list[dict]:
+        return [{**row, "response": row[answer]} for row in rows] if answer else []
+
+    def pairs(rows: list[dict]) -> list[dict]:
+        return rows if dataset.kind == "preference" else []
+
+    def prompts(rows: list[dict]) -> list[dict]:
+        return list({row["prompt"]: row for row in rows}.values())
+
+    return Task(
+        name=dataset.path,
+        sft=sft(training),
+        pairs=pairs(training),
+        prompts=prompts(training),
+        held_out_sft=sft(held_out),
+        held_out_pairs=pairs(held_out),
+        held_out_prompts=prompts(held_out),
+    )
