@@ -180,7 +180,7 @@ def test_a_config_without_a_needed_field_is_refused(folder):
     config = json.loads(path.read_text())
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
         path.write_text(json.dumps({key: value for key, value in config.items() if key != name}))
-        with refuses(f"{path}: {name} is missing, without which there is no model"):
+        with refuses(f"{path}: {name} is missing; a model needs it"):
             load_pretrained(folder)
 
 
