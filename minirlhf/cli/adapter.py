@@ -36,7 +36,7 @@ def list_adapters(folder: Path) -> str:
     for path in found:
         try:
             file = read_adapter(path)
-            what = [file.kind, file.config.r, f"{file.numbers:,}", file.model.__name__]
+            what = [file.variant, file.config.r, f"{file.numbers:,}", file.model_class.__name__]
             rows.append([str(path), *what, file.base or "-"])
         except InputError as error:  # one that is broken must not hide the others
             rows.append([str(path), "cannot be read", "-", "-", "-", str(error).removeprefix(f"{path}/")])
@@ -47,13 +47,13 @@ def show_adapter(folder: Path) -> str:
     """What one adapter is for, and how large each of its updates is."""
     file = read_adapter(folder)
     facts = {
-        "kind": file.kind,
+        "kind": file.variant,
         "r": file.config.r,
         "alpha": f"{file.config.alpha:g}",
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
         "targets": ", ".join(file.config.target_modules),
-        "model": file.model.__name__,
+        "model": file.model_class.__name__,
         "base": file.base or "not named",
         "numbers": f"{file.numbers:,}",
     }
@@ -71,12 +71,12 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
         raise InputError(f"{output}: holds files already; choose another --output")
     if not all(math.isfinite(weight) for weight in weights):
         raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
-    if len(files) > 1 and any(file.model is not Transformer for file in files):
+    if len(files) > 1 and any(file.model_class is not Transformer for file in files):
         raise InputError("merge: adapters of reward models bring a head each, which do not add up; merge one at a time")
     base = resolve_model(base or base_of_all(folders, files))
     model = load_pretrained(base)
-    if isinstance(model, Transformer) and files[0].model is not Transformer:
-        model = files[0].model(model)
+    if isinstance(model, Transformer) and files[0].model_class is not Transformer:
+        model = files[0].model_class(model)
     names = [f"adapter{number}" for number in range(len(folders))]
     for folder, name in zip(folders, names, strict=True):
         load_adapter(model, folder, name)
