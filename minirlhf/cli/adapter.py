@@ -75,7 +75,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     if not all(math.isfinite(weight) for weight in weights):
         raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
     if len(files) > 1 and any(file.model_class is not Transformer for file in files):
-        raise InputError("merge: adapters of reward models bring a head each, and heads do not add up; merge one at a time")
+        raise InputError("merge: adapters of reward models have a head each, and heads do not add up; merge one at a time")
     base = resolve_model(base or base_of_all(folders, files))
     model = load_pretrained(base)
     if isinstance(model, Transformer) and files[0].model_class is not Transformer:
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     merging = commands.add_parser("merge", help="write base + adapters as a model")
     merging.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     merging.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    merging.add_argument("--base", type=Path, metavar="DIR", help="the base model; default: the folder that the adapters name")
+    merging.add_argument("--base", type=Path, metavar="DIR", help="the base model; default: the adapters name it")
     merging.add_argument("--weights", type=float, nargs="+", metavar="W", help="a factor for each adapter; default: 1")
     return top
 

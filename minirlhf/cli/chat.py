@@ -171,7 +171,7 @@ def delayed_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Headers of turns, for the plain layout. It has no token that ends a turn, so a model may write the user's turn."""
+    """Headers of turns in the plain layout: no token ends a turn there, so a model may go on with a user's turn."""
     template = tokenizer.templates.get("default")
     if template and template.source != LAYOUTS["plain"].template:
         return ()
