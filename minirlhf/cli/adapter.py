@@ -75,7 +75,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     if not all(math.isfinite(weight) for weight in weights):
         raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
     if len(files) > 1 and any(file.model_class is not Transformer for file in files):
-        raise InputError("merge: adapters of reward models have a head each, and heads do not add up; merge one at a time")
+        raise InputError("merge: adapters of reward models have heads, and heads do not add up; merge one at a time")
     base = resolve_model(base or base_of_all(folders, files))
     model = load_pretrained(base)
     if isinstance(model, Transformer) and files[0].model_class is not Transformer:

@@ -164,7 +164,7 @@ def test_refusals(call, folders, tmp_path):
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
         ("merge", one, "--output", full): "holds files already; choose another --output",
         ("merge", one, "--weights", "1", "2", "--output", out): "needed one for each of the 1 adapters, got 2",
-        ("merge", one, score, "--output", out): "have a head each, and heads do not add up; merge one at a time",
+        ("merge", one, score, "--output", out): "have heads, and heads do not add up; merge one at a time",
         ("merge", one, hub, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
         ("merge", hub, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",
         ("merge", two, "--base", small, "--output", out): "is the adapter for another base?",
