@@ -69,7 +69,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     """
     files = [read_adapter(folder) for folder in folders]
     if len(weights) != len(folders):
-        raise InputError(f"--weights: needed one for each of the {len(folders)} adapters, got {len(weights)}")
+        raise InputError(f"--weights: needed a weight for each of the {len(folders)} adapters, got {len(weights)}")
     if holds_anything(output):
         raise InputError(f"{output}: holds files already; choose another --output")
     if not all(math.isfinite(weight) for weight in weights):

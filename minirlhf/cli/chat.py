@@ -29,7 +29,7 @@ from minirlhf.text.chat import HEADERS
 from minirlhf.training import parse_settings
 
 HELP = """\
-/system TEXT  set the system turn, which stands before all turns; without TEXT: remove it
+/system TEXT  put a system turn before all turns; without TEXT: remove it
 /clear        forget all turns except the system turn
 /retry        sample the last answer again
 /save FILE    write the conversation as a row {"messages": [...]} of JSONL
@@ -86,7 +86,7 @@ class Chat:
 
     def save(self, file: str) -> None:
         if not file or not self.turns:
-            raise InputError(f"/save: needed {'something said' if file else 'the name of a file'}, got nothing")
+            raise InputError(f"/save: needed {'a conversation' if file else 'the name of a file'}, got nothing")
         row = json.dumps({"messages": self.system + self.turns}, ensure_ascii=False)
         try:
             with open(file, "x", encoding="utf-8") as out:
@@ -171,7 +171,7 @@ def delayed_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Headers of turns in the plain layout: no token ends a turn there, so a model may go on with a user's turn."""
+    """Headers of turns, if the layout is plain: it has no token that ends a turn, so a model may add a user's turn."""
     template = tokenizer.templates.get("default")
     if template and template.source != LAYOUTS["plain"].template:
         return ()

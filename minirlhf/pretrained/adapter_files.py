@@ -86,7 +86,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     # a policy without value head can load the adapter of a policy with one
     weights = {key: w for key, w in weights.items() if key in heads or not key.startswith("value_head.")}
     modules = _adapted_modules(folder, model, weights)
-    bases = {name_there: base_of(linears[module]) for module, name_there in modules.items()}
+    bases = {file_name: base_of(linears[module]) for module, file_name in modules.items()}
     weights = _without_bases(folder, weights, bases)
     _check_shapes(folder, config, weights, bases, heads)
     if name not in adapter_names(model):
@@ -194,7 +194,7 @@ def _adapted_modules(folder: str | Path, model: nn.Module, weights: dict[str, Te
             f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
             f"base? {CONFIG} names it"
         )
-    return {module: name_there for module, name_there in names.items() if name_there in adapted}
+    return {module: file_name for module, file_name in names.items() if file_name in adapted}
 
 
 def _without_bases(folder: str | Path, weights: dict[str, Tensor], bases: dict[str, nn.Linear]) -> dict[str, Tensor]:
@@ -218,11 +218,11 @@ def _check_shapes(
 ) -> None:
     """Raise InputError unless the file has exactly the weights of an adapter of this config, and of the scalar head."""
     needed = {key: tuple(p.shape) for key, p in heads.items() if key in weights or key.startswith("score.")}
-    for name_there, base in bases.items():
-        needed[f"{name_there}.{PARTS['A']}"] = (config.r, base.in_features)
-        needed[f"{name_there}.{PARTS['B']}"] = (base.out_features, config.r)
+    for file_name, base in bases.items():
+        needed[f"{file_name}.{PARTS['A']}"] = (config.r, base.in_features)
+        needed[f"{file_name}.{PARTS['B']}"] = (base.out_features, config.r)
         if config.use_dora:
-            needed[f"{name_there}.{PARTS['magnitude']}"] = (base.out_features,)
+            needed[f"{file_name}.{PARTS['magnitude']}"] = (base.out_features,)
     if missing := sorted(needed.keys() - weights.keys()):
         raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
     if surplus := sorted(weights.keys() - needed.keys()):

@@ -43,8 +43,8 @@ def save_pretrained(
 ) -> None:
     """Write config.json and model.safetensors into `folder`, and value_head.safetensors for a policy with a value head.
 
-    token_ids: pad_token_id, bos_token_id and eos_token_id for config.json, from `Tokenizer.token_ids`. Other tools read
-    them there. `Tokenizer.save` writes the tokenizer's files.
+    token_ids: pad_token_id, bos_token_id and eos_token_id, from `Tokenizer.token_ids`. They go into config.json, for
+    other tools. `Tokenizer.save` writes the tokenizer's files.
     Raises: InputError if the family's config.json cannot hold the model's config.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
@@ -76,8 +76,8 @@ def _as_in_family(model: nn.Module) -> dict[str, Tensor]:
     """The weights with the names and the orientation of the family's files."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        name_there = name_in_family(model.config.model_type, name.replace("value_head.", "score."))
-        weights[name_there] = tensor.T if is_transposed(model.config.model_type, name_there) else tensor
+        family_name = name_in_family(model.config.model_type, name.replace("value_head.", "score."))
+        weights[family_name] = tensor.T if is_transposed(model.config.model_type, family_name) else tensor
     return weights
 
 
@@ -125,7 +125,9 @@ def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: st
 
 
 def load_policy(folder: str | Path, value_head: bool = False, dtype: torch.dtype | None = None) -> Policy:
-    """A policy from the folder of a language model. value_head: add one, with the folder's weights if it has them.
+    """A policy from the folder of a language model.
+
+    value_head: add a value head. It gets the weights of value_head.safetensors, or starts at 0 without that file.
 
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
@@ -177,7 +179,7 @@ def _advice_without_config(folder: Path) -> str:
 class Uninitialised(TorchFunctionMode):
     """Inside this context no random weight is drawn.
 
-    The first normal_ without storage would import torch._dynamo, which costs 1 s and 80 MB.
+    The first normal_ without storage would import torch._dynamo; that costs 1 s and 80 MB.
     """
 
     DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
@@ -228,9 +230,9 @@ def _check_all_found(expected: dict[str, Tensor], found: dict[str, Location], fi
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Location], source: str) -> None:
     for name, weight in expected.items():
-        path, name_there, shape, _ = found[name]
+        path, family_name, shape, _ = found[name]
         if shape != weight.shape:
-            raise InputError(f"{path}: {name_there} must be {tuple(weight.shape)} as {source}, got {tuple(shape)}")
+            raise InputError(f"{path}: {family_name} must be {tuple(weight.shape)} as {source}, got {tuple(shape)}")
 
 
 def _locations(files: list[Path], model_type: str) -> dict[str, Location]:
@@ -251,7 +253,7 @@ def _locations(files: list[Path], model_type: str) -> dict[str, Location]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The single file, or the shards that the index lists. Raises: InputError if one of them is missing."""
+    """The single file, or the shards that the index lists. Raises: InputError if a file is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -290,7 +292,7 @@ def _copy(location: Location, target: Tensor) -> Tensor:
 def _read_all(locations: dict[str, Location], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The weights by our names. A weight is mapped if its dtype and orientation fit, and copied otherwise.
 
-    dtype: None takes the embedding's dtype for all weights except scalar heads, which keep their own.
+    dtype: None takes the embedding's dtype for all weights; scalar heads keep their own dtype.
     """
     embedding = locations["model.embed_tokens.weight"]
     with open_weights(embedding.path) as file:

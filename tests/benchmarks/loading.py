@@ -53,16 +53,16 @@ def make(folder: Path, family: str, dtype: torch.dtype, size: float, shards: int
         with torch.device("meta"):
             return config, {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
 
-    one, two = (sum(shape.numel() for shape in shapes(layers)[1].values()) * dtype.itemsize for layers in (1, 2))
-    config, shape_of = shapes(1 + round((size - one) / (two - one)))
+    sizes = [sum(shape.numel() for shape in shapes(layers)[1].values()) * dtype.itemsize for layers in (1, 2)]
+    config, shape_of = shapes(1 + round((size - sizes[0]) / (sizes[1] - sizes[0])))
     names, weight_map = list(shape_of), {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
         part = {}
         for name in names[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-            name_there = name_in_family(family, name)
-            shape = shape_of[name][::-1] if is_transposed(family, name_there) else shape_of[name]
-            part[name_there] = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
+            family_name = name_in_family(family, name)
+            shape = shape_of[name][::-1] if is_transposed(family, family_name) else shape_of[name]
+            part[family_name] = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
         save_file(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:

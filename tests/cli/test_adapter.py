@@ -163,7 +163,7 @@ def test_refusals(call, folders, tmp_path):
         ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
         ("merge", one, "--output", full): "holds files already; choose another --output",
-        ("merge", one, "--weights", "1", "2", "--output", out): "needed one for each of the 1 adapters, got 2",
+        ("merge", one, "--weights", "1", "2", "--output", out): "needed a weight for each of the 1 adapters, got 2",
         ("merge", one, score, "--output", out): "have heads, and heads do not add up; merge one at a time",
         ("merge", one, hub, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
         ("merge", hub, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",

@@ -139,7 +139,7 @@ def test_each_line_is_a_turn_and_only_answers_go_to_stdout(chat, kettle):
 
 def test_the_model_reads_the_whole_conversation_in_its_template(chat, random_folder, tmp_path):
     flags = "--temperature", "0", "--max_tokens", "6", "--system", "it is"
-    out, _ = chat(["hello", "the kettle", "/save said.jsonl"], random_folder, *flags)
+    out, _ = chat(["hello", "the kettle", "/save dialogue.jsonl"], random_folder, *flags)
     tokenizer, model = Tokenizer.load(random_folder), load_policy(random_folder).transformer
     greedy = SamplingConfig(max_tokens=6, temperature=0, stop_ids=tokenizer.eos_ids)
     messages, shown = [{"role": "system", "content": "it is"}], ""
@@ -149,7 +149,7 @@ def test_the_model_reads_the_whole_conversation_in_its_template(chat, random_fol
         answer = tokenizer.decode(generate(model, [prompt], greedy)[0].ids)
         messages.append({"role": "assistant", "content": answer.strip()})
         shown += answer + "\n"
-    assert saved(tmp_path / "said.jsonl") == messages
+    assert saved(tmp_path / "dialogue.jsonl") == messages
     assert out == shown and len(out) > 8
 
 
@@ -185,10 +185,10 @@ def test_an_answer_that_reaches_max_tokens_is_marked(chat, folder_of, kettle):
 
 
 def test_without_a_template_turns_are_plain_text_and_an_answer_ends_before_a_user_turn(chat, folder_of, tmp_path):
-    out, notes = chat(["hello", "/save said.jsonl"], folder_of("Yes.\n\nUser:", template=None))
+    out, notes = chat(["hello", "/save dialogue.jsonl"], folder_of("Yes.\n\nUser:", template=None))
     assert "no chat template, so turns are plain text; --template NAME takes a built-in template" in notes[0]
     assert out == "Yes.\n\n"  # the model wrote one newline, the program the other
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "Yes.")
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "Yes.")
 
 
 def test_with_the_built_in_plain_template_an_answer_ends_before_a_user_turn_too(chat, folder_of):
@@ -202,9 +202,9 @@ def test_with_another_template_the_header_of_a_user_turn_is_plain_text(chat, fol
 
 
 def test_control_characters_are_saved_but_not_shown(chat, folder_of, tmp_path):
-    out, _ = chat(["hello", "/save said.jsonl"], folder_of("a\x1b[b\r\tc"))
+    out, _ = chat(["hello", "/save dialogue.jsonl"], folder_of("a\x1b[b\r\tc"))
     assert out == "a\ufffd[b\ufffd\tc\n"
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "a\x1b[b\r\tc")
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "a\x1b[b\r\tc")
 
 
 def test_an_adapter_changes_the_answers(chat, random_folder, tmp_path):
@@ -229,29 +229,29 @@ def test_an_adapter_changes_the_answers(chat, random_folder, tmp_path):
 
 def test_the_oldest_turns_are_left_out_in_pairs_and_never_the_system_turn(program):
     tokenizer = make_tokenizer()
-    system, said = [{"role": "system", "content": "it is"}], turns("hello", "Yes.", "the kettle", "good.", "bad.")
-    lengths = [len(tokenizer.encode_chat(system + said[n:], add_generation_prompt=True)[0]) for n in (0, 2, 4)]
+    system, dialogue = [{"role": "system", "content": "it is"}], turns("hello", "Yes.", "the kettle", "good.", "bad.")
+    lengths = [len(tokenizer.encode_chat(system + dialogue[n:], add_generation_prompt=True)[0]) for n in (0, 2, 4)]
     for limit, left_out in ((lengths[0], 0), (lengths[0] - 1, 2), (lengths[1], 2), (lengths[1] - 1, 4)):
-        ids, start = program.fitting_prompt(tokenizer, system, said, limit)
+        ids, start = program.fitting_prompt(tokenizer, system, dialogue, limit)
         assert start == left_out
-        assert ids == tokenizer.encode_chat(system + said[left_out:], add_generation_prompt=True)[0]
+        assert ids == tokenizer.encode_chat(system + dialogue[left_out:], add_generation_prompt=True)[0]
     with pytest.raises(InputError, match=f"that is {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
-        program.fitting_prompt(tokenizer, system, said, lengths[2] - 1)
+        program.fitting_prompt(tokenizer, system, dialogue, lengths[2] - 1)
 
 
 def test_a_line_says_how_many_turns_are_left_out_and_the_saved_conversation_keeps_them(chat, kettle, tmp_path):
     lines = ["the kettle is good. it is bad."] * 3
-    out, notes = chat([*lines, "/save said.jsonl"], kettle, "--max_tokens", "48")
+    out, notes = chat([*lines, "/save dialogue.jsonl"], kettle, "--max_tokens", "48")
     assert notes[3] == "the oldest 2 turns are left out: the context holds 96 tokens, 48 of them for the answer"
     assert out == "the kettle is good.\n" * 3
-    assert len(saved(tmp_path / "said.jsonl")) == 6
+    assert len(saved(tmp_path / "dialogue.jsonl")) == 6
 
 
 def test_a_turn_that_can_never_fit_is_refused_and_the_conversation_goes_on(chat, kettle, tmp_path):
-    out, notes = chat(["the kettle " * 60, "hello", "/save said.jsonl"], kettle)
+    out, notes = chat(["the kettle " * 60, "hello", "/save dialogue.jsonl"], kettle)
     assert notes[1].startswith("error: that is ") and notes[1].endswith(" 48 fit: say it in fewer words")
     assert out == "the kettle is good.\n"
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "the kettle is good.")
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "the kettle is good.")
 
 
 # ---- commands
@@ -260,16 +260,16 @@ def test_a_turn_that_can_never_fit_is_refused_and_the_conversation_goes_on(chat,
 def test_system_sets_the_system_turn_and_without_text_removes_it(chat, kettle, tmp_path):
     lines = ["/system be good", "hello", "/save one.jsonl", "/system it is", "/save two.jsonl", "/system"]
     chat([*lines, "/save three.jsonl"], kettle, "--system", "be bad")
-    said = turns("hello", "the kettle is good.")
-    assert saved(tmp_path / "one.jsonl") == [{"role": "system", "content": "be good"}, *said]
-    assert saved(tmp_path / "two.jsonl") == [{"role": "system", "content": "it is"}, *said]
-    assert saved(tmp_path / "three.jsonl") == said
+    dialogue = turns("hello", "the kettle is good.")
+    assert saved(tmp_path / "one.jsonl") == [{"role": "system", "content": "be good"}, *dialogue]
+    assert saved(tmp_path / "two.jsonl") == [{"role": "system", "content": "it is"}, *dialogue]
+    assert saved(tmp_path / "three.jsonl") == dialogue
 
 
 def test_clear_forgets_the_turns_and_keeps_the_system_turn(chat, random_folder, tmp_path):
-    lines = ["hello", "/clear", "it is", "/save said.jsonl"]
+    lines = ["hello", "/clear", "it is", "/save dialogue.jsonl"]
     chat(lines, random_folder, "--system", "be good", "--max_tokens", "4")
-    system, user, _ = saved(tmp_path / "said.jsonl")
+    system, user, _ = saved(tmp_path / "dialogue.jsonl")
     assert (system["content"], user["content"]) == ("be good", "it is")
 
 
@@ -277,8 +277,8 @@ def test_retry_samples_the_last_answer_again_with_other_noise_each_time(chat, ra
     lines = ["hello", "/save 0", "/retry", "/save 1", "/retry", "/save 2", "it is", "/retry", "/save 3"]
     chat(lines, random_folder, "--max_tokens", "8")
     first, second, third, last = (saved(tmp_path / str(n)) for n in range(4))
-    assert len({said[1]["content"] for said in (first, second, third)}) == 3
-    assert [len(said) for said in (first, second, third, last)] == [2, 2, 2, 4]
+    assert len({dialogue[1]["content"] for dialogue in (first, second, third)}) == 3
+    assert [len(dialogue) for dialogue in (first, second, third, last)] == [2, 2, 2, 4]
     assert last[:3] == [*third, {"role": "user", "content": "it is"}]
 
 
@@ -291,7 +291,7 @@ def test_retry_needs_an_answer(chat, kettle):
 def test_save_overwrites_no_file_and_says_what_is_missing(chat, kettle, tmp_path):
     (tmp_path / "old.jsonl").write_text("mine")
     _, notes = chat(["/save new.jsonl", "hello", "/save old.jsonl", "/save", "/save new.jsonl"], kettle)
-    assert notes[1] == "error: /save: needed something said, got nothing"
+    assert notes[1] == "error: /save: needed a conversation, got nothing"
     assert notes[3:] == [
         "error: /save: needed a file that can be made, got old.jsonl: File exists",
         "error: /save: needed the name of a file, got nothing",
@@ -312,10 +312,10 @@ def test_quit_leaves_at_once(chat, kettle):
 
 
 def test_an_unknown_command_is_refused_and_a_leading_space_makes_it_a_turn(chat, kettle, tmp_path):
-    out, notes = chat(["/good", " /good", "/save said.jsonl"], kettle)
+    out, notes = chat(["/good", " /good", "/save dialogue.jsonl"], kettle)
     assert notes[1] == "no command /good; /help shows all commands. To say this to the model, begin with a space."
     assert out == "the kettle is good.\n"
-    assert saved(tmp_path / "said.jsonl")[0]["content"] == "/good"
+    assert saved(tmp_path / "dialogue.jsonl")[0]["content"] == "/good"
 
 
 # ---- at a terminal
@@ -358,13 +358,13 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(folder_of, tmp_p
             break
         process.send_signal(signal.SIGINT)
     assert "/quit or Ctrl-D leaves" in read_until("\n> ")
-    os.write(our_end, b"/save said.jsonl\n")
+    os.write(our_end, b"/save dialogue.jsonl\n")
     read_until("saved 2 turns")
     read_until("\n> ")
     os.write(our_end, b"\x04")
     assert process.wait(60) == 0
     os.close(our_end)
-    assert saved(tmp_path / "said.jsonl")[1]["content"].startswith("it is it is")
+    assert saved(tmp_path / "dialogue.jsonl")[1]["content"].startswith("it is it is")
 
 
 # ---- refusals at the start

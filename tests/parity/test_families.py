@@ -106,7 +106,7 @@ def classes(family):
     return config, getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
 
 
-def theirs(name):
+def by_transformers(name):
     """A random model of MODELS, made by transformers."""
     family, changes = MODELS[name]
     config, model = classes(family)
@@ -127,7 +127,7 @@ def same(found, expected, tolerance=1e-5):
 
 @each_model
 def test_the_same_logits_and_gradients(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     found = model(ids, MASK)[MASK]
@@ -164,7 +164,7 @@ def separate_experts(grads):
 
 
 def test_a_policy_caps_its_logits_in_training_too(tmp_path, ids):
-    other = theirs("gemma2")
+    other = by_transformers("gemma2")
     other.config.final_logit_softcapping = 0.5
     other.save_pretrained(tmp_path)
     found = load_policy(tmp_path)(ids, MASK, temperature=0.7)
@@ -178,7 +178,7 @@ def test_a_policy_caps_its_logits_in_training_too(tmp_path, ids):
 @each_model
 def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
     """Compared with transformers in fp32 on the same weights: its own bf16 logits are off by up to 0.034 (Gemma 3)."""
-    other = theirs(name).to(torch.bfloat16)
+    other = by_transformers(name).to(torch.bfloat16)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     assert model.head_weight.dtype == torch.bfloat16
@@ -199,7 +199,7 @@ def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qwen3_moe")])
 def test_the_same_router_loss_and_gradient(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     with recorded_routing(model) as routed:
@@ -220,7 +220,7 @@ def routers(model):
 
 @each_model
 def test_greedy_continuations_of_64_tokens_agree(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     prompts = [ids[0, :5].tolist(), ids[1, :29].tolist(), ids[2, :1].tolist()]
@@ -240,7 +240,7 @@ def test_greedy_continuations_of_64_tokens_agree(tmp_path, ids, name):
 
 @each_model
 def test_a_saved_folder_loads_in_transformers_with_the_same_logits(tmp_path, ids, name):
-    theirs(name).save_pretrained(tmp_path / "a")
+    by_transformers(name).save_pretrained(tmp_path / "a")
     model = load_pretrained(tmp_path / "a")
     save_pretrained(model, tmp_path / "b", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     other, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", output_loading_info=True)
@@ -275,7 +275,7 @@ def test_reward_models(tmp_path, ids, name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_shards_are_read(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     with torch.no_grad():
@@ -304,7 +304,7 @@ WRITTEN = {
 @pytest.mark.parametrize("case", WRITTEN)
 def test_a_config_json_edited_by_hand_means_the_same_in_both(tmp_path, ids, case):
     name, changes = WRITTEN[case]
-    theirs(name).save_pretrained(tmp_path)
+    by_transformers(name).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
     other = classes(MODELS[name][0])[1].from_pretrained(tmp_path, attn_implementation="eager")
@@ -317,7 +317,7 @@ def test_a_config_json_edited_by_hand_means_the_same_in_both(tmp_path, ids, case
 
 
 def test_a_shard_with_the_head_alone_is_read(tmp_path, ids):
-    other = theirs("gpt2, untied")
+    other = by_transformers("gpt2, untied")
     other.save_pretrained(tmp_path, max_shard_size="13KB")
     with torch.no_grad():
         same(load_pretrained(tmp_path)(ids), other(ids).logits)

@@ -54,7 +54,7 @@ def ids():
     return torch.randint(3, 61, (3, 20), generator=torch.Generator().manual_seed(1))
 
 
-def theirs(base, targets, task="CAUSAL_LM", auto=transformers.AutoModelForCausalLM, name="default", **variant):
+def by_peft(base, targets, task="CAUSAL_LM", auto=transformers.AutoModelForCausalLM, name="default", **variant):
     """A random adapter made by peft on the base in a folder, with noise on its LoRA matrices and magnitudes."""
     model = auto.from_pretrained(base, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
     targets = targets[0] if targets == ["all-linear"] else targets
@@ -62,7 +62,7 @@ def theirs(base, targets, task="CAUSAL_LM", auto=transformers.AutoModelForCausal
     return loud(peft.get_peft_model(model, config, adapter_name=name), seed=3, only="lora_")
 
 
-def ours(base, targets, **variant):
+def by_minirlhf(base, targets, **variant):
     """A random adapter made by minirlhf on the base in a folder."""
     model = apply_lora(load_pretrained(base), LoRAConfig(r=4, alpha=6.0, target_modules=tuple(targets), **variant))
     return loud(model, seed=4, only="adapters")
@@ -76,7 +76,7 @@ def same(first, second):
 @each_target
 @each_variant
 def test_an_adapter_of_peft_gives_the_same_logits(tmp_path, base, ids, variant, targets):
-    other = theirs(base, targets, **variant)
+    other = by_peft(base, targets, **variant)
     other.save_pretrained(tmp_path / "adapter")
     model = load_pretrained(base).eval()
     plain = model(ids)
@@ -90,7 +90,7 @@ def test_an_adapter_of_peft_gives_the_same_logits(tmp_path, base, ids, variant, 
 @each_target
 @each_variant
 def test_our_adapter_gives_the_same_logits_in_peft(tmp_path, base, ids, variant, targets):
-    model = ours(base, targets, **variant)
+    model = by_minirlhf(base, targets, **variant)
     save_adapter(model, tmp_path / "adapter", base=str(base))
     other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")  # the file names the base
     with torch.no_grad():
@@ -102,11 +102,11 @@ def test_an_adapter_on_the_head_goes_both_ways(tmp_path, ids, variant):
     torch.manual_seed(0)
     base, targets = tmp_path / "base", ["lm_head", "q_proj"]
     save_pretrained(loud(Transformer(ModelConfig(**SHAPE, tie_word_embeddings=False))), base)
-    other = theirs(base, targets, **variant)
-    other.save_pretrained(tmp_path / "theirs")
+    other = by_peft(base, targets, **variant)
+    other.save_pretrained(tmp_path / "peft")
     model = load_pretrained(base).eval()
     plain = model(ids)
-    load_adapter(model, tmp_path / "theirs")
+    load_adapter(model, tmp_path / "peft")
     with torch.no_grad():
         same(model.eval()(ids), other(ids).logits)
     assert (model(ids) - plain).abs().max() > 0.1
@@ -114,10 +114,10 @@ def test_an_adapter_on_the_head_goes_both_ways(tmp_path, ids, variant):
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     with pytest.raises(InputError, match="lm_head.base_layer.weight is not the weight of the model"):
-        load_adapter(model, tmp_path / "theirs")
-    model = ours(base, targets, **variant)
-    save_adapter(model, tmp_path / "ours", base=str(base))
-    other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours")
+        load_adapter(model, tmp_path / "peft")
+    model = by_minirlhf(base, targets, **variant)
+    save_adapter(model, tmp_path / "minirlhf", base=str(base))
+    other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "minirlhf")
     assert other.base_model.model.lm_head.lora_A["default"].weight.abs().max() > 0.1
     with torch.no_grad():
         same(model(ids), other(ids).logits)
@@ -125,7 +125,7 @@ def test_an_adapter_on_the_head_goes_both_ways(tmp_path, ids, variant):
 
 @each_variant
 def test_dropout_drops_the_same_numbers(tmp_path, base, ids, variant):
-    other = theirs(base, ["q_proj", "down_proj"], **variant)
+    other = by_peft(base, ["q_proj", "down_proj"], **variant)
     other.save_pretrained(tmp_path / "adapter")
     model = load_pretrained(base)
     load_adapter(model, tmp_path / "adapter")
@@ -138,7 +138,7 @@ def test_dropout_drops_the_same_numbers(tmp_path, base, ids, variant):
 
 @each_variant
 def test_gradients_agree(tmp_path, base, ids, variant):
-    other = theirs(base, ["all-linear"], **variant)
+    other = by_peft(base, ["all-linear"], **variant)
     other.save_pretrained(tmp_path / "adapter")
     model = load_pretrained(base)
     load_adapter(model, tmp_path / "adapter")
@@ -158,7 +158,7 @@ def test_gradients_agree(tmp_path, base, ids, variant):
 
 @each_variant
 def test_merged_weights_agree(tmp_path, base, ids, variant):
-    other = theirs(base, ["all-linear"], **variant)
+    other = by_peft(base, ["all-linear"], **variant)
     other.save_pretrained(tmp_path / "adapter")
     model = load_pretrained(base)
     load_adapter(model, tmp_path / "adapter")
@@ -169,7 +169,7 @@ def test_merged_weights_agree(tmp_path, base, ids, variant):
 
 
 def test_several_merged_with_weights_agree(tmp_path, base, ids):
-    other = theirs(base, ["all-linear"], name="one")
+    other = by_peft(base, ["all-linear"], name="one")
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
     other.add_adapter("two", config)
     loud(other, seed=5, only="lora_B.two")
@@ -197,20 +197,20 @@ def test_a_reward_models_adapter_goes_both_ways(tmp_path, base, ids):
     mask = torch.arange(20) < torch.tensor([[20], [11], [1]])
     ids = torch.where(mask, ids, 0)
     auto = transformers.AutoModelForSequenceClassification
-    other = theirs(folder, ["q_proj", "v_proj"], "SEQ_CLS", auto)
+    other = by_peft(folder, ["q_proj", "v_proj"], "SEQ_CLS", auto)
     other.config.pad_token_id = other.base_model.model.config.pad_token_id = 0
     loud(other, seed=6, only="score.modules_to_save")  # the head was trained too
-    other.save_pretrained(tmp_path / "theirs")
+    other.save_pretrained(tmp_path / "peft")
     model = load_reward_model(folder)
-    load_adapter(model, tmp_path / "theirs")
+    load_adapter(model, tmp_path / "peft")
     model.eval()
     with torch.no_grad():
         same(model(ids, mask), other(ids, attention_mask=mask.long()).logits.squeeze(-1))
         loud(model, seed=7, only="adapters")
         loud(model, seed=8, only="score")
-        save_adapter(model, tmp_path / "ours")
+        save_adapter(model, tmp_path / "minirlhf")
         plain = auto.from_pretrained(folder, num_labels=1, pad_token_id=0)
-        other = peft.PeftModel.from_pretrained(plain, tmp_path / "ours").eval()
+        other = peft.PeftModel.from_pretrained(plain, tmp_path / "minirlhf").eval()
         same(model(ids, mask), other(ids, attention_mask=mask.long()).logits.squeeze(-1))
 
 
@@ -222,12 +222,12 @@ def test_gpt2_whose_weights_have_other_names_and_are_stored_transposed(tmp_path,
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, bos_token_id=1, eos_token_id=2)).save_pretrained(
         tmp_path / "base"
     )
-    other = theirs(tmp_path / "base", targets, fan_in_fan_out=True, **variant)
-    other.save_pretrained(tmp_path / "theirs")
+    other = by_peft(tmp_path / "base", targets, fan_in_fan_out=True, **variant)
+    other.save_pretrained(tmp_path / "peft")
     model = load_pretrained(tmp_path / "base")
-    load_adapter(model, tmp_path / "theirs")
+    load_adapter(model, tmp_path / "peft")
     with torch.no_grad():
         same(model.eval()(ids), other(ids).logits)
         loud(model, seed=7, only="adapters")
-        save_adapter(model, tmp_path / "ours", base=str(tmp_path / "base"))
-        same(model(ids), peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours")(ids).logits)
+        save_adapter(model, tmp_path / "minirlhf", base=str(tmp_path / "base"))
+        same(model(ids), peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "minirlhf")(ids).logits)
