@@ -25,7 +25,7 @@ MODEL_CLASSES: dict[type[nn.Module], Names] = {
     ValueModel: Names("ForTokenClassification", "TOKEN_CLS"),
 }
 SCALAR_MODELS = (RewardModel, ProcessRewardModel, ValueModel)  # their head has one output
-IS_VALUE_MODEL = "value_model"  # only minirlhf writes this key: it tells value models from process reward models
+IS_VALUE_MODEL = "value_model"  # minirlhf's own key: tells value models from process reward models
 IRREGULAR = {
     ("gpt2", Transformer): "GPT2LMHeadModel",
     ("gemma3_text", RewardModel): "Gemma3TextForSequenceClassification",
@@ -61,5 +61,5 @@ def class_of_architectures(raw: dict[str, Any], model_type: str) -> type[nn.Modu
 
 
 def mark(model: nn.Module) -> dict[str, bool]:
-    """The extra key in the JSON file of a value model."""
+    """The extra key for the JSON files of a value model; empty for other models."""
     return {IS_VALUE_MODEL: True} if isinstance(model, ValueModel) else {}

@@ -48,7 +48,8 @@ def save_pretrained(
     Raises: InputError if the family's config.json cannot hold the model's config.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
-    unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # other tools have defaults without null
+    # null: for a missing key other tools would take a default
+    unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     config = {**_config_json(transformer), **(token_ids or unknown)}  # refuses before any file is written
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
@@ -128,7 +129,6 @@ def load_policy(folder: str | Path, value_head: bool = False, dtype: torch.dtype
     """A policy from the folder of a language model.
 
     value_head: add a value head. It gets the weights of value_head.safetensors, or starts at 0 without that file.
-
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
     transformer = load_pretrained(folder, dtype)
@@ -162,7 +162,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         config = config_from(raw)
         model_class = class_of_architectures(raw, config.model_type)
         if model_class is RewardModel and len(raw.get("id2label") or {0: ""}) != 1:
-            raise InputError(f"a reward model needs one label, got {len(raw['id2label'])}; it is another classifier")
+            raise InputError(f"needed a reward model with one label, got {len(raw['id2label'])} labels")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config, model_class
