@@ -1,8 +1,8 @@
-"""`minirlhf adapter`: look at LoRA adapters, and merge them into their base.
+"""`minirlhf adapter`: list LoRA adapters, show an adapter, merge adapters into their base model.
 
 minirlhf adapter list runs                     # every adapter below a folder
-minirlhf adapter show DIR                      # one of them, matrix by matrix
-minirlhf adapter merge DIR --output OUT        # a model that any tool loads; --base if the adapter names none
+minirlhf adapter show DIR                      # the settings of an adapter and the size of each update
+minirlhf adapter merge DIR --output OUT        # write base + adapter as a model that any tool loads
 minirlhf adapter merge A B --weights 0.7 0.3 --output OUT
 """
 
@@ -27,7 +27,7 @@ from minirlhf.training.table import table
 
 
 def list_adapters(folder: Path) -> str:
-    """A row for each adapter below a folder."""
+    """A table of the adapters below a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: needed a folder to look in, found none; check the path")
     found = sorted(path.parent for path in folder.rglob(CONFIG))
@@ -37,24 +37,24 @@ def list_adapters(folder: Path) -> str:
     for path in found:
         try:
             file = read_adapter(path)
-            what = [file.kind, file.config.r, f"{file.numbers:,}", file.model.__name__]
-            rows.append([str(path), *what, file.base or "-"])
-        except InputError as error:  # one that is broken must not hide the others
+            facts = [file.variant, file.config.r, f"{file.numbers:,}", file.model_class.__name__]
+            rows.append([str(path), *facts, file.base or "-"])
+        except InputError as error:  # a broken adapter must not hide the rest
             rows.append([str(path), "cannot be read", "-", "-", "-", str(error).removeprefix(f"{path}/")])
-    return table(["adapter", "kind", "r", "numbers", "model", "base"], rows)
+    return table(["adapter", "type", "r", "numbers", "model", "base"], rows)
 
 
 def show_adapter(folder: Path) -> str:
-    """What one adapter is for, and how large each of its updates is."""
+    """An adapter's settings, and the shape and norm of each update."""
     file = read_adapter(folder)
     facts = {
-        "kind": file.kind,
+        "type": file.variant,
         "r": file.config.r,
         "alpha": f"{file.config.alpha:g}",
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
         "targets": ", ".join(file.config.target_modules),
-        "model": file.model.__name__,
+        "model": file.model_class.__name__,
         "base": file.base or "not named",
         "numbers": f"{file.numbers:,}",
     }
@@ -64,44 +64,46 @@ def show_adapter(folder: Path) -> str:
 
 
 def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path | None, output: Path) -> str:
-    """Write base + sum of weight * adapter as a model of its own, with the base's tokenizer."""
+    """Write base + sum of weight * adapter as a plain model, with a tokenizer.
+
+    The tokenizer is the first adapter's, because the adapter was trained with it; without it, the base's.
+    """
     files = [read_adapter(folder) for folder in folders]
     if len(weights) != len(folders):
-        raise InputError(f"--weights: needed one for each of the {len(folders)} adapters, got {len(weights)}")
+        raise InputError(f"--weights: needed a weight for each of the {len(folders)} adapters, got {len(weights)}")
     if holds_anything(output):
         raise InputError(f"{output}: holds files already; choose another --output")
     if not all(math.isfinite(weight) for weight in weights):
         raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
-    if len(files) > 1 and any(file.model is not Transformer for file in files):
-        raise InputError("merge: adapters of reward models bring a head each, which do not add up; merge one at a time")
+    if len(files) > 1 and any(file.model_class is not Transformer for file in files):
+        raise InputError("merge: adapters of reward models have heads, and heads do not add up; merge one at a time")
     base = resolve_model(base or base_of_all(folders, files))
     model = load_pretrained(base)
-    if isinstance(model, Transformer) and files[0].model is not Transformer:
-        model = files[0].model(model)
+    if isinstance(model, Transformer) and files[0].model_class is not Transformer:
+        model = files[0].model_class(model)
     names = [f"adapter{number}" for number in range(len(folders))]
     for folder, name in zip(folders, names, strict=True):
         load_adapter(model, folder, name)
     merge_lora(model, dict(zip(names, weights, strict=True)))
-    # an adapter's own tokenizer is the one that it was trained with
-    homes = [home for home in (folders[0], base) if (home / MODEL).is_file()]
-    tokenizer = Tokenizer.load(homes[0]) if homes else None
+    source = next((folder for folder in (folders[0], base) if (folder / MODEL).is_file()), None)
+    tokenizer = Tokenizer.load(source) if source else None
     if tokenizer:
-        check_vocabulary(model.config, tokenizer, homes[0])
+        check_vocabulary(model.config, tokenizer, source)
     try:
-        with written_whole(output) as aside:
-            save_pretrained(model, aside, tokenizer and tokenizer.token_ids)
+        with written_whole(output) as part:
+            save_pretrained(model, part, tokenizer and tokenizer.token_ids)
             if tokenizer:
-                tokenizer.save(aside)
+                tokenizer.save(part)
     except OSError as error:
         raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
-    others = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
-    note = f"\nnote: made for {', '.join(others)}" if others else ""
+    other_bases = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
+    note = f"\nnote: made for {', '.join(other_bases)}" if other_bases else ""
     return f"{output}: {base} + {parts}{note}"
 
 
 def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
-    """The one base that all adapters name. Raises: InputError if they name several, or none that is a folder here."""
+    """The base model that all adapters name. Raises: InputError if they name several, or the name is no folder."""
     named = sorted({file.base or "none" for file in files})
     if len(named) > 1:
         raise InputError(f"merge: the adapters must be for one base, they name {', '.join(named)}; see --base")
@@ -111,20 +113,20 @@ def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+    top = argparse.ArgumentParser(
         "minirlhf adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = whole.add_subparsers(dest="command", required=True, metavar="list | show | merge")
+    commands = top.add_subparsers(dest="command", required=True, metavar="list | show | merge")
     listing = commands.add_parser("list", help="every adapter below a folder")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("."))
-    showing = commands.add_parser("show", help="one adapter, matrix by matrix")
+    showing = commands.add_parser("show", help="the settings of an adapter and the size of each update")
     showing.add_argument("folder", type=Path)
-    merging = commands.add_parser("merge", help="base + adapters, written as a model of its own")
+    merging = commands.add_parser("merge", help="write base + adapters as a model")
     merging.add_argument("folders", type=Path, nargs="+", metavar="DIR")
-    merging.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
-    merging.add_argument("--base", type=Path, metavar="DIR", help="of the base, if not the one the adapters name")
-    merging.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter; none: 1 each")
-    return whole
+    merging.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    merging.add_argument("--base", type=Path, metavar="DIR", help="the base model; default: the adapters name it")
+    merging.add_argument("--weights", type=float, nargs="+", metavar="W", help="a factor for each adapter; default: 1")
+    return top
 
 
 def main(argv: list[str]) -> None:

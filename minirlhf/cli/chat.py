@@ -1,8 +1,8 @@
 """Talk to a model in the terminal.
 
-minirlhf chat DIR                       # a model's folder, or a finished run; /help shows the commands
+minirlhf chat DIR                       # the folder of a model or of a finished run; /help shows the commands
 minirlhf chat DIR --system "Be brief." --temperature 0
-minirlhf chat DIR < questions.txt       # a turn a line: the answers go to stdout, all else to stderr
+minirlhf chat DIR < questions.txt       # each line is a turn; stdout gets the answers, stderr all messages
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from minirlhf.text.chat import HEADERS
 from minirlhf.training import parse_settings
 
 HELP = """\
-/system TEXT  tell the model this before all turns; without TEXT: nothing
-/clear        forget all turns; what /system said stays
+/system TEXT  put a system turn before all turns; without TEXT: remove it
+/clear        forget all turns except the system turn
 /retry        sample the last answer again
 /save FILE    write the conversation as a row {"messages": [...]} of JSONL
-/help         show this
-/quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model must not clear the screen, or ring the bell
+/help         show these commands
+/quit         leave; so does Ctrl-D. Ctrl-C stops an answer"""
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters could clear the screen
 
 
 @dataclass(frozen=True)
 class ChatConfig:
-    system: str = ""  # [text] what the model is told before all turns
-    temperature: float = 0.7  # [-] divides the logits; 0 is greedy
-    top_p: float = 0.95  # [probability] sample among the likeliest tokens of this mass; 1 among all
-    max_tokens: int = 512  # [tokens] longest answer; never more than half the context
-    seed: int = 0  # [-] of sampling
-    template: str | None = None  # [-] a built-in chat template instead of the folder's, such as chatml
-    adapter: str | None = None  # [folder] put this LoRA adapter (PEFT's layout) on the model
+    system: str = ""  # [text] the system turn, before all turns
+    temperature: float = 0.7  # [-] divides the logits; 0 takes the likeliest token
+    top_p: float = 0.95  # [probability] sample from the likeliest tokens with this total probability; 1: from all
+    max_tokens: int = 512  # [tokens] longest answer, at most half the context
+    seed: int = 0  # [-] seed of the sampling noise
+    template: str | None = None  # [-] built-in chat template, such as chatml; none: the folder's
+    adapter: str | None = None  # [folder] LoRA adapter to put on the model, in PEFT's layout
     device: str = "auto"  # [-] cuda, mps, cpu or auto
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 if the GPU supports it, else fp32
 
 
 class Chat:
-    """A conversation: what was said, and the model that answers."""
+    """A conversation with a model."""
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer, config: ChatConfig) -> None:
         self.transformer, self.tokenizer, self.seed = transformer, tokenizer, config.seed
@@ -65,8 +65,8 @@ class Chat:
             stop_ids=tokenizer.eos_ids,
             stop_strings=stop_strings(tokenizer),
         )
-        self.turns: list[dict] = []  # user and assistant, one after the other
-        self.tries = 0  # how often the last answer was sampled again
+        self.turns: list[dict] = []  # of user and assistant in turn, without the system turn
+        self.retries = 0  # of the last answer
         self.set_system(config.system)
 
     def set_system(self, text: str) -> None:
@@ -76,18 +76,18 @@ class Chat:
         self.turns = []
 
     def say(self, text: str) -> None:
-        """Answer a turn of the user's."""
-        self._answer([*self.turns, {"role": "user", "content": text}], tries=0)
+        """Answer a user's turn."""
+        self._answer([*self.turns, {"role": "user", "content": text}], retries=0)
 
     def retry(self) -> None:
-        """Answer the last turn again, with other noise."""
+        """Answer the last user's turn again, with other noise."""
         if not self.turns:
-            raise InputError("/retry: needed an answer to sample again, there is none yet")
-        self._answer(self.turns[:-1], self.tries + 1)
+            raise InputError("/retry: needed an answer to sample again, got no answer yet")
+        self._answer(self.turns[:-1], self.retries + 1)
 
     def save(self, file: str) -> None:
         if not file or not self.turns:
-            raise InputError(f"/save: needed {'something said' if file else 'the name of a file'}, got nothing")
+            raise InputError(f"/save: needed {'a conversation' if file else 'the name of a file'}, got nothing")
         row = json.dumps({"messages": self.system + self.turns}, ensure_ascii=False)
         try:
             with open(file, "x", encoding="utf-8") as out:
@@ -96,12 +96,15 @@ class Chat:
             raise InputError(f"/save: needed a file that can be made, got {file}: {error.strerror}") from None
         note(f"saved {len(self.turns)} turns in {file}")
 
-    def _answer(self, turns: list[dict], tries: int) -> None:
-        """Write an answer as it is sampled; it becomes a turn, even where Ctrl-C cut it short."""
-        room = self.sampling.max_tokens
-        ids, left_out = fitting_prompt(self.tokenizer, self.system, turns, self.context - room)
+    def _answer(self, turns: list[dict], retries: int) -> None:
+        """Show an answer while it is sampled, and add it to the turns, even if Ctrl-C stopped it."""
+        limit = self.context - self.sampling.max_tokens
+        ids, left_out = fitting_prompt(self.tokenizer, self.system, turns, limit)
         if left_out:
-            note(f"the oldest {left_out} turns are left out: the context holds {self.context} tokens, {room} to answer")
+            note(
+                f"the oldest {left_out} turns are left out: the context holds {self.context} tokens, "
+                f"{self.sampling.max_tokens} of them for the answer"
+            )
         stream, began = TextStream(self.tokenizer, self.sampling.stop_strings), time.perf_counter()
 
         def write(_: int, token: int) -> None:
@@ -109,14 +112,14 @@ class Chat:
             check()
 
         try:
-            with noted_interrupts() as check:
+            with delayed_interrupts() as check:
                 (completion,) = generate(
                     self.transformer,
                     [ids],
                     self.sampling,
                     seed=self.seed,
                     stream="chat",
-                    keys=[(tries, len(turns), 0)],
+                    keys=[(retries, len(turns), 0)],
                     tokenizer=self.tokenizer,
                     on_token=write,
                 )
@@ -126,14 +129,14 @@ class Chat:
         seconds = time.perf_counter() - began
         show(stream.end() + "\n")
         note(f"{len(stream.ids)} tokens, {len(stream.ids) / seconds:.1f} a second{end}")
-        self.turns, self.tries = [*turns, {"role": "assistant", "content": stream.text.strip()}], tries
+        self.turns, self.retries = [*turns, {"role": "assistant", "content": stream.text.strip()}], retries
 
 
 def fitting_prompt(tokenizer: Tokenizer, system: list[dict], turns: list[dict], limit: int) -> tuple[list[int], int]:
-    """The ids of a conversation, at most `limit`, and how many of its oldest turns were left out for that.
+    """-> (ids of the conversation, at most `limit`; number of oldest turns that were left out).
 
-    turns: user and assistant, one after the other, the user's last. They go in pairs, so that the first that is left is
-    the user's.   Raises: InputError if even the last turn is too long.
+    turns: user and assistant in turn; the last is the user's. Turns are left out in pairs, so the first remaining turn
+    is a user's. Raises: InputError if the last turn alone is too long.
     """
     for start in range(0, len(turns), 2):
         text = tokenizer.apply_chat_template(system + turns[start:], add_generation_prompt=True)
@@ -141,32 +144,35 @@ def fitting_prompt(tokenizer: Tokenizer, system: list[dict], turns: list[dict], 
         if len(ids) <= limit:
             return ids, start
     raise InputError(
-        f"that is {len(ids)} tokens, template and system turn included; {limit} fit: say it in fewer words"
+        f"that is {len(ids)} tokens, with template and system turn, but {limit} fit: say it in fewer words"
     )
 
 
 @contextmanager
-def noted_interrupts() -> Iterator[Callable[[], None]]:
-    """Within, Ctrl-C is raised where what is yielded is called: raised anywhere, it may end a destructor alone."""
-    noted = False
+def delayed_interrupts() -> Iterator[Callable[[], None]]:
+    """Inside this context, Ctrl-C raises KeyboardInterrupt only when the yielded function is called.
 
-    def note_it(number: int, frame: Any) -> None:
-        nonlocal noted
-        noted = True
+    A KeyboardInterrupt that is raised inside a destructor would be lost.
+    """
+    interrupted = False
+
+    def remember(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
 
     def check() -> None:
-        if noted:
+        if interrupted:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, note_it)
+    previous = signal.signal(signal.SIGINT, remember)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """In the plain layout, where no token ends a turn, a model may go on with the user's next one."""
+    """Headers of turns, if the layout is plain: it has no token that ends a turn, so a model may add a user's turn."""
     template = tokenizer.templates.get("default")
     if template and template.source != LAYOUTS["plain"].template:
         return ()
@@ -174,7 +180,7 @@ def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def obey(chat: Chat, line: str) -> bool:
-    """Do what a line asks for, a turn or a command -> whether the conversation goes on."""
+    """Answer a turn or carry out a command. Returns False if the conversation ends."""
     command, _, rest = line.partition(" ")
     match command:
         case "/quit":
@@ -190,19 +196,19 @@ def obey(chat: Chat, line: str) -> bool:
         case "/save":
             chat.save(rest.strip())
         case _ if command.startswith("/"):
-            note(f"no command {command}; /help shows them. To say this to the model, begin with a space.")
+            note(f"no command {command}; /help shows all commands. To say this to the model, begin with a space.")
         case _ if line.strip():
             chat.say(line.strip())
     return True
 
 
 def lines() -> Iterator[str]:
-    """What somebody types, or the lines of stdin where it is no terminal."""
+    """The lines of stdin, with a prompt if stdin is a terminal."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  arrow keys in `input`; Windows has none
+        import readline  # noqa: F401  arrow keys in `input`; some Python builds lack it
     while True:
         try:
             yield input("\n> ")
@@ -217,12 +223,12 @@ def show(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say something that is not the model's."""
+    """Show a message of the program, dim, on stderr."""
     print(f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy, Tokenizer]:
-    """The model in a folder, ready to sample from, and its tokenizer. Raises: InputError."""
+    """The model and tokenizer of a folder, ready for sampling. Raises: InputError."""
     path = resolve_model(folder)
     policy = load_policy(path, dtype=resolve_precision(config.precision, device))
     tokenizer = Tokenizer.load(path)
@@ -232,7 +238,7 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
     if config.template:
         tokenizer = tokenizer.with_template(config.template)
     if not tokenizer.templates:
-        note(f"{path}: no chat template, so turns are plain text; --template NAME takes a built-in one")
+        note(f"{path}: no chat template, so turns are plain text; --template NAME takes a built-in template")
     return policy.eval().to(device), tokenizer
 
 
@@ -242,7 +248,7 @@ def main(argv: list[str]) -> None:
     if folder is None:
         raise InputError("chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help")
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # what the terminal's encoding lacks must not end the conversation
+        stream.reconfigure(errors="replace")  # a character that the terminal cannot encode must not end the program
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
         policy, tokenizer = load(folder, config, device)
         chat = Chat(policy.transformer, tokenizer, config)
@@ -252,5 +258,5 @@ def main(argv: list[str]) -> None:
             try:
                 if not obey(chat, line):
                     break
-            except InputError as error:  # of this line alone
+            except InputError as error:  # only this line is refused
                 note(f"error: {error}")

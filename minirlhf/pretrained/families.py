@@ -1,33 +1,55 @@
-"""What tells one family's files from another's, as data: a row of FAMILIES, read by `config_from` and `config_to`.
+"""The differences between the folders of model families, as data: one row of FAMILIES for each model_type.
 
-A new family is a row here; if it computes something new, that is a setting of ModelConfig and a line in transformer.py.
+To add a family, add a row. If the family computes something new, also add a setting to ModelConfig and a line to the
+transformer.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, nearest
 from minirlhf.model.config import FULL, SLIDING
 
+Raw = dict[str, Any]  # config.json
+
+
+def same(*names: str) -> dict[str, str]:
+    """Fields of ModelConfig that have the same name in config.json."""
+    return {name: name for name in names}
+
+
 # ModelConfig's field -> config.json's key
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "rms_norm_eps": "rms_norm_eps",
-    "tie_word_embeddings": "tie_word_embeddings",
-    "hidden_act": "hidden_act",
-}
-WINDOW_SIZES = SIZES | {"sliding_window": "sliding_window", "layer_types": "layer_types"}
+SIZES = same(
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "hidden_act",
+)
+WINDOW_SIZES = SIZES | same("sliding_window", "layer_types")
+GEMMA_SIZES = (
+    WINDOW_SIZES
+    | {"hidden_act": "hidden_activation"}
+    | same("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
+)
+EXPERT_SIZES = SIZES | same(
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "mlp_only_layers",
+    "router_aux_loss_coef",
+    "sliding_window",
+)
 GPT2_SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "n_embd",
@@ -39,95 +61,102 @@ GPT2_SIZES = {
     "tie_word_embeddings": "tie_word_embeddings",
     "hidden_act": "activation_function",
 }
-GEMMA_SIZES = WINDOW_SIZES | {
-    "hidden_act": "hidden_activation",
-    "query_pre_attn_scalar": "query_pre_attn_scalar",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-}
-EXPERT_SIZES = SIZES | {
-    "num_experts": "num_experts",
-    "num_experts_per_tok": "num_experts_per_tok",
-    "moe_intermediate_size": "moe_intermediate_size",
-    "norm_topk_prob": "norm_topk_prob",
-    "mlp_only_layers": "mlp_only_layers",
-    "router_aux_loss_coef": "router_aux_loss_coef",
-    "sliding_window": "sliding_window",
-}
 EXPERT_DEFAULTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
 GEMMA = {"norm": "rms_plus_one", "norm_after": True, "embedding_scale": True}
 GEMMA_DEFAULTS = {"tie_word_embeddings": True, "hidden_act": "gelu_tanh", "query_pre_attn_scalar": 256, "head_dim": 256}
+ATTENTION_BIASES = ("attention_bias", "output_bias")
 
 
-def every_layer(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-    """Mistral, Phi-3: a window, if there is one, is every layer's."""
+# Settings that differ from layer to layer: (config.json, number of layers) -> the setting
+
+
+def all_sliding(raw: Raw, layers: int) -> tuple[str, ...]:
+    """Mistral, Phi-3: every layer has the window, if config.json gives a window."""
     return () if raw.get("sliding_window") is None else (SLIDING,) * layers
 
 
-def upper_layers(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-    """Qwen: the layers from max_window_layers on, if use_sliding_window says so."""
+def all_sliding_if_enabled(raw: Raw, layers: int) -> tuple[str, ...]:
+    """Qwen3-MoE: as Mistral, if `use_sliding_window` is true."""
+    return all_sliding(raw, layers) if raw.get("use_sliding_window") else ()
+
+
+def upper_sliding_if_enabled(raw: Raw, layers: int) -> tuple[str, ...]:
+    """Qwen: the layers from `max_window_layers` on have the window, if `use_sliding_window` is true."""
     if not raw.get("use_sliding_window") or raw.get("sliding_window", 4096) is None:
         return ()
     first = raw.get("max_window_layers", 28)
     return tuple(SLIDING if layer >= first else FULL for layer in range(layers))
 
 
-def every_layer_if_asked(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-    """Qwen3-MoE: as Mistral, if use_sliding_window says so."""
-    return every_layer(raw, layers) if raw.get("use_sliding_window") else ()
-
-
-def layers_without_positions(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-    """SmolLM3: those, if use_sliding_window says so."""
+def without_rope_sliding_if_enabled(raw: Raw, layers: int) -> tuple[str, ...]:
+    """SmolLM3: the layers without RoPE have the window, if `use_sliding_window` is true."""
     if not raw.get("use_sliding_window") or raw.get("sliding_window") is None:
         return ()
-    without = _no_rope(raw, layers)
-    return tuple(SLIDING if layer in without else FULL for layer in range(layers))
+    without_rope = layers_without_rope(raw, layers)
+    return tuple(SLIDING if layer in without_rope else FULL for layer in range(layers))
 
 
-def all_but_each(period: int, key: str | None = None) -> Callable[[dict[str, Any], int], tuple[str, ...]]:
-    """Gemma: one full layer after every period - 1 sliding ones; config.json's `key` may say another period."""
+def last_full_in_each(period: int, key: str | None = None) -> Callable[[Raw, int], tuple[str, ...]]:
+    """Gemma: period - 1 sliding layers, then one full layer. config.json's `key` may set another period."""
 
-    def layer_types(raw: dict[str, Any], layers: int) -> tuple[str, ...]:
-        every = raw.get(key) or period
-        return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
+    def layer_types(raw: Raw, layers: int) -> tuple[str, ...]:
+        length = raw.get(key) or period
+        return tuple(SLIDING if (layer + 1) % length else FULL for layer in range(layers))
 
     return layer_types
 
 
+def layers_without_rope(raw: Raw, layers: int) -> tuple[int, ...]:
+    """SmolLM3: config.json lists 1 (RoPE) or 0 (no RoPE) per layer, or gives `no_rope_layer_interval`."""
+    interval = raw.get("no_rope_layer_interval") or 4
+    flags = raw.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if len(flags) != layers:
+        raise InputError(f"no_rope_layers must have one entry for each of the {layers} layers, got {len(flags)}")
+    return tuple(layer for layer in range(layers) if not flags[layer])
+
+
+def layers_without_experts(raw: Raw, layers: int) -> tuple[int, ...]:
+    """Qwen3-MoE: layers in `mlp_only_layers`; of the rest, only each `decoder_sparse_step`-th layer has experts."""
+    listed, step = raw.get("mlp_only_layers"), raw.get("decoder_sparse_step", 1)
+    listed = [] if listed is None else listed
+    if not isinstance(listed, list) or not isinstance(step, int) or step < 1:
+        raise InputError(f"needed a list of mlp_only_layers and decoder_sparse_step >= 1, got {listed!r} and {step!r}")
+    return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
+
+
 @dataclass(frozen=True)
 class Family:
-    """How one family's folders differ from Llama's."""
+    """How the folders of a family differ from Llama's."""
 
-    architecture: str  # what its classes' names begin with
-    settings: dict[str, Any] = field(default_factory=dict)  # the same in all of its models
+    architecture: str  # the first part of its class names
+    settings: dict[str, Any] = field(default_factory=dict)  # ModelConfig's fields that all its models share
     keys: dict[str, str] = field(default_factory=lambda: SIZES)  # ModelConfig's field -> config.json's key
-    defaults: dict[str, Any] = field(default_factory=dict)  # where config.json says nothing
-    biases: tuple[str, ...] = ()  # what config.json's attention_bias turns on
-    mlp_bias: bool = False  # may config.json ask for it?
-    window_switch: bool = False  # does config.json say by use_sliding_window whether there is a window?
-    rope_scaling: bool = True  # may positions be scaled?
-    layer_types: Callable[[dict[str, Any], int], tuple[str, ...]] | None = None  # (config.json, layers) ->
-    transposed: tuple[str, ...] = ()  # how names of weights end that are stored [in, out]
+    defaults: dict[str, Any] = field(default_factory=dict)  # used where config.json has no value
+    biases: tuple[str, ...] = ()  # ModelConfig's fields that config.json's attention_bias sets
+    mlp_bias: bool = False  # config.json may have mlp_bias
+    window_switch: bool = False  # config.json has use_sliding_window
+    rope_scaling: bool = True  # config.json may scale positions
+    layer_types: Callable[[Raw, int], tuple[str, ...]] | None = None  # used where config.json has no layer_types
+    layer_lists: dict[str, Callable[[Raw, int], tuple[int, ...]]] = field(default_factory=dict)  # further such fields
+    transposed: tuple[str, ...] = ()  # ends of the names of weights that are stored as [in, out]
 
 
-BOTH = ("attention_bias", "output_bias")
 FAMILIES: dict[str, Family] = {
     # Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Llama 3: arXiv:2407.21783
-    "llama": Family("Llama", biases=BOTH, mlp_bias=True),
+    "llama": Family("Llama", biases=ATTENTION_BIASES, mlp_bias=True),
     # Jiang et al. 2023, arXiv:2310.06825
     "mistral": Family(
         "Mistral",
-        keys=SIZES | {"sliding_window": "sliding_window"},
+        keys=SIZES | same("sliding_window"),
         defaults={"sliding_window": 4096},
-        layer_types=every_layer,
+        layer_types=all_sliding,
     ),
     # Yang et al. 2024, arXiv:2407.10671 and 2412.15115
     "qwen2": Family(
         "Qwen2",
         settings={"attention_bias": True},
         keys=WINDOW_SIZES,
-        layer_types=upper_layers,
+        layer_types=upper_sliding_if_enabled,
         window_switch=True,
     ),
     # Yang et al. 2025, arXiv:2505.09388
@@ -136,8 +165,8 @@ FAMILIES: dict[str, Family] = {
         settings={"qk_norm": "head"},
         keys=WINDOW_SIZES,
         defaults={"head_dim": 128},
-        biases=BOTH,
-        layer_types=upper_layers,
+        biases=ATTENTION_BIASES,
+        layer_types=upper_sliding_if_enabled,
         window_switch=True,
     ),
     # the same paper: mixtures of experts
@@ -146,8 +175,9 @@ FAMILIES: dict[str, Family] = {
         settings={"qk_norm": "head"},
         keys=EXPERT_SIZES,
         defaults=EXPERT_DEFAULTS | {"sliding_window": 4096},
-        biases=BOTH,
-        layer_types=every_layer_if_asked,
+        biases=ATTENTION_BIASES,
+        layer_types=all_sliding_if_enabled,
+        layer_lists={"mlp_only_layers": layers_without_experts},
         window_switch=True,
     ),
     # Gemma team 2024, arXiv:2408.00118
@@ -157,8 +187,8 @@ FAMILIES: dict[str, Family] = {
         keys=GEMMA_SIZES,
         defaults=GEMMA_DEFAULTS
         | {"sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
-        biases=BOTH,
-        layer_types=all_but_each(2),
+        biases=ATTENTION_BIASES,
+        layer_types=last_full_in_each(2),
     ),
     # Gemma team 2025, arXiv:2503.19786, the text model
     "gemma3_text": Family(
@@ -166,26 +196,27 @@ FAMILIES: dict[str, Family] = {
         settings=GEMMA | {"qk_norm": "head"},
         keys={ours: key for ours, key in GEMMA_SIZES.items() if ours != "attn_logit_softcapping"},
         defaults=GEMMA_DEFAULTS | {"sliding_window": 4096, "rope_theta": 1_000_000.0, "rope_local_theta": 10_000.0},
-        biases=BOTH,
-        layer_types=all_but_each(6, "sliding_window_pattern"),
+        biases=ATTENTION_BIASES,
+        layer_types=last_full_in_each(6, "sliding_window_pattern"),
     ),
     # Abdin et al. 2024, arXiv:2404.14219
     "phi3": Family(
         "Phi3",
         settings={"fused_projections": True},
-        keys=SIZES | {"sliding_window": "sliding_window"},
+        keys=SIZES | same("sliding_window"),
         defaults={"rms_norm_eps": 1e-5},
-        layer_types=every_layer,
+        layer_types=all_sliding,
         rope_scaling=False,
     ),
     # Bakouch et al. 2025, huggingface.co/blog/smollm3
     "smollm3": Family(
         "SmolLM3",
-        keys=WINDOW_SIZES | {"no_rope_layers": "no_rope_layers"},
+        keys=WINDOW_SIZES | same("no_rope_layers"),
         defaults={"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
-        biases=BOTH,
+        biases=ATTENTION_BIASES,
         mlp_bias=True,
-        layer_types=layers_without_positions,
+        layer_types=without_rope_sliding_if_enabled,
+        layer_lists={"no_rope_layers": layers_without_rope},
         window_switch=True,
     ),
     # OLMo team 2024, arXiv:2501.00656
@@ -193,7 +224,7 @@ FAMILIES: dict[str, Family] = {
         "Olmo2",
         settings={"norm_before": False, "norm_after": True, "qk_norm": "width"},
         defaults={"rms_norm_eps": 1e-5},
-        biases=BOTH,
+        biases=ATTENTION_BIASES,
     ),
     # Radford et al. 2019
     "gpt2": Family(
@@ -215,23 +246,15 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: object) -> Family:
-    """The row of a model_type. Raises: InputError, with the nearest there is."""
+    """The row of a model_type. Raises: InputError for an unknown model_type; it names the nearest known model_type."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    near = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.4)
-    hint = f"; the nearest is {near[0]}" if near else ""
-    raise InputError(f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{hint}")
+    raise InputError(
+        f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}; the nearest is "
+        f"{nearest(str(model_type), FAMILIES)}"
+    )
 
 
 def is_transposed(model_type: str, name_in_family: str) -> bool:
-    """Is a weight of this name stored [in, out], where a Linear has [out, in]?"""
-    return name_in_family.endswith(family_of(model_type).transposed or ("\0",))
-
-
-def _no_rope(raw: dict[str, Any], layers: int) -> tuple[int, ...]:
-    """SmolLM3: config.json has 1 for a layer with positions, or every how manieth has none."""
-    every = raw.get("no_rope_layer_interval") or 4
-    flags = raw.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in range(layers)]
-    if len(flags) != layers:
-        raise InputError(f"no_rope_layers must have {layers} entries, one a layer, got {len(flags)}")
-    return tuple(layer for layer in range(layers) if not flags[layer])
+    """Does the family store this weight as [in, out]? A torch Linear has [out, in]."""
+    return name_in_family.endswith(family_of(model_type).transposed)

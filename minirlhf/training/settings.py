@@ -20,12 +20,11 @@ import sys
 import textwrap
 import tomllib
 from contextlib import suppress
-from difflib import SequenceMatcher
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, nearest
 
 TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
 TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
@@ -97,7 +96,7 @@ def with_defaults(cls: type, **defaults: Any) -> type:
     fields = {name: hint for name, _, hint in _fields(TOP, cls)}
     for name in defaults:
         if name not in fields:
-            raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {_nearest(name, fields)}.")
+            raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {nearest(name, fields)}.")
     changed = []
     for name, value in defaults.items():
         value = list(value) if isinstance(value, tuple) else value  # TOML has no tuples
@@ -165,8 +164,8 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
         if not flag.startswith("-"):
             raise InputError(f"command line: needed --name value, got {word!r} alone; see --help.")
         if name not in hints or not flag.startswith("--"):
-            nearest = _nearest(name, hints)
-            raise InputError(f"command line: no setting {flag!r}; the nearest is --{nearest}; see --help.")
+            closest = nearest(name, hints)
+            raise InputError(f"command line: no setting {flag!r}; the nearest is --{closest}; see --help.")
         if not equals:
             alone = not words or words[0].startswith("--")  # -1 is a value; a text such as --x needs the = form
             if alone and bool not in (hints[name], *get_args(hints[name])):
@@ -193,20 +192,10 @@ def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> d
     for name, value in entries.items():
         if name not in hints:
             is_table = tables and (isinstance(value, dict) or name in tables)
-            nearest = f"[{_nearest(name, tables)}]" if is_table else _nearest(name, hints)
+            closest = f"[{nearest(name, tables)}]" if is_table else nearest(name, hints)
             noun = "table" if isinstance(value, dict) else "setting"
-            raise InputError(f"{path}: no {noun} {name!r}; the nearest is {nearest}; see --help.")
+            raise InputError(f"{path}: no {noun} {name!r}; the nearest is {closest}; see --help.")
     return {name: _checked(f"{path}: {name}", hints[name], value, is_text=False) for name, value in entries.items()}
-
-
-def _nearest(name: str, known: Any) -> str:
-    """The known name most like `name`. Its last part counts twice, to find the right field in the wrong section."""
-
-    def likeness(other: str) -> float:
-        pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(known, key=likeness)
 
 
 def _checked(who: str, hint: Any, value: Any, is_text: bool) -> Any:

@@ -2,12 +2,13 @@
 
 python tests/benchmarks/loading.py [--family llama] [--gigabytes 1.5] [--shards 3] [--rounds 5]
 
-Each figure is from fresh processes, in turns; every file was read once before, so that all come from the page cache.
-safetensors maps a file and reads nothing yet, and so does load_pretrained where nothing changes. So both sides then sum
-every tensor, and the second time is until every byte was read; the first is until the tensors are there. Where the type
-changes, the plain read converts tensor by tensor, one file open at a time; it never turns GPT-2's weights. Peak memory
-is the highest resident set (VmHWM) less what the process held after its imports. Pages of mapped files count, although
-the system could take them back. In brackets its share of the weights or of the files, whichever is larger.
+Both readers run in fresh processes, in turns. A first round reads every file, so later rounds read from the page cache.
+Two times are printed: until the tensors exist, and until every byte was read. safetensors maps a file without reading
+it, and so does load_pretrained if no weight is converted. So both readers then sum every tensor. If the dtype changes,
+the plain read converts tensor by tensor with one open file; it never transposes GPT-2's weights.
+Peak memory is the largest resident set (VmHWM) minus the resident set after the imports. Pages of mapped files count,
+although the system could take them back. The number in brackets is peak memory / size of the weights or of the files,
+whichever is larger.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from minirlhf.pretrained.config_json import config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.weights import architecture
 
-CASES = {  # as stored, as loaded
+CASES = {  # (dtype in the file, dtype to load)
     "bf16": (torch.bfloat16, None),
     "fp32": (torch.float32, None),
     "bf16 to fp32": (torch.bfloat16, torch.float32),
@@ -52,16 +53,16 @@ def make(folder: Path, family: str, dtype: torch.dtype, size: float, shards: int
         with torch.device("meta"):
             return config, {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
 
-    one, two = (sum(shape.numel() for shape in shapes(layers)[1].values()) * dtype.itemsize for layers in (1, 2))
-    config, wanted = shapes(1 + round((size - one) / (two - one)))
-    names, weight_map = list(wanted), {}
+    sizes = [sum(shape.numel() for shape in shapes(layers)[1].values()) * dtype.itemsize for layers in (1, 2)]
+    config, shape_of = shapes(1 + round((size - sizes[0]) / (sizes[1] - sizes[0])))
+    names, weight_map = list(shape_of), {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
         part = {}
         for name in names[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-            there = name_in_family(family, name)
-            shape = wanted[name][::-1] if is_transposed(family, there) else wanted[name]
-            part[there] = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
+            family_name = name_in_family(family, name)
+            shape = shape_of[name][::-1] if is_transposed(family, family_name) else shape_of[name]
+            part[family_name] = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
         save_file(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
@@ -82,16 +83,16 @@ def plain_read(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
 
 
 def resident(key: str) -> int:
-    """VmRSS: bytes held now. VmHWM: the most there were."""
+    """Bytes of resident memory: now (key VmRSS), or at most so far (key VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def measure(kind: str, folder: Path, dtype: torch.dtype | None) -> None:
-    """Print seconds until the weights are there, seconds until they were read, the rise and the size in bytes."""
-    torch.ones(1, dtype=torch.bfloat16).sum()  # what a first operation loads is nobody's
+def measure(reader: str, folder: Path, dtype: torch.dtype | None) -> None:
+    """Print seconds until the tensors exist, seconds until all bytes are read, peak memory and size in bytes."""
+    torch.ones(1, dtype=torch.bfloat16).sum()  # the libraries of a first operation count for neither reader
     before, started = resident("VmRSS"), time.perf_counter()
-    weights = plain_read(folder, dtype) if kind == "plain" else load_pretrained(folder, dtype).state_dict()
+    weights = plain_read(folder, dtype) if reader == "plain" else load_pretrained(folder, dtype).state_dict()
     opened = time.perf_counter() - started
     for tensor in weights.values():
         tensor.sum()
@@ -107,27 +108,27 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--measure", nargs=3, metavar=("KIND", "FOLDER", "CASE"))
+    parser.add_argument("--measure", nargs=3, metavar=("READER", "FOLDER", "CASE"))
     args = parser.parse_args()
     if args.measure:
-        kind, folder, case = args.measure
-        return measure(kind, Path(folder), CASES[case][1])
+        reader, folder, case = args.measure
+        return measure(reader, Path(folder), CASES[case][1])
     print(f"{args.family}, {args.gigabytes} GB, {args.shards} files, medians of {args.rounds} rounds")
     for case in args.cases:
         found: dict[str, list[list[float]]] = {"plain": [], "load_pretrained": []}
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), args.family, CASES[case][0], args.gigabytes * 1e9, args.shards)
             for turn in range(args.rounds + 1):
-                for kind, runs in list(found.items())[:: 1 if turn % 2 else -1]:
-                    command = [sys.executable, __file__, "--measure", kind, folder, case]
+                for reader, runs in list(found.items())[:: 1 if turn % 2 else -1]:
+                    command = [sys.executable, __file__, "--measure", reader, folder, case]
                     answer = subprocess.run(command, check=True, capture_output=True, text=True)
-                    if turn:  # the first warms the page cache
+                    if turn:  # the first round fills the page cache
                         runs.append([float(x) for x in answer.stdout.split()])
-        for kind, runs in found.items():
+        for reader, runs in found.items():
             opened, seconds, peak, size = (statistics.median(run[i] for run in runs) for i in range(4))
             speed = statistics.median(plain[1] / run[1] for run, plain in zip(runs, found["plain"], strict=True))
             print(
-                f"{case:<13} {kind:<16} {opened:6.3f} s {seconds:6.3f} s  speed {speed:4.2f}  "
+                f"{case:<13} {reader:<16} {opened:6.3f} s {seconds:6.3f} s  speed {speed:4.2f}  "
                 f"peak {peak / 1e9:5.2f} of {size / 1e9:4.2f} GB ({peak / size:.3f})",
                 flush=True,
             )

@@ -30,6 +30,7 @@ IDS = torch.arange(3, 20)[None]
 
 
 def stirred(model, seed):
+    """The model with noise on its trained parameters."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -40,7 +41,7 @@ def stirred(model, seed):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """base/ (a model with its tokenizer), one/ and two/ (adapters on it), score/ (a reward model's)."""
+    """base/ (a model with its tokenizer), one/ and two/ (adapters for it), score/ (an adapter of a reward model)."""
     top = tmp_path_factory.mktemp("adapters")
     tokenizer = Tokenizer.train(["some words"], 260)
     torch.manual_seed(0)
@@ -58,7 +59,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """call(words) -> (exit code, what it printed, what it complained of)."""
+    """call(*words) -> (exit code, stdout, stderr)."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["minirlhf", "adapter", *map(str, words)])
@@ -81,14 +82,14 @@ def test_list_shows_every_adapter_below_a_folder(call, folders):
     assert rows[1][4] == "RewardModel"
 
 
-def test_one_that_is_broken_does_not_hide_the_others(call, folders, tmp_path):
+def test_a_broken_adapter_does_not_hide_the_rest(call, folders, tmp_path):
     for name in ("a", "b"):
         save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1, use_dora=True)), tmp_path / name)
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     code, out, _ = call("list", tmp_path)
-    broken, whole = out.splitlines()[2:]
+    broken, intact = out.splitlines()[2:]
     assert code == 0 and "cannot be read" in broken and "needed JSON" in broken
-    assert "DoRA" in whole and whole.endswith("-")  # no base named
+    assert "DoRA" in intact and intact.endswith("-")  # its file names no base
 
 
 def test_show_gives_settings_and_the_size_of_each_update(call, folders):
@@ -113,7 +114,7 @@ def test_a_merged_folder_is_a_model_with_its_tokenizer(call, folders, tmp_path):
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
-def test_several_are_added_with_weights(call, folders, tmp_path):
+def test_merging_two_adapters_adds_them_with_weights(call, folders, tmp_path):
     code, _, _ = call(
         "merge", folders / "one", folders / "two", "--weights", "0.25", "-2", "--output", tmp_path / "merged"
     )
@@ -142,13 +143,13 @@ def test_refusals(call, folders, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious.txt").write_text("x")
-    away = tmp_path / "away"
-    save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), away, base="some/hub-name")
+    hub = tmp_path / "hub"
+    save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), hub, base="some/hub-name")
     small = tmp_path / "small"
     save_pretrained(Transformer(ModelConfig(vocab_size=40, **SHAPE | {"hidden_size": 8})), small)
     out = tmp_path / "out"
-    strange = {"r": float("inf"), "base_model_name_or_path": 5, "lora_alpha": "x"}
-    for key, value in strange.items():
+    broken = {"r": float("inf"), "base_model_name_or_path": 5, "lora_alpha": "x"}
+    for key, value in broken.items():
         save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), tmp_path / key)
         path = tmp_path / key / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
@@ -162,10 +163,10 @@ def test_refusals(call, folders, tmp_path):
         ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
         ("merge", one, "--output", full): "holds files already; choose another --output",
-        ("merge", one, "--weights", "1", "2", "--output", out): "needed one for each of the 1 adapters, got 2",
-        ("merge", one, score, "--output", out): "bring a head each, which do not add up; merge one at a time",
-        ("merge", one, away, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
-        ("merge", away, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",
+        ("merge", one, "--weights", "1", "2", "--output", out): "needed a weight for each of the 1 adapters, got 2",
+        ("merge", one, score, "--output", out): "have heads, and heads do not add up; merge one at a time",
+        ("merge", one, hub, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
+        ("merge", hub, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",
         ("merge", two, "--base", small, "--output", out): "is the adapter for another base?",
         ("merge", two, "--base", one, "--output", out): "it is an adapter: minirlhf adapter merge",
     }
@@ -192,7 +193,7 @@ def test_a_value_models_adapter_makes_a_value_model(call, folders, tmp_path):
     torch.testing.assert_close(merged(IDS, mask), value(IDS, mask), rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapters_own_tokenizer_goes_with_it_and_another_base_is_noted(call, folders, tmp_path):
+def test_a_merge_keeps_the_adapters_tokenizer_and_notes_another_base(call, folders, tmp_path):
     shutil.copytree(folders / "one", tmp_path / "one")
     Tokenizer.load(folders / "base").with_template("zephyr").save(tmp_path / "one")
     shutil.copytree(folders / "base", tmp_path / "base")

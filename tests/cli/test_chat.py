@@ -1,4 +1,4 @@
-"""`minirlhf chat`: conversations through stdin with tiny models, and one at a terminal."""
+"""`minirlhf chat`: conversations with tiny models, through stdin and at a terminal."""
 
 import dataclasses
 import io
@@ -49,7 +49,7 @@ def random_model(tokenizer, context=96):
 
 
 def parrot(tokenizer, ids, context):
-    """A model that writes each of these ids after the one before it: its residual stream is the token, one-hot."""
+    """A model that writes these ids in this order: its residual stream is the last token, one-hot."""
     V = tokenizer.vocab_size
     width = V + -V % 4  # two heads of even width
     config = ModelConfig(V, hidden_size=width, **SIZE, max_position_embeddings=context, tie_word_embeddings=False)
@@ -58,23 +58,26 @@ def parrot(tokenizer, ids, context):
         for name, p in model.named_parameters():
             p.fill_(1 if "norm" in name else 0)
         model.model.embed_tokens.weight.copy_(torch.eye(V, width))
-        for one, following in itertools.pairwise(ids):
-            model.head_weight[following, one] = 9
+        for token, following in itertools.pairwise(ids):
+            model.head_weight[following, token] = 9
     return model
 
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """folder_of(answer, template, context): a model that answers so, or at random if the answer is None."""
+    """folder_of(answer, template, context, again): a model that gives this answer, or a random model for None.
+
+    again: after the answer it begins the answer anew, instead of ending it.
+    """
 
     def make(answer=None, template="chatml", context=96, again=False):
         folder, tokenizer = tmp_path_factory.mktemp("model"), make_tokenizer(template)
         model = random_model(tokenizer, context)
         if answer is not None:
-            said = tokenizer.encode(answer)
-            assert len(set(said)) == len(said)
-            (start,) = tokenizer.encode("\n")  # both layouts lead to an answer with it
-            model = parrot(tokenizer, [start, *said, said[0] if again else tokenizer.eos_id], context)
+            ids = tokenizer.encode(answer)
+            assert len(set(ids)) == len(ids)
+            (start,) = tokenizer.encode("\n")  # in both layouts it stands before an answer
+            model = parrot(tokenizer, [start, *ids, ids[0] if again else tokenizer.eos_id], context)
         save_pretrained(model, folder, tokenizer.token_ids)
         tokenizer.save(folder)
         return folder
@@ -99,7 +102,7 @@ def program():
 
 @pytest.fixture
 def chat(program, monkeypatch, tmp_path, capsys):
-    """chat(lines, folder, *flags): what it writes to stdout, and the lines of stderr."""
+    """chat(lines, folder, *flags) -> (stdout, lines of stderr)."""
 
     def chat(lines, *argv):
         monkeypatch.chdir(tmp_path)
@@ -136,7 +139,7 @@ def test_each_line_is_a_turn_and_only_answers_go_to_stdout(chat, kettle):
 
 def test_the_model_reads_the_whole_conversation_in_its_template(chat, random_folder, tmp_path):
     flags = "--temperature", "0", "--max_tokens", "6", "--system", "it is"
-    out, _ = chat(["hello", "the kettle", "/save said.jsonl"], random_folder, *flags)
+    out, _ = chat(["hello", "the kettle", "/save dialogue.jsonl"], random_folder, *flags)
     tokenizer, model = Tokenizer.load(random_folder), load_policy(random_folder).transformer
     greedy = SamplingConfig(max_tokens=6, temperature=0, stop_ids=tokenizer.eos_ids)
     messages, shown = [{"role": "system", "content": "it is"}], ""
@@ -146,7 +149,7 @@ def test_the_model_reads_the_whole_conversation_in_its_template(chat, random_fol
         answer = tokenizer.decode(generate(model, [prompt], greedy)[0].ids)
         messages.append({"role": "assistant", "content": answer.strip()})
         shown += answer + "\n"
-    assert saved(tmp_path / "said.jsonl") == messages
+    assert saved(tmp_path / "dialogue.jsonl") == messages
     assert out == shown and len(out) > 8
 
 
@@ -155,9 +158,9 @@ def test_the_same_seed_gives_the_same_conversation_and_another_seed_another(chat
     assert first == again != other
 
 
-def test_each_turn_has_noise_of_its_own_and_clear_begins_anew(chat, tmp_path):
+def test_each_turn_has_its_own_noise_and_clear_starts_again(chat, tmp_path):
     tokenizer = make_tokenizer()
-    save_pretrained(parrot(tokenizer, [], context=400), tmp_path, tokenizer.token_ids)  # all tokens alike: noise alone
+    save_pretrained(parrot(tokenizer, [], context=400), tmp_path, tokenizer.token_ids)  # all tokens are equally likely
     tokenizer.save(tmp_path)
     lines = ["hello", "hello", "/save one", "/clear", "hello", "hello", "/save two"]
     chat(lines, tmp_path, "--max_tokens", "8")
@@ -166,7 +169,7 @@ def test_each_turn_has_noise_of_its_own_and_clear_begins_anew(chat, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
-def test_weights_are_read_in_the_precision_that_is_sampled_in(program, kettle, tmp_path, precision, dtype):
+def test_weights_are_read_in_the_precision_of_sampling(program, kettle, tmp_path, precision, dtype):
     save_pretrained(load_policy(kettle, dtype=torch.float16), tmp_path)
     make_tokenizer().save(tmp_path)
     config = program.ChatConfig(precision=precision)
@@ -174,36 +177,34 @@ def test_weights_are_read_in_the_precision_that_is_sampled_in(program, kettle, t
     assert {p.dtype for p in policy.parameters()} == {dtype}
 
 
-def test_an_answer_that_fills_its_room_is_marked(chat, folder_of, kettle):
+def test_an_answer_that_reaches_max_tokens_is_marked(chat, folder_of, kettle):
     out, notes = chat(["hello"], kettle, "--max_tokens", "2")
     assert out == "the kettle\n" and notes[-1].endswith(" a second, cut off")
     out, notes = chat(["hello"], folder_of("it is", context=40, again=True))
     assert notes[-1].startswith("20 tokens")  # half the context
 
 
-def test_without_a_template_turns_are_plain_text_and_an_answer_ends_before_the_users_next_turn(
-    chat, folder_of, tmp_path
-):
-    out, notes = chat(["hello", "/save said.jsonl"], folder_of("Yes.\n\nUser:", template=None))
-    assert "no chat template, so turns are plain text; --template NAME takes a built-in one" in notes[0]
-    assert out == "Yes.\n\n"  # one of them is the model's
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "Yes.")
+def test_without_a_template_turns_are_plain_text_and_an_answer_ends_before_a_user_turn(chat, folder_of, tmp_path):
+    out, notes = chat(["hello", "/save dialogue.jsonl"], folder_of("Yes.\n\nUser:", template=None))
+    assert "no chat template, so turns are plain text; --template NAME takes a built-in template" in notes[0]
+    assert out == "Yes.\n\n"  # the model wrote one newline, the program the other
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "Yes.")
 
 
-def test_the_built_in_plain_template_ends_there_too(chat, folder_of):
+def test_with_the_built_in_plain_template_an_answer_ends_before_a_user_turn_too(chat, folder_of):
     folder = folder_of("Yes.\n\nUser:", template=None)
     assert chat(["hello"], folder, "--template", "plain")[0] == "Yes.\n\n"
 
 
-def test_with_another_template_user_is_a_word(chat, folder_of):
+def test_with_another_template_the_header_of_a_user_turn_is_plain_text(chat, folder_of):
     out, notes = chat(["hello"], folder_of("Yes.\n\nUser:", template=None), "--template", "chatml")
     assert out == "Yes.\n\nUser:\n" and len(notes) == 2
 
 
-def test_control_characters_are_kept_but_not_shown(chat, folder_of, tmp_path):
-    out, _ = chat(["hello", "/save said.jsonl"], folder_of("a\x1b[b\r\tc"))
+def test_control_characters_are_saved_but_not_shown(chat, folder_of, tmp_path):
+    out, _ = chat(["hello", "/save dialogue.jsonl"], folder_of("a\x1b[b\r\tc"))
     assert out == "a\ufffd[b\ufffd\tc\n"
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "a\x1b[b\r\tc")
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "a\x1b[b\r\tc")
 
 
 def test_an_adapter_changes_the_answers(chat, random_folder, tmp_path):
@@ -228,47 +229,47 @@ def test_an_adapter_changes_the_answers(chat, random_folder, tmp_path):
 
 def test_the_oldest_turns_are_left_out_in_pairs_and_never_the_system_turn(program):
     tokenizer = make_tokenizer()
-    system, said = [{"role": "system", "content": "it is"}], turns("hello", "Yes.", "the kettle", "good.", "bad.")
-    lengths = [len(tokenizer.encode_chat(system + said[n:], add_generation_prompt=True)[0]) for n in (0, 2, 4)]
+    system, dialogue = [{"role": "system", "content": "it is"}], turns("hello", "Yes.", "the kettle", "good.", "bad.")
+    lengths = [len(tokenizer.encode_chat(system + dialogue[n:], add_generation_prompt=True)[0]) for n in (0, 2, 4)]
     for limit, left_out in ((lengths[0], 0), (lengths[0] - 1, 2), (lengths[1], 2), (lengths[1] - 1, 4)):
-        ids, start = program.fitting_prompt(tokenizer, system, said, limit)
+        ids, start = program.fitting_prompt(tokenizer, system, dialogue, limit)
         assert start == left_out
-        assert ids == tokenizer.encode_chat(system + said[left_out:], add_generation_prompt=True)[0]
+        assert ids == tokenizer.encode_chat(system + dialogue[left_out:], add_generation_prompt=True)[0]
     with pytest.raises(InputError, match=f"that is {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
-        program.fitting_prompt(tokenizer, system, said, lengths[2] - 1)
+        program.fitting_prompt(tokenizer, system, dialogue, lengths[2] - 1)
 
 
-def test_a_line_says_what_was_left_out_and_the_conversation_keeps_it(chat, kettle, tmp_path):
+def test_a_line_says_how_many_turns_are_left_out_and_the_saved_conversation_keeps_them(chat, kettle, tmp_path):
     lines = ["the kettle is good. it is bad."] * 3
-    out, notes = chat([*lines, "/save said.jsonl"], kettle, "--max_tokens", "48")
-    assert notes[3] == "the oldest 2 turns are left out: the context holds 96 tokens, 48 to answer"
+    out, notes = chat([*lines, "/save dialogue.jsonl"], kettle, "--max_tokens", "48")
+    assert notes[3] == "the oldest 2 turns are left out: the context holds 96 tokens, 48 of them for the answer"
     assert out == "the kettle is good.\n" * 3
-    assert len(saved(tmp_path / "said.jsonl")) == 6
+    assert len(saved(tmp_path / "dialogue.jsonl")) == 6
 
 
 def test_a_turn_that_can_never_fit_is_refused_and_the_conversation_goes_on(chat, kettle, tmp_path):
-    out, notes = chat(["the kettle " * 60, "hello", "/save said.jsonl"], kettle)
+    out, notes = chat(["the kettle " * 60, "hello", "/save dialogue.jsonl"], kettle)
     assert notes[1].startswith("error: that is ") and notes[1].endswith(" 48 fit: say it in fewer words")
     assert out == "the kettle is good.\n"
-    assert saved(tmp_path / "said.jsonl") == turns("hello", "the kettle is good.")
+    assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "the kettle is good.")
 
 
 # ---- commands
 
 
-def test_system_sets_and_alone_takes_away(chat, kettle, tmp_path):
+def test_system_sets_the_system_turn_and_without_text_removes_it(chat, kettle, tmp_path):
     lines = ["/system be good", "hello", "/save one.jsonl", "/system it is", "/save two.jsonl", "/system"]
     chat([*lines, "/save three.jsonl"], kettle, "--system", "be bad")
-    said = turns("hello", "the kettle is good.")
-    assert saved(tmp_path / "one.jsonl") == [{"role": "system", "content": "be good"}, *said]
-    assert saved(tmp_path / "two.jsonl") == [{"role": "system", "content": "it is"}, *said]
-    assert saved(tmp_path / "three.jsonl") == said
+    dialogue = turns("hello", "the kettle is good.")
+    assert saved(tmp_path / "one.jsonl") == [{"role": "system", "content": "be good"}, *dialogue]
+    assert saved(tmp_path / "two.jsonl") == [{"role": "system", "content": "it is"}, *dialogue]
+    assert saved(tmp_path / "three.jsonl") == dialogue
 
 
 def test_clear_forgets_the_turns_and_keeps_the_system_turn(chat, random_folder, tmp_path):
-    lines = ["hello", "/clear", "it is", "/save said.jsonl"]
+    lines = ["hello", "/clear", "it is", "/save dialogue.jsonl"]
     chat(lines, random_folder, "--system", "be good", "--max_tokens", "4")
-    system, user, _ = saved(tmp_path / "said.jsonl")
+    system, user, _ = saved(tmp_path / "dialogue.jsonl")
     assert (system["content"], user["content"]) == ("be good", "it is")
 
 
@@ -276,27 +277,27 @@ def test_retry_samples_the_last_answer_again_with_other_noise_each_time(chat, ra
     lines = ["hello", "/save 0", "/retry", "/save 1", "/retry", "/save 2", "it is", "/retry", "/save 3"]
     chat(lines, random_folder, "--max_tokens", "8")
     first, second, third, last = (saved(tmp_path / str(n)) for n in range(4))
-    assert len({said[1]["content"] for said in (first, second, third)}) == 3
-    assert [len(said) for said in (first, second, third, last)] == [2, 2, 2, 4]
+    assert len({dialogue[1]["content"] for dialogue in (first, second, third)}) == 3
+    assert [len(dialogue) for dialogue in (first, second, third, last)] == [2, 2, 2, 4]
     assert last[:3] == [*third, {"role": "user", "content": "it is"}]
 
 
 def test_retry_needs_an_answer(chat, kettle):
     out, notes = chat(["/retry", "hello"], kettle)
-    assert notes[1] == "error: /retry: needed an answer to sample again, there is none yet"
+    assert notes[1] == "error: /retry: needed an answer to sample again, got no answer yet"
     assert out == "the kettle is good.\n"
 
 
-def test_save_overwrites_nothing_and_says_what_is_missing(chat, kettle, tmp_path):
-    (tmp_path / "there.jsonl").write_text("mine")
-    _, notes = chat(["/save new.jsonl", "hello", "/save there.jsonl", "/save", "/save new.jsonl"], kettle)
-    assert notes[1] == "error: /save: needed something said, got nothing"
+def test_save_overwrites_no_file_and_says_what_is_missing(chat, kettle, tmp_path):
+    (tmp_path / "old.jsonl").write_text("mine")
+    _, notes = chat(["/save new.jsonl", "hello", "/save old.jsonl", "/save", "/save new.jsonl"], kettle)
+    assert notes[1] == "error: /save: needed a conversation, got nothing"
     assert notes[3:] == [
-        "error: /save: needed a file that can be made, got there.jsonl: File exists",
+        "error: /save: needed a file that can be made, got old.jsonl: File exists",
         "error: /save: needed the name of a file, got nothing",
         "saved 2 turns in new.jsonl",
     ]
-    assert (tmp_path / "there.jsonl").read_text() == "mine"
+    assert (tmp_path / "old.jsonl").read_text() == "mine"
 
 
 def test_help_names_every_command(chat, kettle):
@@ -310,11 +311,11 @@ def test_quit_leaves_at_once(chat, kettle):
     assert chat(["hello", "/quit", "hello"], kettle)[0] == "the kettle is good.\n"
 
 
-def test_an_unknown_command_is_said_to_be_one_and_a_space_makes_it_a_turn(chat, kettle, tmp_path):
-    out, notes = chat(["/good", " /good", "/save said.jsonl"], kettle)
-    assert notes[1] == "no command /good; /help shows them. To say this to the model, begin with a space."
+def test_an_unknown_command_is_refused_and_a_leading_space_makes_it_a_turn(chat, kettle, tmp_path):
+    out, notes = chat(["/good", " /good", "/save dialogue.jsonl"], kettle)
+    assert notes[1] == "no command /good; /help shows all commands. To say this to the model, begin with a space."
     assert out == "the kettle is good.\n"
-    assert saved(tmp_path / "said.jsonl")[0]["content"] == "/good"
+    assert saved(tmp_path / "dialogue.jsonl")[0]["content"] == "/good"
 
 
 # ---- at a terminal
@@ -322,51 +323,51 @@ def test_an_unknown_command_is_said_to_be_one_and_a_space_makes_it_a_turn(chat, 
 
 def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(folder_of, tmp_path):
     folder = folder_of(" it is", context=20_000, again=True)
-    ours, theirs = os.openpty()
+    our_end, program_end = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "minirlhf.cli.main", "chat", folder, "--max_tokens", "10000", "--device", "cpu"],
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, start_new_session=True,
-        # a shell's background jobs ignore Ctrl-C, and so would their children
+        stdin=program_end, stdout=program_end, stderr=program_end, cwd=tmp_path, start_new_session=True,
+        # in a background job of a shell, Ctrl-C is ignored, and child processes inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
-    os.close(theirs)
+    os.close(program_end)
 
     unread = ""
 
     def wait(seconds):
-        return select.select([ours], [], [], seconds)[0]
+        return select.select([our_end], [], [], seconds)[0]
 
     def read_until(text):
         nonlocal unread
         while text not in unread:
             assert wait(60), f"no {text!r} in {unread!r}"
-            unread += os.read(ours, 10_000).decode()
+            unread += os.read(our_end, 10_000).decode()
             assert len(unread) < 20_000, f"no {text!r} in {unread[:500]!r}"
-        seen, _, unread = unread.partition(text)
-        return seen
+        before, _, unread = unread.partition(text)
+        return before
 
     assert "/help shows the commands\x1b[0m" in read_until("\n> ")  # dim
-    os.write(ours, b"hello\n")
+    os.write(our_end, b"hello\n")
     read_until("it is it is")
     process.send_signal(signal.SIGINT)
     assert " a second, stopped\x1b[0m" in read_until("\n> ")
     process.send_signal(signal.SIGINT)
-    for _ in range(60):  # between the prompt and the waiting for a key readline does not hear of it
+    for _ in range(60):  # readline misses a signal that comes before it waits for a key
         if wait(1):
             break
         process.send_signal(signal.SIGINT)
     assert "/quit or Ctrl-D leaves" in read_until("\n> ")
-    os.write(ours, b"/save said.jsonl\n")
+    os.write(our_end, b"/save dialogue.jsonl\n")
     read_until("saved 2 turns")
     read_until("\n> ")
-    os.write(ours, b"\x04")
+    os.write(our_end, b"\x04")
     assert process.wait(60) == 0
-    os.close(ours)
-    assert saved(tmp_path / "said.jsonl")[1]["content"].startswith("it is it is")
+    os.close(our_end)
+    assert saved(tmp_path / "dialogue.jsonl")[1]["content"].startswith("it is it is")
 
 
-# ---- what is refused at the start
+# ---- refusals at the start
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Every family's random folder, made by transformers: the same logits, gradients and continuations here, and back."""
+"""Random folders of every family, made by transformers: the same logits, gradients and continuations in minirlhf.
+
+Folders that minirlhf writes load in transformers with the same logits.
+"""
 
 import json
 
@@ -69,7 +72,7 @@ MODELS = {
     "qwen3, biases": ("Qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "qwen3_moe": ("Qwen3Moe", MOE),
     "qwen3_moe, some dense": ("Qwen3Moe", MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]}),
-    "qwen3_moe, shares, windows": (
+    "qwen3_moe, normalised weights, windows": (
         "Qwen3Moe",
         MOE | {"norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 8, "head_dim": 12},
     ),
@@ -103,7 +106,8 @@ def classes(family):
     return config, getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
 
 
-def theirs(name):
+def by_transformers(name):
+    """A random model of MODELS, made by transformers."""
     family, changes = MODELS[name]
     config, model = classes(family)
     torch.manual_seed(0)
@@ -117,13 +121,13 @@ def ids():
 
 
 def same(found, expected, tolerance=1e-5):
-    """Within a share of the largest."""
+    """The difference is at most `tolerance` times the largest expected number."""
     assert_close(found, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
 
 
 @each_model
 def test_the_same_logits_and_gradients(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     found = model(ids, MASK)[MASK]
@@ -132,34 +136,35 @@ def test_the_same_logits_and_gradients(tmp_path, ids, name):
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     (found * direction).sum().backward()
     (expected * direction).sum().backward()
-    kind, their = model.config.model_type, one_by_one({key: p.grad for key, p in other.named_parameters()})
-    mine = {name_in_family(kind, key): p.grad for key, p in model.named_parameters()}
-    mine = {key: grad.T if is_transposed(kind, key) else grad for key, grad in mine.items()}
-    assert mine.keys() == their.keys()
-    largest = max(grad.abs().max() for grad in their.values()).item()
-    for key, grad in mine.items():
-        assert_close(grad, their[key], atol=1e-5 * largest, rtol=0)
+    expected = separate_experts({key: p.grad for key, p in other.named_parameters()})
+    model_type = model.config.model_type
+    found = {name_in_family(model_type, key): p.grad for key, p in model.named_parameters()}
+    found = {key: grad.T if is_transposed(model_type, key) else grad for key, grad in found.items()}
+    assert found.keys() == expected.keys()
+    largest = max(grad.abs().max() for grad in expected.values()).item()
+    for key, grad in found.items():
+        assert_close(grad, expected[key], atol=1e-5 * largest, rtol=0)
 
 
-def one_by_one(grads):
-    """Experts that stand in two tensors there, as the files have them."""
+def separate_experts(grads):
+    """transformers keeps all experts of a layer in two tensors; the files and minirlhf keep each expert apart."""
     found = {}
     for key, grad in grads.items():
         if key.endswith("experts.gate_up_proj"):
             for expert, both in enumerate(grad):
                 gate, up = both.chunk(2)
-                place = key.removesuffix("gate_up_proj") + str(expert)
-                found |= {f"{place}.gate_proj.weight": gate, f"{place}.up_proj.weight": up}
+                prefix = key.removesuffix("gate_up_proj") + str(expert)
+                found |= {f"{prefix}.gate_proj.weight": gate, f"{prefix}.up_proj.weight": up}
         elif key.endswith("experts.down_proj"):
-            place = key.removesuffix("down_proj")
-            found |= {f"{place}{expert}.down_proj.weight": down for expert, down in enumerate(grad)}
+            prefix = key.removesuffix("down_proj")
+            found |= {f"{prefix}{expert}.down_proj.weight": down for expert, down in enumerate(grad)}
         else:
             found[key] = grad
     return found
 
 
 def test_a_policy_caps_its_logits_in_training_too(tmp_path, ids):
-    other = theirs("gemma2")
+    other = by_transformers("gemma2")
     other.config.final_logit_softcapping = 0.5
     other.save_pretrained(tmp_path)
     found = load_policy(tmp_path)(ids, MASK, temperature=0.7)
@@ -172,8 +177,8 @@ def test_a_policy_caps_its_logits_in_training_too(tmp_path, ids):
 
 @each_model
 def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
-    """Against the reference in fp32 on the same weights: in bf16 it is itself off by up to 0.034 (Gemma 3)."""
-    other = theirs(name).to(torch.bfloat16)
+    """Compared with transformers in fp32 on the same weights: its own bf16 logits are off by up to 0.034 (Gemma 3)."""
+    other = by_transformers(name).to(torch.bfloat16)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     assert model.head_weight.dtype == torch.bfloat16
@@ -182,18 +187,19 @@ def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
             found = model(ids).float()
         with recorded_routing(model.float()) as routed_in_full:
             model(ids)
-        # rounding sends tokens whose experts are nearly tied elsewhere, there too (0.114): from there on no comparison
+        # If two experts are nearly tied, rounding can choose the other expert (in transformers too: 0.114). Only tokens
+        # before the first such choice are compared.
         chosen = [[x.topk(2).indices.sort().values for x in xs] for xs in (routed, routed_in_full)]
-        alike = torch.ones_like(ids, dtype=torch.bool)
-        for here, in_full in zip(*chosen, strict=True):
-            alike &= (here == in_full).all(-1).cummin(-1).values
-        assert alike.float().mean() > 0.6
-        same(found[alike], other.float()(ids).logits[alike], 2e-2)
+        comparable = torch.ones_like(ids, dtype=torch.bool)
+        for in_bf16, in_full in zip(*chosen, strict=True):
+            comparable &= (in_bf16 == in_full).all(-1).cummin(-1).values
+        assert comparable.float().mean() > 0.6
+        same(found[comparable], other.float()(ids).logits[comparable], 2e-2)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qwen3_moe")])
 def test_the_same_router_loss_and_gradient(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     with recorded_routing(model) as routed:
@@ -201,11 +207,11 @@ def test_the_same_router_loss_and_gradient(tmp_path, ids, name):
     found = load_balancing_loss(torch.stack(routed), MASK, model.config.num_experts_per_tok)
     expected = other(ids, attention_mask=MASK.long(), output_router_logits=True).aux_loss
     assert_close(found, expected, atol=1e-6, rtol=0)
-    assert found > 2.005  # 2 if balanced
+    assert found > 2.005  # balanced experts give 2
     found.backward()
     expected.backward()
-    for (_, mine), (_, their) in zip(routers(model), routers(other), strict=True):
-        same(mine.grad, their.grad)
+    for (_, router), (_, other_router) in zip(routers(model), routers(other), strict=True):
+        same(router.grad, other_router.grad)
 
 
 def routers(model):
@@ -214,11 +220,11 @@ def routers(model):
 
 @each_model
 def test_greedy_continuations_of_64_tokens_agree(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
     prompts = [ids[0, :5].tolist(), ids[1, :29].tolist(), ids[2, :1].tolist()]
-    # with dynamic scaling the angles follow the longest text of a batch, so the rows go one by one
+    # with dynamic scaling the angles depend on the longest text of a batch, so each row is a batch
     rows = 1 if "dynamic" in name else 3
     completions = generate(model, prompts, SamplingConfig(max_tokens=64, temperature=0, batch_size=rows))
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -226,15 +232,15 @@ def test_greedy_continuations_of_64_tokens_agree(tmp_path, ids, name):
             torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         assert completion.ids == written[0, len(prompt) :].tolist()
-        # and what was written early and what is read later differ, there too
+        # Reading the whole text again gives the same tokens. With dynamic scaling it does not, in transformers either.
         if "dynamic" not in name:
-            whole = torch.tensor([prompt + completion.ids])
-            assert model(whole)[0, len(prompt) - 1 : -1].argmax(-1).tolist() == completion.ids
+            text = torch.tensor([prompt + completion.ids])
+            assert model(text)[0, len(prompt) - 1 : -1].argmax(-1).tolist() == completion.ids
 
 
 @each_model
-def test_what_is_written_loads_there_with_the_same_logits(tmp_path, ids, name):
-    theirs(name).save_pretrained(tmp_path / "a")
+def test_a_saved_folder_loads_in_transformers_with_the_same_logits(tmp_path, ids, name):
+    by_transformers(name).save_pretrained(tmp_path / "a")
     model = load_pretrained(tmp_path / "a")
     save_pretrained(model, tmp_path / "b", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     other, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", output_loading_info=True)
@@ -247,14 +253,14 @@ def test_what_is_written_loads_there_with_the_same_logits(tmp_path, ids, name):
     assert all(torch.equal(weight, model.state_dict()[key]) for key, weight in back.state_dict().items())
 
 
-# OLMo 2 has no class for them there
+# transformers has no such class for OLMo 2
 @pytest.mark.parametrize("name", [name for name, (family, _) in MODELS.items() if family != "Olmo2"])
 def test_reward_models(tmp_path, ids, name):
     family, changes = MODELS[name]
-    kind = getattr(transformers, f"{'Gemma3Text' if family == 'Gemma3' else family}ForSequenceClassification")
+    reward_class = getattr(transformers, f"{'Gemma3Text' if family == 'Gemma3' else family}ForSequenceClassification")
     torch.manual_seed(0)
     settings = {"pad_token_id": 0, **(changes if family == "GPT2" else SHAPE | changes)}
-    other = loud(kind(classes(family)[0](**settings, num_labels=1, attn_implementation="eager")), 0.1)
+    other = loud(reward_class(classes(family)[0](**settings, num_labels=1, attn_implementation="eager")), 0.1)
     other.save_pretrained(tmp_path / "a")
     model = load_reward_model(tmp_path / "a")
     ids = torch.where(MASK, ids, 0)
@@ -269,7 +275,7 @@ def test_reward_models(tmp_path, ids, name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_shards_are_read(tmp_path, ids, name):
-    other = theirs(name)
+    other = by_transformers(name)
     other.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     with torch.no_grad():
@@ -279,26 +285,26 @@ def test_shards_are_read(tmp_path, ids, name):
 OLD = {"rope_parameters": None, "rope_theta": 500.0}
 LONGER = {"factor": 4.0, "original_max_position_embeddings": 32}
 WRITTEN = {
-    "a number of machines long ago": ("llama", {"pretraining_tp": 2}),
+    "a setting of Llama's training that means nothing now": ("llama", {"pretraining_tp": 2}),
     "the older key in a newer file": ("qwen2", {"rope_scaling": {"type": "yarn", **LONGER}}),
-    "the older key in a newer file, one for each kind": ("gemma3, scaled", {"rope_scaling": {"factor": 2.0}}),
+    "the older key beside settings for each layer type": ("gemma3, scaled", {"rope_scaling": {"factor": 2.0}}),
     "the older keys": ("qwen2", OLD | {"rope_scaling": {"type": "yarn", "finetuned": True, **LONGER}}),
-    "the context trained for, outside": (
+    "the original context outside rope_parameters": (
         "llama, llama3",
         {"original_max_position_embeddings": 64},
     ),
-    "a ramp that falls": ("llama", OLD | {"rope_scaling": {"type": "yarn", "beta_fast": 1, "beta_slow": 8, **LONGER}}),
-    "a cap that Gemma 3 has not": ("gemma3", {"attn_logit_softcapping": 5.0}),
-    "a period that Gemma 2 has not": ("gemma2", {"sliding_window_pattern": 3, "layer_types": None}),
-    "biases that Mistral has not": ("mistral", {"mlp_bias": True}),
-    "an older period": ("gemma3", {"sliding_window_pattern": 3, "layer_types": None}),
+    "a falling ramp": ("llama", OLD | {"rope_scaling": {"type": "yarn", "beta_fast": 1, "beta_slow": 8, **LONGER}}),
+    "a cap that Gemma 3 lacks": ("gemma3", {"attn_logit_softcapping": 5.0}),
+    "a period that Gemma 2 lacks": ("gemma2", {"sliding_window_pattern": 3, "layer_types": None}),
+    "biases that Mistral lacks": ("mistral", {"mlp_bias": True}),
+    "the older key of a period": ("gemma3", {"sliding_window_pattern": 3, "layer_types": None}),
 }
 
 
 @pytest.mark.parametrize("case", WRITTEN)
-def test_what_people_write_into_config_json_means_the_same_here(tmp_path, ids, case):
+def test_a_config_json_edited_by_hand_means_the_same_in_both(tmp_path, ids, case):
     name, changes = WRITTEN[case]
-    theirs(name).save_pretrained(tmp_path)
+    by_transformers(name).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
     other = classes(MODELS[name][0])[1].from_pretrained(tmp_path, attn_implementation="eager")
@@ -310,8 +316,8 @@ def test_what_people_write_into_config_json_means_the_same_here(tmp_path, ids, c
         same(again(ids).logits, model(ids))
 
 
-def test_a_head_alone_in_its_shard(tmp_path, ids):
-    other = theirs("gpt2, untied")
+def test_a_shard_with_the_head_alone_is_read(tmp_path, ids):
+    other = by_transformers("gpt2, untied")
     other.save_pretrained(tmp_path, max_shard_size="13KB")
     with torch.no_grad():
         same(load_pretrained(tmp_path)(ids), other(ids).logits)
@@ -321,14 +327,14 @@ GEMMAS = {"norm": "rms_plus_one", "norm_after": True, "embedding_scale": True, "
 WINDOWS = {"sliding_window": 8, "layer_types": ("sliding_attention", "full_attention")}
 OURS = {
     "gemma2, all layers full": {"model_type": "gemma2", **GEMMAS},
-    "gemma2, a scalar of its own": {"model_type": "gemma2", "query_pre_attn_scalar": 20.0, **GEMMAS, **WINDOWS},
-    "phi3 without ids": {"model_type": "phi3", "fused_projections": True},
-    "smollm3 without ids": {"model_type": "smollm3"},
+    "gemma2, query_pre_attn_scalar": {"model_type": "gemma2", "query_pre_attn_scalar": 20.0, **GEMMAS, **WINDOWS},
+    "phi3 without token ids": {"model_type": "phi3", "fused_projections": True},
+    "smollm3 without token ids": {"model_type": "smollm3"},
 }
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_model_made_here_loads_there(tmp_path, ids, name):
+def test_a_new_model_loads_in_transformers(tmp_path, ids, name):
     torch.manual_seed(0)
     model = loud(Transformer(ModelConfig(vocab_size=97, **OURS[name])), 0.1)
     save_pretrained(model, tmp_path)

@@ -1,4 +1,4 @@
-"""Our folders in transformers, its folders here: the same logits, scores, ids and greedy continuations."""
+"""Folders of Llama go from minirlhf to transformers and back: the same logits, scores, ids and greedy tokens."""
 
 import json
 
@@ -51,17 +51,18 @@ def loud(model, seed=0):
     return model.eval()
 
 
-def ours(seed=0, **changes):
+def by_minirlhf(seed=0, **changes):
+    """A random Llama made by minirlhf."""
     torch.manual_seed(seed)
     return loud(Transformer(ModelConfig(**SHAPE | changes)), seed)
 
 
-def theirs(kind, **changes):
-    """A random Llama made by transformers; `rope_theta` goes where its version 5 keeps it."""
+def by_transformers(model_class, **changes):
+    """A random Llama made by transformers. Its version 5 keeps rope_theta in rope_parameters."""
     if theta := changes.pop("rope_theta", None):
         changes["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     torch.manual_seed(0)
-    return loud(kind(transformers.LlamaConfig(**SHAPE | {"pad_token_id": 0} | changes)))
+    return loud(model_class(transformers.LlamaConfig(**SHAPE | {"pad_token_id": 0} | changes)))
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def same(first, second):
 
 
 @each_setting
-def test_our_folder_gives_the_same_logits_there(tmp_path, ids, changes):
-    model = ours(**changes)
+def test_our_folder_gives_the_same_logits_in_transformers(tmp_path, ids, changes):
+    model = by_minirlhf(**changes)
     save_pretrained(model, tmp_path)
     other, report = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -84,8 +85,8 @@ def test_our_folder_gives_the_same_logits_there(tmp_path, ids, changes):
 
 
 @pytest.mark.parametrize("pad_id", [0, 60])
-def test_our_reward_model_gives_the_same_scores_there_with_padding(tmp_path, ids, pad_id):
-    model = loud(RewardModel(ours()), seed=2)
+def test_our_reward_model_gives_the_same_scores_in_transformers_with_padding(tmp_path, ids, pad_id):
+    model = loud(RewardModel(by_minirlhf()), seed=2)
     save_pretrained(model, tmp_path)
     mask = torch.arange(40) < torch.tensor([[40], [17], [1]])
     ids = torch.where(mask, ids.clamp(max=59), pad_id)
@@ -98,15 +99,15 @@ def test_our_reward_model_gives_the_same_scores_there_with_padding(tmp_path, ids
 
 
 @each_setting
-def test_their_folder_gives_the_same_logits_here(tmp_path, ids, changes):
-    other = theirs(transformers.LlamaForCausalLM, **{"tie_word_embeddings": True} | changes)
+def test_a_folder_of_transformers_gives_the_same_logits(tmp_path, ids, changes):
+    other = by_transformers(transformers.LlamaForCausalLM, **{"tie_word_embeddings": True} | changes)
     other.save_pretrained(tmp_path)
     with torch.no_grad():
         same(load_pretrained(tmp_path)(ids), other(ids).logits)
 
 
-def test_their_reward_model_gives_the_same_scores_here(tmp_path, ids):
-    other = theirs(transformers.LlamaForSequenceClassification, num_labels=1)
+def test_a_reward_model_of_transformers_gives_the_same_scores(tmp_path, ids):
+    other = by_transformers(transformers.LlamaForSequenceClassification, num_labels=1)
     other.save_pretrained(tmp_path)
     mask = torch.arange(40) < torch.tensor([[40], [17], [1]])
     ids = torch.where(mask, ids, 0)
@@ -114,8 +115,8 @@ def test_their_reward_model_gives_the_same_scores_here(tmp_path, ids):
         same(load_reward_model(tmp_path)(ids, mask), other(ids, attention_mask=mask.long()).logits.squeeze(-1))
 
 
-def test_a_model_goes_there_and_back_unchanged(tmp_path):
-    model = ours(tie_word_embeddings=False)
+def test_a_model_comes_back_unchanged_from_transformers(tmp_path):
+    model = by_minirlhf(tie_word_embeddings=False)
     save_pretrained(model, tmp_path / "a")
     transformers.LlamaForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     back = load_pretrained(tmp_path / "b")
@@ -125,7 +126,7 @@ def test_a_model_goes_there_and_back_unchanged(tmp_path):
 
 @each_setting
 def test_greedy_continuations_agree(tmp_path, ids, changes):
-    model = ours(**changes)
+    model = by_minirlhf(**changes)
     save_pretrained(model, tmp_path)
     other = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     prompts = [ids[0, :5].tolist(), ids[1, :29].tolist(), ids[2, :1].tolist()]
@@ -138,33 +139,33 @@ def test_greedy_continuations_agree(tmp_path, ids, changes):
 
 
 @pytest.mark.parametrize("with_model", [False, True])
-def test_our_tokenizer_gives_the_same_ids_there(tmp_path, with_model):
+def test_our_tokenizer_gives_the_same_ids_in_transformers(tmp_path, with_model):
     tokenizer = Tokenizer.train(TEXTS, 300)
     tokenizer.save(tmp_path)
-    if with_model:  # the folder of a finished run holds both, and the model's type must not choose another tokenizer
-        save_pretrained(ours(vocab_size=tokenizer.vocab_size), tmp_path)
+    if with_model:  # as in a finished run: model_type must not make transformers choose another tokenizer
+        save_pretrained(by_minirlhf(vocab_size=tokenizer.vocab_size), tmp_path)
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (other.pad_token_id, other.bos_token_id, other.eos_token_id) == (0, 1, 2)
     for text in (*TEXTS[:2], "", " two  spaces\n\n", "na\u00efve \u4f60\u597d \U0001f600", "12345 x1", "x<|eos|>"):
         ids = tokenizer.encode(text)
         assert other(text, add_special_tokens=False)["input_ids"] == ids
-        assert [other(text)["input_ids"]] == tokenizer.encode_prompts([text])  # BOS first, special text is text
+        assert [other(text)["input_ids"]] == tokenizer.encode_prompts([text])  # special tokens in text stay text
         assert other.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
 
 
-def test_our_config_names_no_setting_that_is_unknown_there(tmp_path):
-    save_pretrained(ours(), tmp_path)
+def test_transformers_knows_every_setting_of_our_config_json(tmp_path):
+    save_pretrained(by_minirlhf(), tmp_path)
     known = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
     assert set(json.loads((tmp_path / "config.json").read_text())) - set(known) <= {
         "torch_dtype",
         "rope_theta",
         "rope_scaling",
-    }  # names of version 4, which version 5 reads
+    }  # names of version 4; version 5 reads them too
 
 
 @pytest.mark.parametrize("family", [{}, {"model_type": "qwen3", "qk_norm": "head"}], ids=["llama", "qwen3"])
-def test_a_value_models_folder_loads_there_its_number_at_a_token_is_the_value_of_the_next(tmp_path, ids, family):
-    model = loud(ValueModel(ours(**family)), seed=2)
+def test_a_value_model_loads_in_transformers_whose_score_at_a_token_is_the_value_of_the_next(tmp_path, ids, family):
+    model = loud(ValueModel(by_minirlhf(**family)), seed=2)
     save_pretrained(model, tmp_path)
     other = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
     back = load_pretrained(tmp_path)
