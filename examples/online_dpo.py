@@ -16,7 +16,7 @@ from minirlhf.rewards import judge_by
 def main() -> None:
     with Job.open("online_dpo", OnlineDPOConfig, after=("sft", "reward"), job=RLJobConfig, help=__doc__) as job:
         base = job.policy()
-        reward, _ = job.reward(base)
+        reward, accuracy = job.reward(base)
         stage = job.stage(base, "prompts", reward=reward)
         before = stage.evaluate(stage.reference)
         if not stage.finished:
@@ -26,7 +26,8 @@ def main() -> None:
             for batch in run:
                 run.record(trainer.step(batch))
         after = stage.evaluate(stage.policy)
-        job.report(job.config.algorithm, before, after, win_rate=win_rate(before, after))
+        measures = {"win_rate": win_rate(before, after), "reward_model_accuracy": accuracy}
+        job.report(job.config.algorithm, before, after, **measures)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import pytest
 import minirlhf
 
 PACKAGE = Path(minirlhf.__file__).parent
-ROOMS = ["errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation", "rewards"]
-ROOMS += ["rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
+ROOMS = ["lazy", "errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation"]
+ROOMS += ["rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
+    "lazy": "",
     "errors": "",
     "losses": "masking logprobs kl advantages policy reward supervised",
     "runtime": "device compile distributed randomness",

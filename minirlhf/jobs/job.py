@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 
+from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
-from minirlhf.jobs.models import compiles
+from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
-from minirlhf.jobs.prepare import first_policy
+from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
 from minirlhf.jobs.sft import train_sft
-from minirlhf.jobs.stage import PolicyStage, open_policy_stage
-from minirlhf.model.policy import Policy
+from minirlhf.jobs.stage import EVALUATION_PROMPTS, EVALUATION_TOKENS, PolicyStage, open_stage
+from minirlhf.model.policy import Policy, ValueModel, copy_of
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import say
@@ -128,8 +129,35 @@ class Job(Opened):
         teacher: Policy | None = None,
         reads: tuple[str, ...] = (),
     ) -> PolicyStage:
-        """The program's own stage, which trains from the weights of `base`. See `open_policy_stage`."""
-        return open_policy_stage(self, base, part, rows, reward=reward, values=values, teacher=teacher, reads=reads)
+        """The program's own stage: what it trains, from the weights of `base`.
+
+        Args:
+            part:    of the task, to train on: "prompts", "pairs" or "sft".
+            rows:    (rows to train on, held-out rows) instead of that part, already in ids.
+            values:  add a value head to the policy, or a value model if the settings ask for a separate one.
+            teacher: another reference; `base` is then trained whole.
+            reads:   further sections of settings that the stage depends on.
+        """
+        stage = open_stage(self, self.section, self.section, reads)
+        settings, config, common, device = stage.settings, stage.config, self.common, self.device
+        choose_threads(teacher or base, common, device)
+        shape = base.transformer.config
+        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
+        rows, held_out = rows or self.rows(part, shape, reserve=reserve if part == "prompts" else 1)
+        prompts = held_out if part == "prompts" else self.rows("prompts", shape, reserve=reserve)[1]
+        value_model, policy = None, base
+        if values:
+            value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
+            policy = Policy(base.transformer, value_head=value_model is None)
+        policy = policy if teacher else prepare(policy, settings, device)
+        reference = teacher or reference_for(policy)
+        if stage.finished:
+            policy = load_finished(stage.finished, common, device)
+        elif value_model:
+            value_model = prepare(value_model.requires_grad_(True), settings, device)
+        say(f"evaluating on {len(prompts[:EVALUATION_PROMPTS]):,} held-out prompts")
+        models = {"policy": policy, "reference": reference, "value_model": value_model, "reward": reward}
+        return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)
 
     def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
         """Show what the stage changed, and write summary.json. See `jobs.report`."""

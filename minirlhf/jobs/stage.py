@@ -13,11 +13,10 @@ from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report, evaluate_policy
 from minirlhf.generation.engine import SamplingConfig
-from minirlhf.jobs.models import choose_threads, load_finished, reference_for, resolve_model
+from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.settings import stage_settings
-from minirlhf.model.policy import Policy, ValueModel, copy_of
+from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.distributed import say
 from minirlhf.training.run import Run, RunConfig, Trainer, check_same_settings, finished_model
@@ -136,45 +135,3 @@ class PolicyStage(Stage):
             return {**held_out, **self.evaluate(self.policy, prompts).known()}
 
         return self.run(trainer, self.batches(self.rows), evaluate)
-
-
-def open_policy_stage(
-    job: Opened,
-    base: Policy,
-    part: str,
-    rows: tuple[list[EncodedRow], list[EncodedRow]] | None = None,
-    *,
-    reward: Reward | None = None,
-    values: bool = False,
-    teacher: Policy | None = None,
-    reads: tuple[str, ...] = (),
-) -> PolicyStage:
-    """The program's own stage: what it trains, from the weights of `base`.
-
-    Args:
-        part:    of the task, to train on: "prompts", "pairs" or "sft".
-        rows:    (rows to train on, held-out rows) instead of that part, already in ids.
-        values:  add a value head to the policy, or a value model if the settings ask for a separate one.
-        teacher: another reference; `base` is then trained whole.
-        reads:   further sections of settings that the stage depends on.
-    """
-    stage = open_stage(job, job.section, job.section, reads)
-    settings, config, common, device = stage.settings, stage.config, job.common, job.device
-    choose_threads(teacher or base, common, device)
-    shape = base.transformer.config
-    reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
-    rows, held_out = rows or job.rows(part, shape, reserve=reserve if part == "prompts" else 1)
-    prompts = held_out if part == "prompts" else job.rows("prompts", shape, reserve=reserve)[1]
-    value_model, policy = None, base
-    if values:
-        value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
-        policy = Policy(base.transformer, value_head=value_model is None)
-    policy = policy if teacher else prepare(policy, settings, device)
-    reference = teacher or reference_for(policy)
-    if stage.finished:
-        policy = load_finished(stage.finished, common, device)
-    elif value_model:
-        value_model = prepare(value_model.requires_grad_(True), settings, device)
-    say(f"evaluating on {len(prompts[:EVALUATION_PROMPTS]):,} held-out prompts")
-    models = {"policy": policy, "reference": reference, "value_model": value_model, "reward": reward}
-    return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)

@@ -1,8 +1,6 @@
 """Tokenizers, chat layouts, and streams of text."""
 
-import importlib
-from typing import Any
-
+from minirlhf.lazy import lazy
 from minirlhf.text.chat import render_chat
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -12,14 +10,4 @@ LEAVES = {
     "minirlhf.text.checkpoint_tokenizer.layouts": "LAYOUTS",
     "minirlhf.text.checkpoint_tokenizer.template": "ChatTemplate",
 }
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in LEAVES.items():
-        if name in names.split():
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *" ".join(LEAVES.values()).split()])
+__getattr__, __dir__ = lazy(__name__, LEAVES)

@@ -218,19 +218,19 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
 @pytest.mark.parametrize(
     ("program", "words", "text"),
     [
-        ("sft", ["--train", "lora"], "--train lora: needs a model that is there already, random weights are no base"),
-        ("reward_model", ["--freeze", "layers.0"], "--freeze layers.0: needs a model that is there already"),
-        ("process_reward", ["--train", "qlora"], "--train qlora: needs a model that is there already"),
-        ("dpo", ["--policy", "DIR", "--freeze", "*"], "--freeze *: nothing is left to be trained; name fewer"),
+        ("sft", ["--train", "lora"], "--train lora: needs a trained model, this program starts from random weights"),
+        ("reward_model", ["--freeze", "layers.0"], "--freeze layers.0: needs a trained model"),
+        ("process_reward", ["--train", "qlora"], "--train qlora: needs a trained model"),
+        ("dpo", ["--policy", "DIR", "--freeze", "*"], "--freeze *: no parameter is left to train; name fewer"),
         (
             "dpo",
             ["--policy", "DIR", "--train", "lora", "--freeze", "x"],
-            "--freeze: with --train lora all but adapters",
+            "--freeze: --train lora freezes all but adapters",
         ),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
-        ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora or qlora"),
-        ("dpo", ["--template", "zephyr"], "--template: is for a folder that has no chat template; give --policy DIR"),
+        ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora"),
+        ("dpo", ["--template", "zephyr"], "--template: needs a model folder without a chat template"),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
 )
@@ -251,7 +251,7 @@ def test_settings_that_could_not_act_are_refused(call, folder_of, inputs, tmp_pa
 def test_settings_of_a_new_model_are_said_not_to_be_read(call, folder_of, inputs, tmp_path, capsys):
     folder = folder_of("qwen3")
     call("sft", tmp_path, *flags(folder, inputs, tmp_path))
-    assert f"not read, since {folder} says what the model is like: model.hidden_size, " in capsys.readouterr().out
+    assert f"not read, because {folder} has its own: model.hidden_size, " in capsys.readouterr().out
 
 
 def test_what_a_reward_model_has_not_is_not_frozen_there(call, folder_of, inputs, tmp_path):

@@ -75,7 +75,7 @@ def test_a_stage_that_was_finished_with_other_settings_is_refused(job):
     opened.policy()
     other = job(resume=True)
     other.settings["sft"] = SFTConfig(steps=3, batch_size=4)
-    with pytest.raises(InputError, match="it began with 'steps = 2', now asked for is 'steps = 3'"):
+    with pytest.raises(InputError, match="it began with 'steps = 2', but the settings now say 'steps = 3'"):
         open_stage(other, "sft", "sft")
 
 
