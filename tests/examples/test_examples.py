@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -28,13 +29,14 @@ def programs(inputs, tmp_path_factory):
     """name -> (working folder, output) of three ways to start a program, run side by side."""
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     ways = {
-        "python": [sys.executable, f"{EXAMPLES}/ppo.py"],
+        "python": [sys.executable, "mine.py"],  # a copy elsewhere
         "torchrun": [*torchrun, "--nproc_per_node", "1", "--master_port", "0", f"{EXAMPLES}/sft.py"],
         "two": [*torchrun, "--standalone", "--nproc_per_node", "2", f"{EXAMPLES}/ppo.py"],
     }
     running = {}
     for name, command in ways.items():
         cwd, settings = tmp_path_factory.mktemp(name), "sft" if name == "torchrun" else "ppo"
+        shutil.copy(f"{EXAMPLES}/ppo.py", cwd / "mine.py")
         argv = [*command, "--config", str(inputs / f"{settings}.toml"), "--data", str(inputs / "pairs.jsonl")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running[name] = cwd, subprocess.Popen(argv, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
