@@ -35,14 +35,15 @@ GOAL = 0.95  # fraction to be killed of the mutants that a test could kill
 SECONDS = 120  # of processor time for one mutant; a change may make a loop endless
 
 TESTS = {  # of files whose tests stand elsewhere than in test_<file> alone
-    "advantages.py": ["test_advantages.py", "test_group_advantages.py"],
     "dpo.py": ["test_dpo.py", "test_preference_edges.py"],
     "logprobs.py": ["test_logprobs.py", "test_fused.py"],
     "online.py": ["test_online.py", "test_preference_edges.py"],
-    "policy.py": ["test_policy.py", "test_policy_family.py"],
+    "groups.py": ["test_groups.py", "test_advantages.py"],
+    "policy_family.py": ["test_policy_family.py", "test_policy.py"],
     "reference_free.py": ["test_reference_free.py", "test_preference_edges.py"],
     "reward.py": ["test_reward.py", "test_unpaired.py"],
-    "supervised.py": ["test_supervised.py", "test_distillation.py", "test_preference_edges.py"],
+    "distillation.py": ["test_distillation.py", "test_preference_edges.py"],
+    "supervised.py": ["test_supervised.py", "test_preference_edges.py"],
     "unpaired.py": ["test_unpaired.py", "test_preference_edges.py"],
 }
 
