@@ -11,7 +11,6 @@ import os
 import sys
 import tomllib
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, get_args
 
 from minirlhf.errors import InputError, nearest
@@ -40,7 +39,11 @@ def parse_settings(
         raise SystemExit(0)
     hints = {name: hint for section, cls in sections.items() for name, _, hint in fields_of(section, cls)}
     flags = _read_flags(argv, {**hints, "config": str})
-    values = _read_toml(flags.pop("config"), sections, hints) | flags if "config" in flags else flags
+    values = flags
+    if "config" in flags:
+        from minirlhf.training.config_file import read_toml
+
+        values = read_toml(flags.pop("config"), list(sections), hints) | flags
     built = {}
     for section, cls in sections.items():
         for name, field, hint in fields_of(section, cls):
@@ -96,24 +99,3 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{flag}: needed once, got a second time with {text!r}; keep one of the two.")
         values[name] = checked(flag, hints[name], text, is_text=True)
     return values
-
-
-def _read_toml(path: str, sections: dict[str, type], hints: dict[str, Any]) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: needed a TOML file, got: {error.strerror}; check the path.") from None
-    except ValueError as error:  # not UTF-8, or broken TOML; the message of tomllib has the line
-        raise InputError(f"--config {path}: needed valid TOML in UTF-8, got: {error}; correct the file.") from None
-    tables = [section for section in sections if section != TOP]
-    entries: dict[str, Any] = {}
-    for key, value in document.items():
-        inside = key in tables and isinstance(value, dict)
-        entries |= {f"{key}.{name}": entry for name, entry in value.items()} if inside else {key: value}
-    for name, value in entries.items():
-        if name not in hints:
-            is_table = tables and (isinstance(value, dict) or name in tables)
-            closest = f"[{nearest(name, tables)}]" if is_table else nearest(name, hints)
-            noun = "table" if isinstance(value, dict) else "setting"
-            raise InputError(f"{path}: no {noun} {name!r}; the nearest is {closest}; see --help.")
-    return {name: checked(f"{path}: {name}", hints[name], value, is_text=False) for name, value in entries.items()}
