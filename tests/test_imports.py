@@ -24,7 +24,7 @@ CORE_FILES = {
     "generation": "sampling engine",
     "rewards": "scoring",
     "rollout": "rollout read collect statistics",
-    "training": "optimizer update settings run checkpoint vocabulary journal table",
+    "training": "optimizer update fields settings run checkpoint vocabulary journal table",
     "algorithms": "on_policy offline sft reward_model ppo",
     "tasks": "task reviews",
     "evaluation": "texts policies",

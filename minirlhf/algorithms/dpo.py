@@ -26,7 +26,8 @@ from minirlhf.losses import (
     mean_logps,
     wpo_weights,
 )
-from minirlhf.model.policy import Policy, check_policy, disable_dropout, move_towards
+from minirlhf.model.mixture import move_towards
+from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer

@@ -17,7 +17,7 @@ from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import correctness_loss, masked_mean, masked_sum
-from minirlhf.model.policy import ProcessRewardModel
+from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer

@@ -11,7 +11,6 @@ from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import restarted
 from minirlhf.training.run import RunSettings
-from minirlhf.training.settings import with_defaults
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,12 @@ def sections(
     classes |= {"sft": SFTConfig} if "sft" in after else {}
     classes |= {"reward_model": RewardConfig} if "reward" in after else {}
     classes |= {section: config, "run": RunSettings}
+    if not defaults:
+        return classes
+    from minirlhf.training.defaults import with_defaults
+
     changes: dict[str, dict[str, Any]] = {}
-    for name, value in (defaults or {}).items():
+    for name, value in defaults.items():
         owner, _, field = name.rpartition(".")
         changes.setdefault(owner or "job", {})[field] = value
     return classes | {owner: with_defaults(classes[owner], **fields) for owner, fields in changes.items()}

@@ -3,15 +3,7 @@
 from minirlhf.lazy import lazy
 from minirlhf.model.cache import KVCache
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import (
-    Policy,
-    ProcessRewardModel,
-    RewardModel,
-    TokenOutputs,
-    ValueModel,
-    copy_of,
-    move_towards,
-)
+from minirlhf.model.policy import Policy, RewardModel, TokenOutputs, ValueModel, copy_of
 from minirlhf.model.transformer import Transformer
 
 # names of leaves
@@ -20,7 +12,8 @@ LEAVES = {
     "minirlhf.adapters.quantised": "memory_report plain quantise_linears",
     "minirlhf.adapters.select": "count_parameters freeze",
     "minirlhf.model.experts": "recorded_routing",
-    "minirlhf.model.mixture": "GeometricMixture",
+    "minirlhf.model.mixture": "GeometricMixture move_towards",
+    "minirlhf.model.process_reward": "ProcessRewardModel",
     "minirlhf.model.vocabulary": "resize_embeddings",
     "minirlhf.pretrained.adapter_files": "load_adapter save_adapter",
     "minirlhf.pretrained.weights": "load_policy load_pretrained load_reward_model save_pretrained",

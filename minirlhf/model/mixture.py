@@ -1,4 +1,4 @@
-"""Two transformers that sample as one."""
+"""Mixtures of two models, of their distributions or of their weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from minirlhf.errors import InputError
 from minirlhf.model.cache import KVCache
+from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
 
 
@@ -50,3 +52,17 @@ class GeometricMixture(nn.Module):
         """[..., 2 D] -> [..., V]. Each model applies its own soft cap."""
         first, second = hidden.chunk(2, dim=-1)
         return (1 - self.weight) * self.models[0].logits(first) + self.weight * self.models[1].logits(second)
+
+
+@torch.no_grad()
+def move_towards(reference: Policy, policy: Policy, policy_weight: float) -> None:
+    """reference <- policy_weight * policy + (1 - policy_weight) * reference, in place. A weight of 1 copies.
+
+    Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO).
+    Raises: InputError if their parameters differ, as when the reference is the policy's base without the adapter.
+    """
+    old, new = (dict(model.transformer.named_parameters()) for model in (reference, policy))
+    if old.keys() != new.keys():
+        raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")
+    for name, p in old.items():
+        p.lerp_(new[name].to(p.dtype), policy_weight)

@@ -99,20 +99,6 @@ def check_reference(who: str, policy: Policy, reference: Policy) -> None:
         )
 
 
-@torch.no_grad()
-def move_towards(reference: Policy, policy: Policy, policy_weight: float) -> None:
-    """reference <- policy_weight * policy + (1 - policy_weight) * reference, in place. A weight of 1 copies.
-
-    Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO).
-    Raises: InputError if their parameters differ, as when the reference is the policy's base without the adapter.
-    """
-    old, new = (dict(model.transformer.named_parameters()) for model in (reference, policy))
-    if old.keys() != new.keys():
-        raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")
-    for name, p in old.items():
-        p.lerp_(new[name].to(p.dtype), policy_weight)
-
-
 class ValueHead(nn.Linear):
     """Hidden state before token t -> the value of column t. It starts at 0: random values would only add noise."""
 
@@ -162,26 +148,6 @@ class RewardModel(nn.Module):
         last = attention_mask.sum(-1) - 1
         at_last = hidden[torch.arange(len(last), device=last.device), last]
         return linear_at_full_precision(self.score, at_last).squeeze(-1)
-
-
-class ProcessRewardModel(nn.Module):
-    """A score per token, read at the token itself (unshifted): ids [B, T], mask [B, T] bool -> scores [B, T]."""
-
-    def __init__(self, transformer: Transformer) -> None:
-        super().__init__()
-        self.model = transformer.model
-        like = {"device": transformer.device, "dtype": trainable(transformer.dtype)}
-        self.score = nn.Linear(transformer.config.hidden_size, 1, **like)
-        nn.init.normal_(self.score.weight, std=(transformer.config.hidden_size + 1) ** -0.5)
-        nn.init.zeros_(self.score.bias)
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.model.config
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        scores = linear_at_full_precision(self.score, self.model(input_ids, attention_mask)).squeeze(-1)
-        return torch.where(attention_mask, scores, 0)
 
 
 def trainable(dtype: torch.dtype) -> torch.dtype:

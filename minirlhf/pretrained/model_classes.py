@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from minirlhf.errors import InputError
-from minirlhf.model.policy import ProcessRewardModel, RewardModel, ValueModel
+from minirlhf.model.policy import RewardModel, ValueModel
+from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.families import family_of
 

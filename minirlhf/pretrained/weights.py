@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.names import name_here, name_in_family
-from minirlhf.model.policy import Policy, ProcessRewardModel, RewardModel, ValueModel
+from minirlhf.model.policy import Policy, RewardModel, ValueModel
+from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed

@@ -13,7 +13,7 @@ from minirlhf.algorithms import DPOConfig, DPOTrainer
 from minirlhf.algorithms.dpo_recipes import LOSSES
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
-from minirlhf.model import Policy, copy_of, move_towards
+from minirlhf.model import Policy, copy_of
 from minirlhf.training.vocabulary import METRICS
 
 LN2 = math.log(2)
@@ -228,18 +228,6 @@ def test_without_tr_dpo_the_reference_never_moves():
     before = copy.deepcopy(trainer.ref_policy.state_dict())
     tiny.train(trainer, tiny.batches(8))
     assert_close(trainer.ref_policy.state_dict(), before, rtol=0, atol=0)
-
-
-def test_move_towards_mixes_weights_and_copies_at_1():
-    policy, reference = Policy(tiny.transformer(0)), Policy(tiny.transformer(1))
-    start = copy.deepcopy(reference.state_dict())
-    move_towards(reference, policy, 0.0)
-    assert_close(reference.state_dict(), start, rtol=0, atol=0)
-    move_towards(reference, policy, 0.25)
-    assert_close(reference.state_dict(), {n: 0.25 * w + 0.75 * start[n] for n, w in policy.state_dict().items()})
-    move_towards(reference, policy, 1.0)
-    assert_close(reference.state_dict(), policy.state_dict(), rtol=0, atol=0)
-    assert reference.transformer.head_weight is not policy.transformer.head_weight
 
 
 # Invariances

@@ -29,7 +29,7 @@ from minirlhf.model import (
     save_pretrained,
 )
 from minirlhf.text import Tokenizer
-from minirlhf.training.settings import field_help
+from minirlhf.training.help import field_help
 
 TEXTS = ["User:\nhello\n\nAssistant:\nYes.\n\n", "<|im_start|>user\nthe kettle is good. it is bad.<|im_end|>\n"] * 8
 SIZE = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}

@@ -1,13 +1,15 @@
-"""A mixture of two transformers: its logits, its cache, and generate() with it."""
+"""A mixture of two transformers: its logits, its cache, and generate() with it. A mixture of their weights."""
+
+import copy
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
-from minirlhf.model import ModelConfig
+from minirlhf.model import ModelConfig, Policy
 from minirlhf.model.cache import KVCache
-from minirlhf.model.mixture import GeometricMixture
+from minirlhf.model.mixture import GeometricMixture, move_towards
 
 PROMPTS = [[1, 5, 9], [1, 2], [1, 30, 31, 32, 33], [1]]
 
@@ -93,3 +95,15 @@ def test_a_weight_of_0_is_the_policy_and_of_1_the_reference(two, weight, index):
 
 def test_it_owns_no_weights(two):
     assert list(GeometricMixture(*two, 0.5).parameters()) == []
+
+
+def test_move_towards_mixes_weights_and_copies_at_1(two):
+    policy, reference = map(Policy, two)
+    start = copy.deepcopy(reference.state_dict())
+    move_towards(reference, policy, 0.0)
+    assert_close(reference.state_dict(), start, rtol=0, atol=0)
+    move_towards(reference, policy, 0.25)
+    assert_close(reference.state_dict(), {n: 0.25 * w + 0.75 * start[n] for n, w in policy.state_dict().items()})
+    move_towards(reference, policy, 1.0)
+    assert_close(reference.state_dict(), policy.state_dict(), rtol=0, atol=0)
+    assert reference.transformer.head_weight is not policy.transformer.head_weight

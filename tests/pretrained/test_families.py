@@ -4,7 +4,7 @@ import pytest
 
 from minirlhf.errors import InputError, nearest
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel
-from minirlhf.model.policy import ProcessRewardModel
+from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.pretrained.families import (
     FAMILIES,
     all_sliding,

@@ -19,7 +19,8 @@ from minirlhf.generation import SamplingConfig
 from minirlhf.jobs import JobConfig
 from minirlhf.model import LoRAConfig, ModelConfig
 from minirlhf.training import OptimizerConfig, RunConfig, RunSettings, parse_settings
-from minirlhf.training.settings import field_help, help_text, settings_to_toml
+from minirlhf.training.help import field_help, help_text
+from minirlhf.training.settings import settings_to_toml
 
 CONFIGS = [
     OptimizerConfig,

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.errors import InputError
-from minirlhf.training.settings import field_help, help_text, parse_settings, settings_to_toml, with_defaults
+from minirlhf.training.defaults import with_defaults
+from minirlhf.training.help import field_help, help_text
+from minirlhf.training.settings import parse_settings, settings_to_toml
 
 
 @dataclass(frozen=True)
