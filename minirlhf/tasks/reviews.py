@@ -82,25 +82,6 @@ def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool 
     return rows
 
 
-def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
-    """n rows {prompt, steps, labels} for process reward models. A step is a sentence; its label is True if it parses.
-
-    Some sentences have a fault. Every step ends with ". ".
-    """
-    rng, prompts = (
-        random.Random(f"reviews steps {seed} {held_out}"),
-        held_out_prompts() if held_out else training_prompts(),
-    )
-    rows = []
-    for _ in range(n):
-        prompt = rng.choice(prompts)["prompt"]
-        sentences = write_review(rng, product_of(prompt)).removesuffix(".").split(". ")
-        steps = [_corrupt(rng, sentence) if rng.random() < 0.4 else sentence for sentence in sentences]
-        labels = [_sentence_parses(prompt, words.split(" "), i == 0) for i, words in enumerate(steps)]
-        rows.append({"prompt": prompt, "steps": [f"{step}. " for step in steps], "labels": labels})
-    return rows
-
-
 def write_review(rng: random.Random, product: str) -> str:
     """Derive one review from the grammar."""
     sentences = [f"the {product} is {_judgement(rng)}."]
@@ -123,7 +104,7 @@ def sentiment(prompt: str, review: str) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
-def _sentence_parses(prompt: str, words: list[str], first: bool) -> bool:
+def sentence_parses(prompt: str, words: list[str], first: bool) -> bool:
     if first:
         return words[:3] == ["the", product_of(prompt), "is"] and _judgement_value(words[3:]) is not None
     return _is_fact(words) or _opinion_value(words) is not None
@@ -200,11 +181,11 @@ def _maybe_corrupt(rng: random.Random, review: str) -> str:
     """With probability CORRUPT_SHARE, add one to three faults, as in the samples of a weak model."""
     if rng.random() < CORRUPT_SHARE:
         for _ in range(rng.randint(1, 3)):
-            review = _corrupt(rng, review)
+            review = corrupt(rng, review)
     return review
 
 
-def _corrupt(rng: random.Random, review: str) -> str:
+def corrupt(rng: random.Random, review: str) -> str:
     """Delete, double, move or replace one word, or cut off the end."""
     words = review.split(" ")
     i = rng.randrange(len(words))

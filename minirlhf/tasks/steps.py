@@ -5,6 +5,7 @@ A row is {"prompt": text, "steps": [text], "labels": [true or false]}.
 
 from __future__ import annotations
 
+import random
 import reprlib
 
 from minirlhf.data.reading import read_values
@@ -24,7 +25,7 @@ def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
         outcome: make a single step of each answer, with the label "everything is right".
     """
     if data is None:
-        training, held_out = reviews.step_rows(rows, seed), reviews.step_rows(HELD_OUT, seed, held_out=True)
+        training, held_out = step_rows(rows, seed), step_rows(HELD_OUT, seed, held_out=True)
     else:
         found = read_steps(data)
         first = len(found) // HELD_OUT_EVERY + 1
@@ -33,6 +34,25 @@ def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
         training, held_out = ([as_outcome(row) for row in part] for part in (training, held_out))
     training = [{**row, "response": "".join(row["steps"])} for row in training]  # the tokenizer learns these texts
     return Task("steps", training, [], [], held_out, [], [])
+
+
+def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
+    """n rows {prompt, steps, labels} for process reward models. A step is a sentence; its label is True if it parses.
+
+    Some sentences have a fault. Every step ends with ". ".
+    """
+    rng, prompts = (
+        random.Random(f"reviews steps {seed} {held_out}"),
+        reviews.held_out_prompts() if held_out else reviews.training_prompts(),
+    )
+    rows = []
+    for _ in range(n):
+        prompt = rng.choice(prompts)["prompt"]
+        sentences = reviews.write_review(rng, reviews.product_of(prompt)).removesuffix(".").split(". ")
+        steps = [reviews.corrupt(rng, sentence) if rng.random() < 0.4 else sentence for sentence in sentences]
+        labels = [reviews.sentence_parses(prompt, words.split(" "), i == 0) for i, words in enumerate(steps)]
+        rows.append({"prompt": prompt, "steps": [f"{step}. " for step in steps], "labels": labels})
+    return rows
 
 
 def as_outcome(row: dict) -> dict:

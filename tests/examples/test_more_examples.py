@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from minirlhf.jobs import opened, stage
-from minirlhf.tasks import reviews
+from minirlhf.tasks.steps import step_rows
 
 from .conftest import small_task
 
@@ -67,7 +67,7 @@ def test_process_rewards_on_the_embedded_rows_and_on_your_own(call, tmp_path, ca
     call("process_reward", tmp_path, *wide, "--rows", "60", "--output", tmp_path / "job")
     assert "on held-out labels" in capsys.readouterr().out
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in reviews.step_rows(60, 1)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in step_rows(60, 1)))
     call("process_reward", tmp_path, *wide, "--data", data, "--output", tmp_path / "own")
     assert (tmp_path / "own" / "process_reward" / "model" / "config.json").exists()
 
