@@ -17,7 +17,6 @@ import torch
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
@@ -71,7 +70,10 @@ class Job(Opened):
         check_effects(settings)
         if not after:
             check_base(settings["job"])
-        with session_of(settings["job"]) as device:
+        common = settings["job"]
+        with session(
+            device=common.device, precision=common.precision, seed=common.seed, threads=common.threads
+        ) as device:
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
                 yield opened
@@ -91,7 +93,6 @@ class Job(Opened):
     ) -> Job:
         """Open folder, rows and tokenizer for settings that are already read."""
         started, common = time.perf_counter(), settings["job"]
-        check_stop(common)
         folder, rows = open_output(common, name), task(common)
         if "reward" in after and not (common.reward or rows.reward):
             needs = (*needs, "pairs")
@@ -175,16 +176,3 @@ class Job(Opened):
 
 class Stopped(Exception):
     """`--stop-after` ends the job here."""
-
-
-def session_of(job: JobConfig) -> Any:
-    """Device, precision and processes, as a context manager."""
-    return session(device=job.device, precision=job.precision, seed=job.seed, threads=job.threads)
-
-
-def check_stop(job: JobConfig) -> None:
-    """Refuse `--stop-after` of a stage that another flag replaces."""
-    if job.stop_after == "sft" and job.policy:
-        raise InputError("--policy replaces SFT, so --stop-after sft would do nothing; drop one of them")
-    if job.stop_after == "reward" and job.reward:
-        raise InputError("--reward replaces reward training, so --stop-after reward would do nothing; drop one of them")

@@ -60,6 +60,12 @@ class RLJobConfig(JobConfig):
 class PipelineConfig(RLJobConfig):
     stop_after: Literal["sft", "reward"] | None = None  # [stage] end the job after this stage; --resume goes on
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stage, flag, folder in (("sft", "--policy", self.policy), ("reward", "--reward", self.reward)):
+            if self.stop_after == stage and folder:
+                raise InputError(f"{flag} replaces this stage, so --stop-after {stage} would do nothing; drop one")
+
 
 # SFT and reward training do not depend on these settings, so that a job can change them and reuse both stages.
 LATER_STAGES_ONLY = ("reward", "stop_after", "student_width", "student_steps")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from minirlhf.errors import InputError
-from minirlhf.text.chat import answer_spans, render_chat
 from minirlhf.text.parts import TokenizerParts
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
@@ -170,6 +170,8 @@ class Tokenizer:
         rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
         return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
 
+    # The next four methods are for turns. Their work stands in text/turns.py.
+
     def apply_chat_template(
         self,
         messages: list[dict],
@@ -181,89 +183,32 @@ class Tokenizer:
 
         Args: see `ChatTemplate.render`. The plain layout (`render_chat`) reads neither tools nor variables.
         """
-        return self._render(messages, add_generation_prompt, tools, variables)[0]
+        from minirlhf.text.turns import render
+
+        return render(self, messages, add_generation_prompt, tools, variables)[0]
 
     def encode_rendered(self, text: str) -> list[int]:
         """A text from `apply_chat_template` -> the ids that a model reads: the template's special tokens are tokens."""
-        return self._encode_rendered(text)[0]
+        from minirlhf.text.turns import encode_with_offsets
+
+        return encode_with_offsets(self, text)[0]
 
     def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
         """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-        This is how training reads a row of turns. Render prompt and answer, encode the text, cut off the prompt's ids,
-        and cut after the answer's end token. If a token spans the boundary, encode the answer separately. If the
-        template changes the prompt's text once an answer follows, use the plain answer and EOS.
         Raises: InputError if the template refuses the turns.
         """
-        prompt = self.apply_chat_template(turns, add_generation_prompt=True)
-        ids = self.encode_rendered(prompt)
-        return ids, [self._encode_answer(turns, prompt, ids, answer) for answer in answers]
+        from minirlhf.text.turns import encode_turns
 
-    def _encode_answer(self, turns: list[dict], prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
-        whole = self.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
-        if not whole.startswith(prompt):
-            return self.encode_responses([answer])[0]
-        ids, start = self.encode_rendered(whole), len(prompt_ids)
-        ids = ids[start:] if ids[:start] == prompt_ids else self.encode_rendered(whole[len(prompt) :])
-        ends = [position for position, token in enumerate(ids) if token in self.eos_ids]
-        inside = sum(token in self.eos_ids for token in self.encode_rendered(answer))  # end tokens in the answer's text
-        return ids[: ends[inside] + 1] if inside < len(ends) else [*ids, self.eos_id]
+        return encode_turns(self, turns, answers)
 
     def encode_chat(
-        self,
-        messages: list[dict],
-        add_generation_prompt: bool = False,
-        tools: list[dict] | None = None,
-        variables: dict | None = None,
+        self, messages: list[dict], add_generation_prompt: bool = False, **options: Any
     ) -> tuple[list[int], list[bool]]:
-        """Turns -> (ids, mask of the assistant's tokens), the end token of each of its turns included.
+        """Turns -> (ids, mask of the assistant's tokens); see `text.turns.encode_chat`. options: tools, variables."""
+        from minirlhf.text.turns import encode_chat
 
-        No trainer here uses this mask: SFT learns the last answer of a row, see `encode_turns`. Use the mask to train
-        on every answer of a dialogue.
-
-        The text is encoded as a whole, as other tools do it. A token that spans the beginning of an answer counts as
-        the assistant's. The mask follows the template's {% generation %} blocks, or `answer_spans` without them.
-        Raises: InputError if the template refuses the turns, or changes earlier turns so that an answer is not found.
-        """
-        text, spans = self._render(messages, add_generation_prompt, tools, variables)
-        if spans is None:
-
-            def render(turns: list[dict], prompt: bool) -> str:
-                return self.apply_chat_template(turns, prompt, tools, variables)
-
-            spans = answer_spans(render, messages, text, [self.backend.id_to_token(i) for i in self.eos_ids])
-        ids, offsets = self._encode_rendered(text)
-        # A token without width, such as the "_" that some tokenizers put first, counts as one character.
-        mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
-        return ids, mask
-
-    def _render(
-        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict | None
-    ) -> tuple[str, list[tuple[int, int]] | None]:
-        """(text, spans of the answers); None for the spans if the template does not mark them."""
-        if not self.templates:
-            if tools or variables:
-                raise InputError("chat: the plain layout reads neither tools nor variables; choose another template")
-            return render_chat(messages, add_generation_prompt), None
-        template = self.templates.get("tool_use") if tools is not None else None
-        template = template or self.templates.get("default")
-        if template is None:
-            raise InputError(
-                f"chat template: needed one named default, got {', '.join(sorted(self.templates))}; choose one with "
-                "with_template(tokenizer.templates[name].source)"
-            )
-        text, spans = template.render(messages, add_generation_prompt, tools, variables)
-        return text, spans if template.marks_answers else None
-
-    def _encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """(ids, (start, end) of each in the text). Without a template this is plain text and begins as prompts do."""
-        prefix = [] if self.templates else self.prefix
-        self.backend.encode_special_tokens = not self.templates or bool(self.parts.config.get("split_special_tokens"))
-        try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        finally:
-            self.backend.encode_special_tokens = True
-        return [*prefix, *encoding.ids], [(-1, -1)] * len(prefix) + encoding.offsets
+        return encode_chat(self, messages, add_generation_prompt, **options)
 
     def _encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         return self.backend.encode_batch(list(texts), add_special_tokens=False)

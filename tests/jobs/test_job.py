@@ -8,7 +8,7 @@ import torch
 from minirlhf.algorithms import DPOConfig, DPOTrainer, PPOConfig, RewardConfig, SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import Job, JobConfig, open_stage
-from minirlhf.jobs.job import Stopped, check_stop
+from minirlhf.jobs.job import Stopped
 from minirlhf.jobs.settings import PipelineConfig
 from minirlhf.model import ModelConfig
 from minirlhf.tasks import Task
@@ -92,15 +92,6 @@ def test_the_batches_of_a_stage_last_as_long_as_its_settings_say(job):
 def test_stop_after_ends_a_job_behind_its_stage(job):
     with pytest.raises(Stopped, match="sft"):
         job(stop_after="sft").policy()
-
-
-def test_a_stage_that_another_flag_replaces_is_no_place_to_stop():
-    with pytest.raises(InputError, match="--policy replaces SFT"):
-        check_stop(PipelineConfig(policy="DIR", stop_after="sft"))
-    with pytest.raises(InputError, match="--reward replaces reward training"):
-        check_stop(PipelineConfig(reward="DIR", stop_after="reward"))
-    check_stop(PipelineConfig(policy="DIR", reward="DIR"))
-    check_stop(JobConfig())
 
 
 def test_a_task_without_the_rows_that_a_program_needs_is_refused_before_anything_is_written(tmp_path):

@@ -74,6 +74,14 @@ def test_adapters_need_a_trained_base():
 
 def test_a_program_without_the_flags_of_reward_and_stop_has_none():
     assert (JobConfig().reward, JobConfig().stop_after, RLJobConfig().stop_after) == (None, None, None)
-    assert PipelineConfig(reward="DIR", stop_after="reward").stop_after == "reward"
+    assert PipelineConfig(reward="DIR", stop_after="sft").stop_after == "sft"
     with pytest.raises(TypeError):
         JobConfig(reward="DIR")
+
+
+def test_a_stage_that_another_flag_replaces_is_no_place_to_stop():
+    with pytest.raises(InputError, match="--policy replaces this stage, so --stop-after sft would do nothing"):
+        PipelineConfig(policy="DIR", stop_after="sft")
+    with pytest.raises(InputError, match="--reward replaces this stage, so --stop-after reward would do nothing"):
+        PipelineConfig(reward="DIR", stop_after="reward")
+    assert PipelineConfig(policy="DIR", stop_after="reward").stop_after == "reward"
