@@ -2,7 +2,7 @@
 
     W x + scale B A x      Hu et al. 2021, arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353
 
-Modules have the names inside the transformer ("model.layers.0.self_attn.q_proj"), also in a policy or a reward model.
+A module has its name inside the transformer ("model.layers.0.self_attn.q_proj"), also in a policy or a reward model.
 A pattern is a name, a part of a name ("q_proj", "layers.1", "self_attn") or either with wildcards ("*_proj"). It may
 also use the names in the files of the model's family ("c_attn").
 """
@@ -28,7 +28,7 @@ from minirlhf.model.policy import Policy, core_of, trainable
 class LoRAConfig:
     r: int = 16  # [numbers] rank: the width between A and B
     alpha: float = 32.0  # [-] the update is scaled by alpha / r
-    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT and reward training only
+    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT, distillation and reward training only
     target_modules: tuple[str, ...] = (ALL,)  # [patterns] Linears that get an adapter; all-linear: all but heads
     use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
     use_dora: bool = False  # [-] learn the length of each row of the weight separately from its direction
@@ -39,7 +39,7 @@ class LoRAConfig:
         check_range(self, "dropout", least=0, most=0.999)
         if not self.target_modules or isinstance(self.target_modules, str):
             raise InputError(
-                f"LoRAConfig: target_modules must be a list of patterns, got {self.target_modules!r}; see {ALL}"
+                f"LoRAConfig: target_modules must be a list of patterns, got {self.target_modules!r}; e.g. ({ALL!r},)"
             )
 
     @property
@@ -75,7 +75,7 @@ class Adapter(nn.Module):
         return (out + update).to(out.dtype)
 
     def gain(self, base: nn.Linear) -> Tensor:
-        """[out]: learned length of each row / its present length, a constant to the gradient (DoRA, section 4.3)."""
+        """[out]: learned length / present length of each row. The present length is constant (DoRA, section 4.3)."""
         with torch.no_grad(), full_precision(self.B):
             length = (base.weight + self.config.scale * self.B @ self.A).norm(dim=1)
         return self.magnitude / length.clamp(min=1e-12)
@@ -139,9 +139,9 @@ def active_adapter(model: nn.Module) -> str | None:
 def adapter_view(model: nn.Module, name: str | None) -> nn.Module:
     """A second tree of modules over the same parameters, with the adapter `name` only (None: no adapter).
 
-    So policy, value model, reward model and reference are views of one base. Each lists, trains and freezes its own
-    adapter only, and nothing is ever switched. Without an adapter, outputs are the base's bit for bit. An adapter that
-    is put on the model later does not appear in the view.
+    So policy, value model, reward model and reference are views of one base. Each view lists, trains and freezes its
+    own adapter only; no code switches adapters. Without an adapter, outputs equal the base's outputs bit for bit. The
+    view does not see an adapter that is put on the model later.
     """
     check_names(model, [name] if name is not None else [])
     return _twin(model, name)
@@ -160,9 +160,9 @@ def reference_of(policy: Policy) -> Policy:
 
 
 def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.Module:
-    """In place, replace every adapted layer by a plain Linear with the weight W + sum of weights[name] * delta.
+    """Replace every adapted layer, in place, by a plain Linear with the weight W + sum of weights[name] * delta.
 
-    `weights` None: the active adapter with weight 1. Merging a view does not change the model that it was made from.
+    `weights` None: the active adapter with weight 1. Merging a view leaves the original model unchanged.
     Raises: InputError if the model lacks an adapter named in `weights`, or has no adapter at all.
     """
     if weights is None:
@@ -241,7 +241,7 @@ def check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _twin(module: nn.Module, name: str | None) -> nn.Module:
-    """The module again: parameters and buffers are shared, child modules are twins."""
+    """A copy of the module that shares parameters and buffers; its child modules are copies too."""
     if isinstance(module, LoRALinear) and name not in module.adapters:
         return _twin(module.base, name)
     twin = copy.copy(module)
@@ -252,7 +252,7 @@ def _twin(module: nn.Module, name: str | None) -> nn.Module:
 
 
 def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
-    """Name -> Linear, with or without adapters on it, if a pattern fits. "all-linear" fits every Linear except heads.
+    """Name -> Linear for each Linear that a pattern fits, adapted or not. "all-linear" fits all Linears except heads.
 
     Raises: InputError if a pattern fits no Linear, or fits a head with one output.
     """

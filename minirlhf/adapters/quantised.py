@@ -1,9 +1,9 @@
 """Frozen weights in 4 bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
 A block is 64 numbers, and its scale is its largest absolute value. Each number is stored as one of 16 levels (4 bits)
-times the scale. A group is 256 blocks. Each scale is stored as one of 256 steps (8 bits) between the least and the
-largest scale of its group, and these two are stored as fp32. Bytes per number: 1/2 + 1/64 + 8 / (64 * 256) = 0.516,
-0.129 of fp32 (for sizes that fill their blocks).
+times the scale. A group is 256 blocks. Each scale is stored as one of 256 steps (8 bits) from the least to the largest
+scale of its group. The least scale and the step of a group are stored as fp32. Bytes per number: 1/2 + 1/64 + 8 /
+(64 * 256) = 0.516, 0.129 of fp32 (for sizes that fill their blocks).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def dequantise(
     codes: Tensor, scales: Tensor, ranges: Tensor, shape: tuple[int, int], pairs: Tensor | None = None
 ) -> Tensor:
-    """Codes, scales and ranges from `quantise` -> the weight, fp32. `pairs`: the table of `levels`, if at hand."""
+    """Codes, scales and ranges from `quantise` -> the weight, fp32. `pairs`: the table of `levels`, made if None."""
     pairs = levels(codes.device) if pairs is None else pairs
     blocks = F.embedding(codes.int(), pairs).view(-1, BLOCK) * _read_scales(scales, ranges)[:, None]
     return blocks.flatten()[: shape[0] * shape[1]].view(shape)
@@ -123,7 +123,7 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
-        table = levels(x.device)  # out here: torch.compile cannot make the table inside the autograd function
+        table = levels(x.device)  # not inside the autograd function: torch.compile cannot make the table there
         product = QuantisedProduct.apply(x, self.codes, self.scales, self.ranges, shape, table)
         return product if self.bias is None else product + self.bias
 
@@ -136,7 +136,7 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
     found = select_linears(model, patterns)
     if HEAD in found:
         raise InputError(
-            f"quantise_linears: the losses read the whole weight of {HEAD}, so it stays in full; leave it out"
+            f"quantise_linears: {HEAD} must stay unquantised, because the losses read its weight; leave it out"
         )
     chosen = {id(linear) for linear in found.values()}
     for parent in list(model.modules()):

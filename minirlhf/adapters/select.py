@@ -17,7 +17,7 @@ SCALAR_HEADS = ("score", "value_head")  # heads with one output: trained whole, 
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> int:
-    """Freeze every parameter that a pattern fits, by itself or by a module around it -> how many numbers are frozen.
+    """Freeze a parameter if a pattern fits it or a module around it -> the count of frozen numbers.
 
     Raises: InputError if a pattern fits nothing and `strict` is set.
     """
@@ -25,7 +25,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
     for pattern in patterns:
         found = {name: p for name, p in parameters.items() if fits(model, name, pattern)}
         if strict and not found:
-            raise InputError(f"freeze: pattern {pattern!r} fits no parameter; they are named like {min(parameters)}")
+            raise InputError(f"freeze: pattern {pattern!r} fits no parameter; names look like {min(parameters)}")
         frozen |= found
     for p in frozen.values():
         p.requires_grad_(False)
@@ -33,7 +33,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """-> (trained, all) numbers. A quantised weight counts too, although it is no parameter."""
+    """-> (trained, all) numbers. A quantised weight counts, although torch lists no parameter for it."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     quantised = sum(
@@ -43,7 +43,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def fits(model: nn.Module, name: str, pattern: str) -> bool:
-    """Does the pattern fit this module or parameter, or a module around it, by our name or the family's?"""
+    """True if the pattern fits a module or parameter, or a module around it, by our name or the family's name."""
     names = (name, name_in_files(model, name.removeprefix("transformer.")))
     forms = (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*")
     return any(fnmatchcase(x, form) for x in names for form in forms)

@@ -1,4 +1,4 @@
-"""The mathematics: pure functions of tensors and floats. Imports torch and nothing else."""
+"""The mathematics: functions of tensors and floats. The files import torch and one another only."""
 
 from minirlhf.lazy import lazy
 from minirlhf.losses.advantages import gae, kl_shaped_rewards, weighted_scores

@@ -1,9 +1,9 @@
-"""From scores to per-token rewards to advantages. No result has a gradient.
+"""From scores to per-token rewards to advantages. Pass inputs without gradient: no function detaches them.
 
-B sequences, T tokens; column t speaks about choosing token t. N prompts with G completions each; the G completions of a
-prompt stand side by side. A score of NaN means that no judge gave one.
+B sequences, T tokens; column t speaks about choosing token t. N completions, F reward functions. A score of NaN means
+that no judge scored the completion.
 
-The functions raise ValueError if the shapes do not fit, the mask is not bool or group_size < 2.
+The functions raise ValueError if the shapes do not fit or the mask is not bool.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def kl_shaped_rewards(
         kl_coef:         score units per nat.
         estimator:       "k1" makes the optimum pi_ref exp(score / kl_coef), exactly. "k2" and "k3" are biased: the
                          policy gradient of such a reward is not the gradient of the KL (relative error 0.7 to 1.1 on
-                         enumerated spaces), and training starves most completions. Some other libraries use them.
+                         enumerated spaces), and most completions end near probability 0. Other libraries use them.
     Returns: [B, T], 0 outside the mask; the score of a row without a True column is not used.
-    Raises: ValueError for another estimator.
+    Raises: ValueError for any other estimator.
     """
     if estimator not in REWARD_KL:
         raise ValueError(
@@ -79,7 +79,7 @@ def gae(
 def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over reward functions, [N, F] and [F] -> [N]; a function that does not apply (NaN) adds nothing.
 
-    If no function applies to a row, its sum is NaN, and it gets no advantage.
+    If no function applies to a row, the row's sum is NaN, and the row gets no advantage.
     """
     if scores.dim() != 2 or weights.shape != scores.shape[1:]:
         raise ValueError(

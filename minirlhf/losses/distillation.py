@@ -1,4 +1,4 @@
-"""Losses against a teacher. B sequences, T tokens, V vocabulary; column t speaks about token t.
+"""Losses that compare a student with its teacher. B sequences, T tokens, V vocabulary; column t speaks about token t.
 
 Every function raises ValueError if the shapes differ, a mask is not bool or a number is outside its range.
 """
@@ -20,11 +20,11 @@ def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float)
     """Divergence of two distributions over V -> [...] nats, the sum over the last axis.
 
     beta KL(teacher || m) + (1 - beta) KL(student || m),  m = beta teacher + (1 - beta) student
-    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). As in the paper, the two ends are defined separately: beta 0 is
-    the forward KL(teacher || student) and covers all modes; beta 1 is the reverse KL(student || teacher) and seeks one.
+    Agarwal et al. 2023, arXiv:2306.13649, Eq. 1 (GKD). The paper defines the two ends separately: beta 0 is the forward
+    KL(teacher || student) and covers all modes; beta 1 is the reverse KL(student || teacher) and seeks a single mode.
 
     Args:
-        student_logps, teacher_logps: [..., V] finite log-probs; only the student's carry gradient.
+        student_logps, teacher_logps: [..., V] finite log-probs. Pass the teacher's without gradient.
         beta: in [0, 1].
     """
     if student_logps.shape != teacher_logps.shape or not 0 <= beta <= 1:
@@ -80,10 +80,10 @@ def linear_distillation_loss(
 
 
 def minillm_advantages(logps: Tensor, *, teacher_logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the later tokens of (teacher - student) -> [B, T] nats, detached, 0 at the last token.
+    """Mean of (teacher_logps - logps) over all later tokens -> [B, T] nats, detached, 0 at the last token.
 
     Gu et al. 2023, arXiv:2306.08543, Eq. 6 and 8 (MiniLLM): an exact reverse KL at each token (`generalised_js`,
-    beta 1) leaves out a part of the gradient of the sequence's reverse KL. This is that part, normalised by length.
+    beta 1) leaves out a part of the gradient of the sequence's reverse KL. The result is that part, divided by length.
 
     Args:   logps, teacher_logps: [B, T] nats on the student's own tokens.   mask: [B, T] bool.
     """

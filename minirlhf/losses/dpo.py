@@ -1,11 +1,10 @@
-"""Preference losses against a reference: most take (chosen_logratios, rejected_logratios, *, beta).
+"""Preference losses against a reference: most losses take (chosen_logratios, rejected_logratios, *, beta).
 
 B pairs. A log-ratio is log pi(y | x) - log pi_ref(y | x), [B] nats, summed over the tokens of y (responses.py); beta
-times the log-ratio is the implicit reward. All losses return [B], to be minimised. Other inputs give other losses:
-log-probs in place of log-ratios give the reference-free form, means in place of sums the length-normalised form, and
-log-ratios that passed through a `link` another f-divergence.
-
-docs/fixed_points.md shows where each loss leads, on all pairs labelled by Bradley-Terry with reward r.
+times the log-ratio is the implicit reward. In formulas c and r are the chosen and the rejected log-ratio, and e is
+label_smoothing. All losses return [B], to be minimised. Other inputs give other losses: log-probs give the
+reference-free form, means over tokens give the length-normalised form, outputs of a `link` give another f-divergence.
+docs/fixed_points.md shows where each loss leads if it sees all pairs, labelled by Bradley-Terry.
 
 Every loss raises ValueError if the shapes differ, beta <= 0 or label_smoothing is outside [0, 0.5).
 """
@@ -51,9 +50,9 @@ def dpo_sigmoid_loss(
 ) -> Tensor:
     """-(1 - e) log sigmoid(beta (c - r)) - e log sigmoid(-beta (c - r)) -> [B] nats; ln 2 at the first step.
 
-    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7. With e = 0 and labels drawn from Bradley-Terry its minimum is
-    pi_ref exp(reward / beta), exactly. e > 0 is cDPO (Mitchell 2023). If the label is certain, cDPO stops at the finite
-    margin log((1 - e) / e) / beta. If labels are drawn from Bradley-Terry, it falls short of the optimum; see
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7. With e = 0 and labels drawn from Bradley-Terry, its minimum is
+    pi_ref exp(reward / beta), exactly. e > 0 is cDPO (Mitchell 2023). If the label is certain, cDPO stops at
+    c - r = log((1 - e) / e) / beta. If labels are drawn from Bradley-Terry, cDPO falls short of the optimum; see
     `robust_dpo_loss`.
 
     Args:   chosen_logratios, rejected_logratios: [B] nats.   beta: > 0, score units per nat.   label_smoothing: in
@@ -77,10 +76,10 @@ def robust_dpo_loss(
 
 
 def ipo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.1) -> Tensor:
-    """(c - r - 1 / (2 beta))^2 -> [B] nats^2: a margin to reach and to stay at, also if the label is certain.
+    """(c - r - 1 / (2 beta))^2 -> [B] nats^2: c - r stops at 1 / (2 beta), even if the label is certain.
 
     Azar et al. 2023, arXiv:2310.12036, Eq. 17, with the paper's sums over tokens (some libraries take means). Its
-    minimum is pi_ref exp(p / beta), where p is the probability to be preferred, not the reward.
+    minimum is pi_ref exp(p / beta), where p is the completion's win rate, not its reward.
     """
     _margin("ipo_loss", chosen_logratios, rejected_logratios, beta)
     return (chosen_logratios - rejected_logratios - 1 / (2 * beta)).square()
@@ -211,15 +210,15 @@ def discopop_loss(
     if not temperature > 0:
         raise ValueError(f"discopop_loss: temperature must be > 0, got {temperature}")
     gate = (margin / temperature).sigmoid()
-    # at a very negative margin the gate is 0: without the clamp exp would make it 0 * inf
+    # at a very negative margin the gate is 0: without the clamp, gate * exp would be 0 * inf = nan
     return (1 - gate) * -F.logsigmoid(margin) + gate * torch.exp(-margin.clamp(min=-MAX_LOG_RATIO))
 
 
 def forward_kl_link(logratios: Tensor) -> Tensor:
-    """-exp(-x): in place of both log-ratios x, it makes KL(pi_ref || pi) the regulariser.
+    """-exp(-x): put in place of each log-ratio x, it makes KL(pi_ref || pi) the regulariser.
 
     Wang et al. 2023, arXiv:2309.16240, Table 1: the link is f'(pi / pi_ref) up to a constant, and the constant cancels
-    in the difference. The identity as link is DPO's reverse KL. x is clamped to at least -20; below, the gradient is 0.
+    in the difference. The identity link gives DPO's reverse KL. x is clamped: below -20 the gradient is 0.
     """
     return -torch.exp(-logratios.clamp(min=-MAX_LOG_RATIO))
 

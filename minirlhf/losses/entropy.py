@@ -11,13 +11,13 @@ from minirlhf.losses.masking import check_mask
 def high_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float, threshold: Tensor | None = None) -> Tensor:
     """The `fraction` of the mask's tokens with the highest entropy -> [B, T] bool.
 
-    Wang et al. 2025, arXiv:2506.01939: training on the fifth of the tokens with the highest entropy is as good as
-    training on all.
+    Wang et al. 2025, arXiv:2506.01939: training on the 20% of tokens with the highest entropy is as good as training
+    on all tokens.
 
     Args:
         entropy, mask: [B, T] nats and bool.   fraction: in (0, 1].
         threshold:     nats, the lowest entropy to keep: `entropy_threshold` of the whole batch, if ranks share the
-                       batch; None takes the threshold of these tokens. An empty mask gives an empty mask.
+                       batch; None computes it from the mask's tokens. An empty mask gives an empty mask.
     Raises: ValueError if the shapes differ, the mask is not bool or fraction is outside (0, 1].
     """
     check_mask("high_entropy_mask", mask, entropy=entropy)
@@ -27,7 +27,7 @@ def high_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float, threshold:
 
 
 def entropy_threshold(entropies: Tensor, fraction: float) -> Tensor:
-    """The entropy (nats, scalar) that a `fraction` of entropies [N] reaches; 0 for none.
+    """The entropy (nats, scalar) that a `fraction` of entropies [N] reaches; 0 if N is 0.
 
     Raises: ValueError if fraction is outside (0, 1].
     """
@@ -40,7 +40,7 @@ def entropy_threshold(entropies: Tensor, fraction: float) -> Tensor:
 
 
 class AdaptiveEntropyController:
-    """A bonus that rises by `delta` per update while entropy <= target. Above the target it falls and is not paid.
+    """A bonus that rises by `delta` per update while entropy <= target. Above it, the level falls and `coef` is 0.
 
     He et al. 2025, arXiv:2505.22312 (Skywork-OR1), 3.2.3.
 

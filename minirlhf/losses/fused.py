@@ -1,6 +1,6 @@
 """Head, log-probs, loss and gradient, one chunk of tokens at a time. B sequences, T tokens, V vocabulary, D width.
 
-`linear_token_logps` leaves the loss in the open, so its backward pass computes each chunk's logits a second time. If
+`linear_token_logps` does not know the loss, so its backward pass computes each chunk's logits a second time. If
 the loss of a token depends on that token alone, the forward pass can take its gradient while the chunk's logits exist.
 """
 
@@ -40,7 +40,7 @@ def fused_linear_loss(
     """Sum over the mask of token_loss / count -> (loss, logps [B, T] nats, entropy [B, T] nats), the last two detached.
 
     Equals `masked_mean(token_loss(linear_token_logps(...), **inputs), mask, count)` in value and gradient, with three
-    matrix products instead of four and nothing of size [B, T, V]. Memory is O(chunk * V) plus the gradients, kept from
+    matrix products instead of four and nothing of size [B, T, V]. Memory is O(chunk * V) plus the gradients, held from
     the forward to the backward pass. Tokens outside the mask are not computed; their log-prob and entropy are 0.
 
     token_loss must look at each token by itself, because it sees one chunk of tokens at a time. A loss that mixes
@@ -71,7 +71,7 @@ def fused_linear_loss(
         if value.requires_grad:
             raise ValueError(
                 f"fused_linear_loss: {name} asks for a gradient, but only hidden and weight get one; detach it, or "
-                "leave the loss in the open with linear_token_logps"
+                "compute the loss outside, with linear_token_logps"
             )
     dtype = autocast_dtype(hidden)
     tokens, positions = predicted_tokens(mask)
@@ -106,7 +106,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        # The gradients are scaled in place and handed out: a scaled copy would double the memory. A second backward
+        # The gradients are scaled in place: a scaled copy would double the memory. A second backward
         # pass through a retained graph computes them again.
         grads = ctx.grads or _over_chunks(*ctx.saved_tensors, *ctx.options, *ctx.needs)[-1]
         ctx.grads = None
@@ -135,9 +135,9 @@ def _over_chunks(
     for rows in _chunks(ids.numel(), weight.shape[0]):
         logps_NV = _log_softmax(_logits(hidden[rows], weight, None, None), temperature)
         logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
-        grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
+        grad_NV = logps_NV.exp()  # p; turned in place into the gradient of the logits
         entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)
-        del logps_NV  # frees it before the next chunk allocates its own
+        del logps_NV  # free the memory before the next chunk allocates
         inputs_N = {name: value[rows] for name, value in inputs.items()}
         loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], with_grad)
         loss += loss_N
@@ -180,6 +180,6 @@ def _refuse_other_leaves(total: Tensor, logps: Tensor) -> None:
         if getattr(node, "variable", logps) is not logps:
             raise ValueError(
                 "fused_linear_loss: token_loss uses a tensor that asks for a gradient, but only hidden and weight "
-                "get one; detach it, or leave the loss in the open with linear_token_logps"
+                "get one; detach it, or compute the loss outside, with linear_token_logps"
             )
         waiting += [parent for parent, _ in node.next_functions]

@@ -1,7 +1,7 @@
-"""Advantages without a value function: groups of completions, compared with one another. No result has a gradient.
+"""Advantages without a value function, from groups of completions. Pass inputs without gradient.
 
 B sequences, T tokens; N prompts with G completions each; the G completions of a prompt stand side by side. A score of
-NaN means that no judge gave one.
+NaN means that no judge scored the completion.
 
 The functions raise ValueError if the shapes do not fit, the mask is not bool or group_size < 2.
 """
@@ -31,20 +31,20 @@ def group_advantages(
 ) -> Tensor:
     """Score minus the mean of its group, over a standard deviation -> [N * G], no unit (score units with "none").
 
-    (s - mean) / (std + 1e-4), std with ddof 1.   Shao et al. 2024, arXiv:2402.03300, 4.1.2 (GRPO); without the
-    division Liu et al. 2025, arXiv:2503.20783 (Dr.GRPO). A group of equal scores gets 0: it teaches nothing. A score of
+    (s - mean) / (std + 1e-4), std with ddof 1.   Shao et al. 2024, arXiv:2402.03300, 4.1.2 (GRPO). Dr.GRPO does
+    not divide (Liu et al. 2025, arXiv:2503.20783). A group of equal scores gets 0: it teaches nothing. A score of
     NaN gets 0 and does not enter mean or std.
 
     Division by the std of the group gives more weight to very easy and very hard prompts (all answers but one right, or
     all but one wrong). The mean contains the sample itself, so "none" is the leave-one-out advantage times (G - 1) / G.
-    A KL loss is not scaled down with it, so its coefficient acts as if it were G / (G - 1) as large. See
+    A KL loss is not scaled by this factor, so its coefficient acts like a coefficient G / (G - 1) times as large. See
     `rloo_advantages`.
 
     Args:
         scores:     [N * G].   group_size: G >= 2.
         scale:      the std of the "group", of the whole "batch", or "none".
         moments:    for "batch": `masked_moments` of the scores summed over ranks; None takes the moments of `scores`.
-    Raises: ValueError for another scale.
+    Raises: ValueError for any other scale.
     """
     groups = _groups("group_advantages", scores, group_size)
     if scale not in ("group", "batch", "none"):
@@ -63,7 +63,7 @@ def gdpo_advantages(scores: Tensor, weights: Tensor, group_size: int) -> Tensor:
     """Each reward function normalised within its groups, then the weighted sum -> [N * G], no unit.
 
     Liu et al. 2026, arXiv:2601.05242 (GDPO), Eq. 4 and 5. If the sum came first, the function with the largest spread
-    would drown the others. The paper's last step, whitening over the batch, is `whiten_judged`.
+    would hide all other functions. The paper's last step, whitening over the batch, is `whiten_judged`.
 
     Args:
         scores: [N * G, F], NaN where a function does not apply.   weights: [F].   group_size: G >= 2.
@@ -87,7 +87,7 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     """Score minus the mean of the *other* scores of its group -> [N * G] score units.
 
     Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, Eq. 6 (RLOO). Unbiased: the baseline does not depend on
-    the sample. A score of NaN gets 0 and does not enter the mean. A single judged sample in its group gets 0.
+    the sample. A score of NaN gets 0 and does not enter the mean. The only judged sample of a group gets 0.
 
     Args:   scores: [N * G].   group_size: G >= 2.
     """
@@ -110,8 +110,8 @@ def bnpo_advantages(scores: Tensor, group_size: int, moments: tuple[Tensor, Tens
     """(s - p) / Beta(p; 1 + a / 3, 1 + b / 3) -> [N * G] for scores in [0, 1], p the mean of the group.
 
     Xiao et al. 2025, arXiv:2506.02864 (BNPO), Eq. 10 and 13: the moments of all p in the batch give a and b of a beta
-    distribution, and the divisor is a density made from it. A constant divisor is REINFORCE with a baseline.
-    Beta(3/2, 3/2) is GRPO, because it is proportional to the std of a group. (Some libraries use the name "bnpo" for
+    distribution, and the divisor is a density made from it. A constant divisor gives REINFORCE with a baseline.
+    Beta(3/2, 3/2) gives GRPO, because it is proportional to the std of a group. (Some libraries use the name "bnpo" for
     the token mean alone.)
 
     Args:
@@ -158,7 +158,7 @@ def _are_equal(groups: Tensor) -> Tensor:
 
 
 def _centred(groups: Tensor) -> Tensor:
-    """Scores minus the mean of their group. Equal scores give exactly 0, where rounding would leave a rest."""
+    """Scores minus the mean of their group. Equal scores give exactly 0, without a rounding error."""
     centred = groups - groups.nanmean(-1, keepdim=True)
     return torch.where(_are_equal(groups)[:, None], torch.where(groups.isnan(), groups, 0), centred)
 

@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference) from sampled tokens, and the controllers of its coefficient.
 
-With d = logps - ref_logps on tokens drawn from the policy (Schulman 2020, "Approximating KL divergence",
-http://joschu.net/blog/kl-approx.html). All three take and return [B, T] nats, and raise ValueError if the shapes
+d is logps - ref_logps, on tokens drawn from the policy (Schulman 2020, "Approximating KL divergence",
+http://joschu.net/blog/kl-approx.html). The estimators take and return [B, T] nats, and raise ValueError if the shapes
 differ. The sum over a row estimates the KL per sequence.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minirlhf.losses.masking import check_same_shape
 
-MAX_LOG_RATIO = 20.0  # exp(20) = 5e8 is a broken update already; beyond it fp32 squares overflow and gradients turn nan
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8 is a broken update already; far beyond it fp32 overflows and gradients turn nan
 
 
 def kl_k1(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def kl_k1(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """d^2 / 2. Biased, never negative, little noise.
 
-    If d is the log-ratio of a whole sequence, its gradient as a loss is the gradient of the KL. Token by token it
+    If d is the log-ratio of a whole sequence, the gradient of this loss is the gradient of the KL. A sum over tokens
     leaves out the KL of later tokens.
     """
     check_same_shape("kl_k2", logps=logps, ref_logps=ref_logps)
@@ -37,9 +37,9 @@ def kl_k2(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
 def kl_k3(logps: Tensor, *, ref_logps: Tensor) -> Tensor:
     """exp(-d) - 1 + d. Unbiased as a value, never negative.
 
-    If d is the log-ratio of a whole sequence, its gradient is the gradient of KL(reference || policy), the other
-    direction. Token by token it is the gradient of this KL at each prefix that the policy visits. d is clamped to at
-    least -20: below, the value stays large but finite and the gradient is 0.
+    If d is the log-ratio of a whole sequence, the gradient of this loss is the gradient of KL(reference || policy),
+    the other direction. Token by token it is the gradient of this KL at each prefix that the policy visits. d is
+    clamped to at least -20: below -20 the value stays large but finite and the gradient is 0.
     """
     check_same_shape("kl_k3", logps=logps, ref_logps=ref_logps)
     log_ratio = (logps - ref_logps).clamp(min=-MAX_LOG_RATIO)
@@ -53,7 +53,7 @@ class FixedKLController:
         self.coef = init
 
     def update(self, kl: float, n: int) -> None:
-        """Do nothing; the signature is that of AdaptiveKLController."""
+        """Do nothing. AdaptiveKLController's method has the same signature."""
 
     def state_dict(self) -> dict[str, float]:
         return {"coef": self.coef}

@@ -30,7 +30,7 @@ def token_logps(logits: Tensor, input_ids: Tensor, temperature: float = 1.0) -> 
             f"token_logps: needed logits [B, T, V] for input_ids [B, T], got {tuple(logits.shape)} and "
             f"{tuple(input_ids.shape)}; pass the logits of all T positions"
         )
-    # log_softmax, not logit - logsumexp: that loses 5e-4 nats in fp32 once logits share an offset of 1e4
+    # log_softmax, not logit - logsumexp: the difference loses 5e-4 nats in fp32 if logits share an offset of 1e4
     logps = (_widen(logits) / temperature).log_softmax(-1)
     next_ids = input_ids.roll(-1, dims=1)  # model order; shift_right drops the last column
     return shift_right(logps.gather(-1, next_ids[..., None]).squeeze(-1))
@@ -73,8 +73,8 @@ def linear_logps_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Token log-probs and entropy, both [B, T] nats with column 0 = 0, in chunks of tokens, with exact gradients.
 
-    The backward pass computes each chunk's logits again instead of keeping them: O(chunk * V) memory beside the
-    gradients themselves, one more matrix product (4 instead of 3).
+    The backward pass computes each chunk's logits again instead of keeping them. So memory is O(chunk * V) beside the
+    gradients, at the cost of one more matrix product (4 instead of 3).
 
     Args:
         hidden:      [B, T, D] in model order.   weight: [V, D] of the head.   input_ids: [B, T].
@@ -123,7 +123,7 @@ class _LinearLogps(torch.autograd.Function):
             logps_NV = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
             logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
             entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
-            del logps_NV  # frees it before the next chunk allocates its own
+            del logps_NV  # free the memory before the next chunk allocates
         return logps, entropy
 
     @staticmethod
@@ -141,7 +141,7 @@ class _LinearLogps(torch.autograd.Function):
             cap_slope_NV = None if ctx.softcap is None else 1 - (logits_NV / ctx.softcap).square()  # c tanh(z / c)
             logps_NV = _log_softmax(logits_NV, ctx.temperature)
             del logits_NV
-            grad_NV = logps_NV.exp()  # p, which becomes the gradient of the logits in place
+            grad_NV = logps_NV.exp()  # p; turned in place into the gradient of the logits
             if grad_entropy is not None:  # dH/dz = -p (log p + H)
                 entropy_N1 = -(grad_NV * logps_NV).sum(-1, keepdim=True)
                 slope_NV = logps_NV.add_(entropy_N1).mul_(grad_entropy[rows, None])
@@ -183,13 +183,13 @@ def _add_head_gradients(
     if grad_weight is None:
         return
     if grad_weight.dtype == grad_NV.dtype:
-        grad_weight.addmm_(grad_NV.T, hidden[rows])  # in place, without a second [V, D]
+        grad_weight.addmm_(grad_NV.T, hidden[rows])  # in place: no second [V, D]
     else:
         grad_weight += grad_NV.T @ hidden[rows]
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    # The product has the dtype of its inputs, everything after it at least fp32: a bf16 log_softmax is off by up to
+    # The product has the dtype of its inputs; all later steps are at least fp32: a bf16 log_softmax is off by up to
     # 0.035 nats at V = 32k, a sixth of PPO's usual clip range
     logits = _widen(torch.nn.functional.linear(hidden, weight, bias))
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)

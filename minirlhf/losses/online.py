@@ -1,4 +1,4 @@
-"""Losses of pairs that the policy writes during training and a judge ranks. B pairs or rows, T tokens.
+"""Losses of pairs from online training: the policy writes, a judge ranks. B pairs or rows, T tokens.
 
 Every function raises ValueError if the shapes differ, the mask is not bool or a coefficient is negative.
 """
@@ -14,7 +14,7 @@ from minirlhf.losses.masking import check_mask, check_same_shape
 def xpo_bonus(logps: Tensor, *, mask: Tensor, alpha: float) -> Tensor:
     """alpha log pi(y') -> [B], added to DPO's loss. It pushes the reference's completions down: the policy explores.
 
-    Xie et al. 2024, arXiv:2405.21046, Eq. 6 (XPO). A pair is one completion of the policy and one of the reference.
+    Xie et al. 2024, arXiv:2405.21046, Eq. 6 (XPO). The policy and the reference write one completion each.
 
     Args:   logps: [B, T] nats of the policy on the *reference's* completions, with gradient.   alpha: >= 0.
     """

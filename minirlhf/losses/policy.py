@@ -1,7 +1,7 @@
 """The clipped surrogate of PPO, its diagnostics and the value loss: one number per token, neither masked nor averaged.
 
-B sequences, T tokens; column t speaks about choosing token t. Every function raises ValueError if the shapes differ, a
-mask is not bool or a number is outside its range. The first argument is the only input with gradient.
+B sequences, T tokens; column t speaks about choosing token t. Every function raises ValueError if the shapes differ
+or a number is outside its range. The first argument is the only input with gradient.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def ppo_policy_loss(
         logps:         [B, T] nats, current policy.
         old_logps:     [B, T] nats, the policy that sampled the tokens.
         advantages:    [B, T] score units (no unit once whitened).
-        clip_eps:      > 0, half-width of the ratio's trust region; with 1 or more there is no lower bound.
+        clip_eps:      > 0, half-width of the ratio's trust region; 1 or more sets no lower bound.
         clip_eps_high: > 0, the upper half-width, by default clip_eps; DAPO's clip-higher (arXiv:2503.14476, Eq. 10).
         dual_clip:     > 1, bounds the loss by -dual_clip A where A < 0, so that one token with an exploded ratio cannot
                        dominate (Ye et al. 2020, arXiv:1912.09729, Eq. 5; "two-sided clipping" in INTELLECT-2,
@@ -55,7 +55,7 @@ def ppo_policy_loss(
 def ppo_value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip_eps: float | None = 0.2) -> Tensor:
     """0.5 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) -> [B, T] in squared score units.
 
-    From the code that Schulman et al. published with the paper of 2017. The maximum is pessimistic, like the minimum
+    From the code that Schulman et al. published with their paper of 2017. The maximum is pessimistic, like the minimum
     in the policy loss.
 
     Args:

@@ -17,7 +17,7 @@ from minirlhf.losses.policy import _ratio, ppo_policy_loss
 def reinforce_policy_loss(logps: Tensor, *, advantages: Tensor) -> Tensor:
     """-A log pi -> [B, T] in the units of the advantages, to be minimised.
 
-    Williams 1992. Its gradient is the policy gradient if the tokens were drawn from this very policy: one update per
+    Williams 1992. Its gradient is the policy gradient only if the current policy drew the tokens: make one update per
     batch. RLOO and ReMax use this loss with another advantage.
 
     Args:   logps: [B, T] nats.   advantages: [B, T].
@@ -68,7 +68,7 @@ def gspo_token_policy_loss(
     Args: as `gspo_policy_loss`.
     """
     check_mask("gspo_token_policy_loss", mask, logps=logps, old_logps=old_logps)
-    # the sequence's ratio is small beside a log-prob: subtract first, or fp32 loses a third of clip_eps
+    # subtract the log-probs first: beside a large log-prob, fp32 would round away a third of clip_eps
     log_ratio = _row_mean(logps - old_logps, mask).detach() + (logps - logps.detach())
     bounds = {"clip_eps": clip_eps, "clip_eps_high": clip_eps_high}
     return ppo_policy_loss(log_ratio, old_logps=torch.zeros_like(log_ratio), advantages=advantages, **bounds)
@@ -110,10 +110,10 @@ def sapo_policy_loss(
 ) -> Tensor:
     """-(4 / tau) sigmoid(tau (r - 1)) A -> [B, T]: a smooth gate in place of PPO's hard clip; slope 1 at r = 1.
 
-    Gao et al. 2025, arXiv:2511.20347 (SAPO), Eq. 5 and 6. At r = 1 it is -2 A / tau instead of -A; only the slope
+    Gao et al. 2025, arXiv:2511.20347 (SAPO), Eq. 5 and 6. At r = 1 the loss is -2 A / tau instead of -A; only the slope
     matters.
 
-    Args:   as `ppo_policy_loss`; tau_pos, tau_neg: > 0, sharpness where A > 0 and elsewhere (sharper by default).
+    Args:   as `ppo_policy_loss`; tau_pos, tau_neg: > 0, sharpness where A > 0 and where A <= 0 (by default larger).
     """
     check_same_shape("sapo_policy_loss", logps=logps, old_logps=old_logps, advantages=advantages)
     if not (tau_pos > 0 and tau_neg > 0):
@@ -133,13 +133,13 @@ def vespo_policy_loss(
     k_neg: float = 3.0,
     lambda_neg: float = 2.0,
 ) -> Tensor:
-    """-sg(phi(w)) A log pi -> [B, T], for data that may be several policies old.
+    """-sg(phi(w)) A log pi -> [B, T], for tokens that an older policy may have drawn.
 
-    phi(w) = w^k exp(lambda (1 - w)), w = exp(sum over t of (logps - old_logps)): one weight for the whole sequence, 1
-    on policy, falling softly to 0 on both sides.
+    phi(w) = w^k exp(lambda (1 - w)), w = exp(sum over t of (logps - old_logps)): one weight for the whole sequence. It
+    is 1 on policy and falls smoothly to 0 on both sides.
     Shen et al. 2026, arXiv:2602.10693 (VESPO), with the constants of the paper's code.
 
-    Args:   as `gspo_policy_loss`; k, lambda: > 0, no unit, where A >= 0 (pos) and elsewhere (neg).
+    Args:   as `gspo_policy_loss`; k, lambda: > 0, no unit, where A >= 0 (pos) and where A < 0 (neg).
     """
     check_mask("vespo_policy_loss", mask, logps=logps, old_logps=old_logps, advantages=advantages)
     if not all(constant > 0 for constant in (k_pos, lambda_pos, k_neg, lambda_neg)):

@@ -1,8 +1,8 @@
 """Preference losses that need no reference policy: all take (chosen_logps, rejected_logps, *, beta, ...), [B] each.
 
-B pairs. CPO takes sums over tokens (`sum_logps`), the others take means (`mean_logps`). Each returns [B], to be
-minimised. ORPO and CPO also add the nll of the chosen answer (`cross_entropy`). Without pi_ref the optimum cannot be
-pi_ref exp(reward / beta).
+B pairs. CPO takes sums over tokens (`sum_logps`); ORPO, SimPO and AlphaPO take means (`mean_logps`). Each returns
+[B], to be minimised. To ORPO and CPO the trainer adds the nll of the chosen answer (`cross_entropy`). Without pi_ref
+the optimum cannot be pi_ref exp(reward / beta).
 
 Every function raises ValueError if the shapes differ or beta <= 0.
 """

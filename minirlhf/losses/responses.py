@@ -22,7 +22,7 @@ def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
 def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
     """`sum_logps` / number of tokens: [B, T] nats -> [B] nats per token; 0 for an empty response.
 
-    DPO with these means (Meng et al. 2024, arXiv:2405.14734, Table 4) does not prefer length. Its optimum is no longer
+    DPO with means (Meng et al. 2024, arXiv:2405.14734, Table 4) does not favour long answers. Its optimum is no longer
     pi_ref exp(reward / beta), because beta acts as beta / length.
     """
     return sum_logps(logps, mask) / mask.sum(-1).clamp(min=1)
@@ -39,7 +39,7 @@ def desensitised_logps(logps: Tensor, mask: Tensor, *, other_mask: Tensor, alpha
     check_mask("desensitised_logps", mask, logps=logps)
     if not 0 <= alpha <= 1 or len(mask) != len(other_mask):
         raise ValueError(
-            f"desensitised_logps: needed alpha in [0, 1] and two masks of as many rows, got {alpha}, {len(mask)} and "
+            f"desensitised_logps: needed alpha in [0, 1] and masks of equal row counts, got {alpha}, {len(mask)} and "
             f"{len(other_mask)}"
         )
     common = torch.minimum(mask.sum(-1), other_mask.sum(-1))
@@ -76,7 +76,7 @@ def wpo_weights(
 def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
     """log sum_v p(v)^2 of the distribution each token was drawn from -> [B, T] nats, column 0 is 0; without gradient.
 
-    This is the log of the mean probability of a token drawn from p. `wpo_weights` compares with it. In chunks.
+    This is the log of the mean probability of a token drawn from p; `wpo_weights` subtracts it. Computed in chunks.
 
     Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
     """

@@ -1,6 +1,6 @@
 """Losses of reward models. B pairs or rows, T tokens.
 
-A loss of pairs leaves the zero point of the scores open; a loss of right and wrong answers fixes it. Every function
+A loss of pairs does not fix the zero point of the scores; a loss of right and wrong answers does. Every function
 raises ValueError if the shapes differ.
 """
 
@@ -32,7 +32,7 @@ def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin
 
 
 def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """(chosen + rejected)^2 -> [B] squared score units: moves the mean score to 0; Bradley-Terry leaves it open.
+    """(chosen + rejected)^2 -> [B] squared score units: moves the mean score to 0; Bradley-Terry does not fix it.
 
     Eisenstein et al. 2023, arXiv:2312.09244, section 2; use it with a small coefficient (0.01).
     """
@@ -43,9 +43,9 @@ def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> 
 def correctness_loss(scores: Tensor, *, labels: Tensor) -> Tensor:
     """-log sigmoid(score) where right, -log sigmoid(-score) where wrong -> nats, in the shape of scores.
 
-    At the last token of an answer it trains an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168), at the last
-    token of each step a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score) is the
-    probability of "right". Scores are read at their token, unshifted.
+    At the last token of an answer, it trains an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168). At the
+    last token of each step, it trains a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score)
+    is the probability of "right". Scores are read at their token, unshifted.
 
     Args:   scores: [B] or [B, T] nats (log-odds).   labels: the same shape, bool.
     Raises: ValueError if labels are not bool.

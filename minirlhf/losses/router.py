@@ -1,4 +1,4 @@
-"""The loss that keeps the experts of a mixture evenly used. L layers, B sequences, T tokens, E experts."""
+"""A loss for an even use of all experts of a mixture. L layers, B sequences, T tokens, E experts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from minirlhf.losses.masking import check_mask
 
 
 def load_balancing_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
-    """E sum_e f_e P_e -> scalar without unit: top_k for an even use of all experts, E if always the same are used.
+    """E sum_e f_e P_e -> scalar without unit: top_k for an even use of all experts, E if the choice never varies.
 
     f_e is the fraction of tokens that go to expert e, P_e its mean probability; only P_e has a gradient.
     Fedus et al. 2021, arXiv:2101.03961, Eq. 4-6. In the paper a token goes to one expert, here to `top_k`. The paper
-    adds one term for each layer; this is one term over the tokens of all layers, as the usual coefficients expect.
+    adds a term for each layer; here one term covers all layers, as the usual coefficients expect.
 
     Args:
         router_logits: [L, B, T, E] nats.

@@ -1,7 +1,4 @@
-"""Losses against given tokens. B sequences, T tokens; column t speaks about token t.
-
-Every function raises ValueError if the shapes differ, a mask is not bool or a number is outside its range.
-"""
+"""Losses against given tokens. B sequences, T tokens; column t speaks about token t."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ def kto_loss(
     """w_d (1 - sigmoid(beta (x - kl))) where desirable, w_u (1 - sigmoid(beta (kl - x))) elsewhere -> [B], no unit.
 
     Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (KTO). The utility saturates: a completion that is bad more often
-    than good goes to probability 0, and the others are hardly ranked (docs/fixed_points.md).
+    than good goes to probability 0, and the loss hardly ranks all other completions (docs/fixed_points.md).
 
     Args:
         logratios: [B] nats.   desirable: [B] bool.   beta: > 0, per nat.
-        kl:        nats, >= 0, detached, the same for all: `kto_kl` over the whole batch.
+        kl:        nats, >= 0, detached, the same for all rows: `kto_kl` over the whole batch.
         desirable_weight, undesirable_weight: >= 0; they balance unequal numbers of good and bad rows.
     """
     _check("kto_loss", logratios, desirable, beta)
@@ -50,7 +50,7 @@ def kto_kl(
 ) -> Tensor:
     """max(0, mean log-ratio of completions paired with another prompt) -> scalar nats, detached: KTO's z_0, Eq. 7.
 
-    Args:   mismatched_logratios: [B] nats.   total, count: their sum and number over all ranks; None takes these rows.
+    Args:   mismatched_logratios: [B] nats.   total, count: sum and number over all ranks; None: over the B rows.
     """
     total = mismatched_logratios.sum() if total is None else torch.as_tensor(total)
     count = mismatched_logratios.numel() if count is None else count
@@ -84,7 +84,7 @@ def bco_loss(
 
 
 def density_ratio(prob_desirable: Tensor, *, least: float = 0.5, most: float = 10.0) -> Tensor:
-    """p / (1 - p), clipped -> [B], no unit: with these weights bad completions have the prompts of good completions.
+    """p / (1 - p), clipped -> [B], no unit: weights that give bad rows the prompt distribution of the good rows.
 
     Jung et al. 2024, arXiv:2404.04656, section 3.3. p in [0, 1] comes from a classifier that sees the prompt alone.
     """

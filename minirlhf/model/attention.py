@@ -44,7 +44,7 @@ class Attention(nn.Module):
             q_BTHE, k_BSKE = (rotate(x, inputs.cos, inputs.sin) for x in (q_BTHE, k_BSKE))
         if context.cache is not None:
             cached = context.cache.write(layer, context.positions, k_BSKE, v_BSKE)
-            if not context.from_start:  # earlier tokens count too
+            if not context.from_start:  # the cache holds earlier tokens too
                 k_BSKE, v_BSKE = (x.to(q_BTHE.dtype) for x in cached)
         q_BHTE, k_BKSE, v_BKSE = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping

@@ -1,4 +1,4 @@
-"""The shape of a model. Settings have the names of the Hugging Face config.json, where it has such a setting."""
+"""The shape of a model. Settings that are also in Hugging Face's config.json have the same names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelConfig:
     attn_logit_softcapping: float | None = None  # [logits] c of the same cap on attention scores; none: no cap
     query_pre_attn_scalar: float | None = None  # [-] divide attention scores by its square root; none: head_dim
 
-    sliding_window: int | None = None  # [tokens] a sliding layer sees this many, the current token included
+    sliding_window: int | None = None  # [tokens] tokens that a sliding layer sees, the current token included
     layer_types: tuple[str, ...] = ()  # [-] full_attention or sliding_attention per layer; empty: all full
     no_rope_layers: tuple[int, ...] = ()  # [-] layers without rotary positions, counted from 0
 

@@ -21,7 +21,7 @@ class AttentionInputs(NamedTuple):
 
     cos: Tensor  # [1 or B, T, 1, E]
     sin: Tensor  # [1 or B, T, 1, E]
-    visible: Tensor | None  # [1 or B, 1, T, S] bool, True where a token may look; None: plain causal attention
+    visible: Tensor | None  # [1 or B, 1, T, S] bool, True where a token may attend; None: plain causal attention
 
 
 class ForwardContext(NamedTuple):
@@ -65,7 +65,7 @@ def attention_inputs(
 ) -> AttentionInputs:
     """Angles of the positions, and a mask over the columns where plain causal attention is not enough.
 
-    From the start, SDPA's causal flag does the masking, unless a sliding window is shorter than the text.
+    If no earlier tokens are cached, SDPA's causal flag masks, unless a sliding window is shorter than the text.
     """
     tables = rope_tables(config, layer_type, table_length(config, columns), positions.device)
     cos, sin = (table[positions].unsqueeze(2) for table in tables)

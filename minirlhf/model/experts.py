@@ -20,7 +20,7 @@ from minirlhf.model.config import ModelConfig
 class Router(nn.Module):
     """x [N, D] -> logits [N, E].
 
-    Not an nn.Linear, as in transformers 5: so "all-linear" neither adapts nor quantises it.
+    Like the router of transformers 5, it is no nn.Linear, so "all-linear" neither adapts nor quantises it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -66,7 +66,7 @@ class Experts(nn.Module):
         return (weights_Nk[:, None].to(out_NkD.dtype) @ out_NkD).view_as(x)
 
     def route(self, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """-> weights [N, k] and numbers [N, k] of each token's experts."""
+        """-> weights [N, k] and indices [N, k] of each token's experts."""
         probs_NE = logits_NE.softmax(-1, dtype=torch.promote_types(logits_NE.dtype, torch.float32))
         weights_Nk, chosen_Nk = probs_NE.topk(self.k, dim=-1)
         return weights_Nk / weights_Nk.sum(-1, keepdim=True) if self.normalises else weights_Nk, chosen_Nk
@@ -76,8 +76,8 @@ class Experts(nn.Module):
 def recorded_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside this context, a forward appends each router's logits [B, T, E], with their graph, to the list.
 
-    For `load_balancing_loss`. The list stays empty for a model without experts. Run the backward pass outside of
-    it: checkpointing runs blocks again in the backward pass, and recording would keep their activations alive.
+    For `load_balancing_loss`. The list stays empty for a model without experts. Run the backward pass outside this
+    context: checkpointing runs blocks again in the backward pass, and recording would keep their activations alive.
     """
     record: list[Tensor] = []
     layers = [module for module in model.modules() if isinstance(module, Experts)]

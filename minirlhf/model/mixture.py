@@ -1,4 +1,4 @@
-"""Mixtures of two models, of their distributions or of their weights."""
+"""Mixtures of the distributions or the weights of two models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GeometricMixture(nn.Module):
     """pi^(1 - a) pi_ref^a, normalised: logits (1 - a) z + a z_ref (Munos et al. 2023, arXiv:2312.00886, Eq. 4).
 
     `generate` uses it like a transformer. Its hidden states are both models' hidden states side by side,
-    and its cache has the layers of both models. The models have the same config.
+    and its cache has the layers of both models. Both models must have the same config.
     """
 
     def __init__(self, transformer: Transformer, reference: Transformer, reference_weight: float) -> None:

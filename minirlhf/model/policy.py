@@ -1,4 +1,4 @@
-"""The models of RLHF, each built on a transformer: policy (with values), value model, reward models.
+"""The models of RLHF, each built on a transformer: policy (values optional), value model, reward model.
 
 B sequences, T tokens, D width, V vocabulary. Per-token outputs obey the index rule: column t speaks about choosing
 token t, column 0 is 0.
@@ -46,7 +46,7 @@ class Policy(nn.Module):
 
         Logits are computed in chunks: [B, T, V] never exists as a whole. With a `head`, such as a fused loss or a
         divergence from a teacher, the policy returns head(hidden [B, T, D] in model order, weight [V, D]) instead. So
-        the head's gradient passes through DDP's or FSDP's forward too.
+        the head's gradient, too, passes through the forward of DDP or FSDP.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
@@ -84,7 +84,7 @@ def check_policy(who: str, policy: Policy, reference: Policy | None = None) -> N
     For trainers whose loss reads no values: a value head would stay untrained. `who` names the trainer in the error.
     """
     if policy.value_head is not None:
-        raise InputError(f"{who}: needed a policy without value head, because no loss here would train it")
+        raise InputError(f"{who}: needed a policy without value head, because no loss here trains a value head")
     if reference is not None:
         check_reference(who, policy, reference)
 
@@ -156,7 +156,7 @@ def trainable(dtype: torch.dtype) -> torch.dtype:
 
 
 def linear_at_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a head in the dtype of its weight: under bf16 autocast, scores would have two digits."""
+    """Apply a head in the dtype of its weight: under bf16 autocast, scores would have only two digits."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 

@@ -26,9 +26,9 @@ def rope_tables(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, [max_position_embeddings, E] each, for layers of one type.
 
-    Cached per config and not a buffer, so that `model.to(bfloat16)` cannot round them. `length` is the longest text of
-    the batch and counts for rope_type "dynamic" only: beyond the context trained for, a result then depends on the
-    batch, as in transformers.
+    Cached per config and not a buffer, so that `model.to(bfloat16)` cannot round them. Only rope_type "dynamic" reads
+    `length`, the longest text of the batch. So beyond the context trained for, its results depend on the batch, as in
+    transformers.
     """
     with torch.inference_mode(False):  # the cached tables must work in training too
         speeds, factor = frequencies(config, layer_type, length)

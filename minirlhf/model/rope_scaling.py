@@ -11,7 +11,7 @@ from minirlhf.model.config import ModelConfig
 
 
 def original_context(config: ModelConfig) -> int:
-    """Tokens of the context trained for."""
+    """The number of tokens in the context that the model was trained for."""
     return config.rope_original_context or config.max_position_embeddings
 
 
@@ -22,7 +22,7 @@ def scaled_frequencies(config: ModelConfig, exponents: Tensor, length: int | Non
     """
     E, theta = config.head_width, config.rope_theta
     if config.rope_type == "dynamic" and length is not None:
-        # NTK-aware scaling: slow pairs become slower, the more so the longer the text; fast pairs keep their speed
+        # NTK-aware scaling: a longer text makes slow pairs slower; fast pairs keep their speed
         stretch = config.rope_factor * length / original_context(config) - (config.rope_factor - 1)
         return (theta * stretch ** (E / (E - 2))) ** -exponents, 1.0
     speeds = theta**-exponents
@@ -46,7 +46,7 @@ def _yarn(config: ModelConfig, speeds: Tensor) -> tuple[Tensor, float]:
     E, context = config.head_width, original_context(config)
 
     def pair_with(turns: float) -> float:
-        """The number of the pair that makes so many turns within the context trained for."""
+        """The number of the pair that turns `turns` times within the context trained for."""
         return E * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low, high = pair_with(config.rope_beta_fast), pair_with(config.rope_beta_slow)

@@ -1,7 +1,7 @@
 """A decoder-only transformer: each block adds attention and an MLP to the residual stream.
 
 The defaults are Llama's: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Touvron et al. 2023,
-arXiv:2302.13971 and 2307.09288). ModelConfig's settings turn them into the other families. Modules have the names of
+arXiv:2302.13971 and 2307.09288). Settings of ModelConfig give the other families. Modules have the names of
 the Hugging Face Llama; model/names.py has the names in the files of other families.
 
 B sequences, T tokens, D width, V vocabulary.
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 def run_block(block: Block, x: Tensor, context: ForwardContext) -> Tensor:
-    """A block without a cache. All layers of one type give the same graph, so it is compiled once for them."""
+    """A block without a cache. All layers of one type have the same graph, so one compilation serves them all."""
     return block(x, context, 0)
 
 

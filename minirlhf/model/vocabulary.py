@@ -17,11 +17,11 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
     """Grow the embedding and the head of any model to `size` rows, in place. A new row is the mean of the old rows.
 
     So a new token's logit is the mean of the old logits. As exp(mean) <= mean(exp), its probability is at most
-    1 / size for every text (with capped logits: nearly). A random row could have any logit.
+    1 / size for every text (with capped logits: nearly). A random new row could have any logit.
     Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html
 
     dtype, device and requires_grad stay, so a new row of a frozen embedding does not learn. Make optimizers and
-    adapter views afterwards: earlier ones would hold the old weights or the old size.
+    adapter views afterwards: an earlier optimizer or view would hold the old weights.
     Raises: InputError if rows would be lost, or if the head has adapters.
     """
     core = core_of(model)

@@ -12,7 +12,7 @@ from torch.utils._triton import has_triton
 
 
 def maybe_compile(function: Callable, enabled: bool, backend: str | None = None) -> Callable:
-    """The compiled function if `enabled`, else the function. If the compiler fails once, it warns and stays eager.
+    """The compiled function if `enabled`, else the function. If the compiler fails, the wrapper warns and stays eager.
 
     On a GPU without Triton, Inductor cannot write kernels, so CUDA graphs are used. Shapes are dynamic, so a batch of
     another length needs no second compilation.

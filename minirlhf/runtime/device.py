@@ -14,7 +14,7 @@ from minirlhf.runtime.randomness import seed_everything
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device of that name. `auto` takes cuda, then mps, then cpu; under torchrun, the GPU of the local rank.
+    """The named device. `auto` takes cuda, else mps, else cpu. Under torchrun, cuda is the GPU of the local rank.
 
     Raises: InputError if torch does not know the device or does not find it.
     """

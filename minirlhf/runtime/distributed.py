@@ -1,4 +1,4 @@
-"""Processes: start-up, wrapping, sums over ranks, backward. With one process, all functions are free."""
+"""Processes: start-up, wrapping, sums over ranks, backward. With one process, all functions cost nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         # A gloo thread may still hold tensors of the last collective, and it needs the interpreter lock to free them.
-        # destroy_process_group() holds that lock while it waits for the thread, so calling it at once can hang.
+        # destroy_process_group() holds that lock while it waits for the thread, so an immediate call can hang.
         time.sleep(0.1)
         dist.destroy_process_group()
 

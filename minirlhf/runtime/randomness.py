@@ -33,7 +33,7 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def keyed_uniforms(seed: int, stream: str, *keys: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform numbers in [0, 1), float64, in the shape of the broadcast keys.
+    """Uniform numbers in [0, 1), float64 (on mps: float32), in the shape of the broadcast keys.
 
     The same (seed, stream, keys) gives the same number on any device, in any batch, on any rank.
 

@@ -236,7 +236,7 @@ def test_a_head_with_adapters_cannot_grow_or_be_quantised(make):
     model = apply_lora(make(tie_word_embeddings=False), LoRAConfig(r=2, target_modules=("lm_head",)))
     with refuses("resize_embeddings: the head has adapters of the old size; resize before apply_lora"):
         resize_embeddings(model, 40)
-    with refuses("quantise_linears: the losses read the whole weight of lm_head, so it stays in full; leave it out"):
+    with refuses("quantise_linears: lm_head must stay unquantised, because the losses read its weight; leave it out"):
         quantise_linears(make(tie_word_embeddings=False), ("q_proj", "lm_head"))
 
 

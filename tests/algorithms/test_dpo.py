@@ -308,7 +308,7 @@ def test_models_that_the_loss_cannot_train_are_refused():
         ((policy, None), "the loss sigmoid needs a reference, got none; pass copy_of"),
         ((policy, policy), "the reference must be a frozen copy, got the policy itself; use copy_of"),
         ((policy, Policy(policy.transformer)), "the reference must be a frozen copy"),
-        ((headed, policy), "needed a policy without value head, because no loss here would train it"),
+        ((headed, policy), "needed a policy without value head, because no loss here trains a value head"),
     ]:
         with pytest.raises(InputError, match=f"^DPOTrainer: {text}"):
             DPOTrainer(*models, tiny.tokenizer(), DPOConfig(), 3)

@@ -409,7 +409,7 @@ def test_only_hidden_and_weight_may_ask_for_a_gradient(culprit):
     hidden, weight, ids = head()
     options = {"inputs": inputs_of(reinforce_policy_loss), "weights": torch.ones(B, T), "count": torch.tensor(7.0)}
     (options["inputs"] if culprit == "advantages" else options)[culprit].requires_grad_()
-    text = f"^fused_linear_loss: {culprit} asks for a gradient, but only hidden and weight get one; detach it, or leave"
+    text = f"^fused_linear_loss: {culprit} asks for a gradient, but only hidden and weight get one; detach it, or"
     with pytest.raises(ValueError, match=text):
         fused_linear_loss(hidden, weight, ids, reinforce_policy_loss, mask=MASK, **options)
 

@@ -103,7 +103,7 @@ def test_masks_must_fit_and_be_bool():
             function(logps, mask.float())
         with pytest.raises(ValueError, match=rf"^{name}: .*'mask': \(2, 2\), 'logps': \(2, 3\)"):
             function(logps, mask[:, :2])
-    needed = r"^desensitised_logps: needed alpha in \[0, 1\] and two masks of as many rows, got"
+    needed = r"^desensitised_logps: needed alpha in \[0, 1\] and masks of equal row counts, got"
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=f"{needed} {alpha}, 2 and 2"):
             desensitised_logps(logps, mask, other_mask=mask, alpha=alpha)
