@@ -249,7 +249,7 @@ def test_a_line_says_how_many_turns_are_left_out_and_the_saved_conversation_keep
 
 def test_a_turn_that_can_never_fit_is_refused_and_the_conversation_goes_on(chat, kettle, tmp_path):
     out, notes = chat(["the kettle " * 60, "hello", "/save dialogue.jsonl"], kettle)
-    assert notes[1].startswith("error: that is ") and notes[1].endswith(" 48 fit: say it in fewer words")
+    assert notes[1].startswith("error: this turn needs ") and notes[1].endswith(" 48 fit; use fewer words")
     assert out == "the kettle is good.\n"
     assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "the kettle is good.")
 

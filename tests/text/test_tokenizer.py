@@ -115,7 +115,7 @@ def test_pad_that_is_the_end_token_is_refused():
 @pytest.mark.parametrize("role", ["pad", "bos", "eos"])
 def test_special_token_outside_the_vocabulary_is_refused(role):
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
-    with refuses(f"Tokenizer: {role} token '</s>' is not in the vocabulary; name one that is"):
+    with refuses(f"Tokenizer: {role} token '</s>' is not in the vocabulary; name another token"):
         Tokenizer(backend, **{role: "</s>"})
 
 
