@@ -235,7 +235,7 @@ def test_the_oldest_turns_are_left_out_in_pairs_and_never_the_system_turn(progra
         ids, start = program.fitting_prompt(tokenizer, system, dialogue, limit)
         assert start == left_out
         assert ids == tokenizer.encode_chat(system + dialogue[left_out:], add_generation_prompt=True)[0]
-    with pytest.raises(InputError, match=f"that is {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
+    with pytest.raises(InputError, match=f"this turn needs {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
         program.fitting_prompt(tokenizer, system, dialogue, lengths[2] - 1)
 
 

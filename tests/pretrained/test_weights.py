@@ -266,8 +266,8 @@ def test_missing_and_surplus_weights_are_refused(folder):
     load_pretrained(folder)  # the head is tied, and also in the file
     save_file(weights | {"lm_head.weight": torch.zeros(37, 24)}, path)
     with refuses(
-        f"{path}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; write "
-        '"tie_word_embeddings": false if the head is right, else leave it out of the file'
+        f"{path}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; if "
+        'the head is right, write "tie_word_embeddings": false; else delete the head from the file'
     ):
         load_pretrained(folder)
 

@@ -106,7 +106,7 @@ def test_vocab_size_below_the_bytes_is_refused():
 def test_pad_that_is_the_end_token_is_refused():
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
     with refuses(
-        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained with it never learns to "
+        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained this way never learns "
         "stop; add a pad token"
     ):
         Tokenizer(backend, pad=EOS)
