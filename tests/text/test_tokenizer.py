@@ -107,7 +107,7 @@ def test_pad_that_is_the_end_token_is_refused():
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
     with refuses(
         "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained this way never learns "
-        "stop; add a pad token"
+        "to stop; add a pad token"
     ):
         Tokenizer(backend, pad=EOS)
 
