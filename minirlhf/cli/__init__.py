@@ -1,1 +1,1 @@
-"""The command `minirlhf`, one file a command."""
+"""The command `minirlhf`: one file for each subcommand."""

@@ -66,7 +66,7 @@ def show_adapter(folder: Path) -> str:
 def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path | None, output: Path) -> str:
     """Write base + sum of weight * adapter as a plain model, with a tokenizer.
 
-    The tokenizer is the first adapter's, because the adapter was trained with it; without it, the base's.
+    The tokenizer comes from the first adapter's folder, because it was trained with the adapter, else from the base.
     """
     files = [read_adapter(folder) for folder in folders]
     if len(weights) != len(folders):
@@ -76,7 +76,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     if not all(math.isfinite(weight) for weight in weights):
         raise InputError(f"--weights: needed finite numbers, got {', '.join(map(str, weights))}")
     if len(files) > 1 and any(file.model_class is not Transformer for file in files):
-        raise InputError("merge: adapters of reward models have heads, and heads do not add up; merge one at a time")
+        raise InputError("merge: adapters of reward models have heads, and heads cannot be added; merge one adapter")
     base = resolve_model(base or base_of_all(folders, files))
     model = load_pretrained(base)
     if isinstance(model, Transformer) and files[0].model_class is not Transformer:
@@ -98,7 +98,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
         raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
     other_bases = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
-    note = f"\nnote: made for {', '.join(other_bases)}" if other_bases else ""
+    note = f"\nnote: adapters made for {', '.join(other_bases)}" if other_bases else ""
     return f"{output}: {base} + {parts}{note}"
 
 
@@ -106,7 +106,7 @@ def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
     """The base model that all adapters name. Raises: InputError if they name several, or the name is no folder."""
     named = sorted({file.base or "none" for file in files})
     if len(named) > 1:
-        raise InputError(f"merge: the adapters must be for one base, they name {', '.join(named)}; see --base")
+        raise InputError(f"merge: the adapters must be for one base, they name {', '.join(named)}; choose with --base")
     if not files[0].base or not Path(files[0].base).is_dir():
         raise InputError(f"{folders[0]}: its base must be a folder, it names {named[0]}; give the folder with --base")
     return Path(files[0].base)

@@ -46,7 +46,7 @@ class ChatConfig:
     top_p: float = 0.95  # [probability] sample from the likeliest tokens with this total probability; 1: from all
     max_tokens: int = 512  # [tokens] longest answer, at most half the context
     seed: int = 0  # [-] seed of the sampling noise
-    template: str | None = None  # [-] built-in chat template, such as chatml; none: the folder's
+    template: str | None = None  # [-] built-in chat template, such as chatml; none: the template of the folder
     adapter: str | None = None  # [folder] LoRA adapter to put on the model, in PEFT's layout
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 if the GPU supports it, else fp32
@@ -144,7 +144,7 @@ def fitting_prompt(tokenizer: Tokenizer, system: list[dict], turns: list[dict], 
         if len(ids) <= limit:
             return ids, start
     raise InputError(
-        f"that is {len(ids)} tokens, with template and system turn, but {limit} fit: say it in fewer words"
+        f"this turn needs {len(ids)} tokens, with template and system turn, but {limit} fit; use fewer words"
     )
 
 
@@ -172,7 +172,7 @@ def delayed_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def stop_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Headers of turns, if the layout is plain: it has no token that ends a turn, so a model may add a user's turn."""
+    """The headers of turns in the plain layout: it has no end token, so a model may go on with a user's turn."""
     template = tokenizer.templates.get("default")
     if template and template.source != LAYOUTS["plain"].template:
         return ()

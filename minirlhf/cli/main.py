@@ -1,4 +1,4 @@
-"""The command `minirlhf`: its first word is a file of this folder.
+"""The command `minirlhf`: its first word names a file of this folder.
 
 minirlhf adapter list | show | merge           # look at LoRA adapters, merge them into their base
 minirlhf chat DIR                              # talk to a model in the terminal

@@ -16,7 +16,7 @@ from minirlhf.runtime.randomness import permutation
 class Draw(NamedTuple):
     row: Any  # an encoded row
     index: int  # the row's number in the data
-    epoch: int  # number of earlier draws of the row; keys the sampling noise, so that no epoch repeats another
+    epoch: int  # number of earlier draws of the row; each epoch samples with its own noise
 
 
 class Batches:
@@ -76,7 +76,7 @@ def pad_sequences(
 def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Row numbers in groups of similar length, longest first.
 
-    The padded size of a group is at most `max_tokens`. A row longer than that forms its own group.
+    The padded size of a group is at most `max_tokens`. A longer row forms its own group.
     """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

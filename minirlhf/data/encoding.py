@@ -25,7 +25,7 @@ class Encoded:
     refused: list[str]  # a reason for each refused row
 
     def summary(self, name: str) -> str:
-        """A line of counts, then a line for each refused row.   name: of the rows, such as "prompts"."""
+        """A line of counts, then a line for each refused row.   name: names the rows: "prompts"."""
         counts = f"{name}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused"
         return "\n".join([counts, *self.refused])
 
@@ -40,7 +40,7 @@ def encode_rows(
     max_refused: float = 0.01,
     source: str = "",
 ) -> Encoded:
-    """Tokenise prompts and the named responses. Turns follow the chat template of a tokenizer that has one.
+    """Tokenise prompts and the named responses. The tokenizer's chat template, if any, renders turns.
 
     Args:
         responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
@@ -48,7 +48,7 @@ def encode_rows(
         max_refused: fraction of the rows that may be refused. A row is refused if its prompt leaves too little room, or
                      the chat template refuses its turns.
         source:      the file of the rows, for messages.
-    Raises: InputError if more rows are refused.
+    Raises: InputError if more than `max_refused` of the rows are refused.
     """
     encoded_rows, truncated, refused = [], 0, []
     for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses), strict=True):
@@ -61,7 +61,7 @@ def encode_rows(
         room = context - len(prompt)
         if room < reserve:
             refused.append(
-                f"{where}: the prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the context's "
+                f"{where}: the prompt has {len(prompt)} tokens and leaves {max(room, 0)} of the context's "
                 f"{context}, needed {reserve}"
             )
             continue

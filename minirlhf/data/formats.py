@@ -60,7 +60,7 @@ class Dataset:
 
 
 def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01) -> Dataset:
-    """Read, check and convert all rows of a file. The first valid row decides the layout; all others must have it.
+    """Read, check and convert all rows of a file. The first valid row decides the layout of all rows.
 
     Args:
         path:        JSONL or a JSON array in UTF-8, plain or gzipped.
@@ -117,7 +117,7 @@ def _convert(source: object) -> tuple[Layout, dict]:
     if layout.kind == "preference" and texts["chosen"].strip() == texts["rejected"].strip():
         raise InputError("chosen and rejected are identical")
     if layout.kind == "sft" and source.get("label") is False:
-        # Rows of unpaired preferences look like SFT rows. Imitating their bad half would train the opposite.
+        # Rows of unpaired preferences look like SFT rows. To imitate the bad answers would train the opposite.
         raise InputError("label is false: SFT would imitate an answer marked as bad")
     rest = {key: value for key, value in source.items() if key not in (*TEXT_KEYS, TURNS)}
     return layout, rest | texts
@@ -162,7 +162,7 @@ def _answers_inside(row: dict, keys: tuple[str, ...]) -> dict:
     """Two whole dialogues, as text or turns, that differ in their answers.
 
     The prompt is the longest common beginning that leaves each side at least one turn. The assistant turns that remain
-    (nearly always a single one) are the answer. So two sides are a pair even if one only adds an assistant turn.
+    (nearly always a single turn) are the answer. So two sides form a pair even if one side only adds an assistant turn.
     """
     sides = [_hh_turns(row[key], key) if isinstance(row[key], str) else _turns(row[key], key) for key in keys]
     for key, turns in zip(keys, sides, strict=True):
@@ -179,7 +179,7 @@ def _answers_inside(row: dict, keys: tuple[str, ...]) -> dict:
 
 
 class Layout(NamedTuple):
-    """A way to write a row: its keys, and how they become a prompt and answers."""
+    """A way to write a row: its keys, and a function that makes a prompt and answers of their values."""
 
     keys: tuple[str, ...]  # of `TEXT_KEYS`, in their order
     kind: str  # "sft", "preference" or "prompt"
@@ -222,7 +222,7 @@ def _answer(value: object, key: str) -> str:
 
 
 def _turns(value: object, key: str) -> list[dict]:
-    """One message or a list, in either spelling -> [{"role": "user" | "assistant" | "system", "content": str}, ...]."""
+    """A message or a list of messages -> [{"role": "user" | "assistant" | "system", "content": str}, ...]."""
     if not isinstance(value, dict | list):
         raise InputError(f"{key}: needed text or turns, got {_got(value)}")
     turns = []

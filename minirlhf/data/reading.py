@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
     unit: str  # "line", or "row" in an array: the rows of an array have no lines of their own
     number: int  # from 1
-    value: object  # a broken line of JSONL has an InputError here that names the fault
+    value: object  # for a broken line of JSONL: an InputError that names the fault
 
 
 def read_values(path: str) -> Iterator[Source]:
@@ -49,7 +49,7 @@ def read_values(path: str) -> Iterator[Source]:
 
 
 def _array(path: str, lines: Iterable[tuple[int, str]]) -> list:
-    """The values of a file that is one JSON array. A fault in it belongs to no row, so it stops the file."""
+    """The values of a file that is one JSON array. A fault in it belongs to no row, so the file is refused."""
     text, last = StringIO(), 0
     for number, line in lines:
         text.write("\n" * (number - last - 1) + line)  # blank lines too: the parser counts them
@@ -75,7 +75,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         byte = f"byte 0x{error.object[error.start]:02x}"
         raise InputError(f"{path}: line {number}: needed UTF-8, got {byte}; save the file as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        got = f"a broken one after line {number} ({error})"
+        got = f"a file broken after line {number} ({error})"
         raise InputError(f"{path}: needed a whole gzip file, got {got}; fetch it again") from None
     except OSError as error:
         raise InputError(f"{path}: needed a readable data file, got: {error.strerror}; check the path") from None

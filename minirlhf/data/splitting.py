@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 
-HELD_OUT_EVERY = 20  # of the prompts in a user's file, one in 20 is held out for evaluation
+HELD_OUT_EVERY = 20  # one prompt in 20 of a user's file is held out for evaluation
 
 
 def split_rows(rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows). A checksum of a prompt's text decides, so a prompt is never on both sides.
+    """(training rows, held-out rows). A checksum of its text holds out a prompt in 20, so no prompt is on both sides.
 
-    One prompt in 20 is held out. If that holds out nothing, or more than a fifth of the rows (few prompts with many
-    rows each), the last 20th of the rows is held out instead. A file with a single row has that row on both sides.
+    If this holds out no row, or more than a fifth of the rows (few prompts with many rows each), the last 20th of the
+    rows is held out instead; then a prompt may be on both sides. A single row is always on both sides.
     """
     training, held_out = [], []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Adapters as folders in PEFT's layout, adapter_config.json and adapter_model.safetensors: read and written."""
+"""Read and write adapters as folders in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 PREFIX = "base_model.model."  # every name in PEFT's files begins with it
 PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 CONTENT = "JSON with peft_type, r and lora_alpha"
-# Keys of adapter_config.json that are read, or that do not change what the adapter computes. If any other key is set,
-# the file is refused.
+# Keys of adapter_config.json that `read_adapter_config` reads, or that do not change the adapter's function. If any
+# other key is set, the file is refused.
 HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
 HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
 HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
@@ -44,8 +44,8 @@ NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "or
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *, base: str | None = None) -> None:
     """Write one adapter of the model, and the model's scalar head if it has one.
 
-    Modules get their names in the files of the family. base: folder or hub name of the base model, for the readers of
-    the file.
+    Modules get the names of the family's files. base: folder or hub name of the base model, written for readers of the
+    file.
     """
     check_names(model, [name])
     folder = Path(folder)
@@ -83,7 +83,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     """
     config, weights = read_adapter_config(folder), _read_weights(Path(folder))
     heads, linears = _heads(model), linears_of(model)
-    # a policy without value head can load the adapter of a policy with one
+    # a policy without value head can load the adapter of a policy with value head
     weights = {key: w for key, w in weights.items() if key in heads or not key.startswith("value_head.")}
     modules = _adapted_modules(folder, model, weights)
     bases = {file_name: base_of(linears[module]) for module, file_name in modules.items()}
@@ -111,7 +111,7 @@ class AdapterFile:
     config: LoRAConfig
     model_class: type[nn.Module]  # Transformer, RewardModel, ProcessRewardModel or ValueModel
     base: str | None  # folder or hub name of the base model
-    numbers: int  # in all its weights
+    numbers: int  # count of the numbers in all weights
 
     @property
     def variant(self) -> str:
@@ -165,7 +165,7 @@ def read_adapter_config(folder: str | Path) -> LoRAConfig:
         raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {raw['peft_type']!r}")
     for key, value in raw.items():
         if value and key not in HARMLESS and value not in NEUTRAL.get(key, ()):
-            raise InputError(f"{path}: {key} is not supported and must be unset, got {value!r}; merge it with PEFT")
+            raise InputError(f"{path}: {key} is not supported and must be unset, got {value!r}; use PEFT to merge")
     return config
 
 
@@ -185,20 +185,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _adapted_modules(folder: str | Path, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Our name -> name in the file, of every Linear that the file adapts, in the model's order."""
+    """Our name -> name in the file, for every Linear that the file adapts, in the model's order."""
     names = {module: name_in_files(model, module) for module in linears_of(model)}
     adapted = {key.split(".lora_")[0] for key in weights if ".lora_" in key}
     if not adapted or (unknown := sorted(adapted - {*names.values()})):
         found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
         raise InputError(
             f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
-            f"base? {CONFIG} names it"
+            f"base? {CONFIG} names its base"
         )
     return {module: file_name for module, file_name in names.items() if file_name in adapted}
 
 
 def _without_bases(folder: str | Path, weights: dict[str, Tensor], bases: dict[str, nn.Linear]) -> dict[str, Tensor]:
-    """The weights without copies of the base's. PEFT saves the base weight of an adapted lm_head.
+    """The weights without copies of base weights. PEFT saves the base weight of an adapted lm_head.
 
     Raises: InputError if a copy is not equal to the model's own weight.
     """
@@ -216,7 +216,7 @@ def _check_shapes(
     bases: dict[str, nn.Linear],
     heads: dict[str, nn.Parameter],
 ) -> None:
-    """Raise InputError unless the file has exactly the weights of an adapter of this config, and of the scalar head."""
+    """Raise InputError unless the file has exactly the weights that the config and the scalar head need."""
     needed = {key: tuple(p.shape) for key, p in heads.items() if key in weights or key.startswith("score.")}
     for file_name, base in bases.items():
         needed[f"{file_name}.{PARTS['A']}"] = (config.r, base.in_features)
@@ -227,13 +227,13 @@ def _check_shapes(
         raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
     if surplus := sorted(weights.keys() - needed.keys()):
         raise InputError(
-            f"{folder}: {len(surplus)} weights have no place in the model: {', '.join(surplus[:3])}; is it an adapter "
-            "of another kind of model? Weights from modules_to_save are not read; merge them with PEFT"
+            f"{folder}: {len(surplus)} weights do not belong to the model: {', '.join(surplus[:3])}; is it an adapter "
+            "of another model class? Weights from modules_to_save are not read; merge them with PEFT"
         )
     for key in sorted(needed):
         if weights[key].shape != needed[key]:
             raise InputError(
-                f"{folder}: {key} must be {needed[key]} by the model and {CONFIG}, got {tuple(weights[key].shape)}; "
+                f"{folder}: {key} must be {needed[key]} for the model and {CONFIG}, got {tuple(weights[key].shape)}; "
                 "is the adapter for another base?"
             )
 

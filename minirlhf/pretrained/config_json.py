@@ -12,7 +12,7 @@ from minirlhf.pretrained.rope_json import rope_from, rope_to
 
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 DEFAULTS = {"tie_word_embeddings": False, "max_position_embeddings": 2048}
-# If config.json has null for one of these fields, other fields decide. For any other field null means "none".
+# Null for one of these fields in config.json: other fields decide its value. Null for any other field means "none".
 DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_layers", "mlp_only_layers"}
 ALIASES = {"num_local_experts": "num_experts"}  # key of newer files -> the key that is read
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -64,7 +64,7 @@ def config_to(config: ModelConfig) -> dict[str, Any]:
         raw["attention_bias"] = config.attention_bias
     if family.mlp_bias:
         raw["mlp_bias"] = config.mlp_bias
-    if family.settings.get("embedding_scale"):  # Gemma's classes need these two numbers, used or not
+    if family.settings.get("embedding_scale"):  # other tools need both keys, even if the model uses neither
         raw["sliding_window"] = config.sliding_window or family.defaults["sliding_window"]
         raw["query_pre_attn_scalar"] = _int_if_whole(config.query_pre_attn_scalar or config.head_width)
     raw = {"model_type": config.model_type, **raw, **rope_to(config)}
@@ -112,7 +112,7 @@ def _layers(raw: dict[str, Any], values: dict[str, Any], family: Family) -> dict
 
 
 def _check_types(values: dict[str, Any]) -> None:
-    """Raise InputError for a value whose type is not the field's, such as "64" for 64."""
+    """Raise InputError if a value has another type than its field, such as "64" for 64."""
     for item in dataclasses.fields(ModelConfig):
         name, _, optional = item.type.partition(" | ")
         if item.name not in values or (optional and values[item.name] is None):
@@ -131,13 +131,13 @@ def _check_nothing_lost(config: ModelConfig, raw: dict[str, Any]) -> None:
     found, names = config_from(raw), [item.name for item in dataclasses.fields(ModelConfig)]
     if lost := [name for name in names if getattr(found, name) != getattr(expected, name)]:
         raise InputError(
-            f"ModelConfig: {', '.join(lost)} cannot be said in a {config.model_type} config.json, and would be lost; "
-            "choose the model_type that has them"
+            f"ModelConfig: {', '.join(lost)} cannot be stored in a {config.model_type} config.json, and would be lost; "
+            "choose a model_type that has them"
         )
 
 
 def _without_plain_head_dim(config: ModelConfig) -> ModelConfig:
-    """The config with head_dim None if the heads divide hidden_size among them."""
+    """The config, with head_dim None if it equals hidden_size / num_attention_heads."""
     plain = config.head_width * config.num_attention_heads == config.hidden_size
     return dataclasses.replace(config, head_dim=None) if plain else config
 

@@ -116,7 +116,7 @@ def layers_without_rope(raw: Raw, layers: int) -> tuple[int, ...]:
 
 
 def layers_without_experts(raw: Raw, layers: int) -> tuple[int, ...]:
-    """Qwen3-MoE: layers in `mlp_only_layers`; of the rest, only each `decoder_sparse_step`-th layer has experts."""
+    """Qwen3-MoE: all layers in `mlp_only_layers`, and all but each `decoder_sparse_step`-th layer."""
     listed, step = raw.get("mlp_only_layers"), raw.get("decoder_sparse_step", 1)
     listed = [] if listed is None else listed
     if not isinstance(listed, list) or not isinstance(step, int) or step < 1:
@@ -128,8 +128,8 @@ def layers_without_experts(raw: Raw, layers: int) -> tuple[int, ...]:
 class Family:
     """How the folders of a family differ from Llama's."""
 
-    architecture: str  # the first part of its class names
-    settings: dict[str, Any] = field(default_factory=dict)  # ModelConfig's fields that all its models share
+    architecture: str  # the first part of the family's class names
+    settings: dict[str, Any] = field(default_factory=dict)  # ModelConfig's fields that all models of the family share
     keys: dict[str, str] = field(default_factory=lambda: SIZES)  # ModelConfig's field -> config.json's key
     defaults: dict[str, Any] = field(default_factory=dict)  # used where config.json has no value
     biases: tuple[str, ...] = ()  # ModelConfig's fields that config.json's attention_bias sets
@@ -137,7 +137,7 @@ class Family:
     window_switch: bool = False  # config.json has use_sliding_window
     rope_scaling: bool = True  # config.json may scale positions
     layer_types: Callable[[Raw, int], tuple[str, ...]] | None = None  # used where config.json has no layer_types
-    layer_lists: dict[str, Callable[[Raw, int], tuple[int, ...]]] = field(default_factory=dict)  # further such fields
+    layer_lists: dict[str, Callable[[Raw, int], tuple[int, ...]]] = field(default_factory=dict)  # other layer settings
     transposed: tuple[str, ...] = ()  # ends of the names of weights that are stored as [in, out]
 
 

@@ -14,7 +14,7 @@ from minirlhf.pretrained.families import family_of
 
 
 class Names(NamedTuple):
-    architecture: str  # config.json: the part of the class name after the family's
+    architecture: str  # config.json: the end of the class name, after the family's part
     task: str  # adapter_config.json: task_type
 
 
@@ -22,11 +22,11 @@ MODEL_CLASSES: dict[type[nn.Module], Names] = {
     Transformer: Names("ForCausalLM", "CAUSAL_LM"),
     RewardModel: Names("ForSequenceClassification", "SEQ_CLS"),
     ProcessRewardModel: Names("ForTokenClassification", "TOKEN_CLS"),
-    # other tools read the score at token t; here it is the value of token t + 1
+    # other tools read a score at token t; minirlhf reads this number as the value of token t + 1
     ValueModel: Names("ForTokenClassification", "TOKEN_CLS"),
 }
 SCALAR_MODELS = (RewardModel, ProcessRewardModel, ValueModel)  # their head has one output
-IS_VALUE_MODEL = "value_model"  # minirlhf's own key: tells value models from process reward models
+IS_VALUE_MODEL = "value_model"  # minirlhf's own key: True for a value model, absent for a process reward model
 IRREGULAR = {
     ("gpt2", Transformer): "GPT2LMHeadModel",
     ("gemma3_text", RewardModel): "Gemma3TextForSequenceClassification",
@@ -34,7 +34,7 @@ IRREGULAR = {
 
 
 def architecture(model_type: str, model_class: type[nn.Module]) -> str:
-    """The class that other tools load the folder with."""
+    """The name of the class that loads the folder in other tools."""
     regular = family_of(model_type).architecture + MODEL_CLASSES[model_class].architecture
     return IRREGULAR.get((model_type, model_class), regular)
 

@@ -49,7 +49,7 @@ def rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     if rope_type not in SCALING:
         raise InputError(f"rope_parameters: type must be one of {', '.join(SCALING)}, got {rope_type!r}")
     if rope_type != "default" and not family_of(values["model_type"]).rope_scaling:
-        raise InputError(f"rope_parameters: {values['model_type']} has type default alone, got {rope_type!r}")
+        raise InputError(f"rope_parameters: {values['model_type']} supports only type default, got {rope_type!r}")
     theta = raw.get("rope_theta", values.get("rope_theta", ModelConfig.rope_theta))
     rope = {"rope_type": rope_type, "rope_theta": full.get("rope_theta", theta)}
     if "rope_local_theta" in values:
@@ -77,13 +77,13 @@ def rope_to(config: ModelConfig) -> dict[str, Any]:
 
 
 def _settings_by_layer_type(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """-> (settings of full layers, settings of sliding layers if the file has such)."""
+    """-> (settings of full layers, settings of sliding layers, or {})."""
     parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     for found in (parameters, scaling):
         if not isinstance(found, dict):
             raise InputError(f"rope_parameters must be an object, got {found!r}")
     if FULL not in parameters and SLIDING not in parameters:
-        full, sliding = scaling or parameters, {}  # the older key in a newer file was added by hand, so it wins
+        full, sliding = scaling or parameters, {}  # a user added the older key to a newer file, so it wins
     else:
         full, sliding = (parameters.get(FULL) or {}) | scaling, parameters.get(SLIDING) or {}
     if sliding.get("rope_type", "default") != "default":
@@ -108,7 +108,7 @@ def _context(rope: dict[str, Any], context: int) -> dict[str, Any]:
     """The longer context, if config.json's max_position_embeddings is the context before scaling."""
     if rope["rope_type"] == "dynamic":  # its files always have the context before scaling
         return {"rope_original_context": context, "max_position_embeddings": int(context * rope["rope_factor"])}
-    # scaling that was added by hand often leaves max_position_embeddings as it was
+    # users who add scaling by hand often leave max_position_embeddings unchanged
     if "rope_original_context" in rope and rope["rope_original_context"] == context:
         return {"max_position_embeddings": int(context * rope["rope_factor"])}
     return {}

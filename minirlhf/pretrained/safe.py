@@ -17,7 +17,7 @@ JSON_TYPES = {dict: "an object", list: "a list", str: "text", int: "a whole numb
 
 
 def read_json(path: Path, needed: str, **types: type) -> dict[str, Any]:
-    """A JSON object that has these keys, each with a value of its type.
+    """Read a JSON object with these keys. types: key -> type of its value.
 
     needed: the file's content in words, for the error. Raises: InputError if the file holds anything else.
     """
@@ -41,7 +41,7 @@ def not_as_needed(path: Path, needed: str, reason: object) -> InputError:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[Any]:
-    """A safetensors file, mapped. Raises: InputError if it is broken or cut short, also while it is read."""
+    """Map a safetensors file. Raises: InputError if it is broken or cut short, at opening or during a later read."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
@@ -60,7 +60,7 @@ def missing_weights(path: Path, pickle: str) -> InputError:
     if pickles:
         source = pickle if pickle in pickles else pickles[0]
         advice = (
-            "a pickle can run any program and is not read; convert it where you trust it: "
+            "a pickle can run any program and is not read; if you trust it, convert it: "
             f"safetensors.torch.save_file(torch.load('{source}', weights_only=True), '{path.name}')"
         )
     return InputError(f"{path}: needed this file, found {', '.join(found) or 'no weights'}; {advice}")

@@ -1,4 +1,4 @@
-"""Files of a trained model: a checkpoint with its adapter only, or all weights; at the end, all weights."""
+"""Checkpoints (the adapter alone, or all weights of a model without adapter) and final models (all weights)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Read and write models as folders in the Hugging Face layout: config.json and safetensors, in one file or in shards.
 
-families.py and model/names.py have each family's settings and names. That layout has no value head for a policy, so
-the value head has a file of its own in the folder.
+families.py and model/names.py have each family's settings and names. The Hugging Face layout has no value head for a
+policy, so the value head has its own file in the folder.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def save_pretrained(
     Raises: InputError if the family's config.json cannot hold the model's config.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
-    # null: for a missing key other tools would take a default
+    # null, because other tools take a default for a missing key
     unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    config = {**_config_json(transformer), **(token_ids or unknown)}  # refuses before any file is written
+    config = {**_config_json(transformer), **(token_ids or unknown)}  # may raise, so it comes before the first file
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
@@ -88,7 +88,7 @@ def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    """Write another file first: a model that was loaded from `path` still reads its weights from it."""
+    """Write a temporary file first: a model that was loaded from `path` may still read its weights from `path`."""
     part = path.with_name(f".{path.name}.part")
     save_file(weights, part, {"format": "pt"})
     os.replace(part, path)
@@ -180,7 +180,7 @@ def _advice_without_config(folder: Path) -> str:
 class Uninitialised(TorchFunctionMode):
     """Inside this context no random weight is drawn.
 
-    The first normal_ without storage would import torch._dynamo; that costs 1 s and 80 MB.
+    The first normal_ on a tensor without storage would import torch._dynamo, for 1 s and 80 MB.
     """
 
     DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
@@ -197,7 +197,7 @@ class Location(NamedTuple):
 
     path: Path
     name: str
-    shape: torch.Size  # as the model has it: turned, if the file is transposed
+    shape: torch.Size  # in the model: [out, in], even if the file has [in, out]
     transposed: bool
 
 
@@ -214,12 +214,12 @@ def find_weights(model: nn.Module, folder: Path) -> dict[str, Location]:
     _check_all_found(expected, found, file)
     if tied & found.keys() and not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
         raise InputError(
-            f"{file}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; write "
-            '"tie_word_embeddings": false if the head is right, else leave it out of the file'
+            f"{file}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; if "
+            'the head is right, write "tie_word_embeddings": false; else delete the head from the file'
         )
     surplus = {name for name in found.keys() - expected.keys() - tied if not name.endswith(NOT_WEIGHTS)}
     if surplus:
-        raise InputError(f"{file}: {len(surplus)} weights are not the model's: {_some(sorted(surplus))}")
+        raise InputError(f"{file}: {len(surplus)} weights do not belong to the model: {_some(sorted(surplus))}")
     _check_shapes(expected, found, "config.json says")
     return {name: found[name] for name in expected}
 
@@ -242,7 +242,7 @@ def _locations(files: list[Path], model_type: str) -> dict[str, Location]:
     for path in files:
         with open_weights(path) as file:
             headers += [(path, name, torch.Size(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
-    # the first GPT-2 files have names without this prefix
+    # in the first GPT-2 files the names lack the prefix "transformer."
     bare = model_type == "gpt2" and not any(name.startswith("transformer.") for _, name, _ in headers)
     found = {}
     for path, name, shape in headers:
@@ -261,7 +261,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise missing_weights(folder / WEIGHTS, PICKLE)
     names = read_json(folder / INDEX, "a JSON object with weight_map", weight_map=dict)["weight_map"].values()
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise InputError(f"{folder / INDEX}: a shard must stand in the same folder, got {outside[0]!r}")
+        raise InputError(f"{folder / INDEX}: a shard must be in the same folder, got {outside[0]!r}")
     names = sorted(set(names))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise InputError(f"{folder}: needed the shards that {INDEX} lists, found no {_some(missing)}; download them")
@@ -284,7 +284,7 @@ def _read(file: Any, location: Location) -> Tensor:
 def _copy(location: Location, target: Tensor) -> Tensor:
     """Copy a weight into `target`.
 
-    The file is opened for this weight alone: the pages that were read stay in memory as long as a file is mapped.
+    The file is opened for this weight alone, because all pages that were read stay in memory while a file is mapped.
     """
     with open_weights(location.path) as file, torch.no_grad():
         return target.copy_(_read(file, location))
@@ -324,6 +324,6 @@ def _load_value_head(value_head: nn.Module, folder: Path) -> None:
         raise InputError(f"{path}: needed this file, found none; was the policy saved without a value head?")
     found = _locations([path], "llama")  # the names in this file are ours
     _check_all_found(weights, found, path)
-    _check_shapes(weights, found, "the policy is")
+    _check_shapes(weights, found, "the policy needs")
     for name, weight in weights.items():
         _copy(found[name], weight)

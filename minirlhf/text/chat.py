@@ -40,7 +40,7 @@ def render_chat(messages: list[dict], add_generation_prompt: bool = False) -> st
 def answer_spans(
     render: Callable[[list[dict], bool], str], messages: list[dict], text: str, ends: Sequence[str] = ()
 ) -> list[tuple[int, int]]:
-    """The (start, end) of each assistant's answer in the text of all turns, found by rendering the turns before it.
+    """The (start, end) of each answer in the text of all turns. The turns before an answer are rendered to find it.
 
     An answer starts where the earlier turns with the generation prompt end. It ends with the last end token (`ends`) of
     its own turn; the layout may write more after that token, but the model does not. If the layout changes an answer

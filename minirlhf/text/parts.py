@@ -34,4 +34,4 @@ class TokenizerParts:
     pad: str | None  # the padding token; None if the vocabulary has no free special token
     eos_ids: tuple[int, ...]  # the tokenizer's own end token first
     templates: dict[str, Template] = field(default_factory=dict)  # by name; "default" is the usual one
-    files: dict[str, str] = field(default_factory=dict)  # texts of further files of the folder, by name
+    files: dict[str, str] = field(default_factory=dict)  # texts of other files in the folder, by name

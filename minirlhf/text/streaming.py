@@ -1,7 +1,7 @@
 """The text of a completion while its tokens arrive.
 
-A token may end inside a character, and some decoders drop the space before the first token they are given. So each new
-token decodes all tokens again, and the stream hands out the new text that later tokens cannot change.
+A token may end inside a character, and some decoders drop the space before the first token. So the stream decodes all
+tokens again for each new token, and hands out the new text that later tokens cannot change.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TextStream:
 
 
 def settled(text: str, stop_strings: Sequence[str] = ()) -> str:
-    """An unfinished text without its end if that may change: half a character, or the beginning of a stop string."""
+    """An unfinished text without an end that may still change: half a character, or a begun stop string."""
     text = text.rstrip(BROKEN)
     held = [n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
     return text[: len(text) - max(held, default=0)]

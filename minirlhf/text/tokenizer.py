@@ -1,8 +1,8 @@
 """Text <-> ids, with a byte-level BPE trained here or with the tokenizer of a checkpoint.
 
 Prompt and response are encoded separately, in sampling and in training, so both have the same ids at the boundary.
-Text is encoded as plain text: a "<|eos|>" inside the data becomes seven characters, never the special token. A text
-written by a checkpoint's chat template is the exception: its special tokens are tokens, even inside a turn's content.
+Text is encoded as plain text: a "<|eos|>" inside the data is seven characters, never the special token. Only the text
+of a checkpoint's chat template differs: special tokens in it are tokens, even inside a turn's content.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Tokenizer:
              without a padding token, or with its end token as padding, gets an unused special token. If it has no
              unused special token, an ordinary token pads and `special["pad"]` is None.
     bos_id:  None if the checkpoint has no BOS (Qwen).
-    eos_id:  ends a response in training. In sampling each of `eos_ids` ends it; `eos_id` is the first of them.
+    eos_id:  ends a response in training. In sampling every id of `eos_ids` ends it; `eos_id` is the first id.
     Raises: InputError if the padding token is the end token, or a special token is not in the vocabulary.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str = PAD, bos: str = BOS, eos: str = EOS) -> None:
         for role, token in (("pad", pad), ("bos", bos), ("eos", eos)):
             if backend.token_to_id(token) is None:
-                raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name one that is")
+                raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name another token")
         if backend.token_to_id(pad) == backend.token_to_id(eos):
             raise InputError(
-                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained with it never "
+                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained this way never "
                 "learns to stop; add a pad token"
             )
         # Some tools read only tokenizer.json. This makes them begin a text with BOS, as `encode_prompts` does.
@@ -69,10 +69,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
-        """Learn merges from texts. The vocabulary becomes smaller if they hold fewer pairs. Special ids come first.
+        """Learn merges from texts. With too few pairs in them the vocabulary is smaller. Special ids come first.
 
         Every digit is a token, as in Llama's first tokenizer: with merged digits a sum has a hundred spellings, and a
-        model must learn each of them.
+        model must learn each spelling.
         """
         if vocab_size < 256 + 3:
             raise InputError(
@@ -117,7 +117,7 @@ class Tokenizer:
     def with_template(self, template: str) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        If the turns of a built-in end with a token of their own, that becomes the end token.
+        If a built-in ends turns with a special token, that token becomes the end token.
         Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
         from minirlhf.text.checkpoint_tokenizer.changes import with_template
@@ -125,10 +125,10 @@ class Tokenizer:
         return self.of(with_template(self.parts, template))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
-        """The same tokenizer with more special tokens, an id each. A token of the vocabulary keeps its id.
+        """The same tokenizer with more special tokens. A token that is in the vocabulary already keeps its id.
 
-        New ids come last, and no other id changes. A model needs a row for each: `resize_embeddings`. Inside plain text
-        they are text, like every special token; a chat template writes them as tokens.
+        New ids come last, and no other id changes. A model needs a row for each new id: `resize_embeddings`. Inside
+        plain text the new tokens are text, like every special token; a chat template writes them as tokens.
         Raises: InputError if a token is empty.
         """
         from minirlhf.text.checkpoint_tokenizer.changes import with_special_tokens
@@ -152,9 +152,9 @@ class Tokenizer:
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text as ids, after BOS if the tokenizer puts BOS first.
 
-        An empty prompt is BOS, or EOS without a BOS: a model needs a token to predict from.
+        An empty prompt becomes BOS, or EOS in a tokenizer without BOS: a model needs a token to predict from.
         """
-        empty = [self.eos_id if self.bos_id is None else self.bos_id]  # a text begins where another ended
+        empty = [self.eos_id if self.bos_id is None else self.bos_id]  # after EOS a new text begins
         return [[*self.prefix, *encoding.ids] or empty for encoding in self._encode_batch(texts)]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
@@ -170,7 +170,7 @@ class Tokenizer:
         rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
         return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
 
-    # The next four methods are for turns. Their work stands in text/turns.py.
+    # The next four methods are for turns. text/turns.py has their code.
 
     def apply_chat_template(
         self,

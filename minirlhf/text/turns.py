@@ -24,7 +24,7 @@ def render(
     template = template or templates.get("default")
     if template is None:
         raise InputError(
-            f"chat template: needed one named default, got {', '.join(sorted(templates))}; choose one with "
+            f"chat template: needed a template named default, got {', '.join(sorted(templates))}; choose one with "
             "with_template(tokenizer.templates[name].source)"
         )
     text, spans = template.render(messages, add_generation_prompt, tools, variables)
@@ -32,9 +32,9 @@ def render(
 
 
 def encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """A rendered text -> (ids, (start, end) of each in the text).
+    """A rendered text -> (ids, (start, end) of each id in the text).
 
-    Special tokens that the template writes are tokens. Without a template the text is plain, and begins as prompts do.
+    Special tokens that the template writes are tokens. Without a template the text is plain, after BOS as in prompts.
     """
     backend, plain = tokenizer.backend, not tokenizer.templates
     prefix = tokenizer.prefix if plain else []
@@ -77,7 +77,7 @@ def encode_chat(
     tools: list[dict] | None = None,
     variables: dict | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Turns -> (ids, mask of the assistant's tokens), the end token of each of its turns included.
+    """Turns -> (ids, mask of the assistant's tokens). The end token of each assistant turn is in the mask.
 
     No trainer here uses this mask: SFT learns the last answer of a row, see `encode_turns`. Use the mask to train on
     every answer of a dialogue.

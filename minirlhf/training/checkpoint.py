@@ -25,7 +25,7 @@ TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write into; at the end it becomes `folder`. An exception deletes it."""
+    """Yield a temporary folder to write into; at the end it becomes `folder`. After an exception it is deleted."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -48,7 +48,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a text file in one step: a reader sees the old text or the new text, never a half."""
+    """Replace a text file in one step: a reader sees the whole old text or the whole new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
@@ -97,13 +97,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not is_complete(folder):
         raise InputError(
             f"{folder}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and "
-            "resume from the checkpoint before"
+            "resume from an earlier checkpoint"
         )
     try:
         state, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: needed a readable checkpoint ({error}); resume from the checkpoint before"
+            f"{folder}: needed a readable checkpoint ({error}); resume from an earlier checkpoint"
         ) from None
     for name, tensor in tensors.items():
         *path, last = name.split("/")

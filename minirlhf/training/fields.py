@@ -58,7 +58,7 @@ def read_value(hint: Any, value: Any, is_text: bool) -> Any:
         return value == "true"
     elif (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
         return hint(value)
-    elif type(value) is hint:  # not isinstance: a bool is an int to it
+    elif type(value) is hint:  # not isinstance, because isinstance(True, int) is True
         return value
     raise ValueError
 

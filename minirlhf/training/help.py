@@ -48,7 +48,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
             default = "required" if default_of(field) is dataclasses.MISSING else _in_shell(default_of(field))
             tables.setdefault(section, []).append((f"--{name}", default, f"[{unit}]" if unit else "", meaning))
     rows = [row for table in tables.values() for row in table]
-    # A default of more than 20 letters shifts its own line only, so that all other meanings stay on the screen.
+    # A default of more than 20 letters does not widen its column: it shifts the meaning of its own line only.
     widths = [max(len(row[i]) for row in rows if len(row[i]) <= limit) for i, limit in enumerate((99, 20, 20))]
     indent = " " * (sum(widths) + 8)
     width = max(shutil.get_terminal_size((120, 24)).columns, len(indent) + 36)
@@ -68,7 +68,7 @@ def _field_comments(source: str) -> dict[str, str]:
     name, continues = "", False
     for line in source.splitlines():
         if statement := re.match(r" {4}(?:(\w+):|[\w@])", line):
-            name = statement[1] or ""  # a method has no name here
+            name = statement[1] or ""  # "" for a method
         if beside := FIELD_COMMENT.match(line):
             comments[name], continues = beside[1], True
         elif continues and (below := re.match(r"\s*#+\s*(.*)", line)):

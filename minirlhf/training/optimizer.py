@@ -23,7 +23,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # [per lr] decay of weight matrices; norms and biases do not decay
     beta1: float = 0.9  # [-] AdamW's decay rate of the mean gradient
     beta2: float = 0.99  # [-] AdamW's decay rate of the mean squared gradient
-    max_grad_norm: float = 1.0  # [norm] longer gradients are scaled down to this
+    max_grad_norm: float = 1.0  # [norm] greatest length of the gradient; a longer gradient is scaled down
 
     def __post_init__(self) -> None:
         check_range(self, "lr", "max_grad_norm", above=0)
@@ -77,8 +77,8 @@ class Optimizer:
         """Make one update from the current gradients.
 
         Args:
-            sums: metric -> scalar of this rank; "loss" is one of them. The sum over all ranks is the metric (every rank
-                divided by the global count).
+            sums: metric -> scalar of this rank, with the key "loss". Every rank divided by the global count, so the sum
+                over all ranks is the metric.
         Returns: the metrics, grad_norm and lr as numbers.
 
         The metrics and the gradient's norm go to the host in one copy, the only sync of the update. If the loss or the
@@ -107,7 +107,7 @@ class Optimizer:
                 p.grad = None
 
     def state_dict(self) -> dict:
-        """{"update": count, "moments": {name: moments}}. Names, because positions change when a layer is frozen."""
+        """{"update": count, "moments": {name: moments}}. Positions would change with frozen layers; names do not."""
         moments = {name: dict(self.adamw.state[p]) for name, p in self.parameters.items() if p in self.adamw.state}
         return {"update": self.update, "moments": moments}
 

@@ -45,9 +45,9 @@ ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; abse
 class RunSettings:
     """How often a run evaluates and saves. A job has the same settings for all its stages."""
 
-    eval_every: int | None = None  # [steps] between evaluations; none means ten in a run, 0 only after the last step
-    save_every: int | None = None  # [steps] between checkpoints; none means ten in a run, 0 only after the last step
-    keep: int = 2  # [checkpoints] the last so many stay, and the best
+    eval_every: int | None = None  # [steps] between evaluations; none: ten in a run; 0: only after the last step
+    save_every: int | None = None  # [steps] between checkpoints; none: ten in a run; 0: only after the last step
+    keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
 
     def __post_init__(self) -> None:
         check_range(self, "eval_every", "save_every", least=0)
@@ -103,7 +103,7 @@ class Run:
         evaluate:   () -> metrics, called every `eval_every` steps; they are recorded as eval/NAME.
         until:      evaluation -> bool; True ends the run (early stopping).
         on_metrics: called with (step, metrics) on the main process; a tracker's log function fits here.
-    Raises: InputError if the folder holds a run and `resume` is False, or a run with other settings, or other files.
+    Raises: InputError if the folder holds other files, a run without `resume`, or a run with other settings.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Run:
         self.step = 0
         self._done = False  # True once `until` returned True
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
-        self._saved = -1  # step of the last checkpoint; every process keeps it, so none has to read the folder
+        self._saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
         self._signal = 0
         self._open(settings_to_toml(settings or {"run": config}))
 
@@ -176,7 +176,7 @@ class Run:
         self.step += 1
         improved = False
         if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
-            # every process takes rank 0's numbers: if one saved and another did not, save's barrier would hang
+            # every process takes rank 0's numbers: if only some processes saved, the barrier in `save` would hang
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
             metrics = {**metrics, **evaluation}
             improved = self._is_best(evaluation)

@@ -27,8 +27,8 @@ def parse_settings(
                   A field of section "job" is a plain flag (`--seed`) and a top-level key of the file.
         argv:     the words after the program's name; None takes sys.argv.
         description, epilogue: the text of `--help` above and below its table.
-    Raises: InputError for an unknown, repeated, missing or ill-typed setting, for a file that cannot be read, and with
-        the text of any ValueError that a dataclass raises.   SystemExit(0) after `--help`.
+    Raises: InputError for an unknown, repeated, missing or ill-typed setting, and for a file that cannot be read. A
+        ValueError of a dataclass becomes an InputError with the same text.   SystemExit(0) after `--help`.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
@@ -58,10 +58,10 @@ def parse_settings(
 
 
 def settings_to_toml(settings: dict[str, Any]) -> str:
-    """All settings as TOML text; `--config` on this text builds equal instances.
+    """All settings as TOML text; `--config` with this text builds equal instances.
 
     TOML has no null. A None that is the default is left out; any other None becomes the string "none".
-    Raises: InputError for a value that would not read back equal, such as the text "none" in a field that may be None.
+    Raises: InputError for a value that TOML cannot give back, such as the text "none" in a field that may be None.
     """
     blocks = []
     for section, instance in sorted(settings.items(), key=lambda item: item[0] != TOP):  # top-level keys come first

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
-    """Text in aligned columns: the first column on the left, all others on the right.
+    """Text in aligned columns: the first column is aligned left, all other columns right.
 
     Floats have three decimals; None becomes a dash.
     """

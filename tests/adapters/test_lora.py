@@ -619,7 +619,7 @@ def test_a_pickle_is_refused_and_the_error_converts_it(folder, make, adapted, id
     with refuses("found adapter_model.bin; a pickle can run any program and is not read") as caught:
         load_adapter(make(), folder)
     monkeypatch.chdir(folder)
-    exec("import torch, safetensors.torch\n" + str(caught.value).split("trust it: ")[1])
+    exec("import torch, safetensors.torch\n" + str(caught.value).split("convert it: ")[1])
     model = make()
     load_adapter(model, folder)
     assert torch.equal(model(ids), adapted()(ids))
@@ -636,7 +636,7 @@ def test_broken_or_missing_weights_are_refused(folder, make):
     with refuses("1 weights are missing: model.layers.0.mlp.up_proj.lora_B.weight; save it again"):
         load_adapter(make(), folder)
     save_file({**weights, "base_model.model.score.weight": torch.zeros(1, 24)}, path)
-    with refuses("1 weights have no place in the model: score.weight; is it an adapter of another kind of model?"):
+    with refuses("1 weights do not belong to the model: score.weight; is it an adapter of another model class?"):
         load_adapter(make(), folder)
     save_file({}, path)
     with refuses("needed lora_A and lora_B for modules of the model, found none"):
@@ -659,7 +659,7 @@ def test_an_adapter_for_another_base_is_refused_and_changes_nothing(folder, make
         assert torch.equal(model(ids), before) and trained(model) == names
     rewrite(folder, r=4)
     with refuses(
-        "model.layers.0.mlp.down_proj.lora_A.weight must be (4, 40) by the model and adapter_config.json, got (3, 40)"
+        "model.layers.0.mlp.down_proj.lora_A.weight must be (4, 40) for the model and adapter_config.json, got (3, 40)"
     ):
         load_adapter(make(), folder)
 
@@ -692,7 +692,7 @@ def test_a_value_models_adapter_is_recognised_and_does_not_fit_a_language_model(
     back = ValueModel(make()).eval()
     load_adapter(back, tmp_path)
     assert torch.equal(back(ids, mask), value(ids, mask)) and value(ids, mask).abs().max() > 0
-    with refuses("2 weights have no place in the model: score.bias, score.weight; is it an adapter of another kind"):
+    with refuses("2 weights do not belong to the model: score.bias, score.weight; is it an adapter of another model"):
         load_adapter(make(), tmp_path)
 
 

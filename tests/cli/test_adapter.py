@@ -164,7 +164,7 @@ def test_refusals(call, folders, tmp_path):
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
         ("merge", one, "--output", full): "holds files already; choose another --output",
         ("merge", one, "--weights", "1", "2", "--output", out): "needed a weight for each of the 1 adapters, got 2",
-        ("merge", one, score, "--output", out): "have heads, and heads do not add up; merge one at a time",
+        ("merge", one, score, "--output", out): "have heads, and heads cannot be added; merge one adapter",
         ("merge", one, hub, "--output", out): f"for one base, they name {folders / 'base'}, some/hub-name",
         ("merge", hub, "--output", out): "its base must be a folder, it names some/hub-name; give the folder with",
         ("merge", two, "--base", small, "--output", out): "is the adapter for another base?",
@@ -198,5 +198,5 @@ def test_a_merge_keeps_the_adapters_tokenizer_and_notes_another_base(call, folde
     Tokenizer.load(folders / "base").with_template("zephyr").save(tmp_path / "one")
     shutil.copytree(folders / "base", tmp_path / "base")
     code, out, _ = call("merge", tmp_path / "one", "--base", tmp_path / "base", "--output", tmp_path / "merged")
-    assert code == 0 and f"note: made for {folders / 'base'}" in out
+    assert code == 0 and f"note: adapters made for {folders / 'base'}" in out
     assert Tokenizer.load(tmp_path / "merged").templates

@@ -235,7 +235,7 @@ def test_the_oldest_turns_are_left_out_in_pairs_and_never_the_system_turn(progra
         ids, start = program.fitting_prompt(tokenizer, system, dialogue, limit)
         assert start == left_out
         assert ids == tokenizer.encode_chat(system + dialogue[left_out:], add_generation_prompt=True)[0]
-    with pytest.raises(InputError, match=f"that is {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
+    with pytest.raises(InputError, match=f"this turn needs {lengths[2]} tokens, .* {lengths[2] - 1} fit"):
         program.fitting_prompt(tokenizer, system, dialogue, lengths[2] - 1)
 
 
@@ -249,7 +249,7 @@ def test_a_line_says_how_many_turns_are_left_out_and_the_saved_conversation_keep
 
 def test_a_turn_that_can_never_fit_is_refused_and_the_conversation_goes_on(chat, kettle, tmp_path):
     out, notes = chat(["the kettle " * 60, "hello", "/save dialogue.jsonl"], kettle)
-    assert notes[1].startswith("error: that is ") and notes[1].endswith(" 48 fit: say it in fewer words")
+    assert notes[1].startswith("error: this turn needs ") and notes[1].endswith(" 48 fit; use fewer words")
     assert out == "the kettle is good.\n"
     assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "the kettle is good.")
 

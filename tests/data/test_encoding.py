@@ -58,8 +58,8 @@ def test_prompts_that_leave_too_little_room_are_refused_by_name():
     encoded = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1)
     assert [row.source["line"] for row in encoded.rows] == [1]
     assert encoded.refused == [
-        "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
-        "line 3: the prompt has 9 tokens, which leaves 0 of the context's 5, needed 1",
+        "line 2: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1",
+        "line 3: the prompt has 9 tokens and leaves 0 of the context's 5, needed 1",
     ]
 
 
@@ -67,16 +67,16 @@ def test_reserve_counts_the_tokens_after_the_prompt():
     # context 6: after 1 + 2 tokens three are left
     assert len(encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=3).rows) == 1
     encoded = encode_rows(TOKENIZER, [sft("ab")], (), context=6, reserve=4, max_refused=1)
-    assert encoded.refused == ["'ab': the prompt has 3 tokens, which leaves 3 of the context's 6, needed 4"]
+    assert encoded.refused == ["'ab': the prompt has 3 tokens and leaves 3 of the context's 6, needed 4"]
 
 
 def test_more_refusals_than_allowed_stop_the_run():
     rows = [sft("abcd", line=i) for i in range(1, 5)] + [sft("a", line=i) for i in range(5, 9)]
     text = (
         "4 of 8 rows cannot be used, at most 25.0% may be refused: "
-        "line 1: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
-        "line 2: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
-        "line 3: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1; "
+        "line 1: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
+        "line 2: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
+        "line 3: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
         "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
@@ -96,7 +96,7 @@ def test_summary_counts_and_names():
     summary = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1).summary("SFT")
     assert summary.splitlines() == [
         "SFT: 2 kept, 1 truncated, 1 refused",
-        "line 7: the prompt has 5 tokens, which leaves 0 of the context's 5, needed 1",
+        "line 7: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1",
     ]
 
 

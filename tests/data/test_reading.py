@@ -85,9 +85,9 @@ FILE_ERRORS = {
         "line 2: needed UTF-8, got byte 0xe9; save the file as UTF-8",
     ),
     "UTF-16": (jsonl([SFT]).encode("utf-16-le").join([b"\xff\xfe", b""]), "line 1: needed UTF-8, got byte 0xff; save"),
-    "cut gzip": (gz([SFT] * 999)[:-9], "needed a whole gzip file, got a broken one after line "),
-    "broken gzip": (b"\x1f\x8bnot gzip at all", "needed a whole gzip file, got a broken one after line 0 ("),
-    "damaged gzip": (gz([SFT] * 9)[:10] + b"\xff" * 30, "needed a whole gzip file, got a broken one after line 0 ("),
+    "cut gzip": (gz([SFT] * 999)[:-9], "needed a whole gzip file, got a file broken after line "),
+    "broken gzip": (b"\x1f\x8bnot gzip at all", "needed a whole gzip file, got a file broken after line 0 ("),
+    "damaged gzip": (gz([SFT] * 9)[:10] + b"\xff" * 30, "needed a whole gzip file, got a file broken after line 0 ("),
 }
 
 

@@ -277,5 +277,5 @@ def test_impossible_mixtures_are_refused(settings, text):
 
 
 def test_saving_experts_in_a_family_without_experts_is_refused(tmp_path, make):
-    with pytest.raises(InputError, match="num_experts.* cannot be said in a llama config.json"):
+    with pytest.raises(InputError, match="num_experts.* cannot be stored in a llama config.json"):
         save_pretrained(make(num_experts=2), tmp_path)

@@ -52,6 +52,6 @@ def test_a_folder_without_weights_gets_advice_that_depends_on_its_files(tmp_path
     for name, source in (("optimizer.pt", "optimizer.pt"), ("usual.bin", "usual.bin")):
         (tmp_path / name).write_bytes(pickle.dumps({}))
         assert str(missing_weights(path, "usual.bin")).endswith(
-            "; a pickle can run any program and is not read; convert it where you trust it: safetensors.torch."
+            "; a pickle can run any program and is not read; if you trust it, convert it: safetensors.torch."
             f"save_file(torch.load('{source}', weights_only=True), 'model.safetensors')"
         )

@@ -67,7 +67,7 @@ def test_a_saved_policy_comes_back_with_its_value_head(tmp_path, make, loud, ids
 def test_a_value_head_of_another_width_is_refused(tmp_path, make, shape):
     save_pretrained(Policy(make(), value_head=True), tmp_path)
     save_file({"weight": torch.ones(shape), "bias": torch.ones(1)}, tmp_path / "value_head.safetensors")
-    text = re.escape(f"value_head.safetensors: weight must be (1, 24) as the policy is, got {shape}")
+    text = re.escape(f"value_head.safetensors: weight must be (1, 24) as the policy needs, got {shape}")
     with pytest.raises(InputError, match=text):
         load_policy(tmp_path, value_head=True)
 
@@ -260,14 +260,14 @@ def test_missing_and_surplus_weights_are_refused(folder):
     with refuses(f"{path}: 4 weights are missing: {', '.join(removed)}; is it another model?"):
         load_pretrained(folder)
     save_file(weights | {"b": torch.zeros(1), "a": torch.zeros(1)}, path)
-    with refuses(f"{path}: 2 weights are not the model's: a, b"):
+    with refuses(f"{path}: 2 weights do not belong to the model: a, b"):
         load_pretrained(folder)
     save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 0}, path)
     load_pretrained(folder)  # the head is tied, and also in the file
     save_file(weights | {"lm_head.weight": torch.zeros(37, 24)}, path)
     with refuses(
-        f"{path}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; write "
-        '"tie_word_embeddings": false if the head is right, else leave it out of the file'
+        f"{path}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; if "
+        'the head is right, write "tie_word_embeddings": false; else delete the head from the file'
     ):
         load_pretrained(folder)
 

@@ -106,8 +106,8 @@ def test_vocab_size_below_the_bytes_is_refused():
 def test_pad_that_is_the_end_token_is_refused():
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
     with refuses(
-        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained with it never learns to "
-        "stop; add a pad token"
+        "Tokenizer: pad and EOS must be two tokens, got '<|eos|>' for both: a model trained this way never learns "
+        "to stop; add a pad token"
     ):
         Tokenizer(backend, pad=EOS)
 
@@ -115,7 +115,7 @@ def test_pad_that_is_the_end_token_is_refused():
 @pytest.mark.parametrize("role", ["pad", "bos", "eos"])
 def test_special_token_outside_the_vocabulary_is_refused(role):
     backend = tokenizers.Tokenizer.from_str(TOKENIZER.backend.to_str())
-    with refuses(f"Tokenizer: {role} token '</s>' is not in the vocabulary; name one that is"):
+    with refuses(f"Tokenizer: {role} token '</s>' is not in the vocabulary; name another token"):
         Tokenizer(backend, **{role: "</s>"})
 
 

@@ -113,7 +113,7 @@ def test_a_checkpoint_with_a_file_cut_short_or_gone_is_incomplete(saved, file, f
     assert not is_complete(saved)
     assert refusal(saved) == (
         f"{saved}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and resume "
-        "from the checkpoint before"
+        "from an earlier checkpoint"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_file_of_the_right_size_and_wrong_content_is_refused(saved, file):
     (saved / file).write_bytes(b"\xff" * (saved / file).stat().st_size)
     text = refusal(saved)
     assert text.startswith(f"{saved}: needed a readable checkpoint (") and text.endswith(
-        "resume from the checkpoint before"
+        "resume from an earlier checkpoint"
     )
 
 

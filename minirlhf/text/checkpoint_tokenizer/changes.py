@@ -33,7 +33,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         special = special | {"eos_token": layout.turn_end}
         eos_ids = tuple(dict.fromkeys([parts.backend.token_to_id(layout.turn_end), *eos_ids]))
         config = config | special
-        files = {name: text for name, text in files.items() if name != NAMES}  # it names the old end token
+        files = {name: text for name, text in files.items() if name != NAMES}  # NAMES holds the old end token
     source = layout.template if layout else template
     return replace(
         parts,

@@ -1,9 +1,9 @@
 """A tokenizer's folder: reads and writes the special tokens, end tokens and chat templates of a checkpoint.
 
-tokenizer.json holds the vocabulary. tokenizer_config.json names the special tokens, else special_tokens_map.json does,
-else the ids in generation_config.json and config.json do (GPT-2's only names). A null in tokenizer_config.json counts
-as a name: Qwen has no BOS, although its config.json gives an id. generation_config.json or config.json lists further
-end tokens, such as the end of text beside a chat model's end of turn.
+tokenizer.json holds the vocabulary. The special tokens come from tokenizer_config.json, else special_tokens_map.json.
+Without a name, BOS and EOS come from the ids in generation_config.json, else config.json (GPT-2). A null BOS in
+tokenizer_config.json means no BOS (Qwen), whatever id config.json gives. generation_config.json or config.json lists
+further end tokens, such as the end of text beside a chat model's end of turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODEL, CONFIG, NAMES, GENERATION = (
 )  # fmt: skip
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# If a checkpoint names no padding token, or its end token, the first of these that is special and free pads.
+# If a checkpoint names no padding token, or pads with its end token, the first free special token of this list pads.
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>", "<|unk|>")
 
 
@@ -53,7 +53,7 @@ def _read(folder: Path) -> TokenizerParts:
     except ValueError:
         model = {}  # the reader of the model reports the fault
     backend = tokenizers.Tokenizer.from_file(str(folder / MODEL))
-    backend.no_truncation()  # some folders have truncation settings that would cut texts in silence
+    backend.no_truncation()  # some folders have truncation settings that would cut texts silently
     backend.no_padding()
     _add_tokens(backend, config)
     special = _special_tokens(backend, config, names, generation, model)
@@ -84,13 +84,13 @@ def _special_tokens(
     for key in ("bos_token", "eos_token", "pad_token"):
         if key in special and backend.token_to_id(special[key]) is None:
             raise InputError(
-                f"{key.removesuffix('_token')} token {special[key]!r} is not in the vocabulary; name one that is"
+                f"{key.removesuffix('_token')} token {special[key]!r} is not in the vocabulary; name another token"
             )
     return special
 
 
 def _mark_special(backend: tokenizers.Tokenizer, config: dict, special: dict[str, str]) -> None:
-    """Make tokens special that the config calls special and tokenizer.json does not."""
+    """Make the tokens special that other files call special and tokenizer.json does not."""
     extra = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = config.get(key) or []
@@ -120,7 +120,7 @@ def _content(token: Any) -> str | None:
 
 
 def _ids(config: dict, key: str) -> list[int]:
-    """The ids under a key, which holds an id, a list of ids, or nothing."""
+    """The ids under a key. The key may hold an id, a list of ids, or nothing."""
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in ids):
@@ -129,7 +129,7 @@ def _ids(config: dict, key: str) -> list[int]:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
-    """Add tokens that tokenizer_config.json lists and tokenizer.json lacks, as fine-tuned checkpoints have them."""
+    """Add tokens that tokenizer_config.json lists and tokenizer.json lacks, as in fine-tuned checkpoints."""
     known = backend.get_added_tokens_decoder()
     for number, entry in sorted(
         (int(number), entry) for number, entry in (config.get("added_tokens_decoder") or {}).items()
@@ -141,16 +141,16 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
             (backend.add_special_tokens if special else backend.add_tokens)([token])
             if backend.token_to_id(entry["content"]) != number:
                 raise InputError(
-                    f"{CONFIG} gives {entry['content']!r} the id {number}, {MODEL} leads to "
-                    f"{backend.token_to_id(entry['content'])}; the two files are of different checkpoints"
+                    f"{CONFIG} gives {entry['content']!r} the id {number}, {MODEL} gives "
+                    f"{backend.token_to_id(entry['content'])}; the two files are from different checkpoints"
                 )
 
 
 def choose_pad(backend: tokenizers.Tokenizer, special: dict[str, str]) -> str | None:
     """The named padding token unless it is the end token, else a free special token of `PADS`, else None.
 
-    Many checkpoints pad with their end token. That does no harm here, because masks come from lengths. It would harm in
-    another tool that masks by the id: the model would never learn to stop, or a reward would be read a token too early.
+    Many checkpoints pad with their end token. That does no harm here, because masks come from lengths. It does harm in
+    a tool that masks by the id: the model never learns to stop, or the tool reads a reward one token too early.
     """
     named = special.get("pad_token")
     if named not in (None, special["eos_token"]):
@@ -193,7 +193,7 @@ def write_folder(folder: str | Path, parts: TokenizerParts, token_ids: dict[str,
         files[NAMES] = _name_pad(json.loads(parts.files[NAMES]), parts.pad)
     ends = list(parts.eos_ids) if len(parts.eos_ids) > 1 else parts.eos_ids[0]
     files[GENERATION] = token_ids | json.loads(parts.files.get(GENERATION, "{}")) | {"eos_token_id": ends}
-    (folder / NAMES).unlink(missing_ok=True)  # an old one would name the tokens of another tokenizer
+    (folder / NAMES).unlink(missing_ok=True)  # an old file would name the tokens of another tokenizer
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -204,7 +204,7 @@ def _name_pad(names: dict, pad: str | None) -> dict:
 
 
 def _write_templates(folder: Path, config: dict, parts: TokenizerParts) -> dict:
-    """The config with the templates. Template files in `folder` would win over them and are removed."""
+    """The config with the templates. Old template files in `folder` would win over the config, so they are removed."""
     (folder / TEMPLATE).unlink(missing_ok=True)
     for path in (folder / MORE_TEMPLATES).glob("*.jinja"):
         path.unlink()

@@ -1,7 +1,7 @@
 """The built-in chat layouts: Jinja that this library and other tools render alike.
 
 {% generation %} marks the assistant's answer with its end token. A layout trims contents (`message.content | trim`) if
-its original models do. A layout without system turns puts the system text before the first user turn.
+the template of its original models does. A layout without system turns puts the system text before the first user turn.
 """
 
 from __future__ import annotations

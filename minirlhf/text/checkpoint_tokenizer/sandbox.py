@@ -1,4 +1,4 @@
-"""Jinja's immutable sandbox, with the names that templates of checkpoints expect to find in it.
+"""Jinja's immutable sandbox, with the names that templates of checkpoints use.
 
 A template sees plain JSON data. It reaches no Python object, file or module, and it cannot change the conversation. The
 sandbox bounds the length of the output, but neither time nor memory: `{{ 'x' * 10 ** 9 }}` takes 1 GB, and two nested
@@ -77,7 +77,7 @@ def strftime_now(layout: str) -> str:
 
 
 def compiled(source: str) -> jinja2.Template:
-    """The template in a sandbox of its own, because the sandbox keeps the template's marks."""
+    """The template in its own sandbox, because a sandbox holds the marks of a single template."""
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Marks, jinja2.ext.loopcontrols]
     )

@@ -1,8 +1,8 @@
 """A checkpoint's own chat template: Jinja written by a stranger.
 
 A child process renders it in a sandbox, with limits on processor time, memory and output for every conversation
-(worker.py). A template that goes beyond a limit, or tries to leave the sandbox, is refused. The built-in layouts are
-not a stranger's: this process renders them.
+(worker.py). A template that goes beyond a limit, or tries to leave the sandbox, is refused. No stranger
+wrote the built-in layouts, so this process renders them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minirlhf.errors import InputError
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.worker import Worker, limits_for
 
-OLDEST_JINJA = (3, 1, 6)  # older ones have known ways out of the sandbox
+OLDEST_JINJA = (3, 1, 6)  # older versions have known ways out of the sandbox
 MAX_SOURCE = 1 << 20  # characters; the longest real template has 30 thousand
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 WAY_OUT = "choose a built-in layout, or delete the template"
@@ -85,7 +85,7 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=16)
 def _renderer_of(source: str, tokens: tuple[tuple[str, str], ...]) -> Callable[[str], dict]:
-    """A function: conversation as JSON -> `sandbox.reply`. Equal templates share it.
+    """A function: conversation as JSON -> the dict of `sandbox.reply`. Equal templates share the function.
 
     Raises: InputError if the template is broken or does harm.
     """
@@ -107,7 +107,7 @@ def _harm(fault: str) -> InputError:
 
 
 def _known_names(message: dict) -> dict:
-    """A turn without empty keys. Its reasoning is stored under every name that templates use."""
+    """A turn without null keys. Its reasoning gets the names "reasoning_content" and "thinking"; templates use both."""
     message = {key: value for key, value in message.items() if value is not None}
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in message:

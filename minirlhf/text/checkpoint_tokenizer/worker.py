@@ -1,8 +1,8 @@
-"""A child process that renders a stranger's template. This file has both ends of its pipe.
+"""A child process that renders a stranger's template. This file has both ends of the pipe.
 
 The sandbox alone bounds neither time nor memory: a single expression can build a string of 10 GB or a number of 100
 million digits, and a list of all dangerous expressions would never be complete. The operating system bounds each render
-of the child. A timer of processor time kills the child, and beyond a limit of address space an allocation fails. A
+of the child. A timer of processor time kills the child. An allocation beyond the limit of address space fails. A
 render in the child takes about 0.1 ms longer than a render in this process.
 
 The parent writes lines of JSON: first [source, trials], then a conversation in each line. The child answers every line
@@ -39,7 +39,7 @@ def limits_for(size: int) -> Limits:
 class Worker:
     """Renders conversations with one template in a child process.
 
-    A template that went beyond a limit is not run again: its first fault answers every later conversation at once.
+    A template that went beyond a limit is not run again: every later conversation gets the first fault at once.
     """
 
     def __init__(self, source: str, trials: list[dict]) -> None:
@@ -67,7 +67,7 @@ class Worker:
 
     def reply(self, data_json: str) -> dict:
         """Render one conversation; see `sandbox.reply`."""
-        # A fork of this process needs a child of its own: two processes must not write into one pipe.
+        # A fork of this process needs its own child: two processes must not write into one pipe.
         if self.fault is None and (self.process is None or self.pid != os.getpid()):
             self.start()
         return {"fault": self.fault} if self.fault else self._ask(data_json)

@@ -172,10 +172,8 @@ def test_decoding_leaves_out_tokens_that_only_the_config_calls_special(tmp_path,
 def test_a_listed_token_with_another_id_is_refused(tmp_path):
     listed = {"999": {"content": "<|im_end|>", "special": True}}
     folder = checkpoint(tmp_path, {"eos_token": EOS, "added_tokens_decoder": listed})
-    text = (
-        f"tokenizer_config.json gives '<|im_end|>' the id 999, tokenizer.json leads to {OWN.vocab_size}; the two files"
-    )
-    with pytest.raises(InputError, match=f"^{re.escape(f'{folder}: {text}')} are of different checkpoints$"):
+    text = f"tokenizer_config.json gives '<|im_end|>' the id 999, tokenizer.json gives {OWN.vocab_size}; the two files"
+    with pytest.raises(InputError, match=f"^{re.escape(f'{folder}: {text}')} are from different checkpoints$"):
         Tokenizer.load(folder)
 
 
@@ -230,7 +228,7 @@ def test_tools_use_the_folders_template_for_tools(tmp_path):
 def test_templates_without_a_default_are_named(tmp_path):
     templates = [{"name": "rag", "template": "x"}]
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
-    with pytest.raises(InputError, match="^chat template: needed one named default, got rag; choose one with"):
+    with pytest.raises(InputError, match="^chat template: needed a template named default, got rag; choose one with"):
         tokenizer.apply_chat_template([USER])
     assert tokenizer.with_template(tokenizer.templates["rag"].source + "{{ 1 }}").apply_chat_template([USER]) == "x1"
 
@@ -239,7 +237,7 @@ def test_templates_without_a_default_are_named(tmp_path):
     ("config", "files", "text"),
     [
         ({"pad_token": PAD}, {}, 'no end token is named; write "eos_token": "..." into tokenizer_config.json'),
-        ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name one that is"),
+        ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name another token"),
         ({"eos_token": 2}, {}, "tokenizer_config.json: needed a token as a string or an object with content, got 2"),
         (
             {"eos_token": EOS},
