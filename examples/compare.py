@@ -1,11 +1,11 @@
-"""Every algorithm on the same SFT model, the same reward and as many sampled tokens, over several seeds.
+"""All algorithms compared: the same SFT model, the same reward, the same number of sampled tokens, several seeds.
 
-python examples/compare.py                              # all, 5 seeds: what docs/results.md shows
+python examples/compare.py                              # all, 5 seeds: the table of docs/results.md
 python examples/compare.py --only grpo,dapo,dpo_sigmoid --seeds 2
 python examples/compare.py --list true                  # the names
 
-Each result is a file of its own in the output folder: stop whenever you like, and run the same command to go on. A
-result of other settings than these is computed again.
+Each result is a file in the output folder. Stop whenever you like: the same command goes on. A result that was computed
+with other settings is computed again.
 """
 
 import json
@@ -53,11 +53,11 @@ STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TO
 UPDATES = 4  # of each batch: 96 in all
 MAX_TOKENS, EVALUATED, KL_COEF = 48, 512, 0.02
 OPTIMIZER = {"lr": 1e-3, "lr_final": 0.1}
-UNPAIRED_LR = 6e-4  # answers one by one are noisier than pairs: at 1e-3 KTO lost its grammar on one seed
-BEST_OF = 4  # completions of a prompt, the best and the worst of which are a pair for the offline algorithms
-BETA = {"simpo": 2.0, "alphapo": 2.0, "discopop": 1.0}  # 0.1 for the other offline ones
-ONLINE_BETA = 0.3  # its pairs are what the policy writes now: less holds it than pairs that stay
-NLL_COEF = 1.0  # of the chosen answer: without it nothing holds the probability of what neither answer says
+UNPAIRED_LR = 6e-4  # single answers are noisier than pairs: at 1e-3 KTO lost its grammar on one seed
+BEST_OF = 4  # completions of a prompt; the best and the worst are a pair for the offline algorithms
+BETA = {"simpo": 2.0, "alphapo": 2.0, "discopop": 1.0}  # 0.1 for all other offline losses
+ONLINE_BETA = 0.3  # online pairs move with the policy, so a larger beta must hold it
+NLL_COEF = 1.0  # of the chosen answer; without it, texts outside of the pairs gain probability
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by number of seeds
 COMMON = {"steps": STEPS, "completions": COMPLETIONS, "updates": UPDATES, "max_tokens": MAX_TOKENS, "kl_coef": KL_COEF}
 COMMON |= {"best_of": BEST_OF, "beta": BETA, "online_beta": ONLINE_BETA, "nll_coef": NLL_COEF, **OPTIMIZER}
@@ -67,18 +67,18 @@ COMMON["unpaired_lr"] = UNPAIRED_LR
 @dataclass(frozen=True)
 class CompareConfig:
     output: str = "runs/compare"  # [folder] results, one file each, and the table
-    only: tuple[str, ...] = ()  # [names] a subset; nothing means all
-    seeds: int = 5  # [runs] of each
+    only: tuple[str, ...] = ()  # [names] a subset; default: all
+    seeds: int = 5  # [runs] of each algorithm
     list: bool = False  # [-] print the names and end
 
 
 @dataclass(frozen=True)
 class Start:
-    """What all algorithms of one seed begin with."""
+    """The start that all algorithms of a seed share."""
 
     seed: int
     tokenizer: Tokenizer
-    policy: Policy  # copied before it is trained
+    policy: Policy  # the SFT model; each algorithm trains a copy
     reward: Reward  # in [0, 1]
     prompts: list[EncodedRow]
     evaluate: Callable[[Policy], Report]  # on held-out prompts
@@ -116,7 +116,7 @@ def on_policy(**changes: Any) -> dict[str, Any]:
 
 
 def grpo_settings(name: str) -> dict[str, Any]:
-    """Groups of 8. The reinforce surrogate is exact for the policy that sampled alone: one update for each batch."""
+    """Groups of 8. The reinforce surrogate is exact only for the policy that sampled: one update for each batch."""
     changes = on_policy(algorithm=name, kl_coef=KL_COEF if name != "bnpo" else 0.0, **sizes(8))
     if GRPOConfig(algorithm=name).recipe.surrogate == "reinforce":
         prompts = COMPLETIONS // 8 // UPDATES
@@ -129,7 +129,7 @@ def dpo_settings(loss: str) -> dict[str, Any]:
 
 
 def offline_sizes(rows_per_pair: int) -> dict[str, int]:
-    """As many updates as the others make, over the pairs of all their completions."""
+    """The same number of updates as on-policy algorithms make."""
     return {"steps": UPDATES * STEPS, "batch_size": rows_per_pair * COMPLETIONS // BEST_OF}
 
 
@@ -223,7 +223,7 @@ def prepare(folder: Path, seed: int) -> Start:
 
 
 def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, seed: int) -> list[EncodedRow]:
-    """As many completions as the others sample, BEST_OF a prompt: the best against the worst, unless all are equal."""
+    """Sample BEST_OF completions of each prompt: the best and the worst are a pair, unless their scores are equal."""
     batches = Batches(rows, batch_size=COMPLETIONS // BEST_OF, steps=STEPS, seed=seed, stream="pairs")
     draws = [draw for batch in batches for draw in batch]
     samples = [draw for draw in draws for _ in range(BEST_OF)]
@@ -241,7 +241,7 @@ def own_pairs(policy: Policy, tokenizer: Tokenizer, reward: Reward, rows: list, 
 
 
 def measure(start: Start, name: str) -> dict[str, float]:
-    """Train one algorithm, and measure what it writes on held-out prompts."""
+    """Train an algorithm, and measure its completions of held-out prompts."""
     recipe = recipes()[name]
     trainer, batches = TRAINERS[recipe.family](start, recipe.changes)
     began = time.perf_counter()
@@ -259,7 +259,7 @@ def measure(start: Start, name: str) -> dict[str, float]:
 
 
 def write_table(folder: Path, names: list[str]) -> str:
-    """results.md from all results there are: means and 95% intervals (t distribution) over the seeds."""
+    """Write results.md from all result files: means and 95% intervals (t distribution) over the seeds."""
     lines = [
         "| algorithm | gold reward (95%) | gain | at least | win rate | KL | grammatical | seconds | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -290,14 +290,14 @@ def write_table(folder: Path, names: list[str]) -> str:
 
 
 def margin(values: list[float]) -> float:
-    """Half the 95% interval of their mean."""
+    """Half the 95% interval of the mean of the values."""
     if len(values) < 2:
         return math.nan
     return T95.get(len(values), T95[10]) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def read_result(path: Path) -> dict[str, float] | None:
-    """The measures in a result's file, or None if there is none that was made with these settings."""
+    """The measures in a result file, or None if the file is missing or was computed with other settings."""
     if not path.exists():
         return None
     found = json.loads(path.read_text())

@@ -100,7 +100,7 @@ class GRPOTrainer:
         equal = equal_groups(rollout.scores, G) if G > 1 else rollout.scores.new_zeros(0)
         metrics = {**describe(rollout), "kl_coef": config.kl_coef, "equal_groups": fraction_of_all(equal)}
         if not self.ref_policy:
-            del metrics["kl"]  # there is no reference to compare with
+            del metrics["kl"]  # the policy has no reference
         mask = rollout.completion_mask
         if config.overlong_filter:
             mask = mask & rollout.ended[:, None]
@@ -204,7 +204,7 @@ class GRPOTrainer:
             sums.add(1, old.completion_mask, policy_loss=policy_losses)
             sums.add(trained_tokens, old.completion_mask, **terms)
         metrics = self.optimizer.step({**sums, "trained_tokens": trained_tokens / world_size()})
-        if not metrics.pop("trained_tokens"):  # no row was trained on, so there is nothing to report
+        if not metrics.pop("trained_tokens"):  # no row was trained on: nothing to report
             metrics = {name: metrics[name] for name in ("loss", "policy_loss", "grad_norm", "lr")}
         if self.entropy:
             self.entropy.update(metrics["entropy"])

@@ -48,7 +48,7 @@ def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> n
     """Freeze, quantise and add LoRA as `--train` and `--freeze` ask, in place; then move the model to the device."""
     job = settings["job"]
     if job.train == "all":
-        # A reward model has no lm_head, so a pattern that matches nothing is fine there.
+        # A reward model has no lm_head, so a pattern may match nothing in it.
         freeze(model, job.freeze, strict=isinstance(model, Policy))
         if not any(p.requires_grad for p in model.parameters()):
             raise InputError(f"--freeze {','.join(job.freeze)}: no parameter is left to train; name fewer")

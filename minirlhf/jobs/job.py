@@ -1,4 +1,4 @@
-"""Job: what every example program opens first. Its methods are the stages of RLHF, two lines each.
+"""Job: an example program opens it first. Its methods are the stages of RLHF.
 
 with Job.open("ppo", PPOConfig, after=("sft", "reward"), help=__doc__) as job:
     base = job.policy()
@@ -130,7 +130,7 @@ class Job(Opened):
         teacher: Policy | None = None,
         reads: tuple[str, ...] = (),
     ) -> PolicyStage:
-        """The program's own stage: what it trains, from the weights of `base`.
+        """The program's own stage. It trains from the weights of `base`.
 
         Args:
             part:    of the task, to train on: "prompts", "pairs" or "sft".

@@ -1,4 +1,4 @@
-"""Models of a job: where they are, on which device, with how many threads."""
+"""Models of a job: their folders, their device, their threads."""
 
 from __future__ import annotations
 

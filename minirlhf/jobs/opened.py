@@ -68,7 +68,7 @@ class Opened:
 
 
 def open_output(job: JobConfig, name: str) -> Path:
-    """The job's folder, the same in all processes: `output`, a fresh runs/NAME-001, or, with `resume`, the last one.
+    """The job's folder, the same in all processes: `output`, or a fresh runs/NAME-001, or the newest with `resume`.
 
     Raises: InputError if the folder holds files and `resume` is not set.
     """
@@ -109,7 +109,7 @@ def load_task(job: JobConfig) -> Task:
 
 
 def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """The tokenizer of `--policy`, or the one in the job's folder, or a new one trained on the texts."""
+    """The tokenizer of `--policy`, or of the job's folder, or a new tokenizer trained on the texts."""
     if job.policy:
         from minirlhf.pretrained.weights import read_config
 

@@ -18,7 +18,7 @@ from minirlhf.text.tokenizer import Tokenizer
 
 
 def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
-    """The model of `--policy`, or a new one with random weights that depend on the seed alone."""
+    """The model of `--policy`, or a new model. The random weights of a new model depend on the seed alone."""
     if job.policy:
         from minirlhf.jobs.given_models import given_policy
 

@@ -1,4 +1,4 @@
-"""The settings that all programs share, and which settings a stage depends on."""
+"""The settings that all programs share, and the settings that a stage depends on."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
-    reward: str | None = None  # [folder] use this reward model instead of training one
+    reward: str | None = None  # [folder] use this reward model instead of training a new one
 
 
 @dataclass(frozen=True)

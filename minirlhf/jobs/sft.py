@@ -45,7 +45,7 @@ def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
 
 
 def untrained_policy(job: Opened, stage: Stage) -> Policy:
-    """Random weights; or `--policy`, of which `--train` and `--freeze` say what is trained."""
+    """A policy with random weights, or `--policy`, prepared as `--train` and `--freeze` ask."""
     policy = first_policy(job.common, job.settings["model"], job.tokenizer)
     if job.common.policy:
         policy = prepare(policy, stage.settings, job.device)
