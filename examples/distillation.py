@@ -6,6 +6,7 @@ torchrun examples/distillation.py --policy DIR                     # a teacher t
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from minirlhf.algorithms import DistillationConfig, DistillationTrainer, SFTTrainer
 from minirlhf.data import Batches
@@ -21,6 +22,7 @@ from minirlhf.runtime import seed_everything
 class DistillationJobConfig(JobConfig):
     student_width: int = 32  # [numbers] hidden size of the student; its MLP shrinks alike
     student_steps: int = 100  # [steps] of SFT before the student meets the teacher
+    later_stages_only: ClassVar[tuple[str, ...]] = ("student_width", "student_steps")  # the teacher ignores both
 
     def __post_init__(self) -> None:
         if self.train != "all" or self.freeze:

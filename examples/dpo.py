@@ -1,7 +1,7 @@
 """Learning from pairs without a reward model: DPO and its family.
 
 torchrun examples/dpo.py                               # the embedded task: SFT, then DPO
-torchrun examples/dpo.py --dpo.loss simpo --dpo.beta 2 # any row of LOSSES in minirlhf/algorithms/dpo_recipes.py
+torchrun examples/dpo.py --dpo.loss simpo --dpo.beta 2 # a row of LOSSES in minirlhf/algorithms/dpo_recipes.py
 torchrun examples/dpo.py --data pairs.jsonl            # {prompt, chosen, rejected}
 """
 

@@ -46,6 +46,7 @@ def main() -> None:
         seed_everything(job.seed)
         convert_base(base, job.common)
         models = FourModels.of(to_device(put_three_adapters(base, job.settings["lora"]), job.common, job.device))
+        job.say(models.sizes())
 
         stage = open_stage(job, "reward", "reward_model")
         if stage.finished:

@@ -5,6 +5,7 @@ torchrun examples/process_reward.py --kind outcome      # the same texts, one la
 torchrun examples/process_reward.py --data rows.jsonl   # {prompt, steps: [text], labels: [true or false]}
 """
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,8 @@ def main() -> None:
         always_the_same = max(sum(labels), len(labels) - sum(labels)) / len(labels)
         header = ["on held-out labels", "before", "after", "always the same"]
         cells = ["accuracy", before["accuracy"], after["accuracy"], always_the_same]
-        job.say(f"\n{table(header, [cells])}\n\neverything is in {job.folder}")
+        seconds = time.perf_counter() - job.started
+        job.say(f"\n{table(header, [cells])}\n\n{seconds:.0f} s; everything is in {job.folder}")
 
 
 if __name__ == "__main__":

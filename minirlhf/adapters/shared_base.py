@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minirlhf.adapters.lora import LoRAConfig, adapter_view, apply_lora
+from minirlhf.adapters.select import count_parameters
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 
@@ -29,6 +30,12 @@ class FourModels:
             reward=RewardModel(adapter_view(base, "reward")),
             reference=Policy(adapter_view(base, None)).eval(),
         )
+
+    def sizes(self) -> str:
+        """The number of parameters of the base and of each adapter with its head, in lines of text."""
+        lines = [f"one base of {count_parameters(self.reference)[1]:,} numbers, and on it"]
+        lines += [f"  {name:<7} {count_parameters(getattr(self, name))[0]:>12,}" for name in ADAPTERS]
+        return "\n".join(lines)
 
 
 def put_three_adapters(base: Transformer, config: LoRAConfig) -> Transformer:

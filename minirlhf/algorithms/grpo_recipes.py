@@ -110,12 +110,8 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     ),
     "vespo": lambda now, old, A, mask, c: vespo_policy_loss(now, old_logps=old, advantages=A, mask=mask),
 }
-PER_TOKEN_SURROGATES = (
-    "reinforce",
-    "clip",
-    "cispo",
-    "sapo",
-)  # the loss of a token depends on no other token, so `fused` works
+# The loss of a token depends on no other token, so `fused` works.
+PER_TOKEN_SURROGATES = ("reinforce", "clip", "cispo", "sapo")
 CLIP_SETTINGS = {  # surrogate -> the settings that it reads
     "clip": ("clip_eps", "clip_eps_high", "dual_clip"),
     "cispo": ("clip_eps", "clip_eps_high"),

@@ -57,12 +57,10 @@ class Opened:
         reserve: tokens of the model's context that a prompt must leave free.
         """
         limits = {"context": model.max_position_embeddings, "reserve": reserve, "source": self.task.name}
-        common = (self.common.max_refused, RESPONSES[part])
-        train = encode_rows(self.tokenizer, self.task.need(part), common[1], max_refused=common[0], **limits)
+        limits["responses"] = RESPONSES[part]
+        train = encode_rows(self.tokenizer, self.task.need(part), max_refused=self.common.max_refused, **limits)
         # A held-out row that does not fit is left out: it never stops the program.
-        held_out = encode_rows(
-            self.tokenizer, getattr(self.task, f"held_out_{part}"), common[1], max_refused=1.0, **limits
-        )
+        held_out = encode_rows(self.tokenizer, getattr(self.task, f"held_out_{part}"), max_refused=1.0, **limits)
         say(train.summary(f"{self.task.name}: {part} in ids"))
         return train.rows, held_out.rows
 

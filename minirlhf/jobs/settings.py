@@ -38,6 +38,8 @@ class JobConfig:
 
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
+    # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
+    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "stop_after")
 
     def __post_init__(self) -> None:
         if self.freeze and self.train != "all":
@@ -65,10 +67,6 @@ class PipelineConfig(RLJobConfig):
         for stage, flag, folder in (("sft", "--policy", self.policy), ("reward", "--reward", self.reward)):
             if self.stop_after == stage and folder:
                 raise InputError(f"{flag} replaces this stage, so --stop-after {stage} would do nothing; drop one")
-
-
-# SFT and reward training do not depend on these settings, so that a job can change them and reuse both stages.
-LATER_STAGES_ONLY = ("reward", "stop_after", "student_width", "student_steps")
 
 
 def sections(
@@ -112,7 +110,8 @@ def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[s
     """
     job = settings["job"]
     if section in ("sft", "reward_model"):
-        job = replace(job, **{field.name: field.default for field in fields(job) if field.name in LATER_STAGES_ONLY})
+        later = [field for field in fields(job) if field.name in job.later_stages_only]
+        job = replace(job, **{field.name: field.default for field in later})
     used = ("model", *(() if job.train == "all" else ("lora",)), section, "run", *more)
     return {"job": job, **{name: settings[name] for name in used if name in settings}}
 

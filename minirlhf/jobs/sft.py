@@ -14,6 +14,7 @@ from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import say
 
 LOOKS_EVERY = 50  # steps; ten evaluations in a run would pass the mark by far
+SOLVED_PROMPTS = 512  # of the training prompts
 
 
 def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
@@ -56,9 +57,9 @@ def untrained_policy(job: Opened, stage: Stage) -> Policy:
     return policy
 
 
-def solved(job: Opened, policy: Policy, prompts: int = 512) -> float:
+def solved(job: Opened, policy: Policy) -> float:
     """The share of training prompts whose greedy answer has the full reward."""
     context = policy.transformer.config.max_position_embeddings
-    rows = encode_rows(job.tokenizer, job.task.prompts[:prompts], (), context=context).rows
+    rows = encode_rows(job.tokenizer, job.task.prompts[:SOLVED_PROMPTS], (), context=context).rows
     greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=job.tokenizer.eos_ids)
     return evaluate_policy(policy, job.tokenizer, rows, greedy, reward=job.task.reward).measures["model_reward"]

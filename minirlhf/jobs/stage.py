@@ -131,7 +131,7 @@ class PolicyStage(Stage):
         """The run of a trainer on the stage's rows. prompts: how many each evaluation during the run takes."""
 
         def evaluate() -> dict[str, float]:
-            held_out = trainer.evaluate(self.held_out) if hasattr(trainer, "evaluate") else {}
+            held_out = {} if isinstance(self.config, OnPolicyConfig) else trainer.evaluate(self.held_out)
             return {**held_out, **self.evaluate(self.policy, prompts).known()}
 
         return self.run(trainer, self.batches(self.rows), evaluate)

@@ -41,10 +41,8 @@ def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
 
     Some sentences have a fault. Every step ends with ". ".
     """
-    rng, prompts = (
-        random.Random(f"reviews steps {seed} {held_out}"),
-        reviews.held_out_prompts() if held_out else reviews.training_prompts(),
-    )
+    rng = random.Random(f"reviews steps {seed} {held_out}")
+    prompts = reviews.held_out_prompts() if held_out else reviews.training_prompts()
     rows = []
     for _ in range(n):
         prompt = rng.choice(prompts)["prompt"]
@@ -74,6 +72,6 @@ def read_steps(path: str) -> list[dict]:
             )
         except (ValueError, KeyError, TypeError) as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
-            got = reprlib.repr(value)
-            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {got} ({error})") from None
+            got = error if error is value else f"{reprlib.repr(value)} ({error})"
+            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {got}") from None
     return rows

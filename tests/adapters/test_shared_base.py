@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirlhf.adapters import LoRAConfig, quantise_linears
+from minirlhf.adapters import LoRAConfig, count_parameters, quantise_linears
 from minirlhf.adapters.shared_base import ADAPTERS, FourModels, put_three_adapters
 
 
@@ -24,3 +24,6 @@ def test_four_models_hold_one_base_and_train_what_is_their_own(make, in_4_bits):
         own = {n for n in trained[name] if f".adapters.{name}." in n}
         assert own and trained[name] - own <= {"value_head.weight", "value_head.bias", "score.weight"}
     assert torch.equal(models.reference.transformer.model.embed_tokens.weight, base.model.embed_tokens.weight)
+    base_line, *lines = models.sizes().splitlines()
+    assert base_line == f"one base of {count_parameters(models.reference)[1]:,} numbers, and on it"
+    assert [line.split() for line in lines] == [[name, f"{count_parameters(of[name])[0]:,}"] for name in ADAPTERS]

@@ -1,5 +1,8 @@
 """Settings of a job: which sections a program has, on which of them a stage depends, and which are refused."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 
 from minirlhf.algorithms import PPOConfig
@@ -41,6 +44,17 @@ def test_sft_and_reward_training_do_not_depend_on_the_settings_of_later_stages()
         texts = [settings_to_toml(stage_settings(settings, section)) for settings in (one, other)]
         assert texts[0] == texts[1]
     assert stage_settings(one, "ppo") != stage_settings(other, "ppo")
+
+
+def test_a_program_names_its_own_flags_that_the_first_stages_do_not_depend_on():
+    @dataclass(frozen=True)
+    class StudentConfig(JobConfig):
+        student_width: int = 32
+        later_stages_only: ClassVar[tuple[str, ...]] = ("student_width",)
+
+    settings = built(sections("ppo", PPOConfig, job=StudentConfig, after=("sft",)), job=StudentConfig(student_width=8))
+    widths = [stage_settings(settings, section)["job"].student_width for section in ("sft", "ppo")]
+    assert widths == [32, 8]
 
 
 def test_a_stage_depends_on_lora_only_where_adapters_are_trained_and_on_sections_that_it_names():
