@@ -1,4 +1,4 @@
-"""Reward modelling: learn from pairs which completion people prefer (Bradley-Terry; Ouyang et al. 2022, Eq. 1)."""
+"""Reward modelling: pairs of completions teach the preferences of people (Bradley-Terry; Ouyang et al. 2022, Eq. 1)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def collect(
 
 
 def on_completions(numbers: Sequence[Sequence[float]], prompts: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """One number per completion token -> [B, T], the shape of `like`: in the token's column, and 0 elsewhere."""
+    """One number per completion token -> [B, T] like `like`: each number in its token's column, 0 elsewhere."""
     result = torch.zeros(like.shape)
     for row, prompt, values in zip(result, prompts, numbers, strict=True):
         row[len(prompt) : len(prompt) + len(values)] = torch.tensor(values)
