@@ -25,7 +25,7 @@ from minirlhf.text.tokenizer import Tokenizer
 
 
 def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
-    """The model of `--policy`. Settings of new models that the user has set anyway are named as not read."""
+    """The model of `--policy`. Names the settings of new models that the user has set: they have no effect here."""
     policy = load_policy(resolve_model(job.policy), dtype=weights_dtype(job))
     check_vocabulary(policy.transformer.config, tokenizer, job.policy)
     if unread := [*(f"model.{name}" for name in changed(config)), *({"vocab_size"} & set(changed(job)))]:

@@ -1,4 +1,4 @@
-"""What a program has opened before its first stage: settings, folder, rows, tokenizer, device."""
+"""A program opens these before its first stage: settings, folder, rows, tokenizer, device."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
     if job.policy:
         from minirlhf.pretrained.weights import read_config
 
-        read_config(resolve_model(job.policy))  # a folder without a model is refused as such, not for its tokenizer
+        read_config(resolve_model(job.policy))  # refuses a folder without a model
         tokenizer = Tokenizer.load(resolve_model(job.policy))
         return tokenizer.with_template(job.template) if job.template else tokenizer
     if is_main() and not is_complete(folder / "tokenizer"):

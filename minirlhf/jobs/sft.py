@@ -13,7 +13,7 @@ from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import say
 
-LOOKS_EVERY = 50  # steps; ten evaluations in a run would pass the mark by far
+LOOKS_EVERY = 50  # steps; with ten evaluations in a run, SFT would go far beyond `stop_at`
 SOLVED_PROMPTS = 512  # of the training prompts
 
 

@@ -1,4 +1,4 @@
-"""A stage of a job: its settings, its folder, its run; and for stages that train a policy all that they train with."""
+"""A stage of a job: settings, folder, run. A `PolicyStage` also holds the models and rows that train a policy."""
 
 from __future__ import annotations
 
