@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from minirlhf.algorithms import DistillationConfig, DistillationTrainer, SFTTrainer
 from minirlhf.data import Batches
-from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import win_rate
 from minirlhf.jobs import Job, JobConfig
 from minirlhf.jobs.models import choose_threads, to_device
@@ -23,10 +23,6 @@ class DistillationJobConfig(JobConfig):
     student_width: int = 32  # [numbers] hidden size of the student; its MLP shrinks alike
     student_steps: int = 100  # [steps] of SFT before the student meets the teacher
     later_stages_only: ClassVar[tuple[str, ...]] = ("student_width", "student_steps")  # the teacher ignores both
-
-    def __post_init__(self) -> None:
-        if self.train != "all" or self.freeze:
-            raise InputError("--train, --freeze: a student starts from random weights, all of them trained; drop both")
 
 
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:

@@ -125,6 +125,8 @@ def check_effects(settings: dict[str, Any]) -> None:
         config_to(settings["model"])
     if job.template and not job.policy:
         raise InputError("--template: needs a model folder without a chat template; give --policy DIR")
+    if "lora" not in settings and (job.train != "all" or job.freeze):
+        raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
         raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
 

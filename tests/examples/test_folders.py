@@ -123,7 +123,7 @@ def test_stages_build_on_one_another(call, inputs, tmp_path):
 def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         call("distillation", tmp_path, "--data", inputs / "pairs.jsonl", "--train", "lora")
-    assert stop.value.code == 2 and "a student starts from random weights" in capsys.readouterr().err
+    assert stop.value.code == 2 and "this program trains all weights of a new model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("program", "train"), [("sft", "all"), ("sft", "lora"), ("ppo", "qlora"), ("grpo", "all")])

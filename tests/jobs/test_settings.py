@@ -99,3 +99,10 @@ def test_a_stage_that_another_flag_replaces_is_no_place_to_stop():
     with pytest.raises(InputError, match="--reward replaces this stage, so --stop-after reward would do nothing"):
         PipelineConfig(reward="DIR", stop_after="reward")
     assert PipelineConfig(policy="DIR", stop_after="reward").stop_after == "reward"
+
+
+@pytest.mark.parametrize("common", [{"train": "lora"}, {"freeze": ("layers.0",)}])
+def test_a_program_without_adapters_refuses_them(common):
+    classes = sections("ppo", PPOConfig, adapters=False)
+    with pytest.raises(InputError, match="--train, --freeze: this program trains all weights of a new model"):
+        check_effects(built(classes, job=JobConfig(policy="DIR", **common)))
