@@ -1,4 +1,4 @@
-"""One algorithm a file: its settings, and a trainer whose step() reads like the paper."""
+"""One file per algorithm: its settings, and a trainer whose step() reads like the paper."""
 
 from minirlhf.algorithms.ppo import PPOConfig, PPOTrainer
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer

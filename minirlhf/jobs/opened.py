@@ -1,4 +1,4 @@
-"""What a program has opened before its first stage: settings, folder, rows, tokenizer, device."""
+"""A program opens these parts before its first stage: settings, folder, rows, tokenizer, device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minirlhf.tasks.task import Task, embedded_task
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 
-RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> keys of a row
+RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> response keys
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Opened:
         say(text)
 
     def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
-        """One part of the task ("sft", "pairs", "prompts") in ids -> (rows to train on, held-out rows).
+        """One part of the task ("sft", "pairs", "prompts") as ids -> (rows to train on, held-out rows).
 
         reserve: tokens of the model's context that a prompt must leave free.
         """
         limits = {"context": model.max_position_embeddings, "reserve": reserve, "source": self.task.name}
         common = (self.common.max_refused, RESPONSES[part])
         train = encode_rows(self.tokenizer, self.task.need(part), common[1], max_refused=common[0], **limits)
-        # A held-out row that does not fit is left out: it never stops the program.
+        # A held-out row that does not fit is left out. It never stops the program.
         held_out = encode_rows(
             self.tokenizer, getattr(self.task, f"held_out_{part}"), common[1], max_refused=1.0, **limits
         )
@@ -86,7 +86,7 @@ def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
     folder = Path(job.output or newest)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return str(folder), f"needed a folder that can be written for --output, but {existing} is none; choose another"
+        return str(folder), f"needed a writable folder for --output, but {existing} is not writable; choose another"
     if holds_anything(folder) and not job.resumes:
         return str(folder), "holds a run already; give --resume or choose another --output"
     if job.resume and not holds_anything(folder):
@@ -95,7 +95,7 @@ def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
 
 
 def load_task(job: JobConfig) -> Task:
-    """The rows of the embedded task, or of the user's file; a file's counts are printed."""
+    """The embedded task, or a task from the rows of the user's file. The counts of a file are printed."""
     if job.data is None:
         return embedded_task(job.task, job.seed)
     from minirlhf.data.formats import read_rows
@@ -113,14 +113,14 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
     if job.policy:
         from minirlhf.pretrained.weights import read_config
 
-        read_config(resolve_model(job.policy))  # a folder without a model is refused as such, not for its tokenizer
+        read_config(resolve_model(job.policy))  # a folder without a model is refused before its tokenizer is read
         tokenizer = Tokenizer.load(resolve_model(job.policy))
         return tokenizer.with_template(job.template) if job.template else tokenizer
     if is_main() and not is_complete(folder / "tokenizer"):
         tokenizer = Tokenizer.train(texts, job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:
             tokenizer.save(aside)
-    barrier()  # one process trains the tokenizer, all read it
+    barrier()  # one process trains the tokenizer, all processes read it
     tokenizer = Tokenizer.load(folder / "tokenizer")
     say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {folder / 'tokenizer'}")
     return tokenizer

@@ -13,13 +13,13 @@ from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy
 from minirlhf.runtime.distributed import say
 
-LOOKS_EVERY = 50  # steps; ten evaluations in a run would pass the mark by far
+LOOKS_EVERY = 50  # steps; with ten evaluations a run, SFT would end long after `stop_at`
 
 
 def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
     """Train a policy on the task's rows, or load the policy that the job's folder holds already.
 
-    stop_at: end as soon as the policy solves this share of training prompts greedily. Needs a task that checks answers.
+    stop_at: end once the policy solves this share of training prompts greedily. Only for a task that checks answers.
     """
     stage = open_stage(job, "sft", "sft")
     if stage.finished:
