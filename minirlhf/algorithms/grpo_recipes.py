@@ -244,7 +244,7 @@ class GRPOConfig(OnPolicyConfig):
     entropy_target: float | None = None  # [nats per token] adapt the bonus to keep this entropy
     entropy_delta: float = 0.001  # [score per nat] step of the adaptive bonus
     high_entropy_share: float = 1.0  # [share] train on this share of the tokens: the tokens of highest entropy
-    sampler_cap: float | None = None  # [ratio] cap on a token's weight trainer / sampler probability; none: no weights
+    sampler_cap: float | None = None  # [ratio] cap on a token's weight, trainer / sampler probability; none: off
     fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster
 
     def __post_init__(self) -> None:
