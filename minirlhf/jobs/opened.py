@@ -86,7 +86,7 @@ def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
     folder = Path(job.output or newest)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return str(folder), f"needed a writable folder for --output, but {existing} is not writable; choose another"
+        return str(folder), f"needed a folder for --output, but {existing} is not a writable folder; choose another"
     if holds_anything(folder) and not job.resumes:
         return str(folder), "holds a run already; give --resume or choose another --output"
     if job.resume and not holds_anything(folder):

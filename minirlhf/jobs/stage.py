@@ -44,7 +44,7 @@ class Stage:
         return self.job.folder / self.name
 
     def batches(self, rows: list, stream: str | None = None, times: int = 1) -> Batches:
-        """The batches of the stage. stream: name of the shuffle.   times: number of runs that share the batches."""
+        """The batches of the stage. stream: name of the shuffle.   times: make batches for this many runs."""
         config = self.config
         steps = config.steps if isinstance(config, OnPolicyConfig) else config.steps_for(len(rows))
         return Batches(
