@@ -1,4 +1,4 @@
-"""Packaging. The lower bound of torch is the oldest release the tests ran on, the upper keeps pip off untested ones."""
+"""Packaging. The bounds of torch span the releases that the tests ran on."""
 
 from pathlib import Path
 

@@ -49,7 +49,7 @@ from minirlhf.text import Tokenizer
 from minirlhf.training import RunSettings, parse_settings
 from minirlhf.training.checkpoint import write_whole
 
-STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each of at most MAX_TOKENS
+STEPS, COMPLETIONS = 24, 128  # 3,072 completions in all, each with at most MAX_TOKENS tokens
 UPDATES = 4  # of each batch: 96 in all
 MAX_TOKENS, EVALUATED, KL_COEF = 48, 512, 0.02
 OPTIMIZER = {"lr": 1e-3, "lr_final": 0.1}
@@ -86,7 +86,7 @@ class Start:
     pairs: list[EncodedRow]  # the SFT model's own answers, ranked by the reward
 
     def student(self) -> Policy:
-        """The SFT model, to be trained."""
+        """A copy of the SFT model, to be trained."""
         return copy_of(self.policy).requires_grad_(True)
 
     def reference(self) -> Policy:
@@ -99,10 +99,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one algorithm is trained."""
+    """The trainer and the settings of one algorithm."""
 
     family: str  # a key of TRAINERS
-    changes: dict[str, Any]  # of the family's settings
+    changes: dict[str, Any]  # the settings that differ from the family's defaults
 
 
 def sizes(completions_per_prompt: int, epochs: int = 2) -> dict[str, int]:
@@ -134,7 +134,7 @@ def offline_sizes(rows_per_pair: int) -> dict[str, int]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """Name -> how it is trained: all that is compared."""
+    """Name -> recipe, for all algorithms that are compared."""
     unpaired = {**OPTIMIZER, "lr": UNPAIRED_LR, **offline_sizes(2)}
     online = on_policy(beta=ONLINE_BETA, **sizes(2))
     return {

@@ -1,4 +1,4 @@
-"""Learning from a teacher: distillation on given answers, on the student's own (GKD), or as a policy (MiniLLM).
+"""Learning from a teacher: distillation on given answers, on own answers (GKD), or by policy gradient (MiniLLM).
 
 torchrun examples/distillation.py                                  # SFT makes the teacher; a student of half its width
 torchrun examples/distillation.py --distillation.algorithm minillm --distillation.beta 1 --distillation.on_policy 1
@@ -20,13 +20,13 @@ from minirlhf.runtime import seed_everything
 
 @dataclass(frozen=True)
 class DistillationJobConfig(JobConfig):
-    student_width: int = 32  # [numbers] hidden size of the student; its MLP shrinks alike
+    student_width: int = 32  # [numbers] hidden size of the student; its MLP shrinks in the same ratio
     student_steps: int = 100  # [steps] of SFT before the student meets the teacher
     later_stages_only: ClassVar[tuple[str, ...]] = ("student_width", "student_steps")  # the teacher ignores both
 
 
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
-    """A smaller model after a few steps of SFT: the teacher can correct it only once it writes something."""
+    """A smaller model after a few steps of SFT: the teacher can only correct a student that writes words."""
     choose_threads(teacher, job.common, job.device)
     width, shape = job.common.student_width, teacher.transformer.config
     inner = int(width / shape.hidden_size * shape.intermediate_size)

@@ -18,7 +18,7 @@ def main() -> None:
         stage = job.stage(job.policy(), "pairs")
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            # TR-DPO moves its reference; evaluations keep the frozen one
+            # TR-DPO moves its reference; evaluations need the frozen reference
             reference = copy_of(stage.policy) if job.config.ref_update_every else stage.reference
             updates = job.config.steps_for(len(stage.rows))
             trainer = DPOTrainer(stage.policy, reference, job.tokenizer, job.config, updates)

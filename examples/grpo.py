@@ -1,8 +1,8 @@
 """GRPO and its family: groups of completions, compared with one another.
 
-torchrun examples/grpo.py                                  # sums, checked; from a model that can hardly add
+torchrun examples/grpo.py                                  # checked sums, from a model that can hardly add
 torchrun examples/grpo.py --grpo.algorithm dapo            # a row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
-torchrun examples/grpo.py --policy DIR --reward DIR        # from models you have
+torchrun examples/grpo.py --policy DIR --reward DIR        # from your own models
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class GRPOJobConfig(RLJobConfig):
     stop_sft_at: float | None = 0.4  # [share] end SFT once it solves this share of training prompts; none: all steps
 
 
-# For answers of a few digits. Sentences want `--grpo.temperature 1`, more completions of fewer prompts, a kl_coef.
+# For answers of a few digits. Sentences need `--grpo.temperature 1`, more completions of fewer prompts, a kl_coef.
 DEFAULTS = {
-    # looking up single digits: many narrow heads, short rotary wavelengths, a head that is not the embedding
+    # to look up single digits: many narrow heads, short rotary wavelengths, an lm_head apart from the embedding
     **{"model.num_attention_heads": 8, "model.num_key_value_heads": 8},
     **{"model.rope_theta": 100.0, "model.tie_word_embeddings": False},
-    # SFT stops early. At one learning rate the point where it stops does not depend on a plan.
+    # SFT stops early. Its learning rate is constant, so the stopping point does not depend on a schedule.
     **{"sft.steps": 3000, "sft.max_epochs": 20.0, "sft.batch_size": 64, "sft.lr": 3e-3, "sft.lr_final": 1.0},
     # many prompts with few completions each; groups of equal reward are replaced
     **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": 128, "grpo.group_size": 4},

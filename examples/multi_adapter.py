@@ -29,7 +29,7 @@ class MultiAdapterJobConfig(JobConfig):
 
 def with_own_head(job: Job) -> Job:
     """Untie the head of a new base and put LoRA on it: in a tiny model, words used in the same positions differ only in
-    the head. docs/models.md#adapters has the figures. Modules that the user has chosen stay.
+    the head. docs/models.md#adapters has the figures. If the user has chosen modules, they stay.
     """
     model, lora = replace(job.settings["model"], tie_word_embeddings=False), job.settings["lora"]
     lora = replace(lora, target_modules=(ALL, HEAD)) if lora.target_modules == (ALL,) else lora

@@ -2,7 +2,7 @@
 
 torchrun examples/online_dpo.py                                      # the embedded task, its reward model as judge
 torchrun examples/online_dpo.py --online_dpo.algorithm nash_md
-torchrun examples/online_dpo.py --policy DIR --reward DIR            # from models you have
+torchrun examples/online_dpo.py --policy DIR --reward DIR            # from your own models
 """
 
 from minirlhf.algorithms import OnlineDPOConfig, OnlineDPOTrainer
@@ -20,7 +20,7 @@ def main() -> None:
         stage = job.stage(base, "prompts", reward=reward)
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            judge = judge_by(reward)  # the answer with the higher score is the better one
+            judge = judge_by(reward)  # the judge prefers the answer with the higher score
             trainer = OnlineDPOTrainer(stage.policy, stage.reference, judge, job.tokenizer, job.config, seed=job.seed)
             run = stage.train_on(trainer)
             for batch in run:

@@ -1,4 +1,4 @@
-"""Distillation: a student learns its teacher's whole distribution, on given answers or on its own (GKD, MiniLLM).
+"""Distillation: a student learns its teacher's whole distribution, on given or on own answers (GKD, MiniLLM).
 
 GKD: Agarwal et al. 2023, arXiv:2306.13649. MiniLLM: Gu et al. 2023, arXiv:2306.08543. B rows, T tokens.
 """
@@ -44,8 +44,8 @@ class DistillationConfig(OfflineConfig):
         check_range(self, "beta", "on_policy", least=0, most=1)
         if self.algorithm == "minillm" and (self.beta, self.on_policy) != (1.0, 1.0):
             raise InputError(
-                "DistillationConfig: minillm is the reverse KL on its own samples: beta and on_policy must be 1, got "
-                f"{self.beta} and {self.on_policy}"
+                "DistillationConfig: minillm needs the reverse KL (beta 1) on the student's answers (on_policy 1), got "
+                f"beta {self.beta} and on_policy {self.on_policy}"
             )
 
 
@@ -74,7 +74,7 @@ class DistillationTrainer:
         sizes = policy.transformer.config.vocab_size, teacher.transformer.config.vocab_size
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"DistillationTrainer: needed one vocabulary for both, got {sizes[0]} (student) and {sizes[1]} tokens"
+                f"DistillationTrainer: student and teacher need one vocabulary, got {sizes[0]} and {sizes[1]} ids"
             )
         if teacher.transformer.model.embed_tokens is policy.transformer.model.embed_tokens:
             raise InputError("DistillationTrainer: the teacher must be another model, got the student itself")
@@ -90,7 +90,7 @@ class DistillationTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update, on the answers of the rows or on answers that the student writes now.
 
-        A hash of the step number decides between the two, so a resumed run repeats the decision.
+        A hash of the step number makes the choice, so a resumed run makes the same choice.
         """
         on_policy = bool(keyed_uniforms(self.seed, "distillation", self.steps_done) < self.config.on_policy)
         rows = self.write(batch) if on_policy else [draw.row for draw in batch]
@@ -153,7 +153,7 @@ class DistillationTrainer:
 
     @torch.no_grad()
     def _teacher_outputs(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """The teacher's hidden states [B, T, D] and the weight of its head [V, D]; logits [B, T, V] are too large."""
+        """The teacher's hidden states [B, T, D] and head weight [V, D]. Logits [B, T, V] would take too much memory."""
         transformer = self.teacher.transformer
         return transformer.model(batch.input_ids, batch.attention_mask), transformer.head_weight
 

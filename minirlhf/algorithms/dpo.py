@@ -1,7 +1,7 @@
 """Learning from pairs without a reward model: DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family.
 
-`DPOTrainer.losses` shows the paper's Eq. 7. The other papers replace it by a row of the table LOSSES in
-dpo_recipes.py. B pairs, T tokens.
+`DPOTrainer.losses` shows the paper's Eq. 7. For every other paper, a row of the table LOSSES in
+dpo_recipes.py replaces Eq. 7. B pairs, T tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DPOTrainer:
         disable_dropout(policy)
         self.policy, self.wrapped_policy = policy, wrap(policy)
         self.models = {"policy": policy}
-        if config.ref_update_every:  # a resumed run needs the reference that has moved
+        if config.ref_update_every:  # a resumed run needs the moved reference
             self.models["reference"] = self.ref_policy
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = policy.transformer.device
@@ -62,7 +62,7 @@ class DPOTrainer:
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """One update on a batch of pairs: the mean loss over all of them."""
+        """One update on a batch of pairs: the mean loss over all pairs."""
         rows = [draw.row for draw in batch]
         sizes = [float(len(rows)), float(sum(len(row.responses[0]) for row in rows))]
         pairs, chosen_tokens = all_sum(torch.tensor(sizes, device=self.device))
@@ -131,7 +131,7 @@ class DPOTrainer:
         load_state(self, self.saved, state)
 
     def _loss_of_table(self, **pairs: Tensor) -> Tensor:
-        """The loss of the row of LOSSES -> [B]. It reads log-ratios; only aot reads the four log-probs."""
+        """The loss [B] by the function in LOSSES. It takes two log-ratios; aot alone takes the four log-probs."""
         config = self.config
         settings = {"label_smoothing": config.label_smoothing, "gamma": config.gamma, "alpha": config.alphapo_alpha}
         settings["shift"] = self.shift.mean
@@ -142,7 +142,7 @@ class DPOTrainer:
         return self.row.function(*map(LINKS[config.divergence], log_ratios), beta=config.beta, **options)
 
     def _per_answer(self, logps: Tensor, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """[2B, T] -> a number for each chosen and for each rejected answer, [B] each."""
+        """[2B, T] -> ([B] for the chosen answers, [B] for the rejected answers): one number per answer."""
         (chosen, rejected), (mask, other_mask) = logps.chunk(2), batch.completion_mask.chunk(2)
         if self.row.mean:
             return mean_logps(chosen, mask), mean_logps(rejected, other_mask)
@@ -166,7 +166,7 @@ class DPOTrainer:
         return wpo_weights(**named)
 
     def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
-        """The micro-batches. A loss that sorts needs the whole batch in one of them."""
+        """The micro-batches. A loss that sorts needs the whole batch in a single micro-batch."""
         return [rows] if self.row.sorts else row_groups(rows, self.config.microbatch_tokens, sides=2)
 
 
@@ -177,7 +177,7 @@ def check_models(policy: Policy, ref_policy: Policy | None, config: DPOConfig) -
         raise InputError(f"DPOTrainer: the loss {config.loss} needs a reference, got none; pass copy_of(policy)")
     if config.ref_update_every and config.ref_update_mix < 1 and adapter_names(policy):
         raise InputError(
-            f"DPOTrainer: ref_update_mix must be 1 where adapters are trained, got {config.ref_update_mix}: "
+            f"DPOTrainer: ref_update_mix must be 1 if adapters are trained, got {config.ref_update_mix}: "
             "mixing the matrices A and B does not mix their product"
         )
     if LOSSES[config.loss].sorts and world_size() > 1:

@@ -22,10 +22,10 @@ class PreferenceLoss:
     mean: bool = False  # mean over tokens; False: sum over tokens
     nll: float = 0.0  # weight that the paper gives to the chosen answers' nll
     options: tuple[str, ...] = ()  # further arguments of the function: settings, and `shift`, the mean reward
-    sorts: bool = False  # the function sorts the batch, so its results belong to no pair
+    sorts: bool = False  # the function sorts the batch, so no result belongs to a single pair
 
 
-# A new loss is a function and a row here.
+# To add a loss: write a function and add a row here.
 LOSSES: dict[str, PreferenceLoss] = {
     "sigmoid": PreferenceLoss(L.dpo_sigmoid_loss, options=("label_smoothing",)),  # DPO; cDPO with label_smoothing
     "robust": PreferenceLoss(L.robust_dpo_loss, options=("label_smoothing",)),
@@ -57,7 +57,7 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class DPOConfig(OfflineConfig):
-    loss: str = "sigmoid"  # [-] sigmoid is DPO; any row of LOSSES in algorithms/dpo_recipes.py
+    loss: str = "sigmoid"  # [-] a row of LOSSES in algorithms/dpo_recipes.py; sigmoid is DPO
     beta: float = 0.1  # [score per nat] price of a nat of KL; a small beta lets the policy move far
     label_smoothing: float | None = None  # [share] of labels assumed wrong; none: the default of the loss
     gamma: float | None = None  # [-] margin of SimPO and AlphaPO; none: 0.5
@@ -67,7 +67,7 @@ class DPOConfig(OfflineConfig):
     length_alpha: float = 1.0  # [-] weight of tokens beyond the shorter answer's length (LD-DPO); 1 is DPO
     nll_coef: float | None = None  # [-] weight of the chosen answers' nll (RPO); none: 1 for orpo and cpo, else 0
     weighting: bool = False  # [-] WPO: a pair counts more if the policy is likely to write it
-    ref_update_every: int = 0  # [steps] TR-DPO moves the reference towards the policy this often; 0 never
+    ref_update_every: int = 0  # [steps] between moves of the reference towards the policy (TR-DPO); 0: never
     ref_update_mix: float = 0.6  # [share] how far the reference moves; 1 copies the policy
 
     def __post_init__(self) -> None:

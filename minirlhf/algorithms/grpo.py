@@ -1,6 +1,6 @@
-"""Policy gradients without a value function: GRPO and its family (Shao et al. 2024, arXiv:2402.03300, and many others).
+"""Policy gradients without a value function: GRPO and its family (Shao et al. 2024, arXiv:2402.03300, and others).
 
-The papers, their advantages and surrogates, and the settings stand in grpo_recipes.py. B sequences, T tokens, F reward
+grpo_recipes.py holds the papers, their advantages and surrogates, and the settings. B sequences, T tokens, F reward
 functions, G completions of one prompt, side by side.
 """
 
@@ -57,7 +57,7 @@ class GRPOTrainer:
     Args:
         rewards: one function or several, with as many `reward_weights`; a function returns None for a completion that
                  it does not apply to.
-        spare:   other prompts for dynamic sampling, by step: `spare[k * resample + attempt]`.
+        spare:   batches of other prompts for dynamic sampling; attempt a of step k takes `spare[k * resample + a]`.
     Raises: InputError if a reference is missing, or shares weights with the policy.
     """
 
@@ -77,7 +77,7 @@ class GRPOTrainer:
         seed: int = 0,
         compiled: bool = False,
     ) -> None:
-        config = config.recipe  # from here on no choice of the paper is None
+        config = config.recipe  # from here on every choice of the paper has a value
         self.rewards = [rewards] if callable(rewards) else list(rewards)
         check_parts(policy, ref_policy, self.rewards, config, spare)
         self.config, self.tokenizer, self.seed, self.spare = config, tokenizer, seed, spare
@@ -93,7 +93,7 @@ class GRPOTrainer:
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """Sample groups, compare within them, then go over the batch in minibatches."""
+        """Sample groups, compare the completions of each group, then go over the batch in minibatches."""
         config, G = self.config, self.config.group_size
         rollout = self.collect(batch)
         advantages = self.advantages(rollout)
@@ -121,10 +121,10 @@ class GRPOTrainer:
         return metrics
 
     def collect(self, batch: list[Draw]) -> Rollout:
-        """A group of completions for each prompt, equal groups replaced.
+        """A group of completions for each prompt; dynamic sampling replaces groups of equal scores.
 
-        A group of equal scores teaches nothing. Up to `resample` times such a group is replaced by the group of a spare
-        prompt. Each group has spare prompts of its own, so that the number of processes cannot change the result.
+        A group of equal scores teaches nothing, so the group of a spare prompt replaces it, up to `resample` times.
+        Each group has its own spare prompts, so the number of processes cannot change the result.
         """
         rollout, G = self.sample(batch, "rollout"), self.config.group_size
         for attempt in range(self.config.resample):
@@ -139,7 +139,7 @@ class GRPOTrainer:
         return rollout
 
     def sample(self, batch: list[Draw], stream: str, greedy: bool = False) -> Rollout:
-        """A group of completions for each prompt, or its greedy completion alone."""
+        """A group of completions for each prompt, or the prompt's greedy completion alone."""
         sampling = self.config.sampling(self.tokenizer.eos_ids)
         return collect(
             self.policy,
@@ -181,8 +181,8 @@ class GRPOTrainer:
     ) -> dict[str, float]:
         """One optimizer step on the completions of some prompts, taken in micro-batches of similar length.
 
-        has_advantage: per row of the rollout, is any advantage nonzero? Computed once per step to avoid a GPU sync per
-            update.
+        has_advantage: for each row of the rollout, True if any advantage is not 0. One list per step saves a GPU sync
+            per update.
         """
         config, G = self.config, self.config.group_size
         rows = range(prompts.start * G, prompts.stop * G)
@@ -217,7 +217,7 @@ class GRPOTrainer:
         """Leave out the rows whose loss and gradient are exactly 0: no advantage, and no KL or entropy in the loss.
 
         Late in training half of the rows are idle. The loss is still divided by the counts of all rows. If all rows of
-        a process are idle, it keeps one row without tokens: every process must exchange gradients.
+        a process are idle, the process keeps a row without tokens, because every process must exchange gradients.
         """
         if entropy_coef or self.entropy or (self.config.kl_coef and self.config.kl_in == "loss"):
             return rollout, list(rows)
@@ -248,20 +248,20 @@ class GRPOTrainer:
             policy_losses, _ = self.token_losses(logps, **inputs, mask=mask)
         else:
             now = self.wrapped_policy(old.input_ids, old.attention_mask, temperature=config.temperature)
-            logps, entropy = torch.where(mask, now.logps, 0), now.entropy  # the policy did not choose the prompt
+            logps, entropy = torch.where(mask, now.logps, 0), now.entropy  # the prompt is not the policy's choice
             policy_losses, losses = self.token_losses(logps, **inputs, mask=mask)
             if entropy_coef:
                 losses = losses - entropy_coef * entropy
             loss = masked_sum(losses * token_weights, mask)
         terms = ratio_diagnostics(logps, old_logps=inputs["old_logps"], advantages=A, **clip_of(config))
-        if config.surrogate != "clip":  # no other surrogate clips single tokens
+        if config.surrogate != "clip":  # the fraction describes the surrogate clip alone
             del terms["clip_fraction"]
         return loss, policy_losses * token_weights, {"entropy": entropy, **terms}
 
     def token_losses(
         self, logps: Tensor, old_logps: Tensor, ref_logps: Tensor, A: Tensor, W: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """-> (policy loss, policy loss plus the KL that stands in the loss): one number per token each."""
+        """-> (policy loss, policy loss plus the KL if `kl_in` is "loss"), each with one number per token."""
         config = self.config
         policy_losses = losses = W * self.surrogate(logps, old_logps, A, mask, config)
         if config.kl_coef and config.kl_in == "loss":
@@ -269,12 +269,12 @@ class GRPOTrainer:
         return policy_losses, losses
 
     def token_weights(self, mask: Tensor, counts: Tensor) -> Tensor:
-        """[B, T]: the weight of each token's loss in the update. Their weighted sum is the average of the paper."""
+        """[B, T]: the weight of each token's loss in the update. The weighted losses sum to the paper's average."""
         lengths, (tokens, rows) = mask.sum(-1, keepdim=True).clamp(min=1), counts.clamp(min=1)
         return REDUCTIONS[self.config.reduction](tokens, rows, lengths, self.config.max_tokens).expand(mask.shape)
 
     def read(self, rollout: Rollout, name: str) -> Tensor:
-        """The field "logps" or "entropy" of the policy's forward: [B, T], 0 outside completions. No gradient."""
+        """Read "logps" or "entropy" from the policy's forward -> [B, T], 0 outside completions. No gradient."""
         temperature = self.config.temperature
         numbers = read(
             lambda ids, mask: getattr(self.policy(ids, mask, temperature=temperature), name),

@@ -1,4 +1,4 @@
-"""The papers of GRPO's family: tables of advantages and surrogates, the settings, and the settings that are refused.
+"""The papers of GRPO's family: tables of advantages and surrogates, the settings and their checks.
 
 A paper makes three choices: the advantage of a completion, the surrogate that carries the gradient, and the average
 over tokens. B sequences, T tokens, F reward functions, G completions of one prompt, side by side.
@@ -42,7 +42,7 @@ from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import moments_of_all
 
-# The choices that a paper of the table does not make itself.
+# A paper makes these choices, unless its row in ALGORITHMS says otherwise.
 DEFAULTS: dict[str, Any] = dict(
     advantage="group",
     surrogate="clip",
@@ -196,31 +196,31 @@ TOKEN_ADVANTAGES: dict[str, Callable[[Rollout, Tensor, GRPOConfig], Tensor]] = {
     "returns": _returns,
     "whitened_returns": _whitened_returns,
 }
-# These compare no completions of one prompt. `GRPOTrainer.advantages` computes "greedy", because it must sample.
+# These advantages do not compare completions of a prompt. `GRPOTrainer.advantages` computes "greedy": it must sample.
 WITHOUT_GROUP = (*TOKEN_ADVANTAGES, "greedy")
 
 
 @dataclass(frozen=True)
 class GRPOConfig(OnPolicyConfig):
-    algorithm: str = "grpo"  # [-] which paper: a row of ALGORITHMS in algorithms/grpo_recipes.py; a setting below that
-    #                               is none takes its value from that row
+    algorithm: str = "grpo"  # [-] a row of ALGORITHMS in algorithms/grpo_recipes.py: a paper, with its value for each
+    #                               setting below that is none
     steps: int = 300  # [steps] one batch of prompts each
     batch_size: int = 64  # [prompts] sampled per step, over all processes
     minibatch_size: int = 64  # [prompts] per update, with all of their completions
     group_size: int = 16  # [completions] per prompt
-    epochs: int = 1  # [epochs] how often a step goes over its batch
+    epochs: int = 1  # [epochs] of each step over its batch
     lr_final: float = 0.05  # [share of lr] where the cosine ends
     max_tokens: int = 24  # [tokens] longest completion, its EOS included
     missing_eos_penalty: float = 0.0  # [score] subtracted if a completion reached max_tokens without an end
 
     advantage: str | None = None  # [-] returns, whitened_returns, group, whitened_group, leave_one_out, greedy, beta
     #                               or each_function
-    scale_rewards: Literal["group", "batch", "none"] | None = None  # [-] group advantages are divided by the std of the
-    #                               group, by the std of the batch, or not at all
+    scale_rewards: Literal["group", "batch", "none"] | None = None  # [-] divide group advantages by the std of the
+    #                               group, by the std of the batch, or by nothing
     surrogate: str | None = None  # [-] reinforce, clip, cispo, sapo, gspo, gspo_token, gmpo or vespo
-    reduction: Literal["token", "sequence", "constant", "sum"] | None = None  # [-] mean over all tokens; mean over the
-    #                               tokens of a sequence, then over sequences; sum over tokens / max_tokens, then mean
-    #                               over sequences; sum over tokens, then mean over sequences
+    reduction: Literal["token", "sequence", "constant", "sum"] | None = None  # [-] token: mean over all tokens. The
+    #                               choices below are means over sequences. sequence: mean over tokens; constant:
+    #                               sum over tokens / max_tokens; sum: sum over tokens
     clip_eps: float | None = None  # [ratio] half-width of the trust region
     clip_eps_high: float | None = None  # [ratio] upper half-width (clip-higher)
     dual_clip: float | None = None  # [ratio] above 1: bound on the loss of tokens with a negative advantage
@@ -231,16 +231,16 @@ class GRPOConfig(OnPolicyConfig):
 
     reward_weights: tuple[float, ...] = (1.0,)  # [-] one weight for each reward function
     gamma: float = 1.0  # [-] discount of returns
-    overlong_share: float | None = None  # [share of max_tokens] a completion that ends in this last part loses
-    #                               score (DAPO)
-    overlong_filter: bool = False  # [-] completions that were cut off have no loss
-    resample: int | None = None  # [times] how often to replace a prompt whose completions have equal scores
+    overlong_share: float | None = None  # [share of max_tokens] a completion that reaches into this last part
+    #                               loses score (DAPO)
+    overlong_filter: bool = False  # [-] a completion that was cut off adds no loss
+    resample: int | None = None  # [times] to replace a prompt, at most, while its completions have equal scores
     #                               (dynamic sampling)
     entropy_coef: float = 0.0  # [score per nat] bonus for entropy; the first value, if adaptive
     entropy_target: float | None = None  # [nats per token] adapt the bonus to keep this entropy
     entropy_delta: float = 0.001  # [score per nat] step of the adaptive bonus
     high_entropy_share: float = 1.0  # [share] train on this share of the tokens: the tokens of highest entropy
-    sampler_cap: float | None = None  # [ratio] weigh tokens by trainer / sampler probability, at most this; none: off
+    sampler_cap: float | None = None  # [ratio] cap on a token's weight, trainer / sampler probability; none: off
     fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster
 
     def __post_init__(self) -> None:
@@ -251,7 +251,7 @@ class GRPOConfig(OnPolicyConfig):
     def recipe(self) -> GRPOConfig:
         """These settings, with the choice of the paper wherever a setting is None."""
         row = {**DEFAULTS, **ALGORITHMS[self.algorithm]}
-        filled = copy.copy(self)  # not dataclasses.replace: `check` refuses settings of the user, not of the row
+        filled = copy.copy(self)  # dataclasses.replace would call `check`, made for the user's settings alone
         vars(filled).update({name: value for name, value in row.items() if getattr(self, name) is None})
         if filled.kl_estimator is None:
             vars(filled)["kl_estimator"] = "k1" if filled.kl_in == "reward" else "k3"  # k1 is exact in the reward
@@ -287,13 +287,13 @@ def check(config: GRPOConfig) -> None:
     _refuse_settings_without_effect(config, recipe)
     if recipe.kl_in == "loss" and recipe.kl_estimator == "k1" and config.kl_coef:
         raise InputError(
-            "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1: its expected gradient is 0 there; or set "
-            "kl_in to reward"
+            "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1: in the loss its expected gradient is 0; or "
+            "set kl_in to reward"
         )
     if recipe.kl_in == "reward" and config.kl_coef and recipe.advantage in ("each_function", "beta"):
         raise InputError(
-            f"GRPOConfig: kl_in must be loss for {config.algorithm}, because its advantage takes the rewards alone, "
-            "got reward"
+            f"GRPOConfig: kl_in must be loss for {config.algorithm}, because its advantage takes rewards without "
+            "KL, got reward"
         )
     if recipe.advantage == "beta" and (config.missing_eos_penalty or recipe.overlong_share):
         raise InputError(
@@ -310,7 +310,7 @@ def check(config: GRPOConfig) -> None:
 
 def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig) -> None:
     for name in ("clip_eps", "clip_eps_high", "dual_clip"):
-        # a surrogate that the user has added may read all of them
+        # a surrogate that the user has added may read every clip setting
         if getattr(config, name) is not None and name not in CLIP_SETTINGS.get(recipe.surrogate, (name,)):
             raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
     if config.scale_rewards and recipe.advantage != "group":
@@ -322,10 +322,10 @@ def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig) -> N
 def check_parts(
     policy: Policy, ref_policy: Policy | None, rewards: list[Reward], config: GRPOConfig, spare: Batches | None
 ) -> None:
-    """Raise InputError if a part of the trainer is missing or does not fit its settings, where no choice is None."""
+    """Raise InputError if a part of the trainer is missing or contradicts its settings (a `recipe`)."""
     if len(rewards) != len(config.reward_weights):
         raise InputError(
-            f"GRPOTrainer: needed one of reward_weights {config.reward_weights} for each reward function, got "
+            f"GRPOTrainer: needed a reward function for each of the reward_weights {config.reward_weights}, got "
             f"{len(rewards)} functions"
         )
     check_policy("GRPOTrainer", policy, ref_policy)

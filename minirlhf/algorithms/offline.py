@@ -11,7 +11,7 @@ from minirlhf.training.optimizer import OptimizerConfig
 @dataclass(frozen=True)
 class OfflineConfig(OptimizerConfig):
     steps: int = 300  # [steps] one batch each
-    max_epochs: float = 4.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
+    max_epochs: float = 4.0  # [epochs] the run makes fewer steps if `steps` would mean more epochs
     batch_size: int = 64  # [rows] per step, over all processes; a pair is one row
     microbatch_tokens: int = 16_384  # [tokens] largest forward of one process, padding included
 

@@ -1,4 +1,4 @@
-"""The base of PPO, GRPO and online preference learning: settings of sampling, and the updates of one step."""
+"""The base of PPO, GRPO and online preference learning: their common settings, and the updates of one step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class OnPolicyConfig(OptimizerConfig):
     steps: int = 80  # [steps] one batch of prompts each
     batch_size: int = 128  # [prompts] sampled per step, over all processes
     minibatch_size: int = 64  # [prompts] per update, over all processes
-    epochs: int = 2  # [epochs] how often a step goes over its batch
-    microbatch_tokens: int = 16_384  # [tokens] one forward of one process, padding included
+    epochs: int = 2  # [epochs] of each step over its batch
+    microbatch_tokens: int = 16_384  # [tokens] largest forward of one process, padding included
     lr: float = 1e-3  # [per update] peak learning rate; models of a billion parameters need about 1e-6
 
     max_tokens: int = 48  # [tokens] longest completion, its EOS included
-    temperature: float = 1.0  # [-] divides the logits in sampling, and so in policy, reference and KL
+    temperature: float = 1.0  # [-] divides the logits in sampling and in all log-probs of policy and reference
     top_k: int = 0  # [tokens] truncated sampling; needs allow_truncation
     top_p: float = 1.0  # [probability] truncated sampling; needs allow_truncation
     allow_truncation: bool = False  # [-] allow top_k and top_p, although training scores the whole distribution
@@ -36,7 +36,7 @@ class OnPolicyConfig(OptimizerConfig):
         check_range(self, "steps", "batch_size", "minibatch_size", "epochs", "microbatch_tokens", least=1)
         check_range(self, "temperature", "target_kl", above=0)
         check_range(self, "missing_eos_penalty", least=0)
-        self.sampling(eos_ids=(0,))  # refuse bad sampling settings now, not after the stages before this one
+        self.sampling(eos_ids=(0,))  # refuse bad sampling settings now, not after earlier stages
         who = type(self).__name__
         if self.batch_size % self.minibatch_size:
             nearest = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
@@ -46,8 +46,8 @@ class OnPolicyConfig(OptimizerConfig):
             )
         if (self.top_k or self.top_p < 1) and not self.allow_truncation:
             raise InputError(
-                f"{who}: top_k {self.top_k} and top_p {self.top_p} sample from another distribution than the one "
-                "that is trained; leave them out or set allow_truncation=true, which logs the mass cut off"
+                f"{who}: top_k {self.top_k} and top_p {self.top_p} sample from a truncated distribution, but "
+                "training scores the whole distribution; leave them out or set allow_truncation=true"
             )
 
     @property
@@ -56,7 +56,7 @@ class OnPolicyConfig(OptimizerConfig):
 
     @property
     def updates(self) -> int:
-        """Optimizer steps of the whole run, if target_kl never stops one early."""
+        """Optimizer steps of the whole run, if target_kl never ends a step early."""
         return self.steps * self.epochs * self.minibatches
 
     def sampling(self, eos_ids: tuple[int, ...]) -> SamplingConfig:
@@ -78,14 +78,14 @@ def over_minibatches(
 ) -> dict[str, float]:
     """Call `update(prompts of a minibatch)` for every update of one step -> metrics, averaged over the updates.
 
-    Prompts come in random order, so consecutive prompts are a random minibatch. The split does not depend on the number
-    of processes, so the result does not either.
+    Prompts come in random order, so consecutive prompts are a random minibatch. The number of processes changes neither
+    the split nor the result.
     Raises: InputError if the prompts of this process cannot be split evenly.
     """
     size, rest = divmod(prompts, config.minibatches)
     if rest:
         raise InputError(
-            f"{who}: each process has {prompts} rows of a batch, which do not fill {config.minibatches} minibatches; "
+            f"{who}: the {prompts} rows of each process cannot be split into {config.minibatches} equal minibatches; "
             "make minibatch_size a multiple of the number of processes"
         )
     history: list[dict[str, float]] = []
@@ -109,5 +109,5 @@ def check_stop_token(who: str, config: OnPolicyConfig, vocab_size: int) -> None:
 
 
 def clip_of(config: Any) -> dict[str, float | None]:
-    """The settings of the clipped surrogate, as `ppo_policy_loss` and `ratio_diagnostics` take them."""
+    """The clip settings, as arguments of `ppo_policy_loss` and `ratio_diagnostics`."""
     return {"clip_eps": config.clip_eps, "clip_eps_high": config.clip_eps_high, "dual_clip": config.dual_clip}

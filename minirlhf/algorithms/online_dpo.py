@@ -34,10 +34,10 @@ class OnlineDPOConfig(OnPolicyConfig):
     #                               reference, or a mixture of both
     batch_size: int = 128  # [prompts] per step, over all processes; two completions for each prompt
     minibatch_size: int = 128  # [prompts] per update
-    epochs: int = 1  # [epochs] how often a step goes over its batch
+    epochs: int = 1  # [epochs] of each step over its batch
     loss: Literal["sigmoid", "ipo"] = "sigmoid"  # [-] the loss of a pair, in online_dpo and xpo
     beta: float = 0.1  # [score per nat] cost of KL to the reference
-    xpo_alpha: float = 1e-3  # [-] XPO: bonus for making the reference's answers less likely
+    xpo_alpha: float = 1e-3  # [-] XPO: weight of the bonus for making the reference's answers less likely
     mixture: float = 0.5  # [share] Nash-MD: share of the reference in the opponent
     missing_eos_penalty: float = 0.0  # [chance] subtracted from the chance to win if the completion did not end
 
@@ -50,7 +50,7 @@ class OnlineDPOConfig(OnPolicyConfig):
 
 @dataclass(frozen=True)
 class Match:
-    """A batch of prompts, a completion of each by the policy and by its opponent, and the judge's answers."""
+    """A batch of prompts, the policy's and the opponent's completion of each prompt, and the judge's answers."""
 
     prompts: list[list[int]]
     by_policy: list[Completion]
@@ -95,7 +95,7 @@ class OnlineDPOTrainer:
         return {**metrics, "response_length": tokens / n}
 
     def play(self, batch: list[Draw]) -> Match:
-        """Sample an answer of the policy and of its opponent to each prompt, and let the judge compare them."""
+        """Sample the policy's and the opponent's answer to each prompt, and let the judge compare the answers."""
         config, rows = self.config, [draw.row.source for draw in batch]
         policy, reference = self.policy.transformer, self.ref_policy.transformer
         opponent = policy

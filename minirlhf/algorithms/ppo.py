@@ -39,7 +39,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 @dataclass(frozen=True)
 class PPOConfig(OnPolicyConfig):
-    gamma: float = 1.0  # [-] discount; with 1 the length of a completion does not change the worth of its score
+    gamma: float = 1.0  # [-] discount; at 1, a score counts the same after a long completion
     lam: float = 0.95  # [-] GAE: 1 trusts returns, 0 trusts the value function
     surrogate: str = "clip"  # [-] the loss of the policy: a row of SURROGATES in algorithms/ppo.py
     clip_eps: float = 0.2  # [ratio] half-width of the trust region; the paper's best value
@@ -54,7 +54,7 @@ class PPOConfig(OnPolicyConfig):
     value_warmup: int = 0  # [steps] train the value function alone in the first steps
 
     kl_coef: float = 0.14  # [score per nat] cost of KL to the reference; the first value, if adaptive
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] KL in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] adaptive: change kl_coef to reach kl_target
     kl_target: float = 6.0  # [nats per sequence] KL that the adaptive coefficient aims at
     kl_horizon: int = 10_000  # [sequences] how slowly the adaptive coefficient changes
@@ -76,7 +76,7 @@ def clip_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: T
     return ppo_policy_loss(logps, old_logps=old_logps, advantages=advantages, **clip_of(config))
 
 
-# Name -> a function with these arguments. It returns the loss of each token [B, T]; `update` masks and averages.
+# Name -> a function like `clip_surrogate`. It returns the loss of each token [B, T]; `update` masks and averages.
 SURROGATES: dict[str, Callable[..., Tensor]] = {"clip": clip_surrogate}
 
 
@@ -184,7 +184,7 @@ class PPOTrainer:
             policy_losses = self.surrogate(logps, old.logps, A, mask, config)
             value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
             losses = policy_losses + config.value_coef * value_losses
-            if config.entropy_coef:  # without it no time goes into the gradient of the entropy
+            if config.entropy_coef:  # at 0, save the time for the gradient of the entropy
                 losses = losses - config.entropy_coef * now.entropy
             loss = masked_mean(losses, mask, count)
             backward(loss)

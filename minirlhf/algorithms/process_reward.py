@@ -27,13 +27,13 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 @dataclass(frozen=True)
 class ProcessRewardConfig(OfflineConfig):
     steps: int = 600  # [steps] one batch each
-    max_epochs: float = 8.0  # [epochs] the run makes fewer steps if it would read the rows more often than this
+    max_epochs: float = 8.0  # [epochs] the run makes fewer steps if `steps` would mean more epochs
     lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
     lr_final: float = 0.0  # [share of lr] where the cosine ends
 
 
 class ProcessRewardTrainer:
-    """Model with a score per token, rows of `encode_steps` -> a model whose scores tell right steps from wrong.
+    """Model with a score per token, rows of `encode_steps` -> a model whose scores tell right steps from wrong steps.
 
     updates: the number of updates of the whole run: the schedule's length.
     """
@@ -94,7 +94,7 @@ class ProcessRewardTrainer:
 
 
 def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> list[EncodedRow]:
-    """Rows {prompt, steps: [text], labels: [bool]} in ids. An outcome is a row with one step.
+    """Rows {prompt, steps: [text], labels: [bool]} as ids. An outcome is a row with one step.
 
     The label of a step belongs to the step's last token. source["label_columns"] holds the columns of these tokens,
     counted from the start of the response.
@@ -107,8 +107,8 @@ def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> li
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         if not row["steps"] or len(row["steps"]) != len(row["labels"]) or not all(row["steps"]):
             raise InputError(
-                f"row {i}: needed steps and as many labels, got {len(row['steps'])} and {len(row['labels'])}, or an "
-                "empty step"
+                f"row {i}: needed a label for each step and no empty step, got {len(row['steps'])} steps and "
+                f"{len(row['labels'])} labels"
             )
         if wrong := [label for label in row["labels"] if label not in (True, False)]:
             raise InputError(f"row {i}: needed labels of true or false, got {wrong[0]!r}; convert them first")

@@ -55,8 +55,8 @@ class SFTTrainer:
         check_policy("SFTTrainer", policy)
         if config.router_loss_coef and not policy.transformer.config.num_experts:
             raise InputError(
-                f"SFTTrainer: router_loss_coef needs a mixture of experts, got {config.router_loss_coef} and a policy "
-                "without; leave it out"
+                f"SFTTrainer: router_loss_coef needs a mixture of experts, got {config.router_loss_coef} and a dense "
+                "policy; leave it out"
             )
         self.config, self.tokenizer = config, tokenizer
         self.policy, self.wrapped_policy = policy, wrap(policy)
@@ -81,7 +81,7 @@ class SFTTrainer:
         return self.optimizer.step(sums)
 
     def count_tokens(self, rows: list[EncodedRow]) -> Tensor:
-        """-> (learned tokens, all tokens) in the rows of all processes. BOS is never learned: nothing predicts it."""
+        """-> (learned tokens, all tokens) in the rows of all processes. BOS is never learned: no token predicts it."""
         prompts, responses = sum(len(row.prompt) for row in rows), sum(len(row.responses[0]) for row in rows)
         learned = responses if self.config.train_on == "completion" else responses + prompts - len(rows)
         return all_sum(torch.tensor([learned, prompts + responses], dtype=torch.float32, device=self.device))
@@ -106,8 +106,8 @@ class SFTTrainer:
     def losses_with_router(self, batch: Sequences, count: Tensor, all_tokens: Tensor) -> dict[str, Tensor]:
         """{loss, entropy, router_loss} of a micro-batch.
 
-        The router loss is not a mean over tokens, so each micro-batch has its own. Its weight is the micro-batch's part
-        of `all_tokens`.
+        The router loss is not a mean over tokens, so each micro-batch has a router loss. Its weight is the
+        micro-batch's share of `all_tokens`.
         """
         from minirlhf.losses.router import load_balancing_loss
         from minirlhf.model.experts import recorded_routing
@@ -134,7 +134,7 @@ class SFTTrainer:
         return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
-        """Samples: the policy's response to each row's prompt, beside the row's response."""
+        """Samples: for each row, the policy's response to the prompt, and the row's response."""
         longest = max(len(row.responses[0]) for row in rows)
         sampling = SamplingConfig(max_tokens=longest, stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)

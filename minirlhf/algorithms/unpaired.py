@@ -81,7 +81,7 @@ class UnpairedTrainer:
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
-        """One update on a batch of rows: the mean loss over all of them."""
+        """One update on a batch of rows: the mean loss over all rows."""
         rows = [draw.row for draw in batch]
         groups = row_groups(rows, self.config.microbatch_tokens)
         kl = self.estimate_kl(groups)
@@ -125,7 +125,7 @@ class UnpairedTrainer:
     def estimate_kl(self, groups: list[list[EncodedRow]]) -> Tensor:
         """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts)."""
         if self.config.loss != "kto":
-            return torch.zeros((), device=self.device)  # no other loss has a KL
+            return torch.zeros((), device=self.device)  # only kto has a KL
         log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in groups])
         total, count = all_sum(torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]))
         return kto_kl(log_ratios, total=total, count=count)
@@ -158,8 +158,8 @@ class UnpairedTrainer:
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     """Two rows of each pair: source["desirable"] is True for the chosen answer, False for the rejected answer.
 
-    The responses of a row are its answer and, for KTO's KL, an answer to another prompt. This other answer is cut to
-    the context (tokens). It depends on the data alone, not on the batch or the number of processes.
+    The responses of a row are its answer and, for KTO's KL, an answer to another prompt, cut to the context (tokens).
+    The other answer depends on the data alone, not on the batch or the number of processes.
     """
     rows = []
     for i, pair in enumerate(pairs):
@@ -172,6 +172,6 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
 
 
 def _pair_before(pairs: list[EncodedRow], i: int) -> EncodedRow:
-    """The nearest pair before pair i that has another prompt. If all prompts are the same, the pair before."""
+    """The nearest pair before pair i with another prompt, else pair i - 1. The last pair stands before pair 0."""
     before = (pairs[i - back] for back in range(1, len(pairs) + 1))
     return next((pair for pair in before if pair.prompt != pairs[i].prompt), pairs[i - 1])

@@ -22,7 +22,7 @@ from minirlhf.runtime.distributed import gather, local_rows
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
 
-# measure -> its label in the table of `comparison`. A measure with None is not in the table.
+# measure -> its label in the table of `comparison`. A measure with label None is not in the table.
 MEASURES: dict[str, str | None] = {
     "gold_reward": "gold reward",
     "model_reward": "reward model's score",
@@ -36,7 +36,7 @@ MEASURES: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class Report:
-    measures: dict[str, float | None]  # the names of MEASURES; None if the task does not have the measure
+    measures: dict[str, float | None]  # the names of MEASURES; None if not measured
     prompts: list[str]
     completions: list[str]
     gold: list[float] | None = None  # gold reward of each completion
@@ -92,7 +92,7 @@ def evaluate_policy(
         measured["model_reward"] = score_completions(reward, prompts, texts, sources)
     if gold:
         measured |= gold(prompts, texts, sources)
-    if ref_policy and sampling.temperature > 0:  # greedy samples do not come from the distribution
+    if ref_policy and sampling.temperature > 0:  # greedy samples are not drawn from the distribution
         measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in local], completions, sampling)
     joined: dict[str, list] = {}
     for part in gather(measured):

@@ -28,7 +28,7 @@ class SamplingConfig:
     top_k: int = 0  # [tokens] sample among the k likeliest tokens; 0: among all
     top_p: float = 1.0  # [probability] sample among the likeliest tokens of this mass; 1: among all
     stop_ids: tuple[int, ...] = ()  # [ids] each of these tokens ends a completion and belongs to it (EOS)
-    stop_strings: tuple[str, ...] = ()  # [text] the token that completes one of these texts ends a completion
+    stop_strings: tuple[str, ...] = ()  # [text] a completion ends with the token that completes any of these texts
     batch_size: int = 256  # [rows] completions in progress at a time
     microbatch_tokens: int = 16_384  # [tokens] one forward over prompts or finished rows, padding included
 
@@ -74,12 +74,11 @@ def generate(
 
     Args:
         prompts:   ragged lists of ids, none empty.
-        keys:      (draw, prompt index, sample index) for each prompt: how often the prompt was sampled before, its
-                   number, the number of the sample. Noise depends on `seed`, `stream` and the key alone. None takes
-                   the key (0, i, 0) for prompt i.
+        keys:      (draw, prompt index, sample index) for each prompt. The draw counts earlier samplings of the prompt.
+                   Noise depends on `seed`, `stream` and the key alone. None takes the key (0, i, 0) for prompt i.
         tokenizer: needed for stop strings.
         on_token:  called with (index of the prompt, id) for each token as it is drawn, the stop token included. An
-                   exception that it raises ends the sampling.
+                   exception in this function ends the sampling.
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
@@ -97,8 +96,8 @@ def generate(
             )
         if len(prompt) + config.max_tokens > limit:
             raise InputError(
-                f"generate: prompt {i} has {len(prompt)} tokens, which with max_tokens {config.max_tokens} exceeds the "
-                f"context of {limit}; shorten it or lower max_tokens"
+                f"generate: the {len(prompt)} tokens of prompt {i} and max_tokens {config.max_tokens} exceed the "
+                f"context of {limit}; shorten the prompt or lower max_tokens"
             )
     if config.stop_strings and tokenizer is None:
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
@@ -138,8 +137,8 @@ def _generate_batch(
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
     cache, logits = _read_prompts(transformer, prompts, config, device)
-    rows = torch.arange(len(prompts), device=device)  # the completion of each row of the running batch
-    # To ask a GPU for finished rows makes it wait, so ask seldom. `on_token` reads every token anyway.
+    rows = torch.arange(len(prompts), device=device)  # the running batch: each row's index into `prompts`
+    # Looking for finished rows makes a GPU wait, so look seldom. `on_token` reads every token anyway.
     look_every = 1 if device.type == "cpu" or on_token else 16
     for position in range(config.max_tokens):
         tokens, token_logps, token_mass = sample(
@@ -158,8 +157,8 @@ def _generate_batch(
                 on_token(row, token)
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
-            # Every token has at least one byte, so as many tokens as the stop string has bytes hold it. The 3 tokens
-            # before them may hold the beginning of a character that was cut.
+            # Every token has at least one byte, so the last n tokens hold a stop string of n bytes. The 3 tokens
+            # before may hold the first bytes of a character.
             window = max(len(stop.encode()) for stop in config.stop_strings) + 3
             latest = ids[rows, max(0, position + 1 - window) : position + 1]
             ends |= _completes_stop_string(latest, config.stop_strings, tokenizer)
@@ -173,7 +172,7 @@ def _generate_batch(
             running = (~stopped[rows]).nonzero().squeeze(-1)
             if len(running) == 0:
                 break
-            if len(running) <= 0.75 * len(rows):  # to drop rows copies the cache, so drop many at a time
+            if len(running) <= 0.75 * len(rows):  # dropping rows copies the cache, so drop many at a time
                 rows, tokens = rows[running], tokens[running]
                 cache.select(running)
         logits = transformer(tokens[:, None], cache=cache)[:, 0]
@@ -187,7 +186,7 @@ def _read_prompts(
 ) -> tuple[KVCache, Tensor]:
     """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
 
-    Prompts run in groups of similar length, so that a long prompt does not pad all others. Equal prompts are read once.
+    Prompts run in groups of similar length, so a long prompt pads its own group alone. Equal prompts are read once.
     """
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
@@ -196,7 +195,7 @@ def _read_prompts(
     lengths = [len(prompt) for prompt in distinct]
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else transformer.dtype
     cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
-    last_hidden, order = [], []  # hidden states [K, D] of last prompt tokens, group by group, and their rows
+    last_hidden, order = [], []  # per group: hidden states [K, D] of last prompt tokens, and their rows
     for group in microbatches(lengths, config.microbatch_tokens):
         batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
         group_cache = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)

@@ -38,8 +38,8 @@ def sample(
 def first_exceeding(logps: Tensor, uniforms: Tensor) -> Tensor:
     """[B, V] log-probs, [B] uniforms -> [B]: the first index whose cumulative probability exceeds the uniform."""
     cumulative = logps.to(wide_dtype(logps)).exp().cumsum(-1)
-    # Rounding makes the total differ a little from 1. Scaled by the total, a uniform near 1 still finds a token that
-    # has probability.
+    # Rounding makes the total differ a little from 1. The uniform is scaled by the total, so a uniform near 1 still
+    # finds a token with a probability above 0.
     threshold = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logps.shape[-1] - 1)
 

@@ -1,4 +1,4 @@
-"""Programs: settings, folder, rows, and the stages of RLHF that come before a program's own."""
+"""The parts of a program: settings, folder, rows, and the stages of RLHF before the program's own stage."""
 
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.settings import JobConfig, PipelineConfig, RLJobConfig

@@ -1,4 +1,4 @@
-"""Models that a user gives: loaded from folders, and trained as `--train` and `--freeze` ask."""
+"""Models that a user gives: loaded from folders, and prepared as `--train` and `--freeze` ask."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> n
         # A reward model has no lm_head, so a pattern may match nothing in it.
         freeze(model, job.freeze, strict=isinstance(model, Policy))
         if not any(p.requires_grad for p in model.parameters()):
-            raise InputError(f"--freeze {','.join(job.freeze)}: no parameter is left to train; name fewer")
+            raise InputError(f"--freeze {','.join(job.freeze)}: no parameter is left to train; freeze fewer")
         if job.freeze:
             say("{:,} of {:,} numbers are trained".format(*count_parameters(model)))
     else:
-        seed_everything(job.seed)  # the same adapter, whatever ran before
+        seed_everything(job.seed)  # the new adapter depends on the seed alone
         convert_base(model, job)
         apply_lora(model, settings["lora"])
         say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
@@ -71,7 +71,7 @@ def convert_base(model: nn.Module, job: JobConfig) -> None:
         report = memory_report(model)
         say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
     if not computes_in_bf16(job):
-        model.float()  # weights in 4 bits are buffers of integers and stay
+        model.float()  # weights in 4 bits are integers, so they stay in 4 bits
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:

@@ -52,16 +52,16 @@ class Job(Opened):
         defaults: dict[str, Any] | None = None,
         task: Callable[[JobConfig], Task] = load_task,
     ) -> Iterator[Job]:
-        """Read the flags, then open device, folder, rows and tokenizer. The device and the processes close at the end.
+        """Read the flags, then open device, folder, rows and tokenizer. Close device and processes at the end.
 
         Args:
-            name:     of the program; its folder is runs/NAME-001.
-            config:   the dataclass of the program's own settings.   section: their name, default `name`.
+            name:     name of the program; the output folder is runs/NAME-001.
+            config:   the dataclass of the program's own settings.   section: name of these settings, default `name`.
             help:     the text above the settings in `--help`.
             after:    the stages before the program's own: "sft", "reward".
             needs:    parts that the task must have: "sft", "pairs".
             job:      the dataclass of plain flags.   adapters: False leaves out [lora].
-            defaults: other defaults, such as {"grpo.group_size": 4}.   task: makes the rows.
+            defaults: new default values, such as {"grpo.group_size": 4}.   task: a function that makes the rows.
         Raises: InputError for bad settings, before anything is written.
         """
         section = section or name
@@ -97,16 +97,16 @@ class Job(Opened):
         if "reward" in after and not (common.reward or rows.reward):
             needs = (*needs, "pairs")
         for part in needs:
-            rows.need(part)  # refused now, not after SFT
+            rows.need(part)  # refuse missing rows now, not after SFT
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         return cls(section, settings, folder, rows, tokenizer, device, started)
 
     def base(self) -> Policy:
-        """`--policy`, or a policy with random weights. The stage that trains it moves it to the device."""
+        """`--policy`, or a policy with random weights. The stage that trains the policy moves it to the device."""
         return first_policy(self.common, self.settings["model"], self.tokenizer)
 
     def policy(self, stop_at: float | None = None) -> Policy:
-        """`--policy`, or a policy that SFT trains here, or trained at an earlier start of the job. See `train_sft`."""
+        """`--policy`, or the SFT policy: trained now, or loaded if an earlier start trained it. See `train_sft`."""
         if self.common.policy:
             return self.base()
         policy = train_sft(self, stop_at)
@@ -133,10 +133,10 @@ class Job(Opened):
         """The program's own stage. It trains from the weights of `base`.
 
         Args:
-            part:    of the task, to train on: "prompts", "pairs" or "sft".
-            rows:    (rows to train on, held-out rows) instead of that part, already in ids.
+            part:    the part of the task to train on: "prompts", "pairs" or "sft".
+            rows:    (rows to train on, held-out rows) as ids, instead of that part.
             values:  add a value head to the policy, or a value model if the settings ask for a separate one.
-            teacher: another reference; `base` is then trained whole.
+            teacher: the reference instead of `base`; all weights of `base` are then trained.
             reads:   further sections of settings that the stage depends on.
         """
         stage = open_stage(self, self.section, self.section, reads)
@@ -161,7 +161,7 @@ class Job(Opened):
         return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)
 
     def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
-        """Show what the stage changed, and write summary.json. See `jobs.report`."""
+        """Print the measures before and after the stage, and write summary.json. See `jobs.report`."""
         report(self, title, before, after, **extra)
 
     @property

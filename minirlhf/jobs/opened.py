@@ -20,7 +20,7 @@ from minirlhf.tasks.task import Task, embedded_task
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 
-RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> keys of a row
+RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> response keys
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Opened:
         say(text)
 
     def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
-        """One part of the task ("sft", "pairs", "prompts") in ids -> (rows to train on, held-out rows).
+        """One part of the task ("sft", "pairs", "prompts") as ids -> (rows to train on, held-out rows).
 
         reserve: tokens of the model's context that a prompt must leave free.
         """
@@ -84,7 +84,7 @@ def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
     folder = Path(job.output or newest)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return str(folder), f"needed a folder that can be written for --output, but {existing} is none; choose another"
+        return str(folder), f"needed a folder for --output, but {existing} is not a writable folder; choose another"
     if holds_anything(folder) and not job.resumes:
         return str(folder), "holds a run already; give --resume or choose another --output"
     if job.resume and not holds_anything(folder):
@@ -93,7 +93,7 @@ def _choose_output(job: JobConfig, name: str) -> tuple[str, str]:
 
 
 def load_task(job: JobConfig) -> Task:
-    """The rows of the embedded task, or of the user's file; a file's counts are printed."""
+    """The embedded task, or a task from the rows of the user's file. The counts of a file are printed."""
     if job.data is None:
         return embedded_task(job.task, job.seed)
     from minirlhf.data.formats import read_rows
@@ -118,7 +118,7 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
         tokenizer = Tokenizer.train(texts, job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:
             tokenizer.save(aside)
-    barrier()  # one process trains the tokenizer, all read it
+    barrier()  # one process trains the tokenizer, all processes read it
     tokenizer = Tokenizer.load(folder / "tokenizer")
     say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {folder / 'tokenizer'}")
     return tokenizer

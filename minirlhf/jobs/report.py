@@ -12,7 +12,7 @@ from minirlhf.training.checkpoint import write_whole
 
 
 def report(job: Opened, title: str, before: Report, after: Report, **extra: float | None) -> None:
-    """Show what a stage changed, and write summary.json. extra: more numbers for both; None is not shown."""
+    """Print the measures before and after a stage; write summary.json. extra: more numbers; None is not printed."""
     seconds = time.perf_counter() - job.started
     if is_main():
         found = {"seconds": round(seconds, 1), **summary(before, after), **extra}

@@ -17,7 +17,7 @@ from minirlhf.training.run import ADAPTER
 def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
     """-> (the reward function, its accuracy on held-out pairs or None).
 
-    `--reward` comes first, then the task's check of answers; else a reward model is trained, from the policy's weights.
+    Take `--reward`, else the task's check of answers, else train a reward model from the policy's weights.
     """
     tokens = job.config.microbatch_tokens
     if job.common.reward:
@@ -54,7 +54,7 @@ def untrained_reward_model(job: Opened, stage: Stage, base: Transformer) -> Rewa
         model = to_device(load_reward_model(finished), job.common, job.device)
     else:
         model = prepare(RewardModel(base), stage.settings, job.device)
-        if finished:  # the adapter, on the base in memory: the merged model in `finished` would be a second base
+        if finished:  # put the adapter on the base in memory; the merged model in `finished` is a second base
             load_adapter(model, stage.folder / ADAPTER)
     choose_threads(model, job.common, job.device)
     return model

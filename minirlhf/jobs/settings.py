@@ -21,13 +21,13 @@ class JobConfig:
     resume: bool = False  # [-] go on with the job in `output`; finished stages are reused
     seed: int = 0  # [-] of data, initial weights, shuffling and sampling
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
-    data: str | None = None  # [file] your own rows instead of a task: JSONL or JSON, plain or .gz
+    data: str | None = None  # [file] your own rows instead of the embedded task: JSONL or JSON, plain or .gz
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
-    vocab_size: int = 2048  # [tokens] at most, when a tokenizer is trained
+    vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
-    train: Literal["all", "lora", "qlora"] = "all"  # [-] what to train of `policy`: all weights, LoRA adapters, or
-    #                             LoRA adapters on a base held in 4 bits
+    train: Literal["all", "lora", "qlora"] = "all"  # [-] trained weights of `policy`: all, LoRA adapters, or LoRA
+    #                             adapters on a base held in 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters (a second
@@ -66,7 +66,7 @@ class PipelineConfig(RLJobConfig):
         super().__post_init__()
         for stage, flag, folder in (("sft", "--policy", self.policy), ("reward", "--reward", self.reward)):
             if self.stop_after == stage and folder:
-                raise InputError(f"{flag} replaces this stage, so --stop-after {stage} would do nothing; drop one")
+                raise InputError(f"{flag} replaces this stage, so --stop-after {stage} would do nothing; drop one flag")
 
 
 def sections(
@@ -84,7 +84,7 @@ def sections(
         section, config: name and dataclass of the program's own settings.
         after:    the stages before the program's own: "sft", "reward".
         adapters: False leaves out [lora].
-        defaults: other defaults, such as {"grpo.group_size": 4, "task": "arithmetic"}.
+        defaults: new default values, such as {"grpo.group_size": 4, "task": "arithmetic"}.
     """
     from minirlhf.adapters.lora import LoRAConfig
 
@@ -105,8 +105,8 @@ def sections(
 
 
 def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[str, Any]:
-    """The settings that one stage depends on: its own section, the common ones and `more`. They fill its config.toml,
-    and a resumed stage must have the same.
+    """The settings that one stage depends on: its own section, the common sections and `more`. They fill the
+    stage's config.toml, and a resumed stage must have the same settings.
     """
     job = settings["job"]
     if section in ("sft", "reward_model"):
@@ -117,7 +117,7 @@ def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[s
 
 
 def check_effects(settings: dict[str, Any]) -> None:
-    """Refuse settings that would be ignored, or that no config.json could hold."""
+    """Refuse settings that would be ignored, and model settings that config.json cannot hold."""
     from minirlhf.pretrained.config_json import config_to
 
     job = settings["job"]
@@ -132,7 +132,7 @@ def check_effects(settings: dict[str, Any]) -> None:
 
 
 def check_base(job: JobConfig) -> None:
-    """Refuse LoRA or --freeze without --policy in a program without an earlier stage: it starts from random weights."""
+    """Refuse LoRA or --freeze without --policy if no stage comes before: the program starts from random weights."""
     asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
     if asked and not job.policy:
         raise InputError(f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR")

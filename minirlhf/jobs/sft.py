@@ -20,7 +20,7 @@ SOLVED_PROMPTS = 512  # of the training prompts
 def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
     """Train a policy on the task's rows, or load the policy that the job's folder holds already.
 
-    stop_at: end as soon as the policy solves this share of training prompts greedily. Needs a task that checks answers.
+    stop_at: end once the policy solves this share of training prompts greedily. Only for a task that checks answers.
     """
     stage = open_stage(job, "sft", "sft")
     if stage.finished:

@@ -22,16 +22,16 @@ from minirlhf.runtime.distributed import say
 from minirlhf.training.run import Run, RunConfig, Trainer, check_same_settings, finished_model
 from minirlhf.training.settings import settings_to_toml
 
-EVALUATION_PROMPTS = 1024  # before and after a stage; an evaluation during the stage takes fewer
-EVALUATION_TOKENS = 48  # longest answer in evaluations of algorithms that do not sample
+EVALUATION_PROMPTS = 1024  # before and after a stage; evaluations during the stage take fewer prompts
+EVALUATION_TOKENS = 48  # longest answer in evaluations, unless the algorithm is on-policy
 
 
 @dataclass(frozen=True)
 class Stage:
     job: Opened
-    name: str  # of the stage's folder, and of the shuffle of its rows
+    name: str  # name of the stage's folder, and of the shuffle of its rows
     section: str  # name of the stage's own settings
-    settings: dict[str, Any]  # all that the stage depends on
+    settings: dict[str, Any]  # all settings that the stage depends on
     finished: Path | None  # the final model, if an earlier start of the job has finished the stage
 
     @property
@@ -44,7 +44,7 @@ class Stage:
         return self.job.folder / self.name
 
     def batches(self, rows: list, stream: str | None = None, times: int = 1) -> Batches:
-        """The batches of the stage. stream: name of the shuffle.   times: how many runs the batches must last for."""
+        """The batches of the stage. stream: name of the shuffle.   times: make batches for this many runs."""
         config = self.config
         steps = config.steps if isinstance(config, OnPolicyConfig) else config.steps_for(len(rows))
         return Batches(
@@ -59,7 +59,7 @@ class Stage:
         until: Callable[[dict[str, float]], bool] | None = None,
         eval_every: int | None = None,
     ) -> Run:
-        """The run in the stage's folder; it resumes if the job does.
+        """The run in the stage's folder; it resumes if the job resumes.
 
         eval_every: steps between evaluations, unless `--run.eval_every` is set.
         """
@@ -77,7 +77,7 @@ class Stage:
 
 
 def open_stage(job: Opened, name: str, section: str, reads: tuple[str, ...] = ()) -> Stage:
-    """Look whether the stage is finished.
+    """Open a stage, and find out if an earlier start of the job has finished it.
 
     reads: further sections of settings that the stage depends on.
     Raises: InputError if the stage was finished with other settings.
@@ -91,7 +91,7 @@ def open_stage(job: Opened, name: str, section: str, reads: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class PolicyStage(Stage):
-    """A stage that trains a policy and looks at its completions of held-out prompts."""
+    """A stage that trains a policy and evaluates its completions of held-out prompts."""
 
     policy: Policy  # to be trained; the trained policy once the stage is finished
     reference: Policy  # the policy at the start, frozen
@@ -103,7 +103,7 @@ class PolicyStage(Stage):
 
     @property
     def sampling(self) -> SamplingConfig:
-        """Completions are sampled as in training; algorithms that do not sample take plain samples."""
+        """Sampling in evaluations: as in training if the algorithm is on-policy, else at temperature 1."""
         eos_ids = self.job.tokenizer.eos_ids
         if isinstance(self.config, OnPolicyConfig):
             return self.config.sampling(eos_ids)
@@ -112,8 +112,8 @@ class PolicyStage(Stage):
     def evaluate(self, policy: Policy, prompts: int | None = None, greedy: bool = False) -> Report:
         """The completions of a policy and their measures. The sampling noise is the same in every call.
 
-        prompts: how many held-out prompts; default EVALUATION_PROMPTS.   greedy: take the likeliest tokens; without the
-        reward model's score.
+        prompts: number of held-out prompts; default EVALUATION_PROMPTS.   greedy: take the likeliest tokens, and leave
+        the reward's score out.
         """
         job = self.job
         return evaluate_policy(
@@ -128,7 +128,7 @@ class PolicyStage(Stage):
         )
 
     def train_on(self, trainer: Trainer, prompts: int = 128) -> Run:
-        """The run of a trainer on the stage's rows. prompts: how many each evaluation during the run takes."""
+        """The run of a trainer on the stage's rows. prompts: number in each evaluation during the run."""
 
         def evaluate() -> dict[str, float]:
             held_out = {} if isinstance(self.config, OnPolicyConfig) else trainer.evaluate(self.held_out)

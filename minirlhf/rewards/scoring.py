@@ -28,8 +28,8 @@ def score_completions(
     Args:
         optional: the function may return None for a completion that it does not apply to; None becomes nan.
     Returns: one float per completion, finite (or nan for None).
-    Raises: InputError if the count is wrong, or a score is missing, not a number or not finite. It names the function
-        and the first bad completion. Training on such a score would ruin the policy silently.
+    Raises: InputError if the count is wrong, or a score is missing, not a number or not finite. The error names the
+        function and the first bad completion. Training on such a score would ruin the policy silently.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
     answer = reward(prompts, completions, rows)
@@ -44,7 +44,7 @@ def score_completions(
         if not (math.isfinite(number) or (score is None and optional)):
             raise InputError(
                 f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
-                f"({completions[i][:40]!r}); give every completion a number, also one that cannot be judged"
+                f"({completions[i][:40]!r}); give every completion a number, even if it cannot be judged"
             )
     return numbers
 

@@ -1,4 +1,4 @@
-"""Prompts to rollouts: sampled completions with their scores, and numbers about them."""
+"""Rollouts: completions sampled from prompts, with their log-probs, values, scores and statistics."""
 
 from minirlhf.rollout.collect import collect
 from minirlhf.rollout.read import read

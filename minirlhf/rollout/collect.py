@@ -32,7 +32,7 @@ def collect(
     group_size: int = 1,
     weights: Sequence[float] | None = None,
 ) -> Rollout:
-    """Sample completions, score them, read them with the reference and the value function. No gradient.
+    """Sample completions, score them, and read them with the reference and the value function. No gradient.
 
     `logps` come from sampling itself: the policy reads its completions again for their values only.
 
@@ -41,7 +41,7 @@ def collect(
         value_model: None takes the policy's value head; without a value head, values are 0.
         rewards:     one function or several.
         group_size:  completions per prompt; the completions of a prompt stand side by side.
-        weights:     one per reward function; with weights a function may return None.
+        weights:     one per reward function. If given, a function may return None.
     """
     draws = [draw for draw in batch for _ in range(group_size)]
     prompts, rows = [draw.row.prompt for draw in draws], [draw.row.source for draw in draws]
@@ -84,7 +84,7 @@ def collect(
 
 
 def on_completions(numbers: Sequence[Sequence[float]], prompts: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """One number per completion token -> [B, T] like `like`: each number in its token's column, 0 elsewhere."""
+    """Put one number per completion token into the token's column of [B, T], the shape of `like`; 0 elsewhere."""
     result = torch.zeros(like.shape)
     for row, prompt, values in zip(result, prompts, numbers, strict=True):
         row[len(prompt) : len(prompt) + len(values)] = torch.tensor(values)

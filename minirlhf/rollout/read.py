@@ -23,7 +23,7 @@ def read(function: Callable[..., Tensor], tensors: Sequence[Tensor], lengths: Se
         function:   takes the same rows of each tensor, cut to the longest of these rows, [b, t]. It returns one number
                     per token [b, t] or one number per row [b].
         tensors:    [B, T] each.
-        lengths:    B numbers of real tokens; at least one row.
+        lengths:    the number of real tokens in each of the B rows; B is at least 1.
         max_tokens: a micro-batch is padded to at most this many tokens; a single row may have more.
     Returns: [B, T] with 0 beyond the longest row of a micro-batch, or [B].
     """

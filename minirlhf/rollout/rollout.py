@@ -21,7 +21,7 @@ class Rollout:
     input_ids: Tensor  # [B, T] prompt, completion, padding
     attention_mask: Tensor  # [B, T] bool, real tokens
     completion_mask: Tensor  # [B, T] bool, tokens the policy chose
-    logps: Tensor  # [B, T] nats, as sampled
+    logps: Tensor  # [B, T] nats, under the sampling distribution
     ref_logps: Tensor  # [B, T] nats, frozen reference
     values: Tensor  # [B, T] score units
     scores: Tensor  # [B] weighted sum of the reward functions; nan if no function applies
@@ -29,10 +29,10 @@ class Rollout:
     ended: Tensor  # [B] bool, a stop token or stop string ended the completion
     mass_kept: Tensor  # [B] probability mass that top-k / top-p left
     completions: list[str]  # B texts
-    lengths: list[int]  # B real tokens, prompt included; a list, so that nobody waits for a GPU to know them
+    lengths: list[int]  # B real tokens, prompt included; a list, because reading a tensor waits for the GPU
 
     def select(self, rows: Sequence[int]) -> Rollout:
-        """Some rows, cut to the longest of them."""
+        """The given rows, cut to the longest row."""
         width = max(self.lengths[i] for i in rows)
         index = torch.as_tensor(rows, device=self.input_ids.device)
         tensors = {
@@ -45,7 +45,7 @@ class Rollout:
         )
 
     def replaced(self, groups: Sequence[int], other: Rollout, group_size: int) -> Rollout:
-        """This rollout with the groups of `other` in place of the given groups, in the order given."""
+        """This rollout with group k of `other` in place of group `groups[k]`, for every k."""
         rows = [group * group_size + i for group in groups for i in range(group_size)]
         order = list(range(len(self.lengths)))
         for new, row in enumerate(rows):

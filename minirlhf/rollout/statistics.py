@@ -1,4 +1,4 @@
-"""Numbers about a rollout, over all processes."""
+"""Statistics of a rollout, over all processes."""
 
 from __future__ import annotations
 

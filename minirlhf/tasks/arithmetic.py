@@ -2,8 +2,8 @@
 
 prompt := A ("+" | "-") B "="        response := the number        A, B := two digits, 07 for 7
 
-Every operand has two digits, so the units are always at the same distance from each other, and a small model can carry
-over what it learns. (Without the leading zero, SFT needs more than twice as many steps, and RL stalls at 0.6.)
+Every operand has two digits, so the distance between the units digits never changes, and a small model can reuse
+its knowledge for all sums. (Without the leading zero, SFT needs more than twice as many steps, and RL stalls at 0.6.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ LARGEST = 99  # operands are 0..99: 20,000 problems
 
 
 def problem(index: int) -> dict:
-    """Problem `index` of 20,000: {prompt, answer}. Their order is a fixed shuffle, so any range is a fair sample."""
+    """Problem `index` of 20,000: {prompt, answer}. Their order is a fixed shuffle: any range is a random sample."""
     side = LARGEST + 1
-    index = index * 7919 % (2 * side * side)  # 7919 is prime, so this is a permutation
+    index = index * 7919 % (2 * side * side)  # 7919 and 20,000 have no common factor, so this is a permutation
     a, b, minus = index // 2 // side, index // 2 % side, index % 2
     return {"prompt": f"{a:02d} {'-' if minus else '+'} {b:02d} =", "answer": a - b if minus else a + b}
 

@@ -1,4 +1,4 @@
-"""`reviews`: short product reviews from a small grammar of this project, so that quality is exact.
+"""`reviews`: short product reviews from a small grammar, so that quality can be computed exactly.
 
     prompt   := COLOUR ROOM PRODUCT "in" MONTH ":"
     review   := "the" PRODUCT "is" judgement "." (opinion | fact){1, 3}
@@ -31,9 +31,9 @@ ADJECTIVES = {
 FEELINGS = {"love": 1.0, "like": 0.3, "dislike": -0.3, "hate": -1.0}
 WORDS = sorted({*COLOURS, *PRODUCTS, *ROOMS, *MONTHS, *PARTS, *DEGREES, *ADJECTIVES, *FEELINGS,
                 *["the", "is", "it", "i", "we", "bought", "use", "in"]})  # fmt: skip
-CORRUPT_SHARE = 0.3  # of the texts in preference pairs, so that a reward model learns that broken texts are bad
+CORRUPT_SHARE = 0.3  # of the texts in preference pairs; from them a reward model learns that broken texts are bad
 HELD_OUT_EVERY = 9  # every ninth of the 9,216 prompts, 1,024 in all, is never trained on
-SMALLEST_GAP = 0.5  # in gold reward within a pair, so that no pair is a tie
+SMALLEST_GAP = 0.5  # between the gold rewards of a pair, so that no pair is a tie
 
 
 def all_prompts() -> list[str]:
@@ -53,7 +53,7 @@ def product_of(prompt: str) -> str:
 
 
 def sft_rows(n: int, seed: int) -> list[dict]:
-    """n rows {prompt, response}: reviews of every sentiment; all parse."""
+    """n rows {prompt, response}: reviews of every sentiment; every review parses."""
     rng, prompts = random.Random(f"reviews sft {seed}"), training_prompts()
     rows = []
     for _ in range(n):
@@ -65,7 +65,7 @@ def sft_rows(n: int, seed: int) -> list[dict]:
 def preference_rows(n: int, seed: int, *, flipped: float = 0.05, held_out: bool = False) -> list[dict]:
     """n rows {prompt, chosen, rejected}: the gold reward of chosen is higher.
 
-    flipped: probability that chosen and rejected are swapped, as human labels are sometimes wrong.
+    flipped: probability that chosen and rejected are swapped, because human labels are sometimes wrong.
     """
     rng = random.Random(f"reviews pairs {seed} {held_out}")
     prompts = held_out_prompts() if held_out else training_prompts()

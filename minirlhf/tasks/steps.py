@@ -14,15 +14,15 @@ from minirlhf.tasks import reviews
 from minirlhf.tasks.task import Task
 
 HELD_OUT = 1024  # rows of the embedded task
-HELD_OUT_EVERY = 20  # the first 20th of a user's rows is held out
+HELD_OUT_EVERY = 20  # the first 1/20 of a user's rows is held out
 
 
 def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
-    """Reviews, sentence by sentence, or the rows of a file, as the SFT rows of a task.
+    """A task whose SFT rows are reviews, sentence by sentence, or the rows of a file.
 
     Args:
         data:    a file of rows; None writes `rows` reviews.
-        outcome: make a single step of each answer, with the label "everything is right".
+        outcome: join the steps of each answer; the label is true if every step is right.
     """
     if data is None:
         training, held_out = step_rows(rows, seed), step_rows(HELD_OUT, seed, held_out=True)
@@ -54,12 +54,12 @@ def step_rows(n: int, seed: int, *, held_out: bool = False) -> list[dict]:
 
 
 def as_outcome(row: dict) -> dict:
-    """All steps as one step. Its label is true if all labels are."""
+    """All steps as one step. Its label is true if all labels are true."""
     return {**row, "steps": ["".join(row["steps"])], "labels": [all(row["labels"])]}
 
 
 def read_steps(path: str) -> list[dict]:
-    """The rows of a file.   Raises: InputError, with file and line, if a value is no such row."""
+    """The rows of a file.   Raises: InputError, with file and line, if a value is not a row of this task."""
     rows = []
     for unit, number, value in read_values(path):
         try:

@@ -28,7 +28,7 @@ class Task:
     pairs: list[dict]  # {prompt, chosen, rejected}
     prompts: list[dict]  # {prompt, ...}
     held_out_sft: list[dict]
-    held_out_pairs: list[dict]  # an embedded task has true labels here
+    held_out_pairs: list[dict]  # in an embedded task, no label is flipped here
     held_out_prompts: list[dict]
     reward: Reward | None = None  # only if answers can be checked
     gold: Gold | None = None  # only if exact measures exist: (prompts, completions, rows) -> measures

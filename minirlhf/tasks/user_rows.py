@@ -10,8 +10,8 @@ from minirlhf.tasks.task import Task
 def task_from_rows(dataset: Dataset) -> Task:
     """A task from a user's file.
 
-    Preference rows are used by all stages; SFT learns the chosen answer. Rows {prompt, response} are used by SFT and
-    sampling, rows {prompt} by sampling only.
+    All stages use preference rows; SFT learns the chosen answer. SFT and sampling use rows {prompt, response}. Only
+    sampling uses rows {prompt}.
     """
     training, held_out = split_rows(dataset.rows)
     answer = {"preference": "chosen", "sft": "response"}.get(dataset.kind)

@@ -178,7 +178,7 @@ def test_a_head_replaces_the_output_layers_of_the_policy(batch):
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         (
             {"algorithm": "minillm"},
-            "minillm is the reverse KL on its own samples: beta and on_policy must be 1, got 0.5",
+            r"minillm needs the reverse KL \(beta 1\) on the student's answers \(on_policy 1\), got beta 0.5",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_settings_that_cannot_work_are_refused(settings, text):
 
 def test_a_teacher_of_another_vocabulary_is_refused():
     other = Transformer(ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=32))
-    text = r"^DistillationTrainer: needed one vocabulary for both, got 30 \(student\) and 31 tokens$"
+    text = r"^DistillationTrainer: student and teacher need one vocabulary, got 30 and 31 ids$"
     with pytest.raises(InputError, match=text):
         DistillationTrainer(Policy(tiny.transformer()), Policy(other), tiny.tokenizer(), DistillationConfig(), 3)
 

@@ -630,9 +630,9 @@ def test_parts_that_do_not_fit_are_refused():
         ({"kl_coef": 0.1}, "kl_coef > 0 needs a reference, got none; pass copy_of"),
         (
             {"rewards": [tiny.has_e, tiny.short]},
-            r"needed one of reward_weights \(1.0,\) for each reward function, got 2",
+            r"needed a reward function for each of the reward_weights \(1.0,\), got 2",
         ),
-        ({"reward_weights": (1.0, 2.0)}, "needed one of reward_weights .* got 1 functions"),
+        ({"reward_weights": (1.0, 2.0)}, "needed a reward function for each of the reward_weights .* got 1 functions"),
         ({"resample": 1}, r"resample needs spare prompts, got none; pass spare=Batches\(...\)"),
         ({"algorithm": "dapo"}, "resample needs spare prompts"),
         (

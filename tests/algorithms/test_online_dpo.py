@@ -180,7 +180,7 @@ def test_it_learns_what_the_judge_likes(algorithm):
         ({"mixture": 1.5}, "mixture must be at least 0 and at most 1, got 1.5"),
         ({"missing_eos_penalty": 2.0}, "missing_eos_penalty must be at least 0 and at most 1, got 2.0"),
         ({"batch_size": 6, "minibatch_size": 4}, "batch_size must be a multiple of minibatch_size"),
-        ({"top_k": 3}, "top_k 3 and top_p 1.0 sample from another distribution"),
+        ({"top_k": 3}, "top_k 3 and top_p 1.0 sample from a truncated distribution"),
     ],
 )
 def test_impossible_settings_are_refused(settings, text):

@@ -359,8 +359,8 @@ def test_a_value_head_beside_a_value_model_is_refused():
         ({"temperature": 0.0}, "PPOConfig: temperature must be above 0, got 0.0"),
         (
             {"top_k": 5},
-            "PPOConfig: top_k 5 and top_p 1.0 sample from another distribution than the one that is trained; leave "
-            "them out or set allow_truncation=true, which logs the mass cut off",
+            "PPOConfig: top_k 5 and top_p 1.0 sample from a truncated distribution, but training scores the whole "
+            "distribution; leave them out or set allow_truncation=true",
         ),
         ({"top_p": 0.9}, "PPOConfig: top_k 0 and top_p 0.9 sample from"),
         ({"lr": 0.0}, "PPOConfig: lr must be above 0, got 0.0"),

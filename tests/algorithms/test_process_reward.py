@@ -115,15 +115,15 @@ def test_state_and_weights_continue_identically():
 @pytest.mark.parametrize(
     ("steps", "labels", "got"),
     [
-        (["a", "b"], [True], "2 and 1"),
-        ([], [], "0 and 0"),
-        (["a", ""], [True, False], "2 and 2"),
-        (["a"], [], "1 and 0"),
+        (["a", "b"], [True], "2 steps and 1"),
+        ([], [], "0 steps and 0"),
+        (["a", ""], [True, False], "2 steps and 2"),
+        (["a"], [], "1 steps and 0"),
     ],
 )
 def test_steps_and_labels_of_different_number_are_refused_by_row(steps, labels, got):
     good = {"prompt": "a", "steps": ["b"], "labels": [True]}
-    text = f"^row 1: needed steps and as many labels, got {got}, or an empty step$"
+    text = f"^row 1: needed a label for each step and no empty step, got {got} labels$"
     with pytest.raises(InputError, match=text):
         encode_steps(tiny.tokenizer(), [good, {"prompt": "a", "steps": steps, "labels": labels}], 64)
 

@@ -79,7 +79,7 @@ def test_the_router_loss_falls_if_its_weight_is_not_0():
 
 def test_a_dense_policy_has_no_router_loss_and_refuses_a_weight_for_it(batch):
     assert "router_loss" not in tiny.sft(router_loss_coef=0.0).step(batch)
-    text = "^SFTTrainer: router_loss_coef needs a mixture of experts, got 0.1 and a policy without; leave it out$"
+    text = "^SFTTrainer: router_loss_coef needs a mixture of experts, got 0.1 and a dense policy; leave it out$"
     with pytest.raises(InputError, match=text):
         tiny.sft(router_loss_coef=0.1)
     with pytest.raises(InputError, match="^SFTConfig: router_loss_coef must be at least 0, got -0.1$"):

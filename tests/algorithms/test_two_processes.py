@@ -28,7 +28,7 @@ def _values(trainer):
 def test_rows_that_do_not_fill_the_minibatches_of_a_process_are_refused(two_processes):
     for rank in range(2):
         assert (two_processes / f"odd-{rank}.txt").read_text() == (
-            "error: PPOTrainer: each process has 3 rows of a batch, which do not fill 2 minibatches; make "
+            "error: PPOTrainer: the 3 rows of each process cannot be split into 2 equal minibatches; make "
             "minibatch_size a multiple of the number of processes"
         )
 

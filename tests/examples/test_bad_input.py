@@ -270,7 +270,7 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
         (["--ppo.kl_estimator", "k4"], '--ppo.kl_estimator: needed one of k1, k2, k3, got "k4"; see --help.'),
         (["--ppo.lr", "0"], "PPOConfig: lr must be above 0, got 0.0"),
         (["--ppo.batch_size", "10"], "PPOConfig: batch_size must be a multiple of minibatch_size, got 10 and 4"),
-        (["--ppo.top_k", "5"], "PPOConfig: top_k 5 and top_p 1.0 sample from another distribution"),
+        (["--ppo.top_k", "5"], "PPOConfig: top_k 5 and top_p 1.0 sample from a truncated distribution"),
         (["--model.qk_norm", "head"], "ModelConfig: qk_norm cannot be stored in a llama config.json, and would be"),
         (["--model.num_attention_heads", "3"], "ModelConfig: hidden_size must be a multiple of num_attention_heads"),
         (["--run.keep", "0"], "RunSettings: keep must be at least 1, got 0"),

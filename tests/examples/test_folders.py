@@ -221,7 +221,7 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         ("sft", ["--train", "lora"], "--train lora: needs a trained model, this program starts from random weights"),
         ("reward_model", ["--freeze", "layers.0"], "--freeze layers.0: needs a trained model"),
         ("process_reward", ["--train", "qlora"], "--train qlora: needs a trained model"),
-        ("dpo", ["--policy", "DIR", "--freeze", "*"], "--freeze *: no parameter is left to train; name fewer"),
+        ("dpo", ["--policy", "DIR", "--freeze", "*"], "--freeze *: no parameter is left to train; freeze fewer"),
         (
             "dpo",
             ["--policy", "DIR", "--train", "lora", "--freeze", "x"],

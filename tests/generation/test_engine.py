@@ -335,7 +335,7 @@ def test_empty_prompt_is_refused(transformer):
 
 def test_prompt_longer_than_the_context_is_refused(transformer):
     with refuses(
-        "generate: prompt 1 has 41 tokens, which with max_tokens 8 exceeds the context of 48; shorten it or lower "
+        "generate: the 41 tokens of prompt 1 and max_tokens 8 exceed the context of 48; shorten the prompt or lower "
         "max_tokens"
     ):
         generate(transformer, [[3], [3] * 41], SamplingConfig(max_tokens=8))

@@ -66,7 +66,7 @@ def test_a_score_that_is_not_a_finite_number_is_refused_by_name(score, text_of_s
 
     text = (
         f"reward bonus: needed a finite number for every completion, got {text_of_score} for completion 1 ('bad'); "
-        "give every completion a number, also one that cannot be judged"
+        "give every completion a number, even if it cannot be judged"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         score_completions(bonus, PROMPTS, TEXTS, ROWS)
