@@ -1,4 +1,4 @@
-"""The command `minirlhf`: its first word names a file of this folder.
+"""minirlhf: RLHF for language models. Each command has its own --help.
 
 minirlhf adapter list | show | merge           # look at LoRA adapters, merge them into their base
 minirlhf chat DIR                              # talk to a model in the terminal
