@@ -196,7 +196,7 @@ TOKEN_ADVANTAGES: dict[str, Callable[[Rollout, Tensor, GRPOConfig], Tensor]] = {
     "returns": _returns,
     "whitened_returns": _whitened_returns,
 }
-# These advantages do not compare completions of a prompt. `GRPOTrainer.advantages` computes "greedy": it must sample.
+# These advantages need no second completion of a prompt. `GRPOTrainer` computes "greedy", because it samples.
 WITHOUT_GROUP = (*TOKEN_ADVANTAGES, "greedy")
 
 
@@ -249,7 +249,7 @@ class GRPOConfig(OnPolicyConfig):
 
     @property
     def recipe(self) -> GRPOConfig:
-        """These settings, with the choice of the paper wherever a setting is None."""
+        """A copy of the settings. The paper's choice replaces each None."""
         row = {**DEFAULTS, **ALGORITHMS[self.algorithm]}
         filled = copy.copy(self)  # dataclasses.replace would call `check`, made for the user's settings alone
         vars(filled).update({name: value for name, value in row.items() if getattr(self, name) is None})
