@@ -60,7 +60,7 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
         if value is not None and not (least <= value <= most and value > above):
             bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
             needed = " and ".join(bounds + [f"at most {most}"] * (most < math.inf))
-            raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {value}")
+            raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {shown(value)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,29 +10,71 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-JSON_TYPES = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
+JSON_BYTES = 1 << 26  # a longer file is no configuration
+LARGEST = 10**15  # no setting of a model comes near
+WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+}
 
 
 def read_json(path: Path, needed: str, **types: type) -> dict[str, Any]:
-    """Read a JSON object with these keys. types: key -> type of its value.
+    """Read a JSON object with these keys. types: key -> type of its value, see `check_type`.
 
     needed: the file's content in words, for the error. Raises: InputError if the file holds anything else.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is a ValueError too
+        raw = json.loads(_bytes_of(path).decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+        if not isinstance(raw, dict):
+            raise InputError("it is no object")
+        for key, value_type in types.items():
+            if key not in raw:
+                raise InputError(f"{key} is missing")
+            check_type(key, raw[key], value_type)
+    except OSError as error:
+        raise not_as_needed(path, needed, error.strerror) from None
+    except RecursionError:
+        raise not_as_needed(path, needed, "its lists and objects are nested too deep") from None
+    except ValueError as error:  # InputError, JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise not_as_needed(path, needed, error) from None
-    if not isinstance(raw, dict):
-        raise not_as_needed(path, needed, "it is no object")
-    for key, value_type in types.items():
-        if key not in raw:
-            raise not_as_needed(path, needed, f"{key} is missing")
-        if not isinstance(raw[key], value_type):
-            raise not_as_needed(path, needed, f"{key} must be {JSON_TYPES[value_type]}, got {raw[key]!r}")
     return raw
+
+
+def _bytes_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(JSON_BYTES + 1)
+    if len(data) > JSON_BYTES:
+        raise InputError(f"it has more than {JSON_BYTES:,} bytes")
+    return data
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises: InputError for a key that stands twice: readers differ in which they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise InputError(f"the key {shown(key)} stands twice")
+    return found
+
+
+def check_type(name: str, value: object, wanted: type, least: float = -LARGEST, most: float = LARGEST) -> None:
+    """Raise InputError unless a JSON value has this type, and a number lies in the bounds. True is no number.
+
+    A whole number fits float.
+    """
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if not fits:
+        raise InputError(f"{name} must be {WORDS[wanted]}, got {shown(value)}")
+    if wanted in (int, float) and not least <= value <= most:  # nan is refused too
+        raise InputError(f"{name} must be {WORDS[wanted]} from {least:,} to {most:,}, got {shown(value)}")
 
 
 def not_as_needed(path: Path, needed: str, reason: object) -> InputError:

@@ -26,7 +26,7 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
-from minirlhf.pretrained.safe import missing_weights, open_weights, read_json
+from minirlhf.pretrained.safe import check_type, missing_weights, open_weights, read_json
 
 CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -158,12 +158,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     if not path.is_file():
         advice = _advice_without_config(Path(folder))
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; {advice}")
-    raw = read_json(path, "a model's JSON with vocab_size and architectures", architectures=list)
+    raw = read_json(path, "a model's JSON with vocab_size and architectures")
     try:
         config = config_from(raw)
         model_class = class_of_architectures(raw, config.model_type)
-        if model_class is RewardModel and len(raw.get("id2label") or {0: ""}) != 1:
-            raise InputError(f"needed a reward model with one label, got {len(raw['id2label'])} labels")
+        labels = raw.get("id2label") or {"0": "score"}
+        check_type("id2label", labels, dict)
+        if model_class is RewardModel and len(labels) != 1:
+            raise InputError(f"needed a reward model with one label, got {len(labels)} labels")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config, model_class
