@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ WORDS = {
     int: "a whole number",
     float: "a finite number",
 }
+NO_MODELS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickles of trainers without weights
+OTHER_FORMATS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".npz")
 
 
 def read_json(path: Path, needed: str, **types: type) -> dict[str, Any]:
@@ -83,12 +86,17 @@ def not_as_needed(path: Path, needed: str, reason: object) -> InputError:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[Any]:
-    """Map a safetensors file. Raises: InputError if it is broken or cut short, at opening or during a later read."""
+    """Map a safetensors file. Raises: InputError if it is missing, broken or cut short.
+
+    Only the opening is caught: opening checks the header against the file's size, so an error of a later statement has
+    another cause.
+    """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
+        file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: needed a complete safetensors file ({error}); copy or save it again") from None
+    with file:
+        yield file
 
 
 def missing_weights(path: Path, pickle: str) -> InputError:
@@ -96,13 +104,40 @@ def missing_weights(path: Path, pickle: str) -> InputError:
 
     pickle: the name that other tools give to the same weights in a pickle. The error says how to convert it.
     """
-    found = sorted(file.name for file in path.parent.iterdir() if file.suffix in (*PICKLES, ".safetensors"))
-    pickles = [name for name in found if name.endswith(PICKLES)]
-    advice = "is the download complete?"
+    suffixes = (*PICKLES, *OTHER_FORMATS, ".safetensors")
+    found = sorted(file.name for file in path.parent.iterdir() if file.suffix in suffixes)
+    return InputError(
+        f"{path}: needed this file, found {', '.join(found) or 'no weights'}; {_advice(path, pickle, found)}"
+    )
+
+
+def _advice(path: Path, pickle: str, found: list[str]) -> str:
+    pickles = [name for name in found if name.endswith(PICKLES) and not name.startswith(NO_MODELS)]
     if pickles:
-        source = pickle if pickle in pickles else pickles[0]
-        advice = (
-            "a pickle can run any program and is not read; if you trust it, convert it: "
-            f"safetensors.torch.save_file(torch.load('{source}', weights_only=True), '{path.name}')"
+        stem = Path(pickle).stem
+        usual = any(name.startswith(stem) for name in pickles)  # in one file or in shards
+        largest = max(pickles, key=lambda name: (path.parent / name).stat().st_size)
+        recipe = conversion(f"{stem}*.bin" if usual else largest, stem if usual else Path(largest).stem, path.stem)
+        return (
+            f"a pickle can run any program and is not read; if you trust it, convert it: run in that folder: {recipe}"
         )
-    return InputError(f"{path}: needed this file, found {', '.join(found) or 'no weights'}; {advice}")
+    if others := [name for name in found if name.endswith(OTHER_FORMATS)]:
+        format = Path(others[0]).suffix[1:].upper()
+        return f"{format} files are not read; take the folder of the same model with .safetensors files"
+    if len(found) == 1 and found[0].endswith(".safetensors"):
+        return f"if {found[0]} holds the weights, rename it to {path.name}"
+    return "is the download complete?"
+
+
+def conversion(files: str, stem: str, new_stem: str) -> str:
+    """The shell command that converts pickles to safetensors, each name from `stem` to `new_stem`.
+
+    files: a name or a glob. clone() gives each name its own memory: safetensors refuses shared memory, and a tied
+    weight of a pickle has two names.
+    """
+    tensors = '{name: t.clone().contiguous() for name, t in w.get("state_dict", w).items()}'
+    name = f'{json.dumps(new_stem)} + f[{len(stem)}:].rsplit(".", 1)[0] + ".safetensors"'
+    pattern = "glob.glob(" + json.dumps(files) + ")" if "*" in files else f"[{json.dumps(files)}]"
+    load = 'torch.load(f, map_location="cpu", weights_only=True)'
+    saves = f'[save_file({tensors}, {name}, {{"format": "pt"}}) for f in {pattern} for w in [{load}]]'
+    return f"python -c {shlex.quote(f'import glob, torch; from safetensors.torch import save_file; {saves}')}"

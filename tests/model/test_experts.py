@@ -251,7 +251,10 @@ def test_settings_missing_in_config_json_get_the_familys_defaults():
     ("raw", "text"),
     [
         ({"mlp_only_layers": 1}, "mlp_only_layers must be a list, got 1"),
-        ({"decoder_sparse_step": 0}, "decoder_sparse_step must be a whole number from 1 to 1,000,000,000,000,000, got 0"),
+        (
+            {"decoder_sparse_step": 0},
+            "decoder_sparse_step must be a whole number from 1 to 1,000,000,000,000,000, got 0",
+        ),
         ({"num_experts": 4}, "ModelConfig: num_experts_per_tok must be at most num_experts, got 8 and 4"),
         ({"num_experts": None}, "num_experts must be a whole number, got None"),
     ],
