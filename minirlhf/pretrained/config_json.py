@@ -86,7 +86,7 @@ def config_to(config: ModelConfig) -> dict[str, Any]:
 def _with_one_name(raw: dict[str, Any]) -> dict[str, Any]:
     """config.json with older names for the keys of ALIASES, and without the nulls of TYPES."""
     for newer, older in ALIASES.items():
-        if newer in raw and raw.get(older, raw[newer]) != raw[newer]:
+        if newer in raw and older in raw and raw[newer] != raw[older]:
             raise InputError(f"{newer} and {older} differ: {shown(raw[newer])} and {shown(raw[older])}; keep one")
     raw = {ALIASES.get(key, key): value for key, value in raw.items()}
     return {key: value for key, value in raw.items() if value is not None or key not in TYPES}

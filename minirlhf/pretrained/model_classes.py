@@ -58,7 +58,7 @@ def class_of_architectures(raw: dict[str, Any], model_type: str) -> type[nn.Modu
 
     Raises: InputError if `architectures` names no known class, or if model_type is missing too.
     """
-    names = raw.get("architectures") or []
+    names = [] if raw.get("architectures") is None else raw["architectures"]
     check_type("architectures", names, list)
     for name in names:
         check_type("each entry of architectures", name, str)

@@ -169,9 +169,9 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     try:
         config = config_from(raw)
         model_class = class_of_architectures(raw, config.model_type)
-        labels = raw.get("id2label") or {"0": "score"}
+        labels = {} if raw.get("id2label") is None else raw["id2label"]
         check_type("id2label", labels, dict)
-        if model_class is RewardModel and len(labels) != 1:
+        if model_class is RewardModel and len(labels) > 1:
             raise InputError(f"needed a reward model with one label, got {len(labels)} labels")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
