@@ -36,15 +36,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback."""
+    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback.
+
+    Under torchrun the line is printed once for all processes; see `torchrun.py`.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
             main()
         except InputError as error:
-            who = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-            print(f"{who}error: {error}", file=sys.stderr)
+            from minirlhf.torchrun import end  # here, so that the core loads no leaf
+
+            end(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

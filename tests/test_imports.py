@@ -10,7 +10,19 @@ import pytest
 import minirlhf
 
 PACKAGE = Path(minirlhf.__file__).parent
-ROOMS = ["lazy", "errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation"]
+ROOMS = [
+    "lazy",
+    "torchrun",
+    "errors",
+    "losses",
+    "runtime",
+    "model",
+    "adapters",
+    "pretrained",
+    "text",
+    "data",
+    "generation",
+]
 ROOMS += ["rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
