@@ -6,8 +6,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
-from difflib import SequenceMatcher
+from collections.abc import Callable
 from typing import Any
 
 
@@ -23,16 +22,6 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
             bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
             needed = " and ".join(bounds + [f"at most {most}"] * (most < math.inf))
             raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {value}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`. The part after the last dot counts twice: a.lr is near b.lr."""
-
-    def likeness(candidate: str) -> float:
-        pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(known, key=likeness)
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:

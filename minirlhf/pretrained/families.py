@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError
 from minirlhf.model.config import FULL, SLIDING
+from minirlhf.nearest import nearest
 
 Raw = dict[str, Any]  # config.json
 
@@ -250,8 +251,7 @@ def family_of(model_type: object) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     raise InputError(
-        f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}; the nearest is "
-        f"{nearest(str(model_type), FAMILIES)}"
+        f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{nearest(str(model_type), FAMILIES)}"
     )
 
 
