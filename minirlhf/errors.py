@@ -6,10 +6,8 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from difflib import SequenceMatcher
-from itertools import islice
 from typing import Any
 
 
@@ -24,33 +22,10 @@ class InputError(ValueError):
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value of a file or a flag, for a message: the beginning of repr(value), in one printable line.
+    """A value of a file or a flag, for a message: one printable line of about `most` letters; see `foreign.py`."""
+    from minirlhf.foreign import beginning_of_repr  # here, so that the core loads no leaf
 
-    repr escapes newlines, controls, invisible letters and halves of surrogate pairs. A value of more than `most`
-    letters is cut, with "..." and the whole length.
-    """
-    text, is_text = "".join(islice(_pieces(value, most), most + 3)), isinstance(value, str)
-    if len(text) <= most + 2:  # two quotes
-        return text
-    size = f" ({len(value):,} {'letters' if is_text else 'entries'})" if hasattr(value, "__len__") else ""
-    return f"{text[:most]}...{text[0] if is_text else ''}{size}"
-
-
-def _pieces(value: Any, most: int) -> Iterator[str]:
-    """repr(value) in pieces of one letter or more. Only the pieces that are asked for are made."""
-    if isinstance(value, list | dict):
-        yield "{" if isinstance(value, dict) else "["
-        for i, part in enumerate(value):
-            yield from [", "] * (i > 0)
-            yield from _pieces(part, most)
-            if isinstance(value, dict):
-                yield ": "
-                yield from _pieces(value[part], most)
-        yield "}" if isinstance(value, dict) else "]"
-    elif isinstance(value, int) and abs(value) >= 1 << 999:  # Python refuses to write more than 4,300 digits
-        yield hex(value)
-    else:
-        yield repr(value[: most + 1] if isinstance(value, str) else value)
+    return beginning_of_repr(value, most)
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
@@ -63,30 +38,23 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
             raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {shown(value)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`. The part after the last dot counts twice: a.lr is near b.lr."""
-    name = name[:100]  # the time grows with the square of the length
-
-    def likeness(candidate: str) -> float:
-        pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(known, key=likeness)
-
-
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback."""
+    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback.
+
+    Under torchrun the line is printed once for all processes; see `torchrun.py`.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
-        for stream in (sys.stdout, sys.stderr):  # a terminal may lack a letter of a text
-            with suppress(AttributeError, ValueError):  # a notebook's stream, a closed stream
-                stream.reconfigure(errors="backslashreplace")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, ValueError):  # the stream of a notebook, a closed stream
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a text
         try:
             main()
         except InputError as error:
-            who = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-            print(f"{who}error: {error}", file=sys.stderr)
+            from minirlhf.torchrun import end  # here, so that the core loads no leaf
+
+            end(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minirlhf.errors import InputError, nearest, shown
+from minirlhf.errors import InputError, shown
 
 # newline, escape, a C1 control, delete, a bidi override, a zero-width space, a line separator, half a surrogate pair
 UNPRINTABLE = "\n\x1b\x9b\x7f\u202e\u200b\u2028\ud83d"
@@ -64,10 +64,6 @@ def test_an_input_error_is_one_printable_line_of_bounded_length():
     assert message.endswith("remedy")
     assert len(message) < 5000
     assert str(InputError(InputError("one: needed two"))) == "one: needed two"
-
-
-def test_the_nearest_name_of_a_long_name_is_found_at_once():  # without a bound: minutes
-    assert nearest("clip_epsilon" + "x" * 1_000_000, ["lr", "clip_eps"]) == "clip_eps"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
