@@ -87,7 +87,7 @@ class ModelFiles(Protocol):
     def has_adapter(self, model: nn.Module) -> bool: ...
     def save_trained(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
     def load_trained(self, model: nn.Module, folder: Path) -> None: ...
-    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None) -> None: ...
+    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
 
 
 class Run:
@@ -261,7 +261,7 @@ class Run:
                 with written_whole(self.folder / ADAPTER) as folder:
                     self.files.save_trained(model, folder, self.tokenizer, self.config.base)
             with written_whole(self.folder / FINAL) as folder:
-                self.files.save_final(model, folder, self.tokenizer)
+                self.files.save_final(model, folder, self.tokenizer, self.config.base)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:

@@ -324,3 +324,22 @@ def test_what_is_no_models_folder_is_told_with_what_was_meant(
     with pytest.raises(SystemExit) as stop:
         call("sft", tmp_path, *flags(wrong, inputs, tmp_path))
     assert stop.value.code == 2 and text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "qlora"])
+def test_a_half_precision_folder_is_written_back_in_the_type_that_training_kept(
+    call, folder_of, inputs, tmp_path, capsys, train
+):
+    """Adapters are merged into the base's own type. All weights are trained in fp32 and stay fp32."""
+    folder = folder_of("qwen3")
+    save_pretrained(load_pretrained(folder).bfloat16(), folder, Tokenizer.load(folder).token_ids)
+    words = flags(folder, inputs, tmp_path, "--train", train)
+    call("dpo", tmp_path, *words)
+    model = tmp_path / "job" / "dpo" / "model"
+    dtype = torch.float32 if train == "all" else torch.bfloat16
+    assert {w.dtype for w in load_file(model / "model.safetensors").values()} == {dtype}
+    assert json.loads((model / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    said = capsys.readouterr().out
+    assert ("in float32, " if train == "all" else "in bfloat16, ") in said and "final model: " in said
+    call("dpo", tmp_path, *words, "--resume")  # the finished stage is read in the type in which the job computes
+    assert "nan" not in capsys.readouterr().out

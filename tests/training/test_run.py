@@ -224,7 +224,7 @@ class TextFiles:
         weight = float((folder / "weight.txt").read_text().split()[0])
         torch.nn.init.constant_(model.transformer.model.norm.weight, weight)
 
-    def save_final(self, model, folder, tokenizer=None):
+    def save_final(self, model, folder, tokenizer=None, base=None):
         (folder / "final.txt").write_text("final")
 
 
