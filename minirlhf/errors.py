@@ -6,13 +6,51 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: the source, the needed value, the given value, a remedy."""
+    """Bad input. The message is one printable line: the source, the needed value, the given value, a remedy."""
+
+    def __init__(self, message: object) -> None:
+        text = str(message)
+        text = text if len(text) <= 4000 else f"{text[:2000]} ... {text[-2000:]}"
+        # a path or the message of a library can hold newlines, terminal controls and halves of surrogate pairs
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a file or a flag, for a message: the beginning of repr(value), in one printable line.
+
+    repr escapes newlines, controls, invisible letters and halves of surrogate pairs. A value of more than `most`
+    letters is cut, with "..." and the whole length.
+    """
+    text, is_text = "".join(islice(_pieces(value, most), most + 3)), isinstance(value, str)
+    if len(text) <= most + 2:  # two quotes
+        return text
+    size = f" ({len(value):,} {'letters' if is_text else 'entries'})" if hasattr(value, "__len__") else ""
+    return f"{text[:most]}...{text[0] if is_text else ''}{size}"
+
+
+def _pieces(value: Any, most: int) -> Iterator[str]:
+    """repr(value) in pieces of one letter or more. Only the pieces that are asked for are made."""
+    if isinstance(value, list | dict):
+        yield "{" if isinstance(value, dict) else "["
+        for i, part in enumerate(value):
+            yield from [", "] * (i > 0)
+            yield from _pieces(part, most)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[part], most)
+        yield "}" if isinstance(value, dict) else "]"
+    elif isinstance(value, int) and abs(value) >= 1 << 999:  # Python refuses to write more than 4,300 digits
+        yield hex(value)
+    else:
+        yield repr(value[: most + 1] if isinstance(value, str) else value)
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
@@ -27,6 +65,7 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like `name`. The part after the last dot counts twice: a.lr is near b.lr."""
+    name = name[:100]  # the time grows with the square of the length
 
     def likeness(candidate: str) -> float:
         pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
@@ -40,6 +79,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        for stream in (sys.stdout, sys.stderr):  # a terminal may lack a letter of a text
+            with suppress(AttributeError, ValueError):  # a notebook's stream, a closed stream
+                stream.reconfigure(errors="backslashreplace")
         try:
             main()
         except InputError as error:
