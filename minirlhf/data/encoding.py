@@ -83,7 +83,7 @@ def encode_rows(
 
 
 def encode_texts(
-    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...]
+    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...], sampled: bool = False
 ) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
     """(ids of the prompt, ids of each response) for each row, or the InputError of a chat template that refuses it."""
     in_turns = [bool(tokenizer.templates) and TURNS in row for row in rows]
@@ -92,7 +92,7 @@ def encode_texts(
     answers = zip(*[tokenizer.encode_responses([row[key] for row in plain]) for key in responses], strict=True)
     answers = answers if responses else iter([()] * len(plain))
     return [
-        _encode_turns(tokenizer, row[TURNS], [row[key] for key in responses])
+        _encode_turns(tokenizer, row[TURNS], [row[key] for key in responses], sampled)
         if turns
         else (next(prompts), next(answers))
         for row, turns in zip(rows, in_turns, strict=True)
@@ -100,9 +100,9 @@ def encode_texts(
 
 
 def _encode_turns(
-    tokenizer: Tokenizer, turns: list[dict], answers: list[str]
+    tokenizer: Tokenizer, turns: list[dict], answers: list[str], sampled: bool
 ) -> tuple[list[int], list[list[int]]] | InputError:
     try:
-        return tokenizer.encode_turns(turns, answers)
+        return tokenizer.encode_turns(turns, answers, sampled)
     except InputError as error:
         return error

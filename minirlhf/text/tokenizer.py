@@ -193,14 +193,16 @@ class Tokenizer:
 
         return encode_with_offsets(self, text)[0]
 
-    def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
+    def encode_turns(
+        self, turns: list[dict], answers: Sequence[str] = (), sampled: bool = False
+    ) -> tuple[list[int], list[list[int]]]:
         """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-        Raises: InputError if the template refuses the turns.
+        See `text.turns.encode_turns`.
         """
         from minirlhf.text.turns import encode_turns
 
-        return encode_turns(self, turns, answers)
+        return encode_turns(self, turns, answers, sampled)
 
     def encode_chat(
         self, messages: list[dict], add_generation_prompt: bool = False, **options: Any

@@ -8,6 +8,7 @@ from dataclasses import replace
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
 from minirlhf.text.checkpoint_tokenizer.folder import NAMES, choose_pad
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
@@ -35,7 +36,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         config = config | special
         files = {name: text for name, text in files.items() if name != NAMES}  # NAMES holds the old end token
     source = layout.template if layout else template
-    return replace(
+    changed = replace(
         parts,
         config=config,
         special=special,
@@ -44,6 +45,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         templates={"default": ChatTemplate(source, special)},
         files=files,
     )
+    return with_answer_end(changed)
 
 
 def with_special_tokens(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
@@ -52,4 +54,4 @@ def with_special_tokens(parts: TokenizerParts, tokens: Sequence[str]) -> Tokeniz
         raise InputError(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}")
     backend = tokenizers.Tokenizer.from_str(parts.backend.to_str())
     backend.add_special_tokens(list(tokens))
-    return replace(parts, backend=backend, pad=choose_pad(backend, parts.special))
+    return with_answer_end(replace(parts, backend=backend, pad=choose_pad(backend, parts.special)))

@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 from minirlhf.text.parts import TokenizerParts
 
@@ -64,7 +65,8 @@ def _read(folder: Path) -> TokenizerParts:
     templates = {name: ChatTemplate(source, special) for name, source in sources.items()}
     found = {NAMES: names, GENERATION: generation}
     files = {name: (folder / name).read_text(encoding="utf-8") for name, content in found.items() if content}
-    return TokenizerParts(backend, config, special, choose_pad(backend, special), eos_ids, templates, files)
+    parts = TokenizerParts(backend, config, special, choose_pad(backend, special), eos_ids, templates, files)
+    return with_answer_end(parts)
 
 
 def _special_tokens(
