@@ -137,7 +137,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """The largest id + 1: the rows that a model needs. The count of tokens is smaller if ids have holes."""
+        return max(self.backend.get_vocab().values()) + 1
 
     @property
     def token_ids(self) -> dict[str, int | None]:

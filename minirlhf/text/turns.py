@@ -94,8 +94,8 @@ def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sa
             return continuation(answer, end.opening or "", sampled) + end.text, end.token
     raise InputError(
         f"chat template: its generation prompt ends with {shown(prompt[-20:])}, and it renders these turns differently "
-        "once this answer follows, so the answer's tokens cannot be located; begin the answer as the prompt does, set a "
-        "variable of the template, or use another template"
+        "once this answer follows, so the answer's tokens cannot be located; begin the answer as the prompt does, set "
+        "a variable of the template, or use another template"
     )
 
 

@@ -220,7 +220,9 @@ def test_an_answer_without_the_reasoning_that_the_prompt_begins_is_refused_unles
 @pytest.mark.parametrize("reasoning", ["", "<think></think>"], ids=["drops", "replaces"])  # DeepSeek-R1, Nemotron 3
 def test_a_sampled_answer_that_ends_in_its_reasoning_is_read(reasoning):
     # A policy that reached max_tokens while it reasoned: a reward model must read this answer.
-    source = THINKS.replace("{{ m.content.split", "{{ '%s' if m.role == 'assistant' }}{{ m.content.split" % reasoning)
+    source = THINKS.replace(
+        "{{ m.content.split", f"{{{{ '{reasoning}' if m.role == 'assistant' }}}}{{{{ m.content.split"
+    )
     tokenizer = with_template(source, "<|im_start|>", "<|im_end|>")
     assert text_of(tokenizer, tokenizer.encode_turns([USER], [ANSWER], sampled=True)[1][0]) == ANSWER + "<|im_end|>"
 
