@@ -70,7 +70,7 @@ def library_errors(name: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, InputError):
         raise
     except BaseException as error:
-        raise InputError(f"needed a readable tokenizer ({name}: {error}); save it again") from None
+        raise InputError(f"needed a readable tokenizer ({name}: {shown(str(error), 300)}); save it again") from None
 
 
 def check_id(number: Any, who: str) -> None:

@@ -205,7 +205,8 @@ def write_folder(folder: str | Path, parts: TokenizerParts, token_ids: dict[str,
     files[GENERATION] = token_ids | json.loads(parts.files.get(GENERATION, "{}")) | {"eos_token_id": ends}
     (folder / NAMES).unlink(missing_ok=True)  # an old file would name the tokens of another tokenizer
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_bytes(text.encode(errors="backslashreplace"))  # half a surrogate pair as JSON writes it
 
 
 def _name_pad(names: dict, pad: str | None) -> dict:

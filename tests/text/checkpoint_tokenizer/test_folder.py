@@ -327,6 +327,12 @@ def test_files_that_are_no_json_object_are_refused_in_one_line(tmp_path, name, c
     assert len(str(e.value)) < 1000 and str(e.value).isprintable()
 
 
+def test_half_a_surrogate_pair_in_a_file_is_written_back(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS, "note": "\ud800"})
+    Tokenizer.load(folder).save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["note"] == "\ud800"
+
+
 def test_the_template_of_a_processor_is_read(tmp_path):
     folder = checkpoint(tmp_path, {"eos_token": EOS}, chat_template={"chat_template": "{{ messages[0].content }}!"})
     assert Tokenizer.load(folder).apply_chat_template([USER]) == "Hi!"
