@@ -112,8 +112,7 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
         from minirlhf.pretrained.weights import read_config
 
         read_config(resolve_model(job.policy))  # refuses a folder without a model
-        tokenizer = Tokenizer.load(resolve_model(job.policy))
-        return tokenizer.with_template(job.template) if job.template else tokenizer
+        return Tokenizer.load(resolve_model(job.policy)).with_template(job.template, job.template_variables)
     if is_main() and not is_complete(folder / "tokenizer"):
         tokenizer = Tokenizer.train(texts, job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:

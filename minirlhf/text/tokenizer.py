@@ -114,15 +114,16 @@ class Tokenizer:
 
         write_folder(folder, self.parts, self.token_ids)
 
-    def with_template(self, template: str) -> Tokenizer:
+    def with_template(self, template: str | None = None, variables: dict[str, Any] | str | None = None) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        If a built-in ends turns with a special token, that token becomes the end token.
+        If a built-in ends turns with a special token, that token becomes the end token. variables: defaults of names
+        that the template reads, such as {"enable_thinking": False}, or their JSON.
         Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
-        from minirlhf.text.checkpoint_tokenizer.changes import with_template
+        from minirlhf.text.checkpoint_tokenizer.changes import changed
 
-        return self.of(with_template(self.parts, template))
+        return self.of(changed(self.parts, template, variables))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         """The same tokenizer with more special tokens. A token that is in the vocabulary already keeps its id.

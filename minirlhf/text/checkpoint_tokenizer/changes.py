@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from minirlhf.errors import InputError, shown
 from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
@@ -11,7 +12,14 @@ from minirlhf.text.checkpoint_tokenizer.backend import add_special_tokens
 from minirlhf.text.checkpoint_tokenizer.folder import NAMES, choose_pad
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
+from minirlhf.text.checkpoint_tokenizer.variables import with_variables
 from minirlhf.text.parts import TokenizerParts
+
+
+def changed(parts: TokenizerParts, template: str | None, variables: dict[str, Any] | str | None) -> TokenizerParts:
+    """See `Tokenizer.with_template`."""
+    parts = with_template(parts, template) if template is not None else parts
+    return with_variables(parts, variables) if variables else parts
 
 
 def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
@@ -35,7 +43,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         config = config | special
         files = {name: text for name, text in files.items() if name != NAMES}  # NAMES holds the old end token
     source = layout.template if layout else template
-    changed = replace(
+    other = replace(
         parts,
         config=config,
         special=special,
@@ -44,7 +52,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         templates={"default": ChatTemplate(source, special)},
         files=files,
     )
-    return with_answer_end(changed)
+    return with_answer_end(other)
 
 
 def with_special_tokens(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
