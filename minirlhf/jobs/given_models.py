@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
 from minirlhf.data.encoding import encode_texts
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
@@ -22,6 +23,7 @@ from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.vocabulary import largest_needed_id, names_beyond
 
 
 def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
@@ -74,32 +76,40 @@ def convert_base(model: nn.Module, job: JobConfig) -> None:
         model.float()  # weights in 4 bits are integers, so they stay in 4 bits
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Raise InputError if the tokenizer has ids that the model does not know."""
-    if tokenizer.vocab_size > config.vocab_size:
+def check_vocabulary(
+    config: ModelConfig, tokenizer: Tokenizer, folder: str | Path, tell: Callable[[str], None] = say
+) -> None:
+    """Raise InputError if the tokenizer gives ids that the model does not know. Tell of the tokens that only some texts
+    contain, if the model does not know them, and of all that the tokenizer's folder says and no code here follows.
+    """
+    if (largest := largest_needed_id(tokenizer)) >= config.vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary holds "
-            f"{config.vocab_size}; they do not belong together"
+            f"{folder}: the tokenizer gives ids up to {largest}, the model's vocabulary holds {config.vocab_size}; "
+            "they do not belong together"
         )
+    if names := names_beyond(tokenizer, config.vocab_size):
+        tell(f"{folder}: the model has no row for {shown(names)}; texts with these tokens are refused")
+    for line in tokenizer.parts.notes:
+        tell(f"{folder}: {line}")
 
 
 def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardModelScorer:
     """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder)
+    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder, model.config.vocab_size)
     return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
 
 
-def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path) -> None:
-    """Raise InputError if a reward model's chat template refuses some prompts. Without this check the job would stop at
+def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path, vocabulary: int) -> None:
+    """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
-    encoded = encode_texts(tokenizer, prompts, ())
+    encoded = encode_texts(tokenizer, prompts, (), vocabulary)
     refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
     if refusals:
         row, error = refusals[0]
         raise InputError(
-            f"{folder}: this reward model's chat template refuses {len(refusals)} of {len(prompts)} prompts, such as "
+            f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
             f"line {row.get('line')} ({error}); leave these rows out"
         )

@@ -57,7 +57,7 @@ class Opened:
         reserve: tokens of the model's context that a prompt must leave free.
         """
         limits = {"context": model.max_position_embeddings, "reserve": reserve, "source": self.task.name}
-        limits["responses"] = RESPONSES[part]
+        limits |= {"responses": RESPONSES[part], "vocabulary": model.vocab_size}
         train = encode_rows(self.tokenizer, self.task.need(part), max_refused=self.common.max_refused, **limits)
         # A held-out row that does not fit is left out: it never stops the program.
         held_out = encode_rows(self.tokenizer, getattr(self.task, f"held_out_{part}"), max_refused=1.0, **limits)
@@ -112,8 +112,7 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
         from minirlhf.pretrained.weights import read_config
 
         read_config(resolve_model(job.policy))  # refuses a folder without a model
-        tokenizer = Tokenizer.load(resolve_model(job.policy))
-        return tokenizer.with_template(job.template) if job.template else tokenizer
+        return Tokenizer.load(resolve_model(job.policy)).with_template(job.template, job.template_variables)
     if is_main() and not is_complete(folder / "tokenizer"):
         tokenizer = Tokenizer.train(texts, job.vocab_size)
         with written_whole(folder / "tokenizer") as aside:

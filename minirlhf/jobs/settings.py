@@ -26,6 +26,7 @@ class JobConfig:
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
+    template_variables: str | None = None  # [JSON] values of that template: '{"enable_thinking": false}'
     train: Literal["all", "lora", "qlora"] = "all"  # [-] trained weights of `policy`: all, LoRA adapters, or LoRA
     #                             adapters on a base held in 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
@@ -123,8 +124,9 @@ def check_effects(settings: dict[str, Any]) -> None:
     job = settings["job"]
     if not job.policy:
         config_to(settings["model"])
-    if job.template and not job.policy:
-        raise InputError("--template: needs a model folder without a chat template; give --policy DIR")
+    for name in ("template", "template_variables"):
+        if getattr(job, name) and not job.policy:
+            raise InputError(f"--{name}: needs a model folder with a tokenizer; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

@@ -72,7 +72,7 @@ class RewardModelScorer:
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
         texts = [{**row, "prompt": p, "completion": c} for row, p, c in zip(rows, prompts, completions, strict=True)]
-        encoded = encode_texts(self.tokenizer, texts, ("completion",))
+        encoded = encode_texts(self.tokenizer, texts, ("completion",), self.model.config.vocab_size, sampled=True)
         if refusal := next((row for row in encoded if isinstance(row, InputError)), None):
             raise refusal
         ids = [[*prompt, *response] for prompt, (response,) in encoded]

@@ -307,7 +307,7 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_
         call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
     assert stop.value.code == 2
     found = capsys.readouterr().err
-    assert f"{reward}: this reward model's chat template refuses 1 of 40 prompts, such as line 8 (" in found
+    assert f"{reward}: this reward model's tokenizer refuses 1 of 40 prompts, such as line 8 (" in found
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def test_turns_are_read_with_the_template_of_the_reward_model(model):
     turns = [{"role": "user", "content": "ab"}]
     reader = TOKENIZER.with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     scores = RewardModelScorer(model, reader)(["plain"], ["cd"], [{"prompt_turns": turns}])
-    ids = [*TOKENIZER.encode("<ab>"), *TOKENIZER.encode("<cd>"), TOKENIZER.eos_id]
+    # ">" is no end token, so EOS ends the answer in its place
+    ids = [*TOKENIZER.encode("<ab>"), *TOKENIZER.encode("<cd"), TOKENIZER.eos_id]
     batch = pad_sequences([ids], [[]], 0)
     assert close(scores, [model(batch.input_ids, batch.attention_mask).item()])
     strict = TOKENIZER.with_template("{{ raise_exception('no') if messages[0].content == 'ab' else 'x' }}")
