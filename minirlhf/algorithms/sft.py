@@ -73,7 +73,9 @@ class SFTTrainer:
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):
             sequences = self._pad(group)
             if self.policy.transformer.config.num_experts:
-                terms = self.losses_with_router(sequences, learned_tokens, all_tokens)
+                from minirlhf.algorithms.sft_experts import losses_with_router  # here, so that the core loads no leaf
+
+                terms = losses_with_router(self, sequences, learned_tokens, all_tokens)
             else:
                 terms = self.losses(sequences, learned_tokens)
             backward(terms["loss"])
@@ -102,25 +104,6 @@ class SFTTrainer:
             now = self.wrapped_policy(batch.input_ids, batch.attention_mask)
             loss, entropy = masked_mean(token_loss(now.logps), mask, count), now.entropy.detach()
         return {"loss": loss, "entropy": masked_mean(entropy, mask, count)}
-
-    def losses_with_router(self, batch: Sequences, count: Tensor, all_tokens: Tensor) -> dict[str, Tensor]:
-        """{loss, entropy, router_loss} of a micro-batch.
-
-        The router loss is not a mean over tokens, so each micro-batch has a router loss. Its weight is the
-        micro-batch's share of `all_tokens`.
-        """
-        from minirlhf.losses.router import load_balancing_loss
-        from minirlhf.model.experts import recorded_routing
-
-        shape, coef = self.policy.transformer.config, self.config.router_loss_coef
-        with recorded_routing(self.policy) as router_logits:
-            terms = self.losses(batch, count)
-        if router_logits:
-            balance = load_balancing_loss(torch.stack(router_logits), batch.attention_mask, shape.num_experts_per_tok)
-            terms["router_loss"] = balance * batch.attention_mask.sum() / all_tokens
-            coef = shape.router_aux_loss_coef if coef is None else coef
-            terms["loss"] = terms["loss"] + coef * terms["router_loss"]
-        return terms
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
