@@ -112,7 +112,11 @@ class DPOTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss, accuracy, margin}: means over held-out pairs. Accuracy and margin compare implicit rewards."""
+        """{loss, accuracy, margin}: means over held-out pairs; {} without pairs. Accuracy and margin compare implicit
+        rewards.
+        """
+        if not rows:
+            return {}
         totals: dict[str, float] = {}
         for group in self._groups(rows):
             losses, _, terms = self.losses(self.policy, group)

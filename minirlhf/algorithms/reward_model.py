@@ -72,7 +72,9 @@ class RewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss} on held-out pairs. The first four pairs with their scores are the samples."""
+        """{accuracy, loss} on held-out pairs; {} without pairs. The first four pairs with scores become samples."""
+        if not rows:
+            return {}
         correct = loss = torch.zeros((), device=self.device)
         for group in self._groups(rows):
             chosen, rejected = self.score(self.model, group)

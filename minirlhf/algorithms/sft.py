@@ -13,7 +13,7 @@ from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import SamplingConfig, generate
+from minirlhf.generation.engine import SamplingConfig, generate, with_room
 from minirlhf.losses import cross_entropy, dft_loss, masked_mean
 from minirlhf.model.policy import Policy, check_policy
 from minirlhf.runtime.distributed import all_sum, backward, wrap
@@ -107,19 +107,20 @@ class SFTTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean nats per response token on held-out rows. The first four rows become samples."""
-        total = torch.zeros((), device=self.device)
+        """{loss}: mean nats per response token on held-out rows; {} without rows. The first four rows are samples."""
+        total, tokens = torch.zeros((), device=self.device), sum(len(row.responses[0]) for row in rows)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             logps = self.policy(batch.input_ids, batch.attention_mask).logps
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
         self.samples = self.write(rows[:4])
-        return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
+        return {"loss": total.item() / tokens} if tokens else {}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
         """Samples: for each row, the policy's response to the prompt, and the row's response."""
-        longest = max(len(row.responses[0]) for row in rows)
-        sampling = SamplingConfig(max_tokens=longest, stop_ids=self.tokenizer.eos_ids)
+        rows = with_room(self.policy.transformer, rows)
+        longest = max((len(row.responses[0]) for row in rows), default=0)
+        sampling = SamplingConfig(max_tokens=max(1, longest), stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
         references = self.tokenizer.decode_completions([row.responses[0] for row in rows])

@@ -132,7 +132,11 @@ class UnpairedTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy}: share of held-out rows whose implicit reward is on the right side of the zero point."""
+        """{accuracy}: share of held-out rows whose implicit reward is on the right side of the zero point; {} without
+        rows.
+        """
+        if not rows:
+            return {}
         groups = row_groups(rows, self.config.microbatch_tokens)
         kl, correct = self.estimate_kl(groups), 0.0
         for group in groups:

@@ -17,8 +17,8 @@ def sample(
     """Draw one token per row -> (tokens [B], logps [B] nats, mass_kept [B]).
 
     The token is the first index whose float64 cumulative probability exceeds the uniform. The log-prob belongs to the
-    distribution that the token is drawn from: temperature and truncation are included. `mass_kept` is the probability
-    mass that truncation left.
+    distribution that the token is drawn from: temperature and truncation are included. It is not finite if the logits
+    are broken: nan, inf, or -inf for every token. `mass_kept` is the probability mass that truncation left.
 
     Args:
         logits:      [B, V].   uniforms: [B] in [0, 1).
@@ -27,8 +27,8 @@ def sample(
         top_p:       in (0, 1], keep the likeliest tokens until their mass reaches p; 1 keeps all.
     """
     if temperature == 0:
-        tokens = logits.argmax(-1)
-        return tokens, torch.zeros_like(uniforms), torch.ones_like(uniforms)
+        largest, tokens = logits.max(-1)  # nan if any logit is nan
+        return tokens, (largest - largest).to(uniforms.dtype), torch.ones_like(uniforms)  # 0, or nan if not finite
     logps = (logits.float() / temperature).log_softmax(-1)
     logps, mass_kept = truncate(logps, top_k, top_p)
     tokens = first_exceeding(logps, uniforms)

@@ -115,6 +115,16 @@ def test_greedy_takes_the_largest_logit_whatever_the_uniform():
     assert not logps.any() and mass_kept.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_row_with_a_broken_logit_has_no_finite_log_prob(settings, dtype):
+    broken = [[torch.nan, 0, 1], [0, 1, torch.nan], [torch.inf, 0, 0], [0, torch.inf, torch.inf], [-torch.inf] * 3]
+    logits = torch.tensor([*broken, [0, 2, 1], [-torch.inf, 0, -torch.inf]], dtype=dtype)
+    tokens, logps, _ = sample(logits, torch.full((7,), 0.5), **settings)
+    assert logps.isfinite().tolist() == [False] * 5 + [True] * 2  # -inf forbids a token and breaks nothing
+    assert tokens[5:].tolist() == [1, 1] and logps[6] == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "left"), [({}, [0, 1, 2, 3]), ({"top_k": 3}, [1, 2, 3]), ({"top_p": 0.65}, [2, 3])]
 )
