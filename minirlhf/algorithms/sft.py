@@ -118,7 +118,7 @@ class SFTTrainer:
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
         """Samples: for each row, the policy's response to the prompt, and the row's response."""
-        rows = with_room(self.policy.transformer, rows)
+        rows = with_room(self.policy.transformer.config.max_position_embeddings, rows)
         longest = max((len(row.responses[0]) for row in rows), default=0)
         sampling = SamplingConfig(max_tokens=max(1, longest), stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)

@@ -65,7 +65,7 @@ def evaluate_policy(
     token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
     None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None.
     """
-    if not (rows := with_room(policy.transformer, rows)):
+    if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
         return Report(dict.fromkeys(MEASURES), [], [])
     local = local_rows(range(len(rows)), even=False)
     prompts = [rows[i].source["prompt"] for i in local]

@@ -117,12 +117,8 @@ def generate(
     return completions
 
 
-def with_room(transformer: Transformer, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """The rows whose prompts leave room for a token. The others are left out, with a warning.
-
-    For evaluations and samples: a look at a model never ends a run.
-    """
-    context = transformer.config.max_position_embeddings
+def with_room(context: int, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """The rows to look at: a prompt that leaves no room in the context is left out, with a warning. It ends no run."""
     fitting = [row for row in rows if len(row.prompt) < context]
     if n := len(rows) - len(fitting):
         warnings.warn(f"{n} of {len(rows)} prompts leave no room in the context of {context}: left out", stacklevel=2)
@@ -177,11 +173,9 @@ def _generate_batch(
                 on_token(row, token)
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
-            # Every token has at least one byte, so the last n tokens hold a stop string of n bytes. The 3 tokens
-            # before may hold the first bytes of a character.
-            window = max(len(stop.encode()) for stop in config.stop_strings) + 3
-            latest = ids[rows, max(0, position + 1 - window) : position + 1]
-            ends |= _completes_stop_string(latest, config.stop_strings, tokenizer)
+            from minirlhf.generation.stop_strings import completes_stop_string  # here, so that the core loads no leaf
+
+            ends |= completes_stop_string(ids[rows, : position + 1], config.stop_strings, tokenizer)
         # A finished row runs on until it leaves the batch, so only its first end counts.
         first_end = ends & ~stopped[rows]
         lengths[rows] = torch.where(first_end, position + 1, lengths[rows])
@@ -230,11 +224,6 @@ def _read_prompts(
         order += rows
         cache.adopt(rows, group_cache, copies)
     return cache, transformer.logits(torch.cat(last_hidden)[torch.tensor(order, device=device).argsort()])
-
-
-def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
-    texts = tokenizer.decode_completions(ids.tolist())
-    return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
 
 
 def _completions(ids: Tensor, logps: Tensor, mass_kept: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:

@@ -38,10 +38,10 @@ def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float |
     batches = stage.batches(rows)
     trainer = RewardTrainer(model, job.tokenizer, stage.config, updates=len(batches))
     if not stage.finished:
-        run = stage.run(trainer, batches, (lambda: trainer.evaluate(held_out)) if held_out else None)
+        run = stage.run(trainer, batches, lambda: trainer.evaluate(held_out))
         for batch in run:
             run.record(trainer.step(batch))
-    return trainer.evaluate(held_out)["accuracy"] if held_out else None
+    return trainer.evaluate(held_out).get("accuracy")
 
 
 def untrained_reward_model(job: Opened, stage: Stage, base: Transformer) -> RewardModel:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.generation.sampling import first_exceeding, sample, truncate
+from minirlhf.generation.sampling import first_exceeding, sample
+from minirlhf.generation.truncation import truncate
 from minirlhf.runtime.randomness import keyed_uniforms
 
 P = torch.tensor([[0.1, 0.2, 0.3, 0.4]])  # cumulative 0.1, 0.3, 0.6, 1.0
