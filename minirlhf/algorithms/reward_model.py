@@ -52,12 +52,14 @@ class RewardTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of pairs. A row may hold a "margin": how much higher the chosen score should be."""
+        from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
+
         rows = [draw.row for draw in batch]
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_model):
             chosen, rejected = self.score(self.wrapped_model, group)
-            margin = torch.tensor([float(row.source.get("margin", 0.0)) for row in group], device=self.device)
+            margin = torch.tensor(margins_of(group), device=self.device)
             losses = bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype))
             centring = reward_centering_loss(chosen_scores=chosen, rejected_scores=rejected)
             losses = losses + self.config.center_coef * centring

@@ -166,8 +166,7 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     The other answer depends on the data alone, not on the batch or the number of processes.
     """
     rows = []
-    for i, pair in enumerate(pairs):
-        other_pair = _pair_before(pairs, i)
+    for pair, other_pair in zip(pairs, _pairs_before(pairs), strict=True):
         for side in (0, 1):
             source = {**pair.source, "desirable": side == 0}
             other_answer = other_pair.responses[side][: context - len(pair.prompt)]
@@ -175,7 +174,18 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     return rows
 
 
-def _pair_before(pairs: list[EncodedRow], i: int) -> EncodedRow:
-    """The nearest pair before pair i with another prompt, else pair i - 1. The last pair stands before pair 0."""
-    before = (pairs[i - back] for back in range(1, len(pairs) + 1))
-    return next((pair for pair in before if pair.prompt != pairs[i].prompt), pairs[i - 1])
+def _pairs_before(pairs: list[EncodedRow]) -> list[EncodedRow]:
+    """For each pair, the nearest pair before it with another prompt. The last pair stands before pair 0.
+
+    If all prompts are equal, it is the pair before. Equal prompts that stand side by side share their answer, so one
+    pass over the pairs is enough.
+    """
+    end = next((pair for pair in reversed(pairs) if pair.prompt != pairs[0].prompt), None)
+    if end is None:
+        return [pairs[i - 1] for i in range(len(pairs))]
+    before = []
+    for i, pair in enumerate(pairs):
+        if i and pair.prompt != pairs[i - 1].prompt:
+            end = pairs[i - 1]
+        before.append(end)
+    return before

@@ -101,8 +101,9 @@ class Job(Opened):
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         job = cls(section, settings, folder, rows, tokenizer, device, started)
         sampled = {"prompts": job.config.max_tokens} if isinstance(job.config, OnPolicyConfig) else {}
-        for part, reserve in {**dict.fromkeys(needs, 1), **sampled}.items():
-            job.check(part, first_config(common, settings["model"]), reserve)
+        for part, reserve in {**dict.fromkeys(needs, 1), **sampled}.items():  # refuse rows now, not after hours
+            model = first_config(common, settings["model"])
+            job.checked[part, model.max_position_embeddings, reserve] = job.rows(part, model, reserve)
         return job
 
     def base(self) -> Policy:

@@ -32,7 +32,7 @@ class Opened:
     tokenizer: Tokenizer
     device: torch.device
     started: float  # seconds, of time.perf_counter()
-    checked: dict[tuple, tuple] = field(default_factory=dict)  # results of `rows` that `check` has found
+    checked: dict[tuple, tuple] = field(default_factory=dict)  # results of `rows` for later stages
 
     @property
     def common(self) -> JobConfig:
@@ -66,10 +66,6 @@ class Opened:
         if not train.rows:
             raise InputError(f"{name}: needed {part} to train on, but all rows are refused: {train.refused[0]}")
         return train.rows, self.held_out(part, model)
-
-    def check(self, part: str, model: ModelConfig, reserve: int = 1) -> None:
-        """Encode rows now and keep them for `rows`: a job refuses rows before its first stage, not after hours."""
-        self.checked[part, model.max_position_embeddings, reserve] = self.rows(part, model, reserve)
 
     def held_out(self, part: str, model: ModelConfig) -> list[EncodedRow]:
         """The held-out rows of one part as ids. A row that does not fit is left out: it never stops the program."""

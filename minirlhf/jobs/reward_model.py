@@ -34,7 +34,10 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
 
 def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float | None:
     """Train the model on the task's pairs, unless the stage is finished -> its accuracy on held-out pairs."""
+    from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
+
     rows, held_out = job.rows("pairs", model.config)
+    margins_of(rows)  # refuse a bad margin now, not in the middle of the stage
     batches = stage.batches(rows)
     trainer = RewardTrainer(model, job.tokenizer, stage.config, updates=len(batches))
     if not stage.finished:
