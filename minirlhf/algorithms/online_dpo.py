@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
+from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.errors import check_range
 from minirlhf.generation.engine import Completion, generate
@@ -46,6 +47,11 @@ class OnlineDPOConfig(OnPolicyConfig):
         check_range(self, "beta", above=0)
         check_range(self, "xpo_alpha", least=0)
         check_range(self, "mixture", "missing_eos_penalty", least=0, most=1)
+        if self.algorithm == "nash_md":
+            refuse_changed(self, "loss", needed="the algorithm online_dpo or xpo")
+        for name, algorithm in {"xpo_alpha": "xpo", "mixture": "nash_md"}.items():
+            if self.algorithm != algorithm:
+                refuse_changed(self, name, needed=f"the algorithm {algorithm}")
 
 
 @dataclass(frozen=True)

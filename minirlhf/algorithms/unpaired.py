@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.algorithms.prompt_classifier import PromptClassifier
+from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
@@ -39,6 +40,8 @@ class UnpairedConfig(OfflineConfig):
         super().__post_init__()
         check_range(self, "beta", above=0)
         check_range(self, "desirable_weight", "undesirable_weight", least=0)
+        if self.loss != "kto":
+            refuse_changed(self, "desirable_weight", "undesirable_weight", needed="the loss kto")
         if self.prompt_weighting and self.loss != "bco":
             raise InputError(f"UnpairedConfig: prompt_weighting belongs to bco, got {self.loss}")
 

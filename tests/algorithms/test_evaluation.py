@@ -99,3 +99,23 @@ def test_rows_without_response_tokens_have_no_mean(responses):
 def test_a_process_reward_evaluation_without_labels_gives_no_numbers():
     row = EncodedRow({"prompt": "x", "labels": [], "label_columns": []}, [1, 4], ([5],))
     assert tiny.process_reward().evaluate([row]) == {}
+
+
+TRAINERS = {"sft_experts": OFFLINE["sft_experts"], "online_dpo": tiny.online_dpo, "ppo": tiny.ppo, **OFFLINE}
+TRAINERS |= {"xpo": lambda: tiny.online_dpo(algorithm="xpo"), "nash_md": lambda: tiny.online_dpo(algorithm="nash_md")}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_padding_holds_the_padding_id_of_the_tokenizer(name):
+    trainer, padding = TRAINERS[name](), []
+    trainer.tokenizer.pad_id = 17
+
+    def look(module, inputs, named):
+        ids, mask = (*inputs, *named.values())[:2]
+        padding.extend(ids[~mask].tolist())
+
+    for part in ("policy", "ref_policy", "model"):
+        if hasattr(trainer, part):
+            getattr(trainer, part).register_forward_pre_hook(look, with_kwargs=True)
+    trainer.step(tiny.batches(8)[0])
+    assert set(padding) == {17}

@@ -165,6 +165,46 @@ def test_each_pair_becomes_two_rows_with_an_answer_to_another_prompt_each():
     assert all(row.source["prompt"] == pair.source["prompt"] for row, pair in zip(rows[::2], pairs, strict=True))
 
 
+def pair_of(prompt, i):
+    return EncodedRow({"prompt": "x"}, prompt, ([2 * i], [2 * i + 1]))
+
+
+@pytest.mark.parametrize(
+    "prompts", ["", "a", "aa", "ab", "aaba", "abba", "aaab", "baaa", "abcabc", "aabbccaa", "aaaaaaab"]
+)
+def test_the_other_answer_is_the_nearest_before_with_another_prompt_in_a_circle(prompts):
+    pairs = [pair_of([ord(letter)], i) for i, letter in enumerate(prompts)]
+    found = [row.responses[1][0] // 2 for row in single_rows(pairs, 64)[::2]]
+    expected = []
+    for i, letter in enumerate(prompts):
+        circle = [(i - back) % len(prompts) for back in range(1, len(prompts) + 1)]
+        expected.append(next((k for k in circle if prompts[k] != letter), circle[0]))
+    assert found == expected
+
+
+class Counted(list):
+    """A prompt that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = None
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return list.__eq__(self, other)
+
+    def __ne__(self, other):
+        Counted.compared += 1
+        return list.__ne__(self, other)
+
+
+@pytest.mark.parametrize("different", [0, 1])
+def test_many_pairs_of_one_prompt_are_compared_a_few_times_each(different):
+    pairs = [pair_of(Counted([1, 5]), i) for i in range(2000)] + [pair_of(Counted([1, 6]), 2000)] * different
+    Counted.compared = 0
+    assert len(single_rows(pairs, 64)) == 2 * len(pairs)
+    assert Counted.compared <= 3 * len(pairs)
+
+
 # Prompts
 
 
@@ -236,6 +276,14 @@ def test_prompt_weighting_works_in_every_precision(dtype):
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
         ({"desirable_weight": -1.0}, "desirable_weight must be at least 0, got -1.0"),
         ({"prompt_weighting": True}, "prompt_weighting belongs to bco, got kto"),
+        (
+            {"loss": "bco", "desirable_weight": 2.0},
+            "desirable_weight 2.0 would have no effect, it needs the loss kto; ",
+        ),
+        (
+            {"loss": "apo_zero", "undesirable_weight": 0.0},
+            "undesirable_weight 0.0 would have no effect, it needs the loss",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
