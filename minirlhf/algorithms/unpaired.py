@@ -5,6 +5,7 @@ KTO: Ethayarajh et al. 2024, arXiv:2402.01306. BCO: Jung et al. 2024, arXiv:2404
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,8 +79,11 @@ class UnpairedTrainer:
         self.models = {"policy": policy}
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = policy.transformer.device
-        embedding = ref_policy.transformer.model.embed_tokens
-        self.prompt_classifier = PromptClassifier(embedding, rows) if config.prompt_weighting else None
+        self.prompt_classifier = None
+        if config.prompt_weighting:
+            labelled = [row.prompt for row in rows], desirable_of(rows)
+            options = {"pad_id": tokenizer.pad_id, "microbatch_tokens": config.microbatch_tokens}
+            self.prompt_classifier = PromptClassifier(self.ref_policy, *labelled, **options)
         self.shift = RunningMean()  # the mean implicit reward, for bco
         self.samples: list[dict[str, Any]] = []
 
@@ -159,7 +163,17 @@ class UnpairedTrainer:
         return (rewards > zero_point) == self._desirable(rows)
 
     def _desirable(self, rows: list[EncodedRow]) -> Tensor:
-        return torch.tensor([row.source["desirable"] for row in rows], device=self.device)
+        return torch.tensor(desirable_of(rows), device=self.device)
+
+
+def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
+    """source["desirable"] of each row.   Raises: InputError, naming the row, unless it is true or false."""
+    for row in rows:
+        desirable = row.source.get("desirable")
+        if not isinstance(desirable, bool):  # 1 may stand for liked, but also for the lowest of five marks
+            where = f"line {row.source['line']}" if "line" in row.source else repr(row.source.get("prompt", "")[:40])
+            raise InputError(f"{where}: desirable must be true or false, got {desirable!r}; convert it first")
+    return [row.source["desirable"] for row in rows]
 
 
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:

@@ -115,7 +115,7 @@ def test_padding_holds_the_padding_id_of_the_tokenizer(name):
         padding.extend(ids[~mask].tolist())
 
     for part in ("policy", "ref_policy", "model"):
-        if hasattr(trainer, part):
-            getattr(trainer, part).register_forward_pre_hook(look, with_kwargs=True)
+        if model := getattr(trainer, part, None):
+            model.register_forward_pre_hook(look, with_kwargs=True)
     trainer.step(tiny.batches(8)[0])
     assert set(padding) == {17}

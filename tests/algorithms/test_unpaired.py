@@ -13,6 +13,7 @@ from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
 from minirlhf.algorithms.prompt_classifier import fit_logistic
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
+from minirlhf.data.batches import Draw
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
@@ -250,6 +251,51 @@ def test_a_disliked_answer_counts_more_if_liked_answers_have_similar_prompts():
     assert losses["usual"] == pytest.approx(0.5) and losses["looks liked"] > 2
     liked, _ = trainer.losses(trainer.models["policy"], [rows[0]], torch.zeros(()))
     assert_close(liked[0], -logsigmoid(0.1 * ratio(trainer, rows[0], rows[0].responses[0])))
+
+
+def whole_only_in_forwards(model):
+    """Break all weights except inside a forward of the whole model, like weights that are spread over processes."""
+    stored = {name: p.clone() for name, p in model.named_parameters()}
+
+    def gather(*_):
+        for name, p in model.named_parameters():
+            p.data.copy_(stored[name])
+
+    def scatter(*_):
+        for p in model.parameters():
+            p.data.fill_(torch.nan)
+
+    model.register_forward_pre_hook(gather)
+    model.register_forward_hook(scatter)
+    scatter()
+
+
+@pytest.mark.parametrize("microbatch_tokens", [1, 20, 10_000])
+def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(microbatch_tokens):
+    rows, config = separable(), {"loss": "bco", "prompt_weighting": True, "batch_size": 8, "lr": 1e-2}
+    plain = weighted(rows, torch.float64)
+    policy = Policy(tiny.transformer(dtype=torch.float64))
+    reference = tiny.near(policy)
+    embedding = reference.transformer.model.embed_tokens.weight.clone()
+    whole_only_in_forwards(reference)
+    config = UnpairedConfig(**config, microbatch_tokens=microbatch_tokens)
+    trainer = UnpairedTrainer(policy, reference, tiny.tokenizer(), config, 3, rows=rows)
+    assert_close(trainer.prompt_classifier.weights, plain.prompt_classifier.weights)
+    unseen = EncodedRow({"prompt": "aby"}, tiny.tokenizer().encode_prompts(["aby"])[0], ([5],))
+    mean = embedding[unseen.prompt].mean(0).float()
+    expected = mean @ plain.prompt_classifier.weights[:-1] + plain.prompt_classifier.weights[-1]
+    assert_close(trainer.prompt_classifier.logits([unseen])[0], expected)
+    batches = Batches(rows, batch_size=8, steps=2, seed=0, stream="x")
+    assert tiny.train(trainer, batches)[-1] == pytest.approx(tiny.train(plain, batches)[-1])
+
+
+@pytest.mark.parametrize("desirable", [1, 0, 1.0, "true", None, [True]])
+def test_a_label_that_is_neither_true_nor_false_is_refused_with_its_row(desirable):
+    row = EncodedRow({"prompt": "ab", "line": 3, "desirable": desirable}, [1, 4], ([5], [6]))
+    with pytest.raises(InputError, match=r"^line 3: desirable must be true or false, got .*; convert it first$"):
+        tiny.unpaired().step([Draw(row, 0, 0)])
+    with pytest.raises(InputError, match=r"^line 3: desirable must be true or false, got .*; convert it first$"):
+        weighted([*separable(), row])
 
 
 def test_logistic_regression_finds_the_boundary():
