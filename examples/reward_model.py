@@ -19,10 +19,10 @@ def main() -> None:
         batches = stage.batches(rows)
         trainer = RewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
         if not stage.finished:
-            run = stage.run(trainer, batches, evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None)
+            run = stage.run(trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
             for batch in run:
                 run.record(trainer.step(batch))
-        accuracy = trainer.evaluate(held_out)["accuracy"] if held_out else None
+        accuracy = trainer.evaluate(held_out).get("accuracy")
         job.say(f"accuracy on held-out pairs: {accuracy}; the model: {stage.folder / 'model'}")
 
 

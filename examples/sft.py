@@ -19,7 +19,7 @@ def main() -> None:
             rows, held_out = job.rows("sft", policy.transformer.config)
             batches = stage.batches(rows)
             trainer = SFTTrainer(policy, job.tokenizer, job.config, updates=len(batches))
-            run = stage.run(trainer, batches, evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None)
+            run = stage.run(trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
             for batch in run:
                 run.record(trainer.step(batch))
         job.say(f"the model: {stage.folder / 'model'}")

@@ -137,13 +137,13 @@ class DistillationTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean divergence per token from the teacher on held-out answers."""
-        total = 0.0
+        """{loss}: mean divergence per token from the teacher on held-out answers; {} without tokens."""
+        total, tokens = 0.0, sum(len(row.responses[0]) for row in rows)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             divergence = self._divergence(batch, self._teacher_outputs(batch))
             total += self.policy(batch.input_ids, batch.attention_mask, head=divergence).sum().item()
-        return {"loss": total / sum(len(row.responses[0]) for row in rows)}
+        return {"loss": total / tokens} if tokens else {}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

@@ -20,12 +20,12 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
-from minirlhf.jobs.prepare import first_policy, prepare
+from minirlhf.jobs.prepare import first_config, first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
 from minirlhf.jobs.sft import train_sft
-from minirlhf.jobs.stage import EVALUATION_PROMPTS, EVALUATION_TOKENS, PolicyStage, open_stage
+from minirlhf.jobs.stage import EVALUATION_PROMPTS, PolicyStage, open_stage
 from minirlhf.model.policy import Policy, ValueModel, copy_of
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.device import session
@@ -99,7 +99,12 @@ class Job(Opened):
         for part in needs:
             rows.need(part)  # refuse missing rows now, not after SFT
         tokenizer = load_tokenizer(common, rows.texts(), folder)
-        return cls(section, settings, folder, rows, tokenizer, device, started)
+        job = cls(section, settings, folder, rows, tokenizer, device, started)
+        sampled = {"prompts": job.config.max_tokens} if isinstance(job.config, OnPolicyConfig) else {}
+        for part, reserve in {**dict.fromkeys(needs, 1), **sampled}.items():  # refuse rows now, not after hours
+            model = first_config(common, settings["model"])
+            job.checked[part, model.max_position_embeddings, reserve] = job.rows(part, model, reserve)
+        return job
 
     def base(self) -> Policy:
         """`--policy`, or a policy with random weights. The stage that trains the policy moves it to the device."""
@@ -143,9 +148,9 @@ class Job(Opened):
         settings, config, common, device = stage.settings, stage.config, self.common, self.device
         choose_threads(teacher or base, common, device)
         shape = base.transformer.config
-        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
-        rows, held_out = rows or self.rows(part, shape, reserve=reserve if part == "prompts" else 1)
-        prompts = held_out if part == "prompts" else self.rows("prompts", shape, reserve=reserve)[1]
+        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else 1
+        rows, held_out = rows or self.rows(part, shape, reserve)
+        prompts = held_out if part == "prompts" else self.held_out("prompts", shape)
         value_model, policy = None, base
         if values:
             value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Opened:
     tokenizer: Tokenizer
     device: torch.device
     started: float  # seconds, of time.perf_counter()
+    checked: dict[tuple, tuple] = field(default_factory=dict)  # results of `rows` for later stages
 
     @property
     def common(self) -> JobConfig:
@@ -54,15 +55,28 @@ class Opened:
     def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
         """One part of the task ("sft", "pairs", "prompts") as ids -> (rows to train on, held-out rows).
 
-        reserve: tokens of the model's context that a prompt must leave free.
+        reserve: tokens of the model's context that a prompt to train on must leave free.
         """
-        limits = {"context": model.max_position_embeddings, "reserve": reserve, "source": self.task.name}
-        limits |= {"responses": RESPONSES[part], "vocabulary": model.vocab_size}
-        train = encode_rows(self.tokenizer, self.task.need(part), max_refused=self.common.max_refused, **limits)
-        # A held-out row that does not fit is left out: it never stops the program.
-        held_out = encode_rows(self.tokenizer, getattr(self.task, f"held_out_{part}"), max_refused=1.0, **limits)
-        say(train.summary(f"{self.task.name}: {part} in ids"))
-        return train.rows, held_out.rows
+        context, name = model.max_position_embeddings, self.task.name
+        if found := self.checked.pop((part, context, reserve), None):
+            return found
+        limits = {"max_refused": self.common.max_refused, "reserve": reserve, **self._limits(model)}
+        train = encode_rows(self.tokenizer, self.task.need(part), RESPONSES[part], **limits)
+        say(train.summary(f"{name}: {part} in ids"))
+        if not train.rows:
+            raise InputError(f"{name}: needed {part} to train on, but all rows are refused: {train.refused[0]}")
+        return train.rows, self.held_out(part, model)
+
+    def held_out(self, part: str, model: ModelConfig) -> list[EncodedRow]:
+        """The held-out rows of one part as ids. A row that does not fit is left out: it never stops the program."""
+        rows, name = getattr(self.task, f"held_out_{part}"), f"{self.task.name}: held-out {part}"
+        encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **self._limits(model))
+        if encoded.refused or not encoded.rows:
+            say(encoded.summary(name) + (", so nothing is evaluated on them" if not encoded.rows else ""))
+        return encoded.rows
+
+    def _limits(self, model: ModelConfig) -> dict[str, Any]:
+        return {"context": model.max_position_embeddings, "vocabulary": model.vocab_size, "source": self.task.name}
 
 
 def open_output(job: JobConfig, name: str) -> Path:
