@@ -45,7 +45,7 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather, local_rows, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, gather_vectors, local_rows, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -111,8 +111,7 @@ class GRPOTrainer:
             weights = truncated_importance_weights(old_logps, sampler_logps=rollout.logps, cap=config.sampler_cap)
         if config.high_entropy_share < 1:
             entropy = self.read(rollout, "entropy")
-            of_all = torch.tensor([x for numbers in gather(entropy[mask].tolist()) for x in numbers])
-            threshold = entropy_threshold(of_all.to(entropy), config.high_entropy_share)
+            threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
         old = replace(rollout, logps=old_logps, completion_mask=mask)
         has_advantage = advantages.any(-1).tolist()
