@@ -26,7 +26,7 @@ DEFAULTS = {
     # SFT stops early. Its learning rate is constant, so the stopping point does not depend on a schedule.
     **{"sft.steps": 3000, "sft.max_epochs": 20.0, "sft.batch_size": 64, "sft.lr": 3e-3, "sft.lr_final": 1.0},
     # many prompts with few completions each; groups of equal reward are replaced
-    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": 128, "grpo.group_size": 4},
+    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": None, "grpo.group_size": 4},
     **{"grpo.resample": 1, "grpo.lr": 1e-3, "grpo.temperature": 1.2},
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
+from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError, shown
 from minirlhf.jobs.models import resolve_model, to_device
@@ -33,6 +34,14 @@ def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
     if unread := [*(f"model.{name}" for name in changed(config)), *({"vocab_size"} & set(changed(job)))]:
         say(f"not read, because {job.policy} has its own: {', '.join(unread)}")
     return policy
+
+
+def given_student(job: Opened, student: str) -> Policy:
+    """The model of the folder `student`, all of it trained. Raises: InputError if its tokenizer is not the job's."""
+    folder = resolve_model(student)
+    policy = load_policy(folder, dtype=torch.float32)
+    check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
+    return to_device(policy, job.common, job.device)
 
 
 def weights_dtype(job: JobConfig) -> torch.dtype | None:

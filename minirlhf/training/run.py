@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
+from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -146,7 +147,8 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # dropout of a step, resumed or not
+                # dropout of a step, resumed or not; all 53 bits of the number
+                torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
                 yield local_rows(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")

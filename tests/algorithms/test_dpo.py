@@ -223,6 +223,25 @@ def test_tr_dpo_moves_the_reference_at_every_second_step():
     assert not any(name.startswith("reference") for name in trainer.optimizer.parameters)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_tr_dpo_moves_the_reference_at_the_multiples_of_its_period_alone_resumed_or_not(every):
+    batches, resumed_at = tiny.batches(8, 7), 4
+    trainer, moves = tiny.dpo(ref_update_every=every, updates=7), []
+    for k in range(7):
+        if k == resumed_at:
+            resumed = tiny.dpo(ref_update_every=every, updates=7)
+            for name, model in resumed.models.items():
+                model.load_state_dict(trainer.models[name].state_dict())
+            resumed.load_state_dict(trainer.state_dict())
+            trainer = resumed
+        before = copy.deepcopy(trainer.ref_policy.transformer.state_dict())
+        trainer.step(batches[k])
+        after = trainer.ref_policy.transformer.state_dict()
+        if any(not torch.equal(before[name], after[name]) for name in before):
+            moves.append(k + 1)
+    assert moves == [step for step in range(1, 8) if step % every == 0]
+
+
 def test_without_tr_dpo_the_reference_never_moves():
     trainer = tiny.dpo(lr=0.1)
     before = copy.deepcopy(trainer.ref_policy.state_dict())

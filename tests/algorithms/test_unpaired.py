@@ -221,9 +221,11 @@ def separable(n=24):
 
 
 def weighted(rows, dtype=torch.float32):
-    policy = Policy(tiny.transformer(dtype=dtype))
+    """dtype: of the frozen base, beside an fp32 adapter."""
+    policy = tiny.adapted(Policy(tiny.transformer(dtype=dtype)))
     config = UnpairedConfig(loss="bco", prompt_weighting=True, batch_size=8, lr=1e-2)
-    return UnpairedTrainer(policy, tiny.near(policy), tiny.tokenizer(), config, 3, rows=rows)
+    reference = Policy(tiny.transformer(dtype=dtype))
+    return UnpairedTrainer(policy, reference, tiny.tokenizer(), config, 3, rows=rows)
 
 
 def test_the_prompt_classifier_separates_separable_prompts():

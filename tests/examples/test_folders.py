@@ -126,6 +126,30 @@ def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
     assert stop.value.code == 2 and "this program trains all weights of a new model" in capsys.readouterr().err
 
 
+def test_a_student_that_exists_is_trained(call, inputs, finished, tmp_path, capsys):
+    # teacher and student come from one job, so they have one tokenizer
+    student = finished / "sft"
+    argv = ["--data", inputs / "pairs.jsonl", "--policy", finished / "ppo", "--student", student]
+    call("distillation", tmp_path, *argv, "--output", tmp_path / "job")
+    before, after = (load_policy(folder / "model") for folder in (student, tmp_path / "job" / "distillation"))
+    assert before.transformer.config == after.transformer.config
+    moved = [(p - q).abs().max() for p, q in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1  # three steps away from the folder's weights
+    call("sft", tmp_path, "--vocab_size", "270", "--data", inputs / "pairs.jsonl", "--output", tmp_path / "other")
+    for wrong, text in [
+        (
+            ["--student", tmp_path / "other" / "sft"],
+            "the student's tokenizer must be the teacher's, but id 270 differs",
+        ),
+        (["--student", student, "--student_width", "8"], "--student is a trained model already; drop both"),
+        (["--student", tmp_path / "nothing"], "nothing"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            call("distillation", tmp_path, *argv[:4], *wrong, "--output", tmp_path / "refused")
+        assert stop.value.code == 2 and text in capsys.readouterr().err
+        assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize(("program", "train"), [("sft", "all"), ("sft", "lora"), ("ppo", "qlora"), ("grpo", "all")])
 def test_turns_are_written_by_the_folders_chat_template(call, folder_of, tmp_path, inputs, program, train):
     folder = folder_of("qwen3")
