@@ -1,9 +1,10 @@
-"""Learning from a teacher: distillation on given answers, on own answers (GKD), or by policy gradient (MiniLLM).
+"""Learning from a teacher: given answers, GKD, MiniLLM.
 
-torchrun examples/distillation.py                                  # SFT makes the teacher; a student of half its width
-torchrun examples/distillation.py --distillation.algorithm minillm --distillation.beta 1 --distillation.on_policy 1
-torchrun examples/distillation.py --policy DIR                     # a teacher that you have
-torchrun examples/distillation.py --policy DIR --student DIR       # and a student with the same tokenizer
+python examples/distillation.py    # SFT makes the teacher; a narrower student
+python examples/distillation.py --policy DIR    # a teacher that you have
+python examples/distillation.py --policy DIR --student DIR    # same tokenizer
+python examples/distillation.py --distillation.algorithm minillm \\
+    --distillation.beta 1 --distillation.on_policy 1
 """
 
 from dataclasses import dataclass, replace

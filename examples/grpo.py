@@ -1,8 +1,10 @@
 """GRPO and its family: groups of completions, compared with one another.
 
-torchrun examples/grpo.py                                  # checked sums, from a model that can hardly add
-torchrun examples/grpo.py --grpo.algorithm dapo            # a row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
-torchrun examples/grpo.py --policy DIR --reward DIR        # from your own models
+python examples/grpo.py    # checked sums, from a model that can hardly add
+python examples/grpo.py --grpo.algorithm dapo        # a row of ALGORITHMS
+python examples/grpo.py --policy DIR --reward DIR    # from your own models
+
+ALGORITHMS stands in minirlhf/algorithms/grpo_recipes.py.
 """
 
 from dataclasses import dataclass

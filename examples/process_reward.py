@@ -1,8 +1,8 @@
-"""Reward models of right and wrong: is the answer right (outcome), is each step right (process)?
+"""Reward models: is the answer right (outcome), is each step right (process)?
 
-torchrun examples/process_reward.py                     # reviews, sentence by sentence
-torchrun examples/process_reward.py --kind outcome      # the same texts, one label for each answer
-torchrun examples/process_reward.py --data rows.jsonl   # {prompt, steps: [text], labels: [true or false]}
+python examples/process_reward.py                   # the steps are sentences
+python examples/process_reward.py --kind outcome    # one label for each answer
+python examples/process_reward.py --data rows.jsonl # {prompt, steps, labels}
 """
 
 import time

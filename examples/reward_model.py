@@ -1,7 +1,8 @@
 """A reward model from preference pairs.
 
-torchrun examples/reward_model.py                                  # the embedded task
-torchrun examples/reward_model.py --data pairs.jsonl --policy DIR  # {prompt, chosen, rejected}; DIR: an SFT model
+python examples/reward_model.py                     # the embedded task
+python examples/reward_model.py --data pairs.jsonl  # {prompt, chosen, rejected}
+python examples/reward_model.py --policy DIR        # from your own SFT model
 """
 
 from minirlhf.algorithms import RewardConfig, RewardTrainer

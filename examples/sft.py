@@ -1,7 +1,7 @@
 """Supervised fine-tuning.
 
-torchrun examples/sft.py                          # the embedded task
-torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {messages}, or pairs (chosen is learned)
+python examples/sft.py                      # the embedded task
+python examples/sft.py --data rows.jsonl    # {prompt, response} or {messages}
 """
 
 from minirlhf.algorithms import SFTConfig, SFTTrainer

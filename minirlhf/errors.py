@@ -6,9 +6,8 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any
 
@@ -63,19 +62,11 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
             raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {shown(value)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`. The part after the last dot counts twice: a.lr is near b.lr."""
-    name = name[:100]  # the time grows with the square of the length
-
-    def likeness(candidate: str) -> float:
-        pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(known, key=likeness)
-
-
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback."""
+    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback.
+
+    Under torchrun the line is printed once for all processes; see `torchrun.py`.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -85,8 +76,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
-            who = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-            print(f"{who}error: {error}", file=sys.stderr)
+            from minirlhf.torchrun import end  # here, so that the core loads no leaf
+
+            end(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

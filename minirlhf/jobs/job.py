@@ -75,6 +75,7 @@ class Job(Opened):
             device=common.device, precision=common.precision, seed=common.seed, threads=common.threads
         ) as device:
             opened = cls.make(name, section, settings, device, task, needs, after)
+            say(f"stages: {' -> '.join(opened._stages(name, after))}; results in {opened.folder}")
             try:
                 yield opened
             except Stopped as stage:
@@ -173,6 +174,11 @@ class Job(Opened):
     def compiles(self) -> bool:
         """True if blocks and losses are compiled."""
         return compiles(self.common, self.device)
+
+    def _stages(self, name: str, after: tuple[str, ...]) -> list[str]:
+        given = {"sft": self.common.policy, "reward": self.common.reward or self.task.reward}
+        stages, last = [*(stage for stage in after if not given[stage]), name], self.common.stop_after
+        return stages[: stages.index(last) + 1] if last in stages else stages
 
     def _stop_after(self, stage: str) -> None:
         if self.common.stop_after == stage:

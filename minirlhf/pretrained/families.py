@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from minirlhf.errors import InputError, nearest, shown
+from minirlhf.errors import InputError, shown
 from minirlhf.model.config import FULL, SLIDING, ModelConfig
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.safe import check_type
 
 Raw = dict[str, Any]  # config.json; config_json.py has checked the types of all values that are read here
@@ -256,9 +257,7 @@ def family_of(model_type: object) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = ", ".join(FAMILIES)
-    raise InputError(
-        f"model_type must be one of {known}, got {shown(model_type)}; the nearest is {nearest(model_type, FAMILIES)}"
-    )
+    raise InputError(f"model_type must be one of {known}, got {shown(model_type)}{nearest(model_type, FAMILIES)}")
 
 
 def is_transposed(model_type: str, name_in_family: str) -> bool:

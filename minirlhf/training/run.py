@@ -69,7 +69,7 @@ class Trainer(Protocol):
     """The attributes and methods of an algorithm that Run uses."""
 
     models: dict[str, nn.Module]  # trained models by name; the first becomes the run's final model
-    headline: tuple[str, ...]  # metrics shown beside the progress bar
+    headline: tuple[str, ...]  # metrics shown beside the progress bar and in the table of evaluations
     best: tuple[str, str]  # (metric of an evaluation, "max" | "min"), to find the best checkpoint
     samples: list[dict[str, Any]]  # texts of the last step or evaluation, for samples.jsonl; `record` empties it
 
@@ -139,8 +139,8 @@ class Run:
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=self.folder.name,
-            unit="step",
+            desc=self.folder.name[-12:],
+            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
@@ -176,17 +176,20 @@ class Run:
                     "look at this step's batch, or start a new run from that checkpoint with a lower learning rate"
                 )
         self.step += 1
-        improved = False
+        improved, evaluation, seconds = False, {}, None
         if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
+            started = time.perf_counter()
             # every process takes rank 0's numbers: if only some processes saved, the barrier in `save` would hang
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
-            metrics = {**metrics, **evaluation}
+            metrics, seconds = {**metrics, **evaluation}, time.perf_counter() - started
             improved = self._is_best(evaluation)
             self._done = bool(self.until and self.until(evaluation))
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
         self.metrics = metrics
         if self._journal:
-            self._journal.step(self.step - 1, metrics, self.trainer.samples)
+            self._journal.step(self.step - 1, metrics, self.trainer.samples, seconds)
+            if evaluation:
+                self._journal.show(self._table.row(self.step, metrics))
             self.trainer.samples = []
             if self.on_metrics:
                 self.on_metrics(self.step - 1, metrics)
@@ -238,7 +241,10 @@ class Run:
                 remove_leftovers(folder)
             if not path.exists():
                 write_whole(path, settings)
+            from minirlhf.training.progress import EvaluationTable  # here, so that the core loads no leaf
+
             self._journal = Journal(self.folder, self.step)
+            self._table = EvaluationTable(self.folder.name, self.trainer.headline)
             self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
@@ -287,7 +293,8 @@ class Run:
         return True
 
     def _headline(self) -> dict[str, str]:
-        return {name: f"{self.metrics[name]:.3g}" for name in self.trainer.headline if name in self.metrics}
+        names = [name for name in self.trainer.headline if name in self.metrics and not name.startswith("eval/")]
+        return {name: f"{self.metrics[name]:.3g}" for name in names}
 
     def _catch_signals(self) -> dict[int, Any]:
         """Make the first SIGINT or SIGTERM end the run after its step, and a second signal end it at once.

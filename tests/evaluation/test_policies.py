@@ -6,16 +6,7 @@ import pytest
 import torch
 
 from minirlhf.data import EncodedRow, encode_rows
-from minirlhf.evaluation import (
-    MEASURES,
-    Report,
-    comparison,
-    distinct_n,
-    evaluate_policy,
-    side_by_side,
-    summary,
-    win_rate,
-)
+from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, summary, win_rate
 from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
@@ -180,30 +171,3 @@ def test_comparison_shows_the_measures_that_either_report_has():
         "KL to the reference (nats)           -      3.000",
         "",
     ]
-
-
-def test_side_by_side_layout():  # prompts 0 and 2 of 3
-    before = Report({}, ["a prompt", "x", "b"], ["one two three four five", "x", ""])
-    after = Report({}, before.prompts, ["six", "x", "seven\n\neight"])
-    assert side_by_side(before, after, n=2, width=10).splitlines() == [
-        "prompt      before      after",
-        "----------  ----------  ----------",
-        "a prompt    one two     six",
-        "            three four",
-        "            five",
-        "",
-        "b           (empty)     seven",
-        "                        eight",
-    ]
-
-
-def test_side_by_side_shows_few_prompts_and_the_end_of_long_texts():
-    report = Report({}, ["p"], ["x" * 60 + "end"])
-    lines = side_by_side(report, report, n=5, width=10).splitlines()
-    assert len(lines) == 2 + 4 and lines[-1].endswith("xxxxxxxend")
-
-
-@pytest.mark.parametrize("prompts", [6, 11])
-def test_side_by_side_shows_n_prompts(prompts):
-    report = Report({}, [f"p{i}" for i in range(prompts)], ["x"] * prompts)
-    assert side_by_side(report, report, n=5).count("\np") == 5

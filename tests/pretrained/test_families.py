@@ -2,9 +2,10 @@
 
 import pytest
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.families import (
     FAMILIES,
     all_sliding,
@@ -83,6 +84,6 @@ def test_a_policy_is_a_language_model_and_so_is_an_unknown_task(make):
 
 
 def test_the_nearest_name_is_alike_as_a_whole_and_in_its_last_part():
-    assert nearest("gemma", FAMILIES) == "gemma2"
-    assert nearest("gmma_beta", ["gamma", "ppo.gamma", "dpo.beta", "kl.gamma_beta"]) == "kl.gamma_beta"
-    assert nearest("sft.beta", ["sft.lr", "dpo.beta"]) == "dpo.beta"
+    assert nearest("gemma", FAMILIES) == "; the nearest is gemma2"
+    assert nearest("gmma_beta", ["gamma", "ppo.gamma", "dpo.beta", "kl.gamma_beta"]) == "; the nearest is kl.gamma_beta"
+    assert nearest("sft.beta", ["sft.lr", "dpo.beta"]) == "; the nearest is dpo.beta"
