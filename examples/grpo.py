@@ -3,6 +3,7 @@
 torchrun examples/grpo.py                                  # checked sums, from a model that can hardly add
 torchrun examples/grpo.py --grpo.algorithm dapo            # a row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
 torchrun examples/grpo.py --policy DIR --reward DIR        # from your own models
+torchrun examples/grpo.py --policy DIR --data rows.jsonl --reward my.py:right   # {prompt, answer}, your function
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, RLJobConfig
+from minirlhf.rewards import parts_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def main() -> None:
             reference = stage.reference if config.kl_coef else None
             spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
             options = {"spare": spare, "seed": job.seed, "compiled": job.compiles}
-            trainer = GRPOTrainer(stage.policy, reference, reward, job.tokenizer, config, **options)
+            trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:
                 run.record(trainer.step(batch))

@@ -19,7 +19,7 @@ from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
-from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
+from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
 from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
@@ -93,13 +93,14 @@ class Job(Opened):
     ) -> Job:
         """Open folder, rows and tokenizer for settings that are already read."""
         started, common = time.perf_counter(), settings["job"]
-        folder, rows = open_output(common, name), task(common)
-        if "reward" in after and not (common.reward or rows.reward):
-            needs = (*needs, "pairs")
-        for part in needs:
-            rows.need(part)  # refuse missing rows now, not after SFT
+        from minirlhf.jobs.checks import begun, check_flags
+        from minirlhf.jobs.folder import find_output
+
+        check_flags(common)
+        folder, rows = find_output(common, name), task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
-        return cls(section, settings, folder, rows, tokenizer, device, started)
+        job = cls(section, settings, folder, rows, tokenizer, device, started)
+        return begun(job, name, needs, after)  # refuse all that can be refused now, not after SFT
 
     def base(self) -> Policy:
         """`--policy`, or a policy with random weights. The stage that trains the policy moves it to the device."""
