@@ -9,25 +9,26 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from minirlhf.errors import InputError
 
 # A column has a meaning if all its words stand in these two lists, and one of them in the first: chosen_score.
-MEANINGS = frozenset(
+MEANINGS = (
     "system instruction input output completion context history query question response reply text document passage "
     "summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
     "tool function reasoning thinking thought rationale image video audio name "
     "label score rating rank ranking preference preferred winner vote thumb feedback weight reward mask train "
-    "desirable step".split()
+    "desirable step"
 )
-QUALIFIERS = frozenset(
+QUALIFIERS = (
     "prompt chosen rejected better best worse worst safer first second left right a b is human user assistant bot gpt "
-    "model ai gold overall loss good bad up down list kto tag call parallel content extra".split()
+    "model ai gold overall loss good bad up down list kto tag call parallel content extra"
 )
-WHOLE_NAMES = frozenset(
+WHOLE_NAMES = (
     "is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances margins "
-    "better_response_id safer_response_id input_ids attention_mask chat_template_kwargs tool_call_id cot".split()
+    "better_response_id safer_response_id input_ids attention_mask chat_template_kwargs tool_call_id cot"
 )
 TURN_KEYS = ("role", "content", "from", "value")
 PART_KEYS = ("type", "text", "value")
@@ -52,11 +53,11 @@ class Columns:
 
     def look(self, row: dict, read: tuple[str, ...], kind: str, where: str) -> None:
         """Note the extra keys of a row.   read: the keys that its layout reads."""
-        if isinstance(turns := next((row[key] for key in read if key in ("messages", "conversations")), None), list):
-            if kind == "sft":
-                roles = [_is_assistant(turn) for turn in turns]
-                self.several_answers += roles.count(True) > 1
-                self.turns_after += bool(roles) and not roles[-1]
+        dialogue = next((row[key] for key in read if key in ("messages", "conversations")), None)
+        if kind == "sft" and isinstance(dialogue, list) and dialogue:
+            answers = [_is_assistant(turn) for turn in dialogue]
+            self.several_answers += sum(answers) > 1
+            self.turns_after += not answers[-1]
         for extra in extras(row, read, kind):
             if extra.has_meaning:
                 self.meant.setdefault(extra.name, where)
@@ -64,7 +65,7 @@ class Columns:
                 self.listed.setdefault(extra.name)
 
     def check(self, path: str, ignored: tuple[str, ...]) -> None:
-        """Raise InputError for a column with a meaning that is not ignored, and for an ignored column that is absent."""
+        """Raise InputError for a column with a meaning, unless it is ignored, and for an absent ignored column."""
         if absent := [name for name in ignored if name not in self.meant and name not in self.listed]:
             raise InputError(
                 f"{path}: ignore_columns: needed columns that nothing reads, got {', '.join(absent)}; the file has "
@@ -127,13 +128,15 @@ def _extras_of_turn(turn: dict, answers: bool) -> Iterator[Extra]:
                 yield Extra(name, has_meaning(name))
 
 
+@cache
 def has_meaning(name: str) -> bool:
     """True if a widespread format gives a meaning to a column of this name."""
-    if name.lower() in WHOLE_NAMES:
+    if name.lower() in WHOLE_NAMES.split():
         return True
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
     words = [word[:-1] if word.endswith("s") and len(word) > 3 else word for word in words]
-    return not MEANINGS.isdisjoint(words) and all(word in MEANINGS or word in QUALIFIERS for word in words)
+    meanings = MEANINGS.split()
+    return any(word in meanings for word in words) and all(word in meanings + QUALIFIERS.split() for word in words)
 
 
 def _is_empty(value: object) -> bool:

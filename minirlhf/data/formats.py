@@ -7,8 +7,9 @@ The rows of a `Dataset` are
     kind "prompt"       {"prompt": str, "line": int, ...}
 
 "line" is the source line from 1 (in a JSON array: the row number), and ... are all other keys of the source row,
-unchanged; columns.py says which of them are refused. A prompt may be empty, an answer may not. A prompt made from turns ends with the plain chat layout's
-`Assistant:`, and its row keeps the turns as "prompt_turns" for tokenizers with a chat template.
+unchanged; columns.py says which of them are refused. A prompt may be empty, an answer may not. A prompt made from turns
+ends with the plain chat layout's `Assistant:`, and its row keeps the turns as "prompt_turns" for tokenizers with a chat
+template.
 
 `LAYOUTS` lists the ways to write a row. A new layout is a new row of that table.
 """

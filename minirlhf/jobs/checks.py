@@ -17,32 +17,38 @@ from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
-from minirlhf.pretrained import load_policy, read_config
-from minirlhf.pretrained.weights import Uninitialised
+from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.settings import settings_to_toml
+
+PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
+SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
 def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]) -> Opened:
     """The job once everything is checked: with its reward, its rows as ids, and a folder of its own.
 
     Args:
-        name:  name of the program.   needs: parts that the task must have.   after: the stages before the program's own.
+        name:  name of the program.   after: the stages before the program's own.
+        needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
     settings = settings_to_toml(job.settings)
     job = with_given_reward(job, after)
-    stages = stages_of(job, after)
+    stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
+    needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
+    for part in needs:
+        if part == "sft" and "sft" in stages and not job.task.sft:
+            raise InputError(
+                f"{job.task.name}: SFT needs rows {{prompt, response}}, but the task has none; give a trained model with "
+                "--policy DIR, or --data FILE with such rows"
+            )
+        job.task.need(part)
     check_stages(job, after, stages)
     shape = shape_of(job)
-    if "sft" in stages:
-        needs = (*needs, "sft")
-    if "reward" in stages:
-        needs = (*needs, "pairs")
-    if isinstance(job.config, OnPolicyConfig):
+    if on_policy:
         check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
-        needs = (*needs, "prompts")
     check_trainable(job, shape, stages)
     refused = list(job.task.refused)
     for part in dict.fromkeys(needs):
@@ -92,20 +98,19 @@ def check_flags(job: JobConfig) -> None:
 def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None:
     """Refuse a stage that is not there, a folder in a stage's place, and sizes that the processes cannot share."""
     common = job.common
-    if common.stop_after and common.stop_after not in stages:
+    if common.stop_after in after and common.stop_after not in stages:
         raise InputError(
-            f"--stop-after {common.stop_after}: this job has no such stage, because the task checks its answers itself; "
-            "drop the flag"
+            f"--stop-after {common.stop_after}: this job has no such stage, because the task checks its "
+            "answers itself; drop the flag"
         )
-    unread = [f"{section}.{name}" for section in unused_sections(after, stages) for name in changed_in(job, section)]
-    if unread:
+    unused = [SECTIONS[stage] for stage in after if stage not in stages]
+    if unread := [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]:
         say(f"not read, because no such stage is trained: {', '.join(unread)}")
     for stage in [*stages, job.section]:
         folder = job.folder / stage
         if folder.is_dir() and holds_anything(folder) and not (folder / "config.toml").exists():
             raise InputError(f"{folder}: holds files that are not a run's; choose another --output")
-    sections = [{"reward": "reward_model"}.get(stage, stage) for stage in stages]
-    for section in [*sections, job.section]:
+    for section in [*(SECTIONS[stage] for stage in stages), job.section]:
         for size in ("batch_size", "minibatch_size"):
             rows = getattr(job.settings[section], size, 0)
             if rows % world_size():
@@ -115,21 +120,10 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
                 )
 
 
-def unused_sections(after: tuple[str, ...], stages: list[str]) -> list[str]:
-    return [{"reward": "reward_model"}.get(stage, stage) for stage in after if stage not in stages]
-
-
-def changed_in(job: Opened, section: str) -> list[str]:
-    return changed(job.settings[section]) if section in job.settings else []
-
-
 def check_trainable(job: Opened, shape: ModelConfig, stages: list[str]) -> None:
     """Try `--train` and `--freeze` on a model without storage. A given model is read as far as its shapes."""
     common: Any = job.common
-    if common.policy:
-        policy = load_policy(resolve_model(common.policy))
-    else:
-        policy = empty(shape)
+    policy = load_policy(resolve_model(common.policy)) if common.policy else empty(shape)
     if common.train == "all":
         if common.freeze:
             freeze(policy, common.freeze)

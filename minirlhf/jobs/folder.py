@@ -12,7 +12,7 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.runtime.distributed import gather, is_main, say
 from minirlhf.training.checkpoint import holds_anything, write_whole
 
-SETTINGS = "config.toml"  # all settings of the job; the first file in its folder
+SETTINGS = "config.toml"  # all settings of the job at its first start; the first file in its folder
 TAKEN = "holds a run already; give --resume or choose another --output"
 
 
@@ -72,7 +72,8 @@ def _find(job: JobConfig, name: str) -> Path:
 
 def _take(folder: Path, job: JobConfig, name: str, settings: str) -> Path:
     if job.resumes:
-        write_whole(folder / SETTINGS, settings)
+        if not (folder / SETTINGS).exists():
+            write_whole(folder / SETTINGS, settings)
         return folder
     while True:
         try:

@@ -51,9 +51,7 @@ def reward_of(job: Opened, name: str) -> Reward:
         return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
     if name.endswith(".py") or ":" in name:
         return FileReward(name)
-    raise InputError(
-        f"--reward {name}: needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path"
-    )
+    raise InputError(f"{name}: needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path")
 
 
 def try_reward(reward: Reward, job: Opened, optional: bool) -> None:

@@ -138,8 +138,8 @@ def test_layout_is_recognised_by_its_keys(read, source, kind, row):
 
 
 def test_other_keys_are_kept_and_null_counts_as_absent(read):
-    source = SFT | {"chosen": None, "answer": 72, "label": True, "tags": ["x"]}
-    assert read([source]).rows == [SFT | {"answer": 72, "label": True, "tags": ["x"], "line": 1}]
+    source = SFT | {"chosen": None, "answer": 72, "tags": ["x"]}
+    assert read([source]).rows == [SFT | {"answer": 72, "tags": ["x"], "line": 1}]
 
 
 def test_prompt_may_be_empty_and_text_stays_as_it_is(read):
@@ -259,7 +259,7 @@ REASONS = {
     "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
     "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
     "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
-    "marked as bad": (SFT | {"label": False}, "label is false: SFT would imitate an answer marked as bad"),
+    "margin of a wrong type": (PAIR | {"margin": "0.5"}, "margin: needed a finite number, got str '0.5'"),
 }
 
 
