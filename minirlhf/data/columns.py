@@ -27,8 +27,8 @@ QUALIFIERS = (
     "model ai gold overall loss good bad up down list kto tag call parallel content extra"
 )
 WHOLE_NAMES = (
-    "is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances margins "
-    "better_response_id safer_response_id input_ids attention_mask chat_template_kwargs tool_call_id cot"
+    "kto_tag is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "
+    "margins better_response_id safer_response_id input_ids attention_mask chat_template_kwargs tool_call_id cot"
 )
 TURN_KEYS = ("role", "content", "from", "value")
 PART_KEYS = ("type", "text", "value")
@@ -134,9 +134,8 @@ def has_meaning(name: str) -> bool:
     if name.lower() in WHOLE_NAMES.split():
         return True
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-    words = [word[:-1] if word.endswith("s") and len(word) > 3 else word for word in words]
-    meanings = MEANINGS.split()
-    return any(word in meanings for word in words) and all(word in meanings + QUALIFIERS.split() for word in words)
+    meanings, others = ({*known.split(), *(f"{word}s" for word in known.split())} for known in (MEANINGS, QUALIFIERS))
+    return not meanings.isdisjoint(words) and meanings | others >= set(words)
 
 
 def _is_empty(value: object) -> bool:

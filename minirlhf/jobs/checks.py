@@ -41,8 +41,8 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     for part in needs:
         if part == "sft" and "sft" in stages and not job.task.sft:
             raise InputError(
-                f"{job.task.name}: SFT needs rows {{prompt, response}}, but the task has none; give a trained model with "
-                "--policy DIR, or --data FILE with such rows"
+                f"{job.task.name}: SFT needs rows {{prompt, response}}, but the task has none; give a trained model "
+                "with --policy DIR, or --data FILE with such rows"
             )
         job.task.need(part)
     check_stages(job, after, stages)
