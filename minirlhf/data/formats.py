@@ -239,11 +239,19 @@ def _turns(value: object, key: str) -> list[dict]:
         try:
             if not isinstance(message, dict):
                 raise InputError(f"needed an object with role and content, got {_got(message)}")
-            role = canonical_role(message.get("role", message.get("from")))
-            turns.append({"role": role, "content": _content(message.get("content", message.get("value")))})
+            role, content = _either(message, "role", "from"), _either(message, "content", "value")
+            turns.append({"role": canonical_role(role), "content": _content(content)})
         except InputError as error:
             raise InputError(f"{key}: turn {number}: {error}") from None
     return turns
+
+
+def _either(message: dict, key: str, other: str) -> object:
+    """The value of a key or of its other name."""
+    value, second = message.get(key), message.get(other)
+    if value is not None and second is not None and value != second:
+        raise InputError(f"needed {key} or {other}, got both: {_got(value)} and {_got(second)}")
+    return second if value is None else value
 
 
 def _content(content: object) -> str:
@@ -251,7 +259,7 @@ def _content(content: object) -> str:
     texts = []
     for part in content if isinstance(content, list) else [content]:
         is_part = isinstance(content, list) and isinstance(part, dict) and part.get("type") == "text"
-        texts.append(part.get("text", part.get("value")) if is_part else part)
+        texts.append(_either(part, "text", "value") if is_part else part)
         if not isinstance(texts[-1], str):
             raise InputError(f"needed text as content, got {_got(texts[-1])}")
     return "".join(texts)

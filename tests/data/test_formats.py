@@ -238,6 +238,14 @@ REASONS = {
         {"conversations": [human("q"), {"from": "function_call", "value": "f"}]},
         f"conversations: turn 2: role: {ROLES}, got 'function_call'; rename the role or drop the row",
     ),
+    "two contents": (
+        {"messages": [{"role": "user", "content": "q", "value": "w"}]},
+        "messages: turn 1: needed content or value, got both: str 'q' and str 'w'",
+    ),
+    "two roles": (
+        {"messages": [{"role": "user", "from": "gpt", "content": "q"}]},
+        "messages: turn 1: needed role or from, got both: str 'user' and str 'gpt'",
+    ),
     "no content": ({"messages": [{"role": "user"}]}, "messages: turn 1: needed text as content, got null"),
     "image part": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
