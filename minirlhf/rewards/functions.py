@@ -39,7 +39,7 @@ class FileReward:
         if not callable(found):
             hint = f"did you mean {nearest(function, known)}?" if function and known else "write FILE.py:FUNCTION"
             raise InputError(
-                f"{name}: needed a function of {file}, got {function or 'no name'}; it has "
+                f"reward {name}: needed a function of {file}, got {function or 'no name'}; it has "
                 f"{', '.join(known) or 'none'}; {hint}"
             )
         self.function = found
