@@ -3,7 +3,9 @@
 python examples/grpo.py    # checked sums, from a model that can hardly add
 python examples/grpo.py --grpo.algorithm dapo        # a row of ALGORITHMS
 python examples/grpo.py --policy DIR --reward DIR    # from your own models
+python examples/grpo.py --policy DIR --data rows.jsonl --reward my.py:right
 
+The last command reads rows {prompt, answer} and scores them with your function.
 ALGORITHMS stands in minirlhf/algorithms/grpo_recipes.py.
 """
 
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, RLJobConfig
+from minirlhf.rewards import parts_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def main() -> None:
             reference = stage.reference if config.kl_coef else None
             spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
             options = {"spare": spare, "seed": job.seed, "compiled": job.compiles}
-            trainer = GRPOTrainer(stage.policy, reference, reward, job.tokenizer, config, **options)
+            trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:
                 run.record(trainer.step(batch))

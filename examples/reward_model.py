@@ -13,7 +13,8 @@ from minirlhf.jobs.reward_model import untrained_reward_model
 
 @exits_cleanly
 def main() -> None:
-    with Job.open("reward", RewardConfig, section="reward_model", help=__doc__) as job:
+    options = {"section": "reward_model", "needs": ("pairs",)}
+    with Job.open("reward", RewardConfig, help=__doc__, **options) as job:
         stage = open_stage(job, "reward", "reward_model")
         model = untrained_reward_model(job, stage, job.base().transformer)
         rows, held_out = job.rows("pairs", model.config)

@@ -12,7 +12,7 @@ from minirlhf.jobs.sft import untrained_policy
 
 @exits_cleanly
 def main() -> None:
-    with Job.open("sft", SFTConfig, help=__doc__) as job:
+    with Job.open("sft", SFTConfig, needs=("sft",), help=__doc__) as job:
         stage = open_stage(job, "sft", "sft")
         if not stage.finished:
             policy = untrained_policy(job, stage)  # random weights, or --policy

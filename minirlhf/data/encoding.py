@@ -25,9 +25,15 @@ class Encoded:
     refused: list[str]  # a reason for each refused row
 
     def summary(self, name: str) -> str:
-        """A line of counts, then a line for each refused row.   name: names the rows: "prompts"."""
+        """A line of counts, then the first three refused rows.   name: names the rows: "prompts"."""
         counts = f"{name}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused"
-        return "\n".join([counts, *self.refused])
+        return "\n".join([counts, *first_three(self.refused)])
+
+
+def first_three(refused: Sequence) -> list[str]:
+    """The first three refused rows, and the number of the others."""
+    more = [f"and {len(refused) - 3:,} more refused"] if len(refused) > 3 else []
+    return [*map(str, refused[:3]), *more]
 
 
 def encode_rows(
@@ -40,6 +46,7 @@ def encode_rows(
     reserve: int = 1,
     max_refused: float = 0.01,
     source: str = "",
+    unit: str = "line",
 ) -> Encoded:
     """Tokenise prompts and the named responses. The tokenizer's chat template, if any, renders turns.
 
@@ -48,12 +55,13 @@ def encode_rows(
         context:     tokens that the model can hold.   reserve: tokens that must remain after the prompt.
         max_refused: fraction of the rows that may be refused. A row is refused if its prompt leaves too little room,
                      the chat template refuses its turns, or the model does not know one of its tokens.
-        source:      the file of the rows, for messages.   vocabulary: rows of the model's embedding; 0: unknown.
+        source:      the file of the rows, for messages.   unit: what the "line" of a row counts, "line" or "row".
+        vocabulary:  rows of the model's embedding; 0: unknown.
     Raises: InputError if more than `max_refused` of the rows are refused.
     """
     encoded_rows, truncated, refused = [], 0, []
     for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses, vocabulary), strict=True):
-        where = f"line {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
+        where = f"{unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
         where = f"{source}: {where}" if source else where
         if isinstance(encoded, InputError):
             refused.append(f"{where}: {encoded}")

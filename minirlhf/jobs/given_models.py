@@ -106,11 +106,14 @@ def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardMode
     """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder, model.config.vocab_size)
+    prompts = [*job.task.prompts, *job.task.held_out_prompts]
+    check_readable(tokenizer, prompts, folder, model.config.vocab_size, job.task.unit)
     return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
 
 
-def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path, vocabulary: int) -> None:
+def check_readable(
+    tokenizer: Tokenizer, prompts: list[dict], folder: Path, vocabulary: int, unit: str = "line"
+) -> None:
     """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
@@ -120,5 +123,5 @@ def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path, voca
         row, error = refusals[0]
         raise InputError(
             f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
-            f"line {row.get('line')} ({error}); leave these rows out"
+            f"{unit} {row.get('line')} ({error}); leave these rows out"
         )

@@ -19,8 +19,8 @@ from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
-from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
-from minirlhf.jobs.prepare import first_config, first_policy, prepare
+from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
+from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
@@ -75,7 +75,6 @@ class Job(Opened):
             device=common.device, precision=common.precision, seed=common.seed, threads=common.threads
         ) as device:
             opened = cls.make(name, section, settings, device, task, needs, after)
-            say(f"stages: {' -> '.join(opened._stages(name, after))}; results in {opened.folder}")
             try:
                 yield opened
             except Stopped as stage:
@@ -94,18 +93,14 @@ class Job(Opened):
     ) -> Job:
         """Open folder, rows and tokenizer for settings that are already read."""
         started, common = time.perf_counter(), settings["job"]
-        folder, rows = open_output(common, name), task(common)
-        if "reward" in after and not (common.reward or rows.reward):
-            needs = (*needs, "pairs")
-        for part in needs:
-            rows.need(part)  # refuse missing rows now, not after SFT
+        from minirlhf.jobs.checks import begun, check_flags
+        from minirlhf.jobs.folder import find_output
+
+        check_flags(common)
+        folder, rows = find_output(common, name), task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         job = cls(section, settings, folder, rows, tokenizer, device, started)
-        sampled = {"prompts": job.config.max_tokens} if isinstance(job.config, OnPolicyConfig) else {}
-        for part, reserve in {**dict.fromkeys(needs, 1), **sampled}.items():  # refuse rows now, not after hours
-            model = first_config(common, settings["model"])
-            job.checked[part, model.max_position_embeddings, reserve] = job.rows(part, model, reserve)
-        return job
+        return begun(job, name, needs, after)  # refuse all that can be refused now, not after SFT
 
     def base(self) -> Policy:
         """`--policy`, or a policy with random weights. The stage that trains the policy moves it to the device."""
@@ -174,11 +169,6 @@ class Job(Opened):
     def compiles(self) -> bool:
         """True if blocks and losses are compiled."""
         return compiles(self.common, self.device)
-
-    def _stages(self, name: str, after: tuple[str, ...]) -> list[str]:
-        given = {"sft": self.common.policy, "reward": self.common.reward or self.task.reward}
-        stages, last = [*(stage for stage in after if not given[stage]), name], self.common.stop_after
-        return stages[: stages.index(last) + 1] if last in stages else stages
 
     def _stop_after(self, stage: str) -> None:
         if self.common.stop_after == stage:

@@ -8,22 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from minirlhf.jobs.models import resolve_model, to_device
+from minirlhf.jobs.models import to_device
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.tokenizer import Tokenizer
-
-
-def first_config(job: JobConfig, config: ModelConfig) -> ModelConfig:
-    """The config of `--policy`, or of a new model."""
-    if not job.policy:
-        return config
-    from minirlhf.pretrained.weights import read_config
-
-    return read_config(resolve_model(job.policy))[0]
 
 
 def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:

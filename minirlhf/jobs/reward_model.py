@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minirlhf.algorithms.reward_model import RewardTrainer
-from minirlhf.jobs.models import choose_threads, resolve_model, to_device
+from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.stage import Stage, open_stage
@@ -19,17 +19,12 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
 
     Take `--reward`, else the task's check of answers, else train a reward model from the policy's weights.
     """
-    tokens = job.config.microbatch_tokens
-    if job.common.reward:
-        from minirlhf.jobs.given_models import load_scorer
-
-        return load_scorer(job, resolve_model(job.common.reward), tokens), None
-    if job.task.reward:
-        return job.task.reward, None
+    if job.given_reward:
+        return job.given_reward, None
     stage = open_stage(job, "reward", "reward_model")
     model = untrained_reward_model(job, stage, copy_of(policy).requires_grad_(True).transformer)
     accuracy = train_reward_model(job, stage, model)
-    return RewardModelScorer(model, job.tokenizer, tokens), accuracy
+    return RewardModelScorer(model, job.tokenizer, job.config.microbatch_tokens), accuracy
 
 
 def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float | None:

@@ -23,6 +23,7 @@ class JobConfig:
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
     data: str | None = None  # [file] your own rows instead of the embedded task: JSONL or JSON, plain or .gz
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
+    ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows that have a meaning which nothing here uses
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
@@ -40,7 +41,7 @@ class JobConfig:
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
     # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
-    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "stop_after")
+    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "reward_weights", "stop_after")
 
     def __post_init__(self) -> None:
         if self.freeze and self.train != "all":
@@ -56,7 +57,9 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
-    reward: str | None = None  # [folder] use this reward model instead of training a new one
+    reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
+    #                            instead of training a reward model; or several, with commas
+    reward_weights: tuple[float, ...] = ()  # [-] a weight for each reward; default: 1 each
 
 
 @dataclass(frozen=True)

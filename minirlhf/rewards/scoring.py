@@ -32,9 +32,12 @@ def score_completions(
     Raises: InputError if the count is wrong, or a score is missing, not a number, not finite or too large. The error
         names the function and the first bad completion. Training on such a score would ruin the policy silently.
     """
+    from minirlhf.rewards.calling import call_reward
+
     name = getattr(reward, "__name__", type(reward).__name__)
-    answer = reward(prompts, completions, rows)
-    scores = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str | dict) else [answer]
+    answer = call_reward(reward, prompts, completions, rows)
+    one = isinstance(answer, str | bytes | dict | set) or getattr(answer, "ndim", 1) == 0
+    scores = list(answer) if isinstance(answer, Iterable) and not one else [answer]
     if len(scores) != len(completions):
         raise InputError(
             f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return a list "
