@@ -3,7 +3,9 @@
 python examples/grpo.py    # checked sums, from a model that can hardly add
 python examples/grpo.py --grpo.algorithm dapo        # a row of ALGORITHMS
 python examples/grpo.py --policy DIR --reward DIR    # from your own models
+python examples/grpo.py --policy DIR --data rows.jsonl --reward my.py:right
 
+The last command reads rows {prompt, answer} and scores them with your function.
 ALGORITHMS stands in minirlhf/algorithms/grpo_recipes.py.
 """
 
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, RLJobConfig
+from minirlhf.rewards import parts_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ DEFAULTS = {
     # SFT stops early. Its learning rate is constant, so the stopping point does not depend on a schedule.
     **{"sft.steps": 3000, "sft.max_epochs": 20.0, "sft.batch_size": 64, "sft.lr": 3e-3, "sft.lr_final": 1.0},
     # many prompts with few completions each; groups of equal reward are replaced
-    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": 128, "grpo.group_size": 4},
+    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": None, "grpo.group_size": 4},
     **{"grpo.resample": 1, "grpo.lr": 1e-3, "grpo.temperature": 1.2},
 }
 
@@ -47,7 +50,7 @@ def main() -> None:
             reference = stage.reference if config.kl_coef else None
             spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
             options = {"spare": spare, "seed": job.seed, "compiled": job.compiles}
-            trainer = GRPOTrainer(stage.policy, reference, reward, job.tokenizer, config, **options)
+            trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:
                 run.record(trainer.step(batch))

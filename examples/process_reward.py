@@ -28,7 +28,7 @@ class ProcessRewardJobConfig(JobConfig):
 
 
 def load_task(job: ProcessRewardJobConfig) -> Task:
-    return steps_task(job.data, job.rows, job.seed, outcome=job.kind == "outcome")
+    return steps_task(job.data, job.rows, job.seed, job.kind == "outcome", job.ignore_columns)
 
 
 @exits_cleanly

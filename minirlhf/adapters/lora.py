@@ -28,7 +28,7 @@ from minirlhf.model.policy import Policy, core_of, trainable
 class LoRAConfig:
     r: int = 16  # [numbers] rank: the width between A and B
     alpha: float = 32.0  # [-] the update is scaled by alpha / r
-    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT, distillation and reward training only
+    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT and reward training only
     target_modules: tuple[str, ...] = (ALL,)  # [patterns] Linears that get an adapter; all-linear: all but heads
     use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
     use_dora: bool = False  # [-] learn the length of each row of the weight separately from its direction

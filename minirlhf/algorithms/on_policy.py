@@ -38,7 +38,7 @@ class OnPolicyConfig(OptimizerConfig):
         check_range(self, "missing_eos_penalty", least=0)
         self.sampling(eos_ids=(0,))  # refuse bad sampling settings now, not after earlier stages
         who = type(self).__name__
-        if self.batch_size % self.minibatch_size:
+        if self.minibatch_size and self.batch_size % self.minibatch_size:
             nearest = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
             raise InputError(
                 f"{who}: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "

@@ -77,14 +77,14 @@ class ProcessRewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss}: means over the labelled tokens of held-out rows."""
+        """{accuracy, loss}: means over the labelled tokens of held-out rows; {} without labels."""
         correct = loss = count = 0.0
         for group in row_groups(rows, self.config.microbatch_tokens):
             losses, is_correct, mask = self.losses(self.model, group)
             correct += masked_sum(is_correct, mask).item()
             loss += masked_sum(losses, mask).item()
             count += mask.sum().item()
-        return {"accuracy": correct / count, "loss": loss / count}
+        return {"accuracy": correct / count, "loss": loss / count} if count else {}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

@@ -19,7 +19,7 @@ from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.jobs.models import resolve_model
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
-from minirlhf.pretrained.weights import load_pretrained, save_pretrained
+from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_of
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
@@ -99,7 +99,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
     other_bases = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
     note = f"\nnote: adapters made for {', '.join(other_bases)}" if other_bases else ""
-    return f"{output}: {base} + {parts}{note}"
+    return f"{output}: {base} + {parts}\n{size_of(output)}{note}"
 
 
 def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:

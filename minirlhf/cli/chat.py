@@ -232,7 +232,7 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
     path = resolve_model(folder)
     policy = load_policy(path, dtype=resolve_precision(config.precision, device))
     tokenizer = Tokenizer.load(path)
-    check_vocabulary(policy.transformer.config, tokenizer, path)
+    check_vocabulary(policy.transformer.config, tokenizer, path, tell=note)
     if config.adapter:
         load_adapter(policy, config.adapter)
     if config.template:

@@ -7,8 +7,9 @@ The rows of a `Dataset` are
     kind "prompt"       {"prompt": str, "line": int, ...}
 
 "line" is the source line from 1 (in a JSON array: the row number), and ... are all other keys of the source row,
-unchanged. A prompt may be empty, an answer may not. A prompt made from turns ends with the plain chat layout's
-`Assistant:`, and its row keeps the turns as "prompt_turns" for tokenizers with a chat template.
+unchanged; columns.py says which of them are refused. A prompt may be empty, an answer may not. A prompt made from turns
+ends with the plain chat layout's `Assistant:`, and its row keeps the turns as "prompt_turns" for tokenizers with a chat
+template.
 
 `LAYOUTS` lists the ways to write a row. A new layout is a new row of that table.
 """
@@ -23,7 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minirlhf.data.encoding import TURNS
+from minirlhf.data.columns import Columns
+from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
 from minirlhf.errors import InputError
 from minirlhf.text.chat import canonical_role, render_chat
@@ -52,29 +54,33 @@ class Dataset:
     layout: str  # the keys of the source rows, in words
     rows: list[dict]
     refused: list[Refusal]
+    notes: tuple[str, ...] = ()  # what the rows have and nothing reads
+    unit: str = "line"  # what the "line" of a row counts: lines, or rows of an array
 
     def summary(self) -> str:
-        """A line of counts, then a line for each refused row."""
+        """A line of counts, the notes, and the first three refused rows."""
         counts = f"{self.kind} rows from {self.layout}, {len(self.rows)} kept, {len(self.refused)} refused"
-        return "\n".join(f"{self.path}: {line}" for line in [counts, *self.refused])
+        return "\n".join(f"{self.path}: {line}" for line in [counts, *self.notes, *first_three(self.refused)])
 
 
-def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01) -> Dataset:
+def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01, ignore_columns: tuple[str, ...] = ()) -> Dataset:
     """Read, check and convert all rows of a file. The first valid row decides the layout of all rows.
 
     Args:
-        path:        JSONL or a JSON array in UTF-8, plain or gzipped.
-        max_refused: fraction of the rows, 0 to 1, that may be refused.
+        path:           JSONL or a JSON array in UTF-8, plain or gzipped.
+        max_refused:    fraction of the rows, 0 to 1, that may be refused.
+        ignore_columns: columns, or keys of turns, that have a meaning which nothing here uses; see columns.py.
     Returns: a Dataset with at least one row.
-    Raises: InputError if the file cannot be read, no row is usable, or more than `max_refused` of the rows are refused.
+    Raises: InputError if the file cannot be read, no row is usable, more than `max_refused` of the rows are refused, or
+        a column has a meaning that nothing uses.
     """
     path = os.fspath(path)
     if not 0 <= max_refused <= 1:
         raise InputError(f"max_refused: needed a fraction from 0 to 1, got {max_refused}; 0.01 is 1% of the rows")
-    layout, rows, refused = None, [], []
+    layout, rows, refused, columns, unit = None, [], [], Columns(), "line"
     for unit, number, value in read_values(path):
         try:
-            row_layout, row = _convert(value)
+            row_layout, row = _convert(value, columns, f"{unit} {number}")
             if rows and row_layout != layout:
                 since = f"{unit} {rows[0]['line']}"
                 raise InputError(f"this row is {row_layout.name}, but the file is {layout.name} since {since}")
@@ -84,6 +90,7 @@ def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01) -> Dataset:
         layout = row_layout
         rows.append(row | {"line": number})
 
+    columns.check(path, ignore_columns)
     total = len(rows) + len(refused)
     if total == 0:
         raise InputError(f"{path}: needed at least one row, got an empty file; write one JSON object per line")
@@ -96,16 +103,17 @@ def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01) -> Dataset:
             f"{path}: needed at most {max_refused:.2%} of rows refused, got {len(refused)} of {total} ({first}); "
             f"mend these rows, or go on without them: --max_refused {enough}"
         )
-    return Dataset(path, layout.kind, layout.name, rows, refused)
+    return Dataset(path, layout.kind, layout.name, rows, refused, tuple(columns.notes(layout.kind)), unit)
 
 
-def _convert(source: object) -> tuple[Layout, dict]:
+def _convert(source: object, columns: Columns, where: str) -> tuple[Layout, dict]:
     """A JSON value -> (its layout, its row).   Raises: InputError with the reason why the row is refused."""
     if isinstance(source, InputError):
         raise source
     if not isinstance(source, dict):
         raise InputError(f"needed an object with named keys, got {_got(source)}")
     layout = _layout_of(source)
+    columns.look(source, layout.keys, layout.kind, where)
     texts = layout.convert(source, layout.keys)
     for key, text in texts.items():
         if key == TURNS:
@@ -116,10 +124,11 @@ def _convert(source: object) -> tuple[Layout, dict]:
             raise InputError(f"{key}: needed Unicode text, got half of a surrogate pair")
     if layout.kind == "preference" and texts["chosen"].strip() == texts["rejected"].strip():
         raise InputError("chosen and rejected are identical")
-    if layout.kind == "sft" and source.get("label") is False:
-        # Rows of unpaired preferences look like SFT rows. To imitate the bad answers would train the opposite.
-        raise InputError("label is false: SFT would imitate an answer marked as bad")
-    rest = {key: value for key, value in source.items() if key not in (*TEXT_KEYS, TURNS)}
+    margin = source.get("margin")
+    if margin is not None and not (type(margin) in (int, float) and math.isfinite(margin)):
+        raise InputError(f"margin: needed a finite number, got {_got(margin)}")
+    unread = (*TEXT_KEYS, TURNS, *(("margin",) if margin is None else ()))
+    rest = {key: value for key, value in source.items() if key not in unread}
     return layout, rest | texts
 
 
@@ -230,11 +239,19 @@ def _turns(value: object, key: str) -> list[dict]:
         try:
             if not isinstance(message, dict):
                 raise InputError(f"needed an object with role and content, got {_got(message)}")
-            role = canonical_role(message.get("role", message.get("from")))
-            turns.append({"role": role, "content": _content(message.get("content", message.get("value")))})
+            role, content = _either(message, "role", "from"), _either(message, "content", "value")
+            turns.append({"role": canonical_role(role), "content": _content(content)})
         except InputError as error:
             raise InputError(f"{key}: turn {number}: {error}") from None
     return turns
+
+
+def _either(message: dict, key: str, other: str) -> object:
+    """The value of a key or of its other name."""
+    value, second = message.get(key), message.get(other)
+    if value is not None and second is not None and value != second:
+        raise InputError(f"needed {key} or {other}, got both: {_got(value)} and {_got(second)}")
+    return second if value is None else value
 
 
 def _content(content: object) -> str:
@@ -242,7 +259,7 @@ def _content(content: object) -> str:
     texts = []
     for part in content if isinstance(content, list) else [content]:
         is_part = isinstance(content, list) and isinstance(part, dict) and part.get("type") == "text"
-        texts.append(part.get("text", part.get("value")) if is_part else part)
+        texts.append(_either(part, "text", "value") if is_part else part)
         if not isinstance(texts[-1], str):
             raise InputError(f"needed text as content, got {_got(texts[-1])}")
     return "".join(texts)

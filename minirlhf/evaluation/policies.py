@@ -12,9 +12,8 @@ from torch import Tensor
 
 from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
-from minirlhf.generation.engine import Completion, SamplingConfig, generate
+from minirlhf.generation.engine import Completion, SamplingConfig, generate, with_room
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
@@ -65,12 +64,11 @@ def evaluate_policy(
     Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
     included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
     token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
-    None too.
-    Raises: InputError if `rows` is empty.
+    None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None.
     """
-    if not rows:
-        raise InputError("evaluate_policy: needed at least one prompt, got none")
     started = time.perf_counter()
+    if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
+        return Report(dict.fromkeys(MEASURES), [], [])
     local = local_rows(range(len(rows)), even=False)
     prompts = [rows[i].source["prompt"] for i in local]
     completions = generate(

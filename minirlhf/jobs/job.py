@@ -19,13 +19,13 @@ from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
-from minirlhf.jobs.opened import Opened, load_task, load_tokenizer, open_output
+from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
 from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
 from minirlhf.jobs.sft import train_sft
-from minirlhf.jobs.stage import EVALUATION_PROMPTS, EVALUATION_TOKENS, PolicyStage, open_stage
+from minirlhf.jobs.stage import EVALUATION_PROMPTS, PolicyStage, open_stage
 from minirlhf.model.policy import Policy, ValueModel, copy_of
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.device import session
@@ -75,7 +75,6 @@ class Job(Opened):
             device=common.device, precision=common.precision, seed=common.seed, threads=common.threads
         ) as device:
             opened = cls.make(name, section, settings, device, task, needs, after)
-            say(f"stages: {' -> '.join(opened._stages(name, after))}; results in {opened.folder}")
             try:
                 yield opened
             except Stopped as stage:
@@ -94,13 +93,14 @@ class Job(Opened):
     ) -> Job:
         """Open folder, rows and tokenizer for settings that are already read."""
         started, common = time.perf_counter(), settings["job"]
-        folder, rows = open_output(common, name), task(common)
-        if "reward" in after and not (common.reward or rows.reward):
-            needs = (*needs, "pairs")
-        for part in needs:
-            rows.need(part)  # refuse missing rows now, not after SFT
+        from minirlhf.jobs.checks import begun, check_flags
+        from minirlhf.jobs.folder import find_output
+
+        check_flags(common)
+        folder, rows = find_output(common, name), task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
-        return cls(section, settings, folder, rows, tokenizer, device, started)
+        job = cls(section, settings, folder, rows, tokenizer, device, started)
+        return begun(job, name, needs, after)  # refuse all that can be refused now, not after SFT
 
     def base(self) -> Policy:
         """`--policy`, or a policy with random weights. The stage that trains the policy moves it to the device."""
@@ -144,9 +144,9 @@ class Job(Opened):
         settings, config, common, device = stage.settings, stage.config, self.common, self.device
         choose_threads(teacher or base, common, device)
         shape = base.transformer.config
-        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
-        rows, held_out = rows or self.rows(part, shape, reserve=reserve if part == "prompts" else 1)
-        prompts = held_out if part == "prompts" else self.rows("prompts", shape, reserve=reserve)[1]
+        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else 1
+        rows, held_out = rows or self.rows(part, shape, reserve)
+        prompts = held_out if part == "prompts" else self.held_out("prompts", shape)
         value_model, policy = None, base
         if values:
             value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
@@ -169,11 +169,6 @@ class Job(Opened):
     def compiles(self) -> bool:
         """True if blocks and losses are compiled."""
         return compiles(self.common, self.device)
-
-    def _stages(self, name: str, after: tuple[str, ...]) -> list[str]:
-        given = {"sft": self.common.policy, "reward": self.common.reward or self.task.reward}
-        stages, last = [*(stage for stage in after if not given[stage]), name], self.common.stop_after
-        return stages[: stages.index(last) + 1] if last in stages else stages
 
     def _stop_after(self, stage: str) -> None:
         if self.common.stop_after == stage:

@@ -18,10 +18,11 @@ ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job c
 
 
 def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
-    """The policy that a finished stage has written, on the device."""
+    """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
+    from minirlhf.jobs.given_models import computes_in_bf16
     from minirlhf.pretrained import load_policy
 
-    return to_device(load_policy(folder), job, device)
+    return to_device(load_policy(folder, dtype=None if computes_in_bf16(job) else torch.float32), job, device)
 
 
 def reference_for(policy: Policy) -> Policy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minirlhf.algorithms.reward_model import RewardTrainer
-from minirlhf.jobs.models import choose_threads, resolve_model, to_device
+from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.stage import Stage, open_stage
@@ -19,29 +19,27 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
 
     Take `--reward`, else the task's check of answers, else train a reward model from the policy's weights.
     """
-    tokens = job.config.microbatch_tokens
-    if job.common.reward:
-        from minirlhf.jobs.given_models import load_scorer
-
-        return load_scorer(job, resolve_model(job.common.reward), tokens), None
-    if job.task.reward:
-        return job.task.reward, None
+    if job.given_reward:
+        return job.given_reward, None
     stage = open_stage(job, "reward", "reward_model")
     model = untrained_reward_model(job, stage, copy_of(policy).requires_grad_(True).transformer)
     accuracy = train_reward_model(job, stage, model)
-    return RewardModelScorer(model, job.tokenizer, tokens), accuracy
+    return RewardModelScorer(model, job.tokenizer, job.config.microbatch_tokens), accuracy
 
 
 def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float | None:
     """Train the model on the task's pairs, unless the stage is finished -> its accuracy on held-out pairs."""
+    from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
+
     rows, held_out = job.rows("pairs", model.config)
+    margins_of(rows)  # refuse a bad margin now, not in the middle of the stage
     batches = stage.batches(rows)
     trainer = RewardTrainer(model, job.tokenizer, stage.config, updates=len(batches))
     if not stage.finished:
-        run = stage.run(trainer, batches, (lambda: trainer.evaluate(held_out)) if held_out else None)
+        run = stage.run(trainer, batches, lambda: trainer.evaluate(held_out))
         for batch in run:
             run.record(trainer.step(batch))
-    return trainer.evaluate(held_out)["accuracy"] if held_out else None
+    return trainer.evaluate(held_out).get("accuracy")
 
 
 def untrained_reward_model(job: Opened, stage: Stage, base: Transformer) -> RewardModel:

@@ -23,9 +23,11 @@ class JobConfig:
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
     data: str | None = None  # [file] your own rows instead of the embedded task: JSONL or JSON, plain or .gz
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
+    ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows that have a meaning which nothing here uses
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
+    template_variables: str | None = None  # [JSON] values of that template: '{"enable_thinking": false}'
     train: Literal["all", "lora", "qlora"] = "all"  # [-] trained weights of `policy`: all, LoRA adapters, or LoRA
     #                             adapters on a base held in 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
@@ -39,7 +41,7 @@ class JobConfig:
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
     # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
-    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "stop_after")
+    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "reward_weights", "stop_after")
 
     def __post_init__(self) -> None:
         if self.freeze and self.train != "all":
@@ -55,7 +57,9 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
-    reward: str | None = None  # [folder] use this reward model instead of training a new one
+    reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
+    #                            instead of training a reward model; or several, with commas
+    reward_weights: tuple[float, ...] = ()  # [-] a weight for each reward; default: 1 each
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,9 @@ def check_effects(settings: dict[str, Any]) -> None:
     job = settings["job"]
     if not job.policy:
         config_to(settings["model"])
-    if job.template and not job.policy:
-        raise InputError("--template: needs a model folder without a chat template; give --policy DIR")
+    for name in ("template", "template_variables"):
+        if getattr(job, name) and not job.policy:
+            raise InputError(f"--{name}: needs a model folder with a tokenizer; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

@@ -1,13 +1,14 @@
-"""Add rows to the embedding and the head of a model whose vocabulary has grown."""
+"""Rows of the embedding and the head: more rows for a vocabulary that has grown, fewer where rows are padding."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minirlhf.errors import InputError
+from minirlhf.model.cache import KVCache
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import core_of
 from minirlhf.model.transformer import Transformer
@@ -49,3 +50,18 @@ def _grown(weight: nn.Parameter, size: int) -> nn.Parameter:
     rows = weight.detach()
     grown = torch.cat((rows, rows.mean(0).expand(size - len(rows), -1)))
     return nn.Parameter(grown, requires_grad=weight.requires_grad)
+
+
+class FirstIds:
+    """A transformer whose distribution has its first `ids` ids alone. `generate` uses it like a transformer."""
+
+    def __init__(self, transformer: Transformer, ids: int) -> None:
+        self.transformer, self.ids = transformer, ids
+        self.config = replace(transformer.config, vocab_size=ids)
+        self.device, self.dtype, self.model = transformer.device, transformer.dtype, transformer.model
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        return self.logits(self.model(input_ids, attention_mask, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.transformer.logits(hidden)[..., : self.ids]

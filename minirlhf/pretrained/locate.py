@@ -73,12 +73,6 @@ def find_weights(model: nn.Module, folder: Path) -> dict[str, Location]:
     return {name: found[name] for name in expected}
 
 
-def stored_dtype(folder: Path, model_type: str) -> torch.dtype:
-    """The dtype of the embedding in a folder's files. Raises: InputError as `find_weights`."""
-    found = locations(weight_files(folder)[0], model_type)
-    return (found.get(EMBEDDING) or found[HEAD]).dtype
-
-
 def check_sizes(config: ModelConfig, folder: Path) -> None:
     """Compare config.json with the headers of the files, before a model of its sizes is built.
 

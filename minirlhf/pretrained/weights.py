@@ -27,6 +27,7 @@ from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import (
     EMBEDDING,
+    HEAD,
     WEIGHTS,
     Location,
     check_all_found,
@@ -34,6 +35,7 @@ from minirlhf.pretrained.locate import (
     check_sizes,
     find_weights,
     locations,
+    weight_files,
 )
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
 from minirlhf.pretrained.safe import check_type, open_weights, read_json
@@ -46,34 +48,68 @@ SCALAR_HEADS = ("score.", "value_head.")  # heads with one output
 
 
 def save_pretrained(
-    model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path, token_ids: dict[str, Any] | None = None
+    model: Transformer | Policy | RewardModel | ValueModel,
+    folder: str | Path,
+    token_ids: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write config.json and model.safetensors into `folder`, and value_head.safetensors for a policy with a value head.
 
     token_ids: pad_token_id, bos_token_id and eos_token_id, from `Tokenizer.token_ids`. They go into config.json, for
     other tools. `Tokenizer.save` writes the tokenizer's files.
+    dtype: of the weights in the file, except heads with one output. None keeps the model's dtype.
     Raises: InputError if the family's config.json cannot hold the model's config.
     """
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
     # null, because other tools take a default for a missing key
     unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    config = {**_config_json(transformer), **(token_ids or unknown)}  # may raise, so it comes before the first file
+    config = {
+        **_config_json(transformer, dtype),
+        **(token_ids or unknown),
+    }  # may raise, so it comes before the first file
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
             _save(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD)
         else:
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # from an earlier policy in this folder
-    _save(_on_cpu(_as_in_family(transformer)), folder / WEIGHTS)
+    weights = _as_in_family(transformer)
+    if dtype:
+        weights = {name: w if name.startswith(SCALAR_HEADS) else w.to(dtype) for name, w in weights.items()}
+    _save(_on_cpu(weights), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _config_json(model: nn.Module) -> dict[str, Any]:
-    dtype = next(model.parameters()).dtype
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def size_of(folder: str | Path) -> str:
+    """The size of the model in a folder, in words."""
+    found = _stored(folder).values()
+    numbers = sum(location.shape.numel() for location in found)
+    size = sum(location.shape.numel() * location.dtype.itemsize for location in found)
+    return f"{numbers:,} numbers in {dtype_name(stored_dtype(folder))}, {size / 1e6:,.1f} MB"
+
+
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """The dtype of the embedding in the files of a folder. Raises: InputError if no embedding can be read."""
+    found = _stored(folder)
+    if not (embedding := found.get(EMBEDDING) or found.get(HEAD)):
+        raise InputError(f"{folder}: needed the files of a language model, found no {EMBEDDING} in them")
+    return embedding.dtype
+
+
+def _stored(folder: str | Path) -> dict[str, Location]:
+    config, _ = read_config(folder)
+    return locations(weight_files(Path(folder))[0], config.model_type)
+
+
+def _config_json(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
     return {
         "architectures": [architecture(model.config.model_type, type(model))],
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(dtype or next(model.parameters()).dtype),
         **config_to(model.config),
         **(labels if isinstance(model, SCALAR_MODELS) else {}),
         **mark(model),

@@ -5,6 +5,7 @@ from minirlhf.rewards.scoring import Gold, Reward, RewardModelScorer, score_comp
 
 # names of leaves
 LEAVES = {
+    "minirlhf.rewards.functions": "FileReward RewardSum parts_of",
     "minirlhf.rewards.judges": "Judge judge_by",
 }
 __getattr__, __dir__ = lazy(__name__, LEAVES)

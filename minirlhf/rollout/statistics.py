@@ -12,7 +12,7 @@ from minirlhf.runtime.distributed import all_sum
 
 
 def describe(rollout: Rollout) -> dict[str, float]:
-    """The metrics of the samples, before any update: means over the completions of all processes."""
+    """The metrics of the samples, before any update: means over all processes. Without scores, no mean score."""
     mask = rollout.completion_mask
     wide = wide_dtype(mask)
     scores = rollout.scores.to(wide)
@@ -31,7 +31,7 @@ def describe(rollout: Rollout) -> dict[str, float]:
     means = {name: value / n for name, value in zip(list(sums)[4:], rest, strict=True)}
     mean = total / max(judged, 1)
     variance = max(total_sq / max(judged, 1) - mean**2, 0.0) * judged / max(judged - 1, 1)
-    return {"score_mean": mean, "score_std": variance**0.5, **means}
+    return {**({"score_mean": mean, "score_std": variance**0.5} if judged else {}), **means}
 
 
 def explained_variance(rollout: Rollout, returns: Tensor) -> float:

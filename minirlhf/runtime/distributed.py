@@ -117,13 +117,19 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
-    sizes = [torch.zeros(1, dtype=torch.int64, device=data.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([data.numel()], device=data.device))
-    width = max(int(size) for size in sizes)
-    parts = [torch.zeros(width, dtype=torch.uint8, device=data.device) for _ in sizes]
-    dist.all_gather(parts, torch.nn.functional.pad(data, (0, width - data.numel())))
-    texts = [bytes(part[: int(size)].tolist()) for part, size in zip(parts, sizes, strict=True)]
-    return [json.loads(text) for text in texts]
+    return [json.loads(bytes(part.tolist())) for part in gather_vectors(data)]
+
+
+def gather_vectors(x: Tensor) -> list[Tensor]:
+    """The vectors [N] of all ranks, on every rank. N may differ from rank to rank."""
+    if world_size() == 1:
+        return [x]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    width = max(1, *(int(size) for size in sizes))
+    parts = [x.new_zeros(width) for _ in sizes]
+    dist.all_gather(parts, torch.nn.functional.pad(x, (0, width - len(x))))
+    return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
 def _device() -> torch.device:

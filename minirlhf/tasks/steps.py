@@ -8,16 +8,19 @@ from __future__ import annotations
 import random
 import reprlib
 
+from minirlhf.data.columns import Columns
 from minirlhf.data.reading import read_values
 from minirlhf.errors import InputError
+from minirlhf.runtime.distributed import say
 from minirlhf.tasks import reviews
 from minirlhf.tasks.task import Task
 
+KEYS = ("prompt", "steps", "labels")
 HELD_OUT = 1024  # rows of the embedded task
 HELD_OUT_EVERY = 20  # the first 1/20 of a user's rows is held out
 
 
-def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
+def steps_task(data: str | None, rows: int, seed: int, outcome: bool, ignore_columns: tuple[str, ...] = ()) -> Task:
     """A task whose SFT rows are reviews, sentence by sentence, or the rows of a file.
 
     Args:
@@ -27,7 +30,7 @@ def steps_task(data: str | None, rows: int, seed: int, outcome: bool) -> Task:
     if data is None:
         training, held_out = step_rows(rows, seed), step_rows(HELD_OUT, seed, held_out=True)
     else:
-        found = read_steps(data)
+        found = read_steps(data, ignore_columns)
         first = len(found) // HELD_OUT_EVERY + 1
         held_out, training = found[:first], found[first:]
     if outcome:
@@ -58,20 +61,42 @@ def as_outcome(row: dict) -> dict:
     return {**row, "steps": ["".join(row["steps"])], "labels": [all(row["labels"])]}
 
 
-def read_steps(path: str) -> list[dict]:
-    """The rows of a file.   Raises: InputError, with file and line, if a value is not a row of this task."""
-    rows = []
+def read_steps(path: str, ignore_columns: tuple[str, ...] = ()) -> list[dict]:
+    """The rows of a file. The notes on its columns are printed; see data/columns.py.
+
+    Raises: InputError, with file and line, if a value is not a row of this task.
+    """
+    rows, columns = [], Columns()
     for unit, number, value in read_values(path):
         try:
-            if isinstance(value, InputError):
-                raise value
-            if not all(label in (True, False) for label in value["labels"]):
-                raise ValueError("a label is neither true nor false")
-            rows.append(
-                {"prompt": str(value["prompt"]), "steps": list(value["steps"]), "labels": list(value["labels"])}
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(_row(value))
+        except InputError as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
-            got = error if error is value else f"{reprlib.repr(value)} ({error})"
-            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {got}") from None
+            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {error}") from None
+        columns.look(value, KEYS, "steps", f"{unit} {number}")
+    columns.check(path, ignore_columns)
+    for note in columns.notes("steps"):
+        say(f"{path}: {note}")
+    if not rows:
+        raise InputError(f"{path}: needed at least one row, got an empty file; write one JSON object per line")
     return rows
+
+
+def _row(value: object) -> dict:
+    """A row of the task.   Raises: InputError that says what came instead."""
+    if isinstance(value, InputError):
+        raise value
+    if not isinstance(value, dict) or not all(key in value for key in KEYS):
+        raise InputError(reprlib.repr(value))
+    prompt, steps, labels = (value[key] for key in KEYS)
+    texts = [prompt, *steps] if isinstance(steps, list) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"prompt {reprlib.repr(prompt)} and steps {reprlib.repr(steps)}")
+    # 1 is right in some data sets, and neutral or a rating in others
+    if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):
+        raise InputError(f"labels {reprlib.repr(labels)}")
+    if len(labels) != len(steps) or not steps or not all(steps):
+        raise InputError(
+            f"{len(labels)} labels for {len(steps)} steps, of which {len(steps) - sum(map(bool, steps))} are empty"
+        )
+    return {key: value[key] for key in KEYS}

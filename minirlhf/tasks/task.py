@@ -32,6 +32,8 @@ class Task:
     held_out_prompts: list[dict]
     reward: Reward | None = None  # only if answers can be checked
     gold: Gold | None = None  # only if exact measures exist: (prompts, completions, rows) -> measures
+    unit: str = "line"  # what the "line" of a row counts: "line", or "row" of an array
+    refused: tuple[str, ...] = ()  # a line for each row of the user's file that was left out
 
     def texts(self) -> list[str]:
         """All training texts, for the training of a tokenizer. Prompts and responses are separate texts."""

@@ -33,4 +33,6 @@ def task_from_rows(dataset: Dataset) -> Task:
         held_out_sft=sft(held_out),
         held_out_pairs=pairs(held_out),
         held_out_prompts=prompts(held_out),
+        unit=dataset.unit,
+        refused=tuple(f"{dataset.path}: {refusal}" for refusal in dataset.refused),
     )

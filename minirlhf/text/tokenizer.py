@@ -114,15 +114,16 @@ class Tokenizer:
 
         write_folder(folder, self.parts, self.token_ids)
 
-    def with_template(self, template: str) -> Tokenizer:
+    def with_template(self, template: str | None = None, variables: dict[str, Any] | str | None = None) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        If a built-in ends turns with a special token, that token becomes the end token.
+        If a built-in ends turns with a special token, that token becomes the end token. variables: defaults of names
+        that the template reads, such as {"enable_thinking": False}, or their JSON.
         Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
-        from minirlhf.text.checkpoint_tokenizer.changes import with_template
+        from minirlhf.text.checkpoint_tokenizer.changes import changed
 
-        return self.of(with_template(self.parts, template))
+        return self.of(changed(self.parts, template, variables))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         """The same tokenizer with more special tokens. A token that is in the vocabulary already keeps its id.
@@ -137,7 +138,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """The largest id + 1: the rows that a model needs. The count of tokens is smaller if ids have holes."""
+        return max(self.backend.get_vocab().values()) + 1
 
     @property
     def token_ids(self) -> dict[str, int | None]:
@@ -193,14 +195,16 @@ class Tokenizer:
 
         return encode_with_offsets(self, text)[0]
 
-    def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
+    def encode_turns(
+        self, turns: list[dict], answers: Sequence[str] = (), sampled: bool = False
+    ) -> tuple[list[int], list[list[int]]]:
         """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-        Raises: InputError if the template refuses the turns.
+        See `text.turns.encode_turns`.
         """
         from minirlhf.text.turns import encode_turns
 
-        return encode_turns(self, turns, answers)
+        return encode_turns(self, turns, answers, sampled)
 
     def encode_chat(
         self, messages: list[dict], add_generation_prompt: bool = False, **options: Any

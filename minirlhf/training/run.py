@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
+from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -87,7 +88,7 @@ class ModelFiles(Protocol):
     def has_adapter(self, model: nn.Module) -> bool: ...
     def save_trained(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
     def load_trained(self, model: nn.Module, folder: Path) -> None: ...
-    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None) -> None: ...
+    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
 
 
 class Run:
@@ -146,7 +147,8 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # dropout of a step, resumed or not
+                # dropout of a step, resumed or not; all 53 bits of the number
+                torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
                 yield local_rows(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
@@ -267,7 +269,7 @@ class Run:
                 with written_whole(self.folder / ADAPTER) as folder:
                     self.files.save_trained(model, folder, self.tokenizer, self.config.base)
             with written_whole(self.folder / FINAL) as folder:
-                self.files.save_final(model, folder, self.tokenizer)
+                self.files.save_final(model, folder, self.tokenizer, self.config.base)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:

@@ -138,8 +138,8 @@ def test_layout_is_recognised_by_its_keys(read, source, kind, row):
 
 
 def test_other_keys_are_kept_and_null_counts_as_absent(read):
-    source = SFT | {"chosen": None, "answer": 72, "label": True, "tags": ["x"]}
-    assert read([source]).rows == [SFT | {"answer": 72, "label": True, "tags": ["x"], "line": 1}]
+    source = SFT | {"chosen": None, "answer": 72, "tags": ["x"]}
+    assert read([source]).rows == [SFT | {"answer": 72, "tags": ["x"], "line": 1}]
 
 
 def test_prompt_may_be_empty_and_text_stays_as_it_is(read):
@@ -238,6 +238,14 @@ REASONS = {
         {"conversations": [human("q"), {"from": "function_call", "value": "f"}]},
         f"conversations: turn 2: role: {ROLES}, got 'function_call'; rename the role or drop the row",
     ),
+    "two contents": (
+        {"messages": [{"role": "user", "content": "q", "value": "w"}]},
+        "messages: turn 1: needed content or value, got both: str 'q' and str 'w'",
+    ),
+    "two roles": (
+        {"messages": [{"role": "user", "from": "gpt", "content": "q"}]},
+        "messages: turn 1: needed role or from, got both: str 'user' and str 'gpt'",
+    ),
     "no content": ({"messages": [{"role": "user"}]}, "messages: turn 1: needed text as content, got null"),
     "image part": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
@@ -259,7 +267,7 @@ REASONS = {
     "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
     "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
     "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
-    "marked as bad": (SFT | {"label": False}, "label is false: SFT would imitate an answer marked as bad"),
+    "margin of a wrong type": (PAIR | {"margin": "0.5"}, "margin: needed a finite number, got str '0.5'"),
 }
 
 

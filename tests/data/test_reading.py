@@ -116,3 +116,11 @@ def test_gzip_bomb_is_not_unpacked(read, monkeypatch, content):
     with pytest.raises(InputError, match=r"needed lines or one array of at most 1,000 bytes, got more; write JSONL"):
         read(gzip.compress(content))
     assert len(read(gz([SFT] * 100))) == 100  # lines are counted one by one
+
+
+def test_a_key_that_stands_twice_is_refused(read):
+    (only,) = read('{"prompt": "a", "response": "b", "prompt": "c"}\n')
+    assert isinstance(only.value, InputError)
+    assert str(only.value).startswith("broken JSON, the key 'prompt' stands twice in an object: ")
+    with pytest.raises(InputError, match=r"needed one JSON array, got broken JSON \(the key 'a' stands twice"):
+        read('[{"turns": [{"a": 1, "a": 1}]}]')

@@ -1,10 +1,12 @@
 """The report of a tiny random policy: every measure equals its definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from minirlhf.data import EncodedRow, encode_rows
-from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, summary
+from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, summary, win_rate
 from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
@@ -118,6 +120,27 @@ def test_a_completion_is_keyed_by_the_index_of_its_row(policy):
 def test_greedy_evaluation_with_a_reference_has_no_kl(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SamplingConfig(4, temperature=0), ref_policy=copy_of(policy))
     assert report.measures["kl"] is None
+
+
+def test_without_prompts_nothing_is_measured(policy):
+    def never(*_):
+        raise AssertionError("called without prompts")
+
+    report = evaluate_policy(policy, TOKENIZER, [], SAMPLING, reward=never, gold=never, ref_policy=copy_of(policy))
+    assert report.known() == {} and report.measures.keys() == MEASURES.keys() and report.prompts == []
+    assert win_rate(report, report) is None and summary(report, report)["after"]["gold_reward"] is None
+    assert comparison(report, report, "PPO").startswith("on held-out prompts")
+
+
+def test_a_prompt_gets_the_room_that_it_leaves_and_without_room_it_is_left_out(policy):
+    # the context holds 64 tokens
+    rows = [EncodedRow({"prompt": str(n)}, [1] + [5] * (n - 1), ()) for n in (3, 64, 63, 100, 60)]
+    free = replace(SAMPLING, stop_ids=())
+    with pytest.warns(UserWarning, match="^2 of 5 prompts leave no room in the context of 64: left out$"):
+        report = evaluate_policy(policy, TOKENIZER, rows, free, ref_policy=copy_of(policy))
+    assert report.prompts == ["3", "63", "60"] and len(report.completions) == 3
+    assert report.measures["length"] == pytest.approx((12 + 1 + 4) / 3)
+    assert report.measures["ended"] == 0 and report.measures["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def report_of(**measures):

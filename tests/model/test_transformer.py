@@ -196,6 +196,12 @@ def test_context_too_long_is_refused(make, cached):
         model(torch.zeros(1, 7 if cached else 17, dtype=torch.int64), cache=cache)
 
 
+def test_a_cap_bounds_the_logits(make, ids):
+    plain, capped = make()(ids), make(final_logit_softcapping=2.0)(ids)
+    assert_close(capped, 2 * torch.tanh(plain / 2))
+    assert plain.abs().max() > 3 and capped.abs().max() < 2
+
+
 def test_context_may_be_filled_to_the_last_token(make):
     assert make()(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 37)
 

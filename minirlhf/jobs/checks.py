@@ -1,0 +1,155 @@
+"""All that can be refused is refused here, before the first stage: a stage may take hours. Then the folder is taken."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from minirlhf.adapters import apply_lora, freeze
+from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
+from minirlhf.errors import InputError
+from minirlhf.jobs.folder import take_output, write_refused
+from minirlhf.jobs.models import resolve_model
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.settings import JobConfig, changed
+from minirlhf.model.config import ModelConfig
+from minirlhf.model.policy import Policy, RewardModel
+from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
+from minirlhf.runtime.distributed import is_main, say, world_size
+from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
+from minirlhf.training.settings import settings_to_toml
+
+PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
+SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
+
+
+def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]) -> Opened:
+    """The job once everything is checked: with its reward, its rows as ids, and a folder of its own.
+
+    Args:
+        name:  name of the program.   after: the stages before the program's own.
+        needs: parts that the task must have.
+    Raises: InputError, before anything is written.
+    """
+    settings = settings_to_toml(job.settings)
+    job = with_given_reward(job, after)
+    stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
+    needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
+    for part in needs:
+        if part == "sft" and "sft" in stages and not job.task.sft:
+            raise InputError(
+                f"{job.task.name}: SFT needs rows {{prompt, response}}, but the task has none; give a trained model "
+                "with --policy DIR, or --data FILE with such rows"
+            )
+        job.task.need(part)
+    check_stages(job, after, stages)
+    shape = shape_of(job)
+    if on_policy:
+        check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
+    check_trainable(job, shape, stages)
+    refused = list(job.task.refused)
+    for part in dict.fromkeys(needs):
+        reserve = job.config.max_tokens if part == "prompts" else 1
+        refused += job.encode(part, shape, reserve)
+    job = replace(job, folder=take_output(job.folder, job.common, name, settings))
+    write_refused(job.folder, refused)
+    planned, last = [*stages, name], job.common.stop_after
+    planned = planned[: planned.index(last) + 1] if last in planned else planned
+    say(f"stages: {' -> '.join(planned)}; results in {job.folder}")
+    save_tokenizer(job)
+    return job
+
+
+def shape_of(job: Opened) -> ModelConfig:
+    """The shape of the model that the job trains: of `--policy`, or of a new model."""
+    if job.common.policy:
+        return read_config(resolve_model(job.common.policy))[0]
+    return replace(job.settings["model"], vocab_size=job.tokenizer.vocab_size)
+
+
+def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
+    """The stages that the job trains before its own."""
+    replaced = {"sft": job.common.policy, "reward": job.given_reward}
+    return [stage for stage in after if not replaced[stage]]
+
+
+def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
+    if "reward" not in after:
+        return job
+    if job.common.reward:
+        from minirlhf.jobs.given_rewards import with_reward
+
+        return with_reward(job)
+    return replace(job, given_reward=job.task.reward)
+
+
+def check_flags(job: JobConfig) -> None:
+    """Refuse flags that are empty, and flags that another flag leaves without effect."""
+    for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
+        raise InputError(f"--{name}: needed a value, got empty text; give a value, or drop the flag")
+    if job.data and "task" in changed(job):
+        raise InputError(f"--task {job.task}: --data {job.data} replaces the embedded task; drop one of the two")
+    if job.ignore_columns and not job.data:
+        raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
+    if getattr(job, "reward_weights", ()) and not job.reward:
+        raise InputError("--reward_weights: needs rewards to weigh; give --reward")
+
+
+def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None:
+    """Refuse a stage that is not there, a folder in a stage's place, and sizes that the processes cannot share."""
+    common = job.common
+    if common.stop_after in after and common.stop_after not in stages:
+        raise InputError(
+            f"--stop-after {common.stop_after}: this job has no such stage, because the task checks its "
+            "answers itself; drop the flag"
+        )
+    unused = [SECTIONS[stage] for stage in after if stage not in stages]
+    if unread := [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]:
+        say(f"not read, because no such stage is trained: {', '.join(unread)}")
+    for stage in [*stages, job.section]:
+        folder = job.folder / stage
+        if folder.is_dir() and holds_anything(folder) and not (folder / "config.toml").exists():
+            raise InputError(f"{folder}: holds files that are not a run's; choose another --output")
+    for section in [*(SECTIONS[stage] for stage in stages), job.section]:
+        for size in ("batch_size", "minibatch_size"):
+            rows = getattr(job.settings[section], size, 0)
+            if rows % world_size():
+                raise InputError(
+                    f"{section}.{size}: needed a multiple of the {world_size()} processes, got {rows}; change one of "
+                    "the two"
+                )
+
+
+def check_trainable(job: Opened, shape: ModelConfig, stages: list[str]) -> None:
+    """Try `--train` and `--freeze` on a model without storage. A given model is read as far as its shapes."""
+    common: Any = job.common
+    policy = load_policy(resolve_model(common.policy)) if common.policy else empty(shape)
+    if common.train == "all":
+        if common.freeze:
+            freeze(policy, common.freeze)
+            if not any(p.requires_grad for p in policy.parameters()):
+                raise InputError(f"--freeze {','.join(common.freeze)}: no parameter is left to train; freeze fewer")
+        return
+    apply_lora(policy, job.settings["lora"])
+    # beside adapters that share one base (their only choices of `train`), a reward model is no model of its own
+    if "reward" in stages and type(common).train == "all":
+        apply_lora(RewardModel(empty(shape).transformer), job.settings["lora"])
+
+
+def empty(shape: ModelConfig) -> Policy:
+    with torch.device("meta"), Uninitialised():
+        return Policy(Transformer(shape))
+
+
+def save_tokenizer(job: Opened) -> None:
+    """Write the new tokenizer, which all stages share, into the job's folder."""
+    folder = job.folder / "tokenizer"
+    if job.common.policy:
+        return
+    if is_main() and not is_complete(folder):
+        with written_whole(folder) as aside:
+            job.tokenizer.save(aside)
+    say(f"tokenizer: {job.tokenizer.vocab_size:,} tokens, {folder}")

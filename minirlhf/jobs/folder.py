@@ -1,0 +1,99 @@
+"""The folder of a job: found first, taken once nothing is left to refuse, so that a refused job leaves no folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from minirlhf.errors import InputError
+from minirlhf.jobs.settings import JobConfig
+from minirlhf.runtime.distributed import gather, is_main, say
+from minirlhf.training.checkpoint import holds_anything, write_whole
+
+SETTINGS = "config.toml"  # all settings of the job at its first start; the first file in its folder
+TAKEN = "holds a run already; give --resume or choose another --output"
+
+
+def find_output(job: JobConfig, name: str) -> Path:
+    """The job's folder, the same in all processes: `output`, or a fresh runs/NAME-001, or the newest with `resume`.
+
+    Raises: InputError if the folder holds files and `resume` is not set.
+    """
+    return _agreed(lambda: _find(job, name))
+
+
+def take_output(folder: Path, job: JobConfig, name: str, settings: str) -> Path:
+    """Make the folder and write the job's settings into it -> the folder.
+
+    Jobs that start together never share a folder: only one of them can create the file of settings. A job without
+    `output` then takes the next number.
+    """
+    return _agreed(lambda: _take(folder, job, name, settings))
+
+
+def write_refused(folder: Path, refused: list[str]) -> None:
+    """Write a line for each row that was left out to refused.txt."""
+    if refused and is_main():
+        write_whole(folder / "refused.txt", "".join(f"{line}\n" for line in refused))
+        say(f"every row that was left out: {folder / 'refused.txt'}")
+
+
+def _agreed(choose: Callable[[], Path]) -> Path:
+    """The main process's choice, on all processes. All of them raise the main process's InputError."""
+    path, problem = None, ""
+    if is_main():
+        try:
+            path = str(choose())
+        except InputError as error:
+            problem = str(error)
+    path, problem = gather((path, problem))[0]
+    if problem:
+        raise InputError(problem)
+    return Path(path)
+
+
+def _find(job: JobConfig, name: str) -> Path:
+    taken = _numbers(name)
+    newest = taken[-1] if taken and job.resumes else _next(name)
+    folder = Path(job.output or newest)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{folder}: needed a folder for --output, but {existing} is not a writable folder; choose another"
+        )
+    if holds_anything(folder) and not job.resumes:
+        raise InputError(f"{folder}: {TAKEN}")
+    if job.resume and not holds_anything(folder):
+        say(f"{folder}: nothing to resume, starting afresh")
+    return folder
+
+
+def _take(folder: Path, job: JobConfig, name: str, settings: str) -> Path:
+    if job.resumes:
+        if not (folder / SETTINGS).exists():
+            write_whole(folder / SETTINGS, settings)
+        return folder
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=job.output is not None)
+            with (folder / SETTINGS).open("x", encoding="utf-8") as file:
+                file.write(settings)
+            return folder
+        except FileExistsError:
+            if job.output is not None:
+                raise InputError(f"{folder}: {TAKEN}") from None
+            folder = _next(name)
+
+
+def _numbers(name: str) -> list[Path]:
+    """The folders runs/NAME-NNN, in the order of their numbers."""
+    found = [path for path in Path("runs").glob(f"{name}-*") if re.fullmatch(r"\d{3,}", path.name[len(name) + 1 :])]
+    return sorted(found, key=lambda path: int(path.name[len(name) + 1 :]))
+
+
+def _next(name: str) -> Path:
+    taken = _numbers(name)
+    number = int(taken[-1].name[len(name) + 1 :]) if taken else 0
+    return Path("runs") / f"{name}-{number + 1:03d}"

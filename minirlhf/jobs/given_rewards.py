@@ -1,0 +1,60 @@
+"""The rewards of `--reward`: folders of reward models and functions of the user's own files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from minirlhf.errors import InputError
+from minirlhf.jobs.given_models import load_scorer
+from minirlhf.jobs.models import resolve_model
+from minirlhf.jobs.opened import Opened
+from minirlhf.rewards.functions import FileReward, RewardSum
+from minirlhf.rewards.scoring import Reward, score_completions
+
+
+def with_reward(job: Opened) -> Opened:
+    """The job with the reward of `--reward`. Functions are tried on two prompts before anything is trained.
+
+    An algorithm with weights of its own (GRPO) gets the weights as its setting `reward_weights`.
+    """
+    common, config = job.common, job.config
+    names, own = common.reward.split(","), getattr(config, "reward_weights", (1.0,))
+    if common.reward_weights and own not in ((1.0,), common.reward_weights):
+        raise InputError(f"--reward_weights: needed the weights once, got --{job.section}.reward_weights too; drop one")
+    weights = common.reward_weights or (own if len(own) > 1 else (1.0,) * len(names))
+    if len(weights) != len(names):
+        raise InputError(
+            f"--reward_weights: needed a weight for each of the {len(names)} rewards {', '.join(names)}, got "
+            f"{len(weights)}: {','.join(map(str, weights))}"
+        )
+    if not all(map(math.isfinite, weights)) or not all(weights):
+        raise InputError(f"--reward_weights: needed finite weights other than 0, got {','.join(map(str, weights))}")
+    if len(names) != len(set(names)):
+        raise InputError(f"--reward: needed each reward once, got {common.reward}; a weight of 2 counts twice")
+    rewards = [reward_of(job, name) for name in names]
+    optional = hasattr(config, "reward_weights")
+    for reward in rewards:
+        if isinstance(reward, FileReward):
+            try_reward(reward, job, optional=optional or len(rewards) > 1)
+    plain = len(rewards) == 1 and (optional or weights == (1.0,))
+    if optional:
+        job = replace(job, settings={**job.settings, job.section: replace(config, reward_weights=weights)})
+    return replace(job, given_reward=rewards[0] if plain else RewardSum(rewards, weights))
+
+
+def reward_of(job: Opened, name: str) -> Reward:
+    """The reward of one name: FILE.py:FUNCTION, or the folder of a reward model."""
+    if Path(name).is_dir():
+        return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
+    if name.endswith(".py") or ":" in name:
+        return FileReward(name)
+    raise InputError(f"{name}: needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path")
+
+
+def try_reward(reward: Reward, job: Opened, optional: bool) -> None:
+    """Call a reward function on two training prompts, with an empty completion and a short one."""
+    rows = list(islice([*job.task.prompts, *job.task.prompts], 2))
+    score_completions(reward, [row["prompt"] for row in rows], ["", "yes"], rows, optional=optional)

@@ -1,0 +1,48 @@
+"""How a reward function takes its arguments: by position, or by the names that its parameters have."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from minirlhf.errors import InputError
+
+NAMES = ("prompts", "completions", "rows")
+
+
+def call_reward(reward: Callable, prompts: list[str], completions: list[str], rows: list[dict]) -> Any:
+    """Call a reward function as its signature asks -> its answer.
+
+    reward(p, c, r)                        three parameters of any names: by position
+    reward(completions), reward(*, rows)   some of the names prompts, completions, rows, in any order: by name
+    reward(completions, answer, **kwargs)  another name is a column of the rows: a list with one value per completion;
+                                           **kwargs gets the rest of prompts, completions and rows
+    A parameter with a default value keeps it, unless it has one of the three names.
+    Raises: InputError if a parameter names a column that a row does not have.
+    """
+    given = dict(zip(NAMES, (prompts, completions, rows), strict=True))
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return reward(*given.values())
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    open_ended = len(names) < len(parameters)  # it has **kwargs
+    required = {p.name for p in parameters if p.name in names and p.default is p.empty}
+    columns = required - given.keys()
+    by_position = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters)
+    by_position |= not (names & given.keys() or open_ended)
+    by_position |= len(required) == 3 and any(name not in row for row in rows for name in columns)
+    if by_position:
+        return reward(*given.values())
+    arguments = {name: value for name, value in given.items() if open_ended or name in names}
+    return reward(**arguments, **{name: _column(rows, name) for name in columns})
+
+
+def _column(rows: list[dict], name: str) -> list:
+    if lacking := next((row for row in rows if name not in row), None):
+        raise InputError(
+            f"the parameter {name} is neither prompts, completions nor rows, and a row has no column {name}; it has "
+            f"{', '.join(map(str, lacking))}; rename the parameter, or give it a default value"
+        )
+    return [row[name] for row in rows]

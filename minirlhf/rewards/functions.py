@@ -1,0 +1,114 @@
+"""Reward functions of a user's own Python file, and several rewards as one.
+
+A file that the user names on his command line is his own program: it is imported, so its code runs.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import linecache
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minirlhf.errors import InputError, nearest
+from minirlhf.rewards.calling import call_reward
+from minirlhf.rewards.scoring import Reward, score_completions
+
+
+class FileReward:
+    """A function of a user's file. Its errors become one line with his file and line number.
+
+    name: FILE.py:FUNCTION.
+    Raises: InputError if the file cannot be imported, or has no such function.
+    """
+
+    def __init__(self, name: str) -> None:
+        file, _, function = name.rpartition(":")
+        if not file:
+            file, function = name, ""
+        self.__name__, self.path = name, Path(file)
+        module = self.guarded(lambda: import_file(self.path))
+        known = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        found = getattr(module, function, None) if function else None
+        if not callable(found):
+            hint = f"did you mean {nearest(function, known)}?" if function and known else "write FILE.py:FUNCTION"
+            raise InputError(
+                f"reward {name}: needed a function of {file}, got {function or 'no name'}; it has "
+                f"{', '.join(known) or 'none'}; {hint}"
+            )
+        self.function = found
+
+    def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> Any:
+        def answer() -> Any:
+            scores = call_reward(self.function, prompts, completions, rows)
+            return list(scores) if isinstance(scores, Iterator) else scores  # a generator runs here
+
+        return self.guarded(answer)
+
+    def guarded(self, act: Callable[[], Any]) -> Any:
+        """Call `act`. An error of the user's code becomes an InputError."""
+        try:
+            return act()
+        except (Exception, SystemExit) as error:
+            raise InputError(f"reward {self.__name__}: {where_it_failed(error, self.path)}") from None
+
+
+class RewardSum:
+    """The weighted sum of several rewards. A reward may return None for a completion; the others then count alone."""
+
+    def __init__(self, functions: Sequence[Reward], weights: Sequence[float]) -> None:
+        self.functions, self.weights = list(functions), tuple(weights)
+        self.__name__ = " + ".join(getattr(f, "__name__", type(f).__name__) for f in functions)
+
+    def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float | None]:
+        columns = [score_completions(f, prompts, completions, rows, optional=True) for f in self.functions]
+        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+
+    def _sum(self, scores: Sequence[float]) -> float | None:
+        known = [w * score for w, score in zip(self.weights, scores, strict=True) if not math.isnan(score)]
+        return sum(known) if known else None
+
+
+def parts_of(reward: Reward) -> list[Reward]:
+    """The functions of a sum, for a trainer that weighs them itself; else the reward alone."""
+    return reward.functions if isinstance(reward, RewardSum) else [reward]
+
+
+def import_file(path: Path) -> ModuleType:
+    """The module of a Python file. It can import its neighbours, as a program can. A file is imported once."""
+    if not path.is_file():
+        raise InputError(f"needed a Python file, found no {path}; check the path")
+    name = str(path.resolve())
+    if name in sys.modules:
+        return sys.modules[name]
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, name))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def where_it_failed(error: BaseException, path: Path) -> str:
+    """One line: the user's file and line, the error, and the text of the line."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, InputError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{path.name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    if not own:
+        return f"{type(error).__name__}: {text}; needed a function of prompts, completions and rows"
+    line = linecache.getline(own[-1].filename, own[-1].lineno).strip()
+    return f"{path.name}, line {own[-1].lineno}: {type(error).__name__}: {text} (in {line[:80]})"

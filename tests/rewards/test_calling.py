@@ -1,0 +1,92 @@
+"""How a reward function takes its arguments."""
+
+import functools
+
+import pytest
+
+from minirlhf.errors import InputError
+from minirlhf.rewards.calling import call_reward
+from minirlhf.rewards.scoring import score_completions
+
+P, C, ROWS = ["p", "q"], ["c", "dd"], [{"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2}]
+
+
+class Callable:
+    def __call__(self, completions, rows):
+        return completions, rows
+
+
+def by_keyword(*, rows, prompts):
+    return prompts, rows
+
+
+def with_rest(completions, **rest):
+    return completions, rest
+
+
+def all_open(**rest):
+    return rest
+
+
+def column(completions, answer):
+    return completions, answer
+
+
+def column_third(prompts, completions, answer):
+    return prompts, completions, answer
+
+
+def default(completions, scale=2.0, prompts=None):
+    return completions, scale, prompts
+
+
+def everything(*arguments):
+    return arguments
+
+
+def positional(prompts, completions, rows, /):
+    return prompts, completions, rows
+
+
+CALLS = [
+    (lambda a, b, c: (a, b, c), (P, C, ROWS)),
+    (lambda p, c, rows: (p, c, rows), (P, C, ROWS)),
+    (lambda rows, prompts, completions: (rows, prompts, completions), (ROWS, P, C)),
+    (lambda completions: completions, C),
+    (lambda completions, prompts: (completions, prompts), (C, P)),
+    (by_keyword, (P, ROWS)),
+    (with_rest, (C, {"prompts": P, "rows": ROWS})),
+    (all_open, {"prompts": P, "completions": C, "rows": ROWS}),
+    (column, (C, [1, 2])),
+    (column_third, (P, C, [1, 2])),
+    (default, (C, 2.0, P)),
+    (everything, (P, C, ROWS)),
+    (positional, (P, C, ROWS)),
+    (functools.partial(default, scale=3.0), (C, 3.0, P)),
+    (Callable(), (C, ROWS)),
+    (zip, list(zip(P, C, ROWS, strict=True))),  # written in C
+]
+
+
+@pytest.mark.parametrize(("reward", "expected"), CALLS)
+def test_a_function_gets_the_arguments_that_its_parameters_name(reward, expected):
+    found = call_reward(reward, P, C, ROWS)
+    assert (list(found) if reward is zip else found) == expected
+
+
+def test_a_parameter_that_is_no_column_is_named():
+    with pytest.raises(
+        InputError, match="^the parameter gold is neither .* has no column gold; it has prompt, answer;"
+    ):
+        call_reward(lambda completions, gold: [], P, C, ROWS)
+
+
+def test_scores_come_from_functions_of_every_form():
+    assert score_completions(lambda completions: [len(c) for c in completions], P, C, ROWS) == [1.0, 2.0]
+    assert score_completions(lambda *, completions, **_: map(len, completions), P, C, ROWS) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("answer", [None, 3, "ab", b"ab", {1.0, 2.0}, {"a": 1, "b": 2}])
+def test_an_answer_that_is_no_sequence_of_scores_is_refused(answer):
+    with pytest.raises(InputError, match="needed 2 scores, one per completion, got 1"):
+        score_completions(lambda p, c, r: answer, P, C, ROWS)
