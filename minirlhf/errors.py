@@ -15,15 +15,14 @@ class InputError(ValueError):
     """Bad input. The message is one printable line: the source, the needed value, the given value, a remedy."""
 
     def __init__(self, message: object) -> None:
-        text = str(message)
-        text = text if len(text) <= 4000 else f"{text[:2000]} ... {text[-2000:]}"
-        # a path or the message of a library can hold newlines, terminal controls and halves of surrogate pairs
-        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
+        from minirlhf.foreign import one_line  # here, so that the core loads no leaf
+
+        super().__init__(one_line(str(message)))  # it may hold a path, or the message of a library
 
 
 def shown(value: Any, most: int = 80) -> str:
     """A value of a file or a flag, for a message: one printable line of about `most` letters; see `foreign.py`."""
-    from minirlhf.foreign import beginning_of_repr  # here, so that the core loads no leaf
+    from minirlhf.foreign import beginning_of_repr
 
     return beginning_of_repr(value, most)
 

@@ -1,10 +1,28 @@
-"""Values of files and flags in messages. A stranger wrote them, so they may hold anything."""
+"""Text and JSON values that a stranger wrote. They may hold anything."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+
+
+def one_line(text: str, most: int = 4000) -> str:
+    """The text with its unprintable letters escaped, so that a terminal cannot obey them. A long middle is left out."""
+    text = text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object. Raises: ValueError for a key that stands twice, because readers differ in the value
+    that they take.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {beginning_of_repr(twice, 80)} stands twice in an object")
+    return found
 
 
 def beginning_of_repr(value: Any, most: int) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.adapters.select import ALL, HEAD, SCALAR_HEADS, fits
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.model.policy import Policy, core_of, trainable
 
 
@@ -39,7 +39,8 @@ class LoRAConfig:
         check_range(self, "dropout", least=0, most=0.999)
         if not self.target_modules or isinstance(self.target_modules, str):
             raise InputError(
-                f"LoRAConfig: target_modules must be a list of patterns, got {self.target_modules!r}; e.g. ({ALL!r},)"
+                f"LoRAConfig: target_modules must be a list of patterns, got {shown(self.target_modules)}; "
+                f"e.g. ({ALL!r},)"
             )
 
     @property
@@ -266,10 +267,10 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
             found = {name for name in linears if fits(model, name, pattern)}
         if not found:
             ends = sorted({name.split(".")[-1] for name in linears.keys() - heads})
-            raise InputError(f"pattern {pattern!r} fits no Linear of the model; its Linears are {', '.join(ends)}")
+            raise InputError(f"pattern {shown(pattern)} fits no Linear of the model; its Linears are {', '.join(ends)}")
         if fitting_heads := found & heads:
             raise InputError(
-                f"pattern {pattern!r} fits the head {min(fitting_heads)}: this head is trained whole; leave it out"
+                f"pattern {shown(pattern)} fits the head {min(fitting_heads)}: this head is trained whole; leave it out"
             )
         chosen |= found
     return {name: linear for name, linear in linears.items() if name in chosen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import Policy
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -39,8 +39,8 @@ def check_same_tokenizer(who: str, tokenizer: Tokenizer, teachers: Tokenizer) ->
     different = min(set(mine.items()) ^ set(theirs.items()), key=lambda pair: pair[1], default=None)
     if different:
         raise InputError(
-            f"{who}: the student's tokenizer must be the teacher's, but id {different[1]} differs: {different[0]!r} is "
-            "in one of them only; take a student of the teacher's family"
+            f"{who}: the student's tokenizer must be the teacher's, but id {different[1]} differs: "
+            f"{shown(different[0])} is in one of them only; take a student of the teacher's family"
         )
     mine, theirs = (json.loads(x.backend.to_str()) for x in (tokenizer, teachers))
     for part in ("normalizer", "pre_tokenizer", "model"):

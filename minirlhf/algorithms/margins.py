@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.rewards.scoring import LARGEST, as_number
 
 
@@ -20,6 +20,6 @@ def margins_of(rows: Sequence[EncodedRow]) -> list[float]:
         number = 0.0 if margin is None else as_number(margin)
         if not abs(number) <= LARGEST:
             where = f"line {row.source['line']}" if "line" in row.source else repr(row.source["prompt"][:40])
-            raise InputError(f"{where}: margin must be a number of at most {LARGEST:g} in size, got {margin!r}")
+            raise InputError(f"{where}: margin must be a number of at most {LARGEST:g} in size, got {shown(margin)}")
         margins.append(number)
     return margins

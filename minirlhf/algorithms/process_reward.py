@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.losses import correctness_loss, masked_mean, masked_sum
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.runtime.distributed import all_sum, backward, wrap
@@ -111,7 +111,7 @@ def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> li
                 f"{len(row['labels'])} labels"
             )
         if wrong := [label for label in row["labels"] if label not in (True, False)]:
-            raise InputError(f"row {i}: needed labels of true or false, got {wrong[0]!r}; convert them first")
+            raise InputError(f"row {i}: needed labels of true or false, got {shown(wrong[0])}; convert them first")
         steps = [ids[:-1] for ids in tokenizer.encode_responses(list(row["steps"]))]  # without EOS
         last_tokens = torch.tensor([len(step) for step in steps]).cumsum(0) - 1
         response = [token for step in steps for token in step]

@@ -17,7 +17,7 @@ from minirlhf.algorithms.prompt_classifier import PromptClassifier
 from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import RunningMean, apo_zero_unpaired_loss, bco_loss, density_ratio, kto_kl, kto_loss, sum_logps
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
@@ -172,7 +172,7 @@ def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
         desirable = row.source.get("desirable")
         if not isinstance(desirable, bool):  # 1 may stand for liked, but also for the lowest of five marks
             where = f"line {row.source['line']}" if "line" in row.source else repr(row.source.get("prompt", "")[:40])
-            raise InputError(f"{where}: desirable must be true or false, got {desirable!r}; convert it first")
+            raise InputError(f"{where}: desirable must be true or false, got {shown(desirable)}; convert it first")
     return [row.source["desirable"] for row in rows]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import without_repeats
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 JSON_BYTES = 1 << 26  # a longer file is no configuration
@@ -34,7 +35,7 @@ def read_json(path: Path, needed: str, **types: type) -> dict[str, Any]:
     needed: the file's content in words, for the error. Raises: InputError if the file holds anything else.
     """
     try:
-        raw = json.loads(_bytes_of(path).decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+        raw = json.loads(_bytes_of(path).decode("utf-8-sig"), object_pairs_hook=without_repeats)
         if not isinstance(raw, dict):
             raise InputError("it is no object")
         for key, value_type in types.items():
@@ -56,16 +57,6 @@ def _bytes_of(path: Path) -> bytes:
     if len(data) > JSON_BYTES:
         raise InputError(f"it has more than {JSON_BYTES:,} bytes")
     return data
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises: InputError for a key that stands twice: readers differ in which they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        key = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise InputError(f"the key {shown(key)} stands twice")
-    return found
 
 
 def check_type(name: str, value: object, wanted: type, least: float = -LARGEST, most: float = LARGEST) -> None:

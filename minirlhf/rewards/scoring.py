@@ -11,7 +11,7 @@ import torch
 
 from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.data.encoding import encode_texts
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import RewardModel
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -48,8 +48,8 @@ def score_completions(
         if not (abs(number) <= LARGEST or (score is None and optional)):
             needed = f"a number of at most {LARGEST:g} in size" if math.isfinite(number) else "a finite number"
             raise InputError(
-                f"reward {name}: needed {needed} for every completion, got {score!r} for completion {i} "
-                f"({completions[i][:40]!r}); give every completion a number, even if it cannot be judged"
+                f"reward {name}: needed {needed} for every completion, got {shown(score)} for completion {i} "
+                f"({shown(completions[i], 40)}); give every completion a number, even if it cannot be judged"
             )
     return numbers
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.nearest import nearest
 from minirlhf.training.fields import TOP, checked
 
@@ -32,5 +32,5 @@ def read_toml(path: str, sections: list[str], hints: dict[str, Any]) -> dict[str
             is_table = tables and (isinstance(value, dict) or name in tables)
             closest = nearest(name, tables, "[{}]") if is_table else nearest(name, hints)
             noun = "table" if isinstance(value, dict) else "setting"
-            raise InputError(f"{path}: no {noun} {name!r}{closest}; see --help.")
+            raise InputError(f"{path}: no {noun} {shown(name)}{closest}; see --help.")
     return {name: checked(f"{path}: {name}", hints[name], value, is_text=False) for name, value in entries.items()}

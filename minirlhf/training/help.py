@@ -17,7 +17,7 @@ import textwrap
 from contextlib import suppress
 from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.training.fields import TOP, as_text, default_of, fields_of, needed
 
 SCREEN = 24  # lines of the first screen
@@ -66,7 +66,7 @@ def answer(argv: list[str], sections: dict[str, type], description: str, epilogu
         topic = following[0]
     known = ["all", *sections, *(["metrics"] if epilogue else [])]
     if topic and topic not in known:
-        raise InputError(f"--help: no section {topic!r}; the sections are {', '.join(known)}")
+        raise InputError(f"--help: no section {shown(topic)}; the sections are {', '.join(known)}")
     if topic == "metrics":
         return help_text({}, "", epilogue)
     if topic not in ("", "all"):

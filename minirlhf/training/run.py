@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
@@ -337,6 +337,6 @@ def check_same_settings(path: Path, settings: str) -> None:
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(
-            f"{path.parent}: holds another run: it began with {different[0]!r}, but the settings now say "
-            f"{different[1]!r}; resume with its own settings or choose another --output"
+            f"{path.parent}: holds another run: it began with {shown(different[0])}, but the settings now say "
+            f"{shown(different[1])}; resume with its own settings or choose another --output"
         )
