@@ -86,7 +86,7 @@ def save_pretrained(
 def _check_plain(model: nn.Module) -> None:
     if adapted_layers(model):
         raise InputError(
-            "save_pretrained: the model has adapters; save merge_lora(model) as a whole model, or save_adapter(model, ...)"
+            "save_pretrained: the model has adapters; save merge_lora(model) whole, or its adapter with save_adapter"
         )
     if any(isinstance(module, QuantisedLinear) for module in model.modules()):
         raise InputError("save_pretrained: the model has weights in 4 bits; save plain(model)")
