@@ -32,17 +32,23 @@ def resize_embeddings(model: nn.Module, size: int) -> nn.Module:
             "a model may have more rows than its tokenizer has ids"
         )
     untied = isinstance(core, Transformer) and not core.config.tie_word_embeddings
-    if untied and not isinstance(core.lm_head, nn.Linear):  # it is a LoRALinear
-        raise InputError("resize_embeddings: the head has adapters of the old size; resize before apply_lora")
     embedding = core.model.embed_tokens
+    if (untied and not isinstance(core.lm_head, nn.Linear)) or not isinstance(embedding, nn.Embedding):
+        raise InputError(
+            "resize_embeddings: the embedding or the head has adapters of the old size; resize before apply_lora"
+        )
     embedding.weight, embedding.num_embeddings = _grown(embedding.weight, size), size
     if untied:
         core.lm_head.weight, core.lm_head.out_features = _grown(core.lm_head.weight, size), size
-    config = replace(core.config, vocab_size=size)
-    for module in core.model.modules():
-        if isinstance(vars(module).get("config"), ModelConfig):  # trunk and attention each hold the config
-            module.config = config
+    set_config(core, replace(core.config, vocab_size=size))
     return model
+
+
+def set_config(core: nn.Module, config: ModelConfig) -> None:
+    """Give a model another config: trunk and attention each hold it."""
+    for module in core.model.modules():
+        if isinstance(vars(module).get("config"), ModelConfig):
+            module.config = config
 
 
 def _grown(weight: nn.Parameter, size: int) -> nn.Parameter:

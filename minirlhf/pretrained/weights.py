@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minirlhf.adapters.lora import adapted_layers
+from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.names import name_in_family
@@ -58,8 +60,10 @@ def save_pretrained(
     token_ids: pad_token_id, bos_token_id and eos_token_id, from `Tokenizer.token_ids`. They go into config.json, for
     other tools. `Tokenizer.save` writes the tokenizer's files.
     dtype: of the weights in the file, except heads with one output. None keeps the model's dtype.
-    Raises: InputError if the family's config.json cannot hold the model's config.
+    Raises: InputError if the family's config.json cannot hold the model's config, or for a model with adapters or with
+    weights in 4 bits: no tool knows their names.
     """
+    _check_plain(model)
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
     # null, because other tools take a default for a missing key
     unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
@@ -78,6 +82,15 @@ def save_pretrained(
         weights = {name: w if name.startswith(SCALAR_HEADS) else w.to(dtype) for name, w in weights.items()}
     _save(_on_cpu(weights), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _check_plain(model: nn.Module) -> None:
+    if adapted_layers(model):
+        raise InputError(
+            "save_pretrained: the model has adapters; save merge_lora(model) whole, or its adapter with save_adapter"
+        )
+    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        raise InputError("save_pretrained: the model has weights in 4 bits; save plain(model)")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
