@@ -55,6 +55,8 @@ def show_adapter(folder: Path) -> str:
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
         "targets": ", ".join(file.config.target_modules),
+        **({"of single modules": file.patterns} if file.patterns else {}),
+        **({"whole weights": ", ".join(file.whole)} if file.whole else {}),
         "model": file.model_class.__name__,
         "base": file.base or "not named",
         "numbers": f"{file.numbers:,}",
