@@ -52,9 +52,7 @@ def _object(text: str) -> dict:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise InputError(
-            f'{WHO}: needed a JSON object such as {{"enable_thinking": false}}, got {shown(text)}'
-        )
+        raise InputError(f'{WHO}: needed a JSON object such as {{"enable_thinking": false}}, got {shown(text)}')
     return values
 
 

@@ -99,13 +99,9 @@ def test_variables_without_effect_are_refused(variables, text):
 
 
 def test_a_tokenizer_or_template_that_reads_no_variable_is_named():
-    with pytest.raises(
-        InputError, match="the tokenizer has no chat template, so nothing reads 'x'"
-    ):
+    with pytest.raises(InputError, match="the tokenizer has no chat template, so nothing reads 'x'"):
         OWN.with_template(variables={"x": 1})
-    with pytest.raises(
-        InputError, match="the chat template does not read 'x'; it reads no variables"
-    ):
+    with pytest.raises(InputError, match="the chat template does not read 'x'; it reads no variables"):
         OWN.with_template("zephyr", {"x": 1})
     assert set(LAYOUTS) == {"chatml", "llama3", "mistral", "gemma", "zephyr", "alpaca", "plain"}
 
