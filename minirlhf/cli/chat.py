@@ -275,9 +275,8 @@ def main(argv: list[str]) -> None:
         policy, tokenizer = load(folder, config, device)
         chat = Chat(policy.transformer, tokenizer, config)
         size = sum(p.numel() for p in policy.parameters())
-        note(
-            f"{resolve_model(folder)}: {size:,} parameters, a context of {chat.context} tokens, on {device}; /help shows the commands"
-        )
+        who = f"{resolve_model(folder)}: {size:,} parameters"
+        note(f"{who}, a context of {chat.context} tokens, on {device}; /help shows the commands")
         for line in lines():
             try:
                 if not obey(chat, line):
