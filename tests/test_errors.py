@@ -8,6 +8,7 @@ import pytest
 
 from minirlhf.errors import InputError, nearest, shown
 
+
 # newline, escape, a C1 control, delete, a bidi override, a zero-width space, a line separator, half a surrogate pair
 UNPRINTABLE = "\n\x1b\x9b\x7f\u202e\u200b\u2028\ud83d"
 
