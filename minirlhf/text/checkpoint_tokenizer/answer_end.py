@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.parts import TokenizerParts
 
 TRIAL = "Zebras graze"  # no template writes these words by itself
@@ -127,8 +127,8 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     if sampled or (not TAG.sub("", opening).strip() and all(f"</{name}>" in answer for name in unclosed)):
         return answer
     raise InputError(
-        f"chat template: its generation prompt begins every answer with {begun!r}, and this answer neither begins so "
-        f"nor goes on from it; begin the answer with {begun!r}, or set a variable of the template"
+        f"chat template: its generation prompt begins every answer with {shown(begun)}, and this answer neither begins "
+        f"so nor goes on from it; begin the answer with {shown(begun)}, or set a variable of the template"
     )
 
 
