@@ -127,9 +127,8 @@ def check_effects(settings: dict[str, Any]) -> None:
     job = settings["job"]
     if not job.policy:
         config_to(settings["model"])
-    for name in ("template", "template_variables"):
-        if getattr(job, name) and not job.policy:
-            raise InputError(f"--{name}: needs a model folder with a tokenizer; give --policy DIR")
+    if (job.template or job.template_variables) and not job.policy:
+        raise InputError("--template, --template_variables: need the tokenizer of a model's folder; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

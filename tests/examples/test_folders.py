@@ -254,7 +254,11 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
         ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora"),
-        ("dpo", ["--template", "zephyr"], "--template: needs a model folder without a chat template"),
+        (
+            "dpo",
+            ["--template", "zephyr"],
+            "--template_variables: need the tokenizer of a model's folder",
+        ),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
 )
