@@ -58,6 +58,19 @@ def as_outcome(row: dict) -> dict:
     return {**row, "steps": ["".join(row["steps"])], "labels": [all(row["labels"])]}
 
 
+def check_types(row: dict) -> None:
+    """Raise ValueError unless the prompt is a text, the steps are texts, and the labels are true or false.
+
+    1 and 0 are no labels: in some files 0 is a neutral step and -1 a wrong step.
+    """
+    if not isinstance(row["prompt"], str):
+        raise ValueError("the prompt is no text")
+    if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
+        raise ValueError("the steps are no list of texts")
+    if not isinstance(row["labels"], list) or not all(isinstance(label, bool) for label in row["labels"]):
+        raise ValueError("a label is neither true nor false")
+
+
 def read_steps(path: str) -> list[dict]:
     """The rows of a file.   Raises: InputError, with file and line, if a value is not a row of this task."""
     rows = []
@@ -65,11 +78,9 @@ def read_steps(path: str) -> list[dict]:
         try:
             if isinstance(value, InputError):
                 raise value
-            if not all(label in (True, False) for label in value["labels"]):
-                raise ValueError("a label is neither true nor false")
-            rows.append(
-                {"prompt": str(value["prompt"]), "steps": list(value["steps"]), "labels": list(value["labels"])}
-            )
+            row = {"prompt": value["prompt"], "steps": value["steps"], "labels": value["labels"]}
+            check_types(row)
+            rows.append(row | {"line": number})
         except (ValueError, KeyError, TypeError) as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
             got = error if error is value else f"{reprlib.repr(value)} ({error})"
