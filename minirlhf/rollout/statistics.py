@@ -12,10 +12,7 @@ from minirlhf.runtime.distributed import all_sum
 
 
 def describe(rollout: Rollout) -> dict[str, float]:
-    """The metrics of the samples, before any update: means over the completions of all processes.
-
-    If no reward function applies to any completion, the scores have no mean, and their metrics are left out.
-    """
+    """Metrics of the samples, before any update: means over the completions of all processes; no mean of no scores."""
     mask = rollout.completion_mask
     wide = wide_dtype(mask)
     scores = rollout.scores.to(wide)
