@@ -28,7 +28,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 class ProcessRewardConfig(OfflineConfig):
     steps: int = 600  # [steps] one batch each
     max_epochs: float = 8.0  # [epochs] the run makes fewer steps if `steps` would mean more epochs
-    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     lr_final: float = 0.0  # [share of lr] where the cosine ends
 
 
