@@ -29,7 +29,7 @@ class EvaluationTable:
     """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean."""
 
     def __init__(self, name: str, headline: Iterable[str]) -> None:
-        self.first = f"{name[-12:]} step"
+        self.first = f"{name[:12]} step"
         self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
 
