@@ -64,5 +64,7 @@ def evaluation_seconds(folder: Path) -> tuple[float, float]:
     return sum(row.get("evaluation_seconds", 0.0) for row in rows), sum(row["seconds"] for row in rows)
 
 
-def _number(value: float) -> str:
+def _number(value: object) -> str:
+    if not isinstance(value, int | float):  # of the user's own evaluation
+        return str(value)[:7]
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.0e}"

@@ -35,6 +35,11 @@ def test_the_users_own_measures_come_first_and_no_line_is_wider_than_80_columns(
             assert text.split("\n")[0].split()[:4] == ["a-folder-wit", "step", "my_measure_of_success", "loss"]
 
 
+def test_what_is_no_number_ends_no_run(tmp_path, capsys):
+    go(tmp_path / "sum", evaluate=lambda: {"a": None, "b": "a long text", "c": 3, "d": True}, eval_every=0)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["6", "None", "a", "long", "3.000", "1.000", "0.021"]
+
+
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_trainers_table_and_bar_fit_80_columns(case):
     trainer = tiny.CASES[case]()
