@@ -27,6 +27,7 @@ class DistillationJobConfig(JobConfig):
     student: str | None = None  # [folder] train this model instead of a new one
     student_width: int = 32  # [numbers] hidden size of a new student; its MLP shrinks in the same ratio
     student_steps: int = 100  # [steps] of SFT before a new student meets the teacher
+    trained: ClassVar[str] = "student"  # --policy is the teacher
     # the teacher ignores these settings
     later_stages_only: ClassVar[tuple[str, ...]] = ("student", "student_width", "student_steps")
 
@@ -34,6 +35,8 @@ class DistillationJobConfig(JobConfig):
         super().__post_init__()
         if self.student and (self.student_width, self.student_steps) != (32, 100):
             raise InputError("--student_width, --student_steps: --student is a trained model already; drop both")
+        if self.student and not self.policy:
+            raise InputError("--student: needs a teacher with the same tokenizer; give --policy DIR")
 
 
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:

@@ -31,7 +31,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 @dataclass(frozen=True)
 class DistillationConfig(OfflineConfig):
-    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     algorithm: Literal["gkd", "minillm"] = "gkd"  # [-] minillm adds the effect of a token on the tokens after it
     beta: float = 0.5  # [-] 0: forward KL(teacher || student), 1: reverse, between: generalised Jensen-Shannon
     on_policy: float = 0.5  # [share] of steps on the student's own answers; 0 is plain distillation

@@ -88,6 +88,9 @@ def check(config: DPOConfig) -> None:
     check_range(config, "label_smoothing", least=0, most=0.499)
     check_range(config, "length_alpha", "ref_update_mix", least=0, most=1)
     check_range(config, "ref_update_every", "nll_coef", least=0)
+    check_range(config, "gamma", "alphapo_alpha", least=-1e6, most=1e6)
+    if config.loss == "exo":
+        check_range(config, "label_smoothing", above=0)
     if config.alphapo_alpha == 0:
         raise InputError("DPOConfig: alphapo_alpha must not be 0, got 0; take the loss simpo")
     row = LOSSES[config.loss]

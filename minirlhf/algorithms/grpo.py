@@ -45,7 +45,8 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather_vectors, local_rows, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, local_rows, world_size, wrap
+from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of

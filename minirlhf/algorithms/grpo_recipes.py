@@ -326,12 +326,18 @@ def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig, upda
         if getattr(config, name) is not None and name not in CLIP_SETTINGS.get(recipe.surrogate, (name,)):
             raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
     without_kl, truncated = "without a KL, kl_coef is 0", config.top_k or config.top_p < 1
+    filtered = config.overlong_filter and recipe.advantage in ("returns", "greedy")  # no row is compared with others
     for name, given, without in (  # (setting, True if it is set and has no effect, the reason)
         ("scale_rewards", config.scale_rewards and recipe.advantage != "group", f"in {recipe.advantage} advantages"),
         ("gamma", config.gamma != 1 and recipe.advantage not in TOKEN_ADVANTAGES, f"in {recipe.advantage} advantages"),
         ("kl_in", config.kl_in and not config.kl_coef, without_kl),
         ("kl_estimator", config.kl_estimator and not config.kl_coef, without_kl),
         ("entropy_delta", config.entropy_delta != 0.001 and config.entropy_target is None, "without an entropy_target"),
+        (
+            "missing_eos_penalty",
+            config.missing_eos_penalty and filtered,
+            f"in {recipe.advantage} advantages beside overlong_filter",
+        ),
         ("target_kl", config.target_kl and updates == 1, "in a step of a single update"),
         ("allow_truncation", config.allow_truncation and not truncated, "without top_k or top_p"),
     ):

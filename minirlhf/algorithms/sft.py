@@ -26,7 +26,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 class SFTConfig(OfflineConfig):
     steps: int = 1800  # [steps] one batch each
     batch_size: int = 16  # [rows] per step, over all processes
-    lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 8e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     loss: Literal["nll", "dft"] = "nll"  # [-] dft multiplies each token's nll by the token's probability
     train_on: Literal["completion", "all"] = "completion"  # [-] all: learn the prompts' tokens too
     router_loss_coef: float | None = None  # [-] weight of the router loss; none: the value in a mixture's config.json

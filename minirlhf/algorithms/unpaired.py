@@ -98,7 +98,9 @@ class UnpairedTrainer:
             losses, rewards = self.losses(self.wrapped_policy, group, kl)
             backward(losses.sum() / count)
             correct = self._correct(rewards, group, kl)
-            sums.add(count, loss=losses, accuracy=correct, reward_mean=rewards, kl=kl * len(group))
+            sums.add(count, loss=losses, accuracy=correct, reward_mean=rewards)
+            if self.config.loss == "kto":  # no other loss has a KL
+                sums.add(count, kl=kl * len(group))
         metrics = self.optimizer.step(sums)
         n = len(rows) * world_size()  # every process has the same number of rows
         self.shift.update(metrics["reward_mean"] * n, n)

@@ -57,6 +57,8 @@ def show_adapter(folder: Path) -> str:
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
         "targets": one_line(", ".join(file.config.target_modules), 200),
+        **({"of single modules": one_line(file.patterns, 200)} if file.patterns else {}),
+        **({"whole weights": one_line(", ".join(file.whole), 200)} if file.whole else {}),
         "model": file.model_class.__name__,
         "base": one_line(file.base or "not named", 200),
         "numbers": f"{file.numbers:,}",

@@ -109,8 +109,7 @@ def encode_texts(
             ids = tokenizer.encode_turns(row[TURNS], texts, sampled) if turns else (next(prompts), next(answers))
             largest = max(max(part, default=0) for part in (ids[0], *ids[1]))
             if vocabulary and largest >= vocabulary:
-                token = tokenizer.backend.id_to_token(largest)
-                raise InputError(f"the model has no row for the token {shown(token)}; leave this text out")
+                raise InputError(f"the model lacks {shown(tokenizer.backend.id_to_token(largest))}; drop the text")
             encoded.append(ids)
         except InputError as error:
             encoded.append(error)

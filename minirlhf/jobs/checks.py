@@ -20,7 +20,6 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
-from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
@@ -34,7 +33,6 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
         needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
-    settings = settings_to_toml(job.settings)
     job = with_given_reward(job, after)
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
@@ -54,7 +52,8 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     for part in dict.fromkeys(needs):
         reserve = job.config.max_tokens if part == "prompts" else 1
         refused += job.encode(part, shape, reserve)
-    job = replace(job, folder=take_output(job.folder, job.common, name, settings))
+    first = [*stages, *(stage for stage, section in SECTIONS.items() if section == job.section), job.section][0]
+    job = replace(job, folder=take_output(job.folder, job.common, name, first))
     write_refused(job.folder, refused)
     planned, last = [*stages, name], job.common.stop_after
     planned = planned[: planned.index(last) + 1] if last in planned else planned

@@ -12,7 +12,6 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.runtime.distributed import gather, is_main, say
 from minirlhf.training.checkpoint import holds_anything, write_whole
 
-SETTINGS = "config.toml"  # all settings of the job at its first start; the first file in its folder
 TAKEN = "holds a run already; give --resume or choose another --output"
 
 
@@ -24,13 +23,13 @@ def find_output(job: JobConfig, name: str) -> Path:
     return _agreed(lambda: _find(job, name))
 
 
-def take_output(folder: Path, job: JobConfig, name: str, settings: str) -> Path:
-    """Make the folder and write the job's settings into it -> the folder.
+def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
+    """Make the folder with the folder of the first stage in it -> the job's folder.
 
-    Jobs that start together never share a folder: only one of them can create the file of settings. A job without
-    `output` then takes the next number.
+    Jobs that start together never share a folder: only one of them can make the folder of the first stage. A job
+    without `output` then takes the next number.
     """
-    return _agreed(lambda: _take(folder, job, name, settings))
+    return _agreed(lambda: _take(folder, job, name, first))
 
 
 def write_refused(folder: Path, refused: list[str]) -> None:
@@ -70,16 +69,11 @@ def _find(job: JobConfig, name: str) -> Path:
     return folder
 
 
-def _take(folder: Path, job: JobConfig, name: str, settings: str) -> Path:
-    if job.resumes:
-        if not (folder / SETTINGS).exists():
-            write_whole(folder / SETTINGS, settings)
-        return folder
+def _take(folder: Path, job: JobConfig, name: str, first: str) -> Path:
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=job.output is not None)
-            with (folder / SETTINGS).open("x", encoding="utf-8") as file:
-                file.write(settings)
+            folder.mkdir(parents=True, exist_ok=job.resumes or job.output is not None)
+            (folder / first).mkdir(exist_ok=job.resumes)
             return folder
         except FileExistsError:
             if job.output is not None:

@@ -67,6 +67,10 @@ class Job(Opened):
         section = section or name
         classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
         settings = parse_settings(classes, description=help, epilogue=metrics_help())
+        if settings["job"].policy:
+            from minirlhf.jobs.learning_rates import settings_for_model
+
+            settings = settings_for_model(classes, settings["job"])
         check_effects(settings)
         if not after:
             check_base(settings["job"])

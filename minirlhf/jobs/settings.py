@@ -38,6 +38,7 @@ class JobConfig:
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
+    trained: ClassVar[str] = "policy"  # the flag that names the model to train
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
     # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
@@ -127,9 +128,8 @@ def check_effects(settings: dict[str, Any]) -> None:
     job = settings["job"]
     if not job.policy:
         config_to(settings["model"])
-    for name in ("template", "template_variables"):
-        if getattr(job, name) and not job.policy:
-            raise InputError(f"--{name}: needs a model folder with a tokenizer; give --policy DIR")
+    if (job.template or job.template_variables) and not job.policy:
+        raise InputError("--template, --template_variables: need the tokenizer of a model's folder; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

@@ -59,6 +59,12 @@ class AdapterSettings:
     ranks: Mapping[str, int] = field(default_factory=dict)  # pattern -> rank
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> alpha
 
+    @property
+    def patterns(self) -> str:
+        """Ranks and alphas of single modules, in words."""
+        values = [("r", self.ranks), ("alpha", self.alphas)]
+        return ", ".join(f"{name} {value:g} for {pattern}" for name, of in values for pattern, value in of.items())
+
     def of_modules(self, names: Iterable[str]) -> dict[str, LoRAConfig]:
         """The settings of each module, by its name in the file. As in PEFT the first pattern that fits decides.
 

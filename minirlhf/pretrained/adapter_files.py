@@ -140,6 +140,8 @@ class AdapterFile:
     model_class: type[nn.Module]  # Transformer, RewardModel, ProcessRewardModel or ValueModel
     base: str | None  # folder or hub name of the base model
     numbers: int  # count of the numbers in all weights
+    whole: tuple[str, ...] = ()  # modules whose weight the file has as a whole
+    patterns: str = ""  # ranks and alphas of single modules
 
     @property
     def variant(self) -> str:
@@ -148,10 +150,13 @@ class AdapterFile:
 
 def read_adapter(folder: str | Path) -> AdapterFile:
     """Read an adapter's folder without its base model. Raises: InputError as `load_adapter`."""
-    config, raw = read_settings(folder).lora, read_config(folder)
+    settings, raw = read_settings(folder), read_config(folder)
     base = raw.get("base_model_name_or_path")
-    numbers = sum(weight.numel() for weight in _read_weights(Path(folder)).values())
-    return AdapterFile(config, class_of_task(raw), base, numbers)
+    weights = _read_weights(Path(folder))
+    numbers = sum(weight.numel() for weight in weights.values())
+    whole = (key.removesuffix(".weight") for key in sorted(weights) if key.endswith(".weight"))
+    whole = tuple(n for n in whole if ".lora_" not in n and not n.endswith(".base_layer"))
+    return AdapterFile(settings.lora, class_of_task(raw), base, numbers, whole, settings.patterns)
 
 
 def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]:

@@ -116,20 +116,10 @@ def gather(value: Any) -> list[Any]:
     """The list of the values of all ranks, on every rank. Values travel as JSON, so nothing is ever unpickled."""
     if world_size() == 1:
         return [value]
+    from minirlhf.runtime.vectors import gather_vectors
+
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
     return [json.loads(bytes(part.tolist())) for part in gather_vectors(data)]
-
-
-def gather_vectors(x: Tensor) -> list[Tensor]:
-    """The vectors [N] of all ranks, on every rank. N may differ from rank to rank."""
-    if world_size() == 1:
-        return [x]
-    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    width = max(1, *(int(size) for size in sizes))
-    parts = [x.new_zeros(width) for _ in sizes]
-    dist.all_gather(parts, torch.nn.functional.pad(x, (0, width - len(x))))
-    return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
 def _device() -> torch.device:

@@ -68,7 +68,7 @@ def read_steps(path: str, ignore_columns: tuple[str, ...] = ()) -> list[dict]:
     rows, columns = [], Columns()
     for unit, number, value in read_values(path):
         try:
-            rows.append(_row(value))
+            rows.append(_row(value) | {"line": number})
         except InputError as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
             raise InputError(f"{path}: {unit} {number}: needed {needed}, got {error}") from None

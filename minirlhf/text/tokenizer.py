@@ -117,8 +117,7 @@ class Tokenizer:
     def with_template(self, template: str | None = None, variables: dict[str, Any] | str | None = None) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        If a built-in ends turns with a special token, that token becomes the end token. variables: defaults of names
-        that the template reads, such as {"enable_thinking": False}, or their JSON.
+        If a built-in ends turns with a special token, it becomes the end token. variables: see `with_variables`.
         Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
         from minirlhf.text.checkpoint_tokenizer.changes import changed
@@ -157,11 +156,13 @@ class Tokenizer:
         An empty prompt becomes BOS, or EOS in a tokenizer without BOS: a model needs a token to predict from.
         """
         empty = [self.eos_id if self.bos_id is None else self.bos_id]  # after EOS a new text begins
-        return [[*self.prefix, *encoding.ids] or empty for encoding in self._encode_batch(texts)]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*self.prefix, *encoding.ids] or empty for encoding in encodings]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text as ids, with EOS."""
-        return [[*encoding.ids, self.eos_id] for encoding in self._encode_batch(texts)]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*encoding.ids, self.eos_id] for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text without special tokens."""
@@ -213,6 +214,3 @@ class Tokenizer:
         from minirlhf.text.turns import encode_chat
 
         return encode_chat(self, messages, add_generation_prompt, **options)
-
-    def _encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        return self.backend.encode_batch(list(texts), add_special_tokens=False)

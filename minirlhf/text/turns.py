@@ -23,8 +23,9 @@ def render(
     template = templates.get("tool_use") if tools is not None else None
     template = template or templates.get("default")
     if template is None:
+        names = ", ".join(map(shown, sorted(templates)))
         raise InputError(
-            f"chat template: needed a template named default, got {', '.join(sorted(templates))}; choose one with "
+            f"chat template: needed a template named default, got {names}; choose one with "
             "with_template(tokenizer.templates[name].source)"
         )
     text, spans = template.render(messages, add_generation_prompt, tools, variables)

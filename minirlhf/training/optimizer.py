@@ -17,7 +17,7 @@ from minirlhf.runtime.distributed import all_sum
 class OptimizerConfig:
     """The settings of the optimizer, in the config of every algorithm."""
 
-    lr: float = 1e-3  # [per update] peak learning rate
+    lr: float = 1e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     lr_final: float = 0.1  # [share of lr] learning rate of the last update
     warmup: float = 0.05  # [share of updates] linear rise of the learning rate at the start
     weight_decay: float = 0.0  # [per lr] decay of weight matrices; norms and biases do not decay

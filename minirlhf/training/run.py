@@ -147,7 +147,6 @@ class Run:
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                # dropout of a step, resumed or not; all 53 bits of the number
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
                 yield local_rows(self.batches[self.step])
                 if self.step != expected:

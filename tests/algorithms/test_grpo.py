@@ -575,6 +575,10 @@ def test_a_surrogate_that_clips_no_tokens_reports_no_clip_fraction(surrogate):
         ({"kl_in": "reward"}, "kl_in has no part without a KL, kl_coef is 0; leave it out"),
         ({"kl_estimator": "k2"}, "kl_estimator has no part without a KL, kl_coef is 0; leave it out"),
         ({"entropy_delta": 0.1}, "entropy_delta has no part without an entropy_target; leave it out"),
+        (
+            {"algorithm": "remax", "overlong_filter": True, "missing_eos_penalty": 1.0},
+            "missing_eos_penalty has no part in greedy advantages beside overlong_filter; leave it out",
+        ),
         ({"target_kl": 0.1, "epochs": 1, "minibatch_size": 64}, "target_kl has no part in a step of a single update"),
         ({"algorithm": "cispo", "clip_eps": 0.1}, "clip_eps has no part in the surrogate cispo; leave it out"),
         ({"allow_truncation": True}, "allow_truncation has no part without top_k or top_p; leave it out"),

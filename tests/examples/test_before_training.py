@@ -1,7 +1,6 @@
 """What can be refused is refused before the first stage, and a refused job leaves no folder."""
 
 import json
-import shutil
 
 import pytest
 
@@ -204,22 +203,6 @@ def test_rows_that_are_left_out_are_all_in_a_file(call, tmp_path, pairs, capsys)
     assert "every row that was left out: job/refused.txt" in out
 
 
-def test_the_settings_of_a_job_repeat_it(call, inputs, tmp_path):
-    call("sft", tmp_path, "--data", inputs / "pairs.jsonl", "--seed", "3")
-    call("sft", tmp_path, "--config", "runs/sft-001/config.toml")
-    first, second = (tmp_path / "runs" / f"sft-00{n}" / "sft" / "metrics.jsonl" for n in (1, 2))
-    assert first.read_text() == second.read_text()
-
-
-def test_a_copied_job_folder_without_its_settings_is_resumed(call, inputs, tmp_path):
-    argv = ("--data", inputs / "pairs.jsonl", "--output", "job")
-    call("sft", tmp_path, *argv)
-    shutil.rmtree(tmp_path / "job" / "sft")
-    (tmp_path / "job" / "config.toml").unlink()
-    call("sft", tmp_path, *argv, "--resume")
-    assert (tmp_path / "job" / "sft" / "model").exists() and (tmp_path / "job" / "config.toml").exists()
-
-
 def test_two_jobs_that_chose_one_folder_get_two(tmp_path, monkeypatch):
     from minirlhf.jobs.folder import find_output, take_output
     from minirlhf.jobs.settings import JobConfig
@@ -228,13 +211,13 @@ def test_two_jobs_that_chose_one_folder_get_two(tmp_path, monkeypatch):
     job = JobConfig()
     chosen = [find_output(job, "ppo") for _ in range(2)]
     assert chosen[0] == chosen[1] and not chosen[0].exists()
-    taken = [take_output(folder, job, "ppo", "seed = 0\n") for folder in chosen]
+    taken = [take_output(folder, job, "ppo", "sft") for folder in chosen]
     assert [folder.name for folder in taken] == ["ppo-001", "ppo-002"]
     mine = JobConfig(output="mine")
     chosen = [find_output(mine, "ppo") for _ in range(2)]
-    take_output(chosen[0], mine, "ppo", "seed = 0\n")
+    take_output(chosen[0], mine, "ppo", "sft")
     with pytest.raises(InputError, match="^mine: holds a run already"):
-        take_output(chosen[1], mine, "ppo", "seed = 1\n")
+        take_output(chosen[1], mine, "ppo", "sft")
     (tmp_path / "runs" / "ppo-999").mkdir()
     assert find_output(job, "ppo").name == "ppo-1000"
     (tmp_path / "runs" / "ppo-1000").mkdir()

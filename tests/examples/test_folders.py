@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from minirlhf.data import Batches, encode_rows, read_rows
+from minirlhf.jobs import learning_rates
 from minirlhf.model import (
     LoRAConfig,
     Transformer,
@@ -124,6 +126,25 @@ def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         call("distillation", tmp_path, "--data", inputs / "pairs.jsonl", "--train", "lora")
     assert stop.value.code == 2 and "this program trains all weights of a new model" in capsys.readouterr().err
+
+
+def test_a_large_folder_has_its_own_learning_rate_and_a_resumed_job_the_same(
+    call, inputs, finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(learning_rates, "SMALL", 10.0), monkeypatch.setattr(learning_rates, "LARGE", 100.0)
+    argv = ["--data", inputs / "pairs.jsonl", "--policy", finished / "sft", "--output", tmp_path / "job"]
+    call("dpo", tmp_path, *argv)
+    assert "million parameters, --train all: dpo.lr 1e-06\n" in capsys.readouterr().out
+    config = (tmp_path / "job" / "dpo" / "config.toml").read_text()
+    assert "\nlr = 1e-06\n" in config
+    lines = (tmp_path / "job" / "dpo" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["lr"] for line in lines) <= 1e-6
+    call("dpo", tmp_path, *argv, "--resume")  # the same settings: nothing is refused
+    with pytest.raises(SystemExit):
+        call("dpo", tmp_path, *argv, "--resume", "--dpo.lr", "1e-3")
+    assert "it began with 'lr = 1e-06', but the settings now say 'lr = 0.001'" in capsys.readouterr().err
+    rates = [tomllib.loads((finished / stage / "config.toml").read_text()) for stage in ("sft", "reward", "ppo")]
+    assert [rates[0]["sft"]["lr"], rates[1]["reward_model"]["lr"], rates[2]["ppo"]["lr"]] == [8e-3, 4e-3, 1e-3]
 
 
 def test_a_student_that_exists_is_trained(call, inputs, finished, tmp_path, capsys):
@@ -254,7 +275,11 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
         ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora"),
-        ("dpo", ["--template", "zephyr"], "--template: needs a model folder without a chat template"),
+        (
+            "dpo",
+            ["--template", "zephyr"],
+            "--template_variables: need the tokenizer of a model's folder",
+        ),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
 )

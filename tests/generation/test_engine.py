@@ -245,6 +245,16 @@ def test_the_token_that_completes_a_stop_string_ends_the_completion(tokenizer):
     assert tokenizer.decode(completion.ids) == "the word stops" and completion.finish == "stop"
 
 
+@pytest.mark.parametrize("stop_strings", [("z", "xwvutsqpomlk"), ("xwvutsqpomlk", "z")])
+def test_the_longest_of_several_stop_strings_is_found_whole(tokenizer, stop_strings):
+    # each letter is a token, so a window over the shortest string sees a part of the longest
+    ids = tokenizer.encode("xwvutsqpomlkji")
+    assert len(ids) == len(set(ids)) == 14
+    config = SamplingConfig(max_tokens=14, stop_strings=stop_strings)
+    completion = generate(chain(1, *ids), [[1]], config, tokenizer=tokenizer)[0]
+    assert (completion.ids, completion.finish) == (ids[:12], "stop")
+
+
 def test_stop_string_split_inside_a_character(tokenizer):
     ids = tokenizer.encode("a\u00e9z")
     assert len(ids) == 4  # two bytes make the character

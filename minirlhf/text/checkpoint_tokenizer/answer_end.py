@@ -6,6 +6,7 @@ files name: Qwen2.5's base model names <|endoftext|>, but its template ends an a
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.parts import TokenizerParts
 
 TRIAL = "Zebras graze"  # no template writes these words by itself
@@ -56,27 +57,38 @@ def find_answer_end(render: Render, parts: TokenizerParts, turns: list[dict]) ->
         _, followed, inner = render([*turns, answer, USER], False).partition(TRIAL)
     except InputError:
         followed, inner = "", ""
-    token, end = _end_token(parts, tail, os.path.commonprefix([tail, inner]) if followed else tail)
+    token, end = _end_token(parts, lead, tail, os.path.commonprefix([tail, inner]) if followed else tail)
     return AnswerEnd(tail[:end], tail[end:], token, _opening(prompt, lead))
 
 
-def _end_token(parts: TokenizerParts, tail: str, common: str) -> tuple[int | None, int]:
+def _end_token(parts: TokenizerParts, lead: str, tail: str, common: str) -> tuple[int | None, int]:
     """-> (the end token in `tail`, the character after it); (None, 0) without an end token.
 
-    common: the beginning of `tail` that the template also writes if turns follow. Phi-4 ends the last answer with
-    <|end|><|endoftext|>, an earlier answer with <|end|>; the common token ends an answer.
+    It is the last token of the first run of special tokens. Command R ends an answer with two of them.
+    lead, tail: the texts before and after the answer.
+    common: the beginning of `tail` that the template also writes if turns follow. Phi-4-mini ends the last answer with
+            <|end|><|endoftext|>, an earlier answer with <|end|>; the common token ends an answer.
     """
-    added, encoding = parts.backend.get_added_tokens_decoder(), encode_rendered(parts, tail)
+    starts = [token for token, _ in _special_tokens(parts, lead) if token is not None]
+    starts = [token for token in starts if token != parts.backend.token_to_id(parts.special.get("bos_token", ""))]
+    tokens = _special_tokens(parts, tail)
     for limit in (len(common), len(tail)):
-        last = None
-        for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if end <= limit and token in added and (added[token].special or added[token].content.strip()):
-                last = token, end  # of a run of such tokens the last ends the answer
-            elif last:
-                break
-        if last:
-            return last
+        within = [(token, end) for token, end in tokens if end <= limit]
+        from_first = itertools.dropwhile(lambda pair: pair[0] is None, within)
+        run = list(itertools.takewhile(lambda pair: pair[0] is not None, from_first))
+        while len(run) > 1 and run[-1][0] in starts[:1]:  # some templates begin the next answer unasked
+            run.pop()
+        if run:
+            return run[-1]
     return None, 0
+
+
+def _special_tokens(parts: TokenizerParts, text: str) -> list[tuple[int | None, int]]:
+    """(id or None for ordinary text, end in the text) of each token."""
+    added, encoding = parts.backend.get_added_tokens_decoder(), encode_rendered(parts, text)
+    special = {token for token in added if added[token].special or added[token].content.strip()}
+    ends = [end for _, end in encoding.offsets]
+    return [(token if token in special else None, end) for token, end in zip(encoding.ids, ends, strict=True)]
 
 
 def encode_rendered(parts: TokenizerParts, text: str) -> tokenizers.Encoding:
@@ -115,8 +127,8 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     if sampled or (not TAG.sub("", opening).strip() and all(f"</{name}>" in answer for name in unclosed)):
         return answer
     raise InputError(
-        f"chat template: its generation prompt begins every answer with {begun!r}, and this answer neither begins so "
-        f"nor goes on from it; begin the answer with {begun!r}, or set a variable of the template"
+        f"chat template: its generation prompt begins every answer with {shown(begun)}, and this answer neither begins "
+        f"so nor goes on from it; begin the answer with {shown(begun)}, or set a variable of the template"
     )
 
 

@@ -70,6 +70,16 @@ FAMILIES = {
         f"{ANSWER}<|im_end|>",
         "<|im_end|>",
     ),
+    "the next answer is begun unasked": (
+        each_turn(
+            f"<|im_start|>user<|im_sep|>{C}<|im_end|>",
+            f"<|im_start|>assistant<|im_sep|>{C}<|im_end|>",
+            "<|im_start|>assistant<|im_sep|>",
+            last="<|im_start|>assistant<|im_sep|>",
+        ),
+        f"{ANSWER}<|im_end|>",
+        "<|im_end|>",
+    ),
     "Llama 2": (each_turn(f"<|bos|>[INST] {C} [/INST]", f" {C} {{{{ eos_token }}}}", ""), f" {ANSWER} {EOS}", EOS),
     "Llama 3": (LAYOUTS["llama3"].template, f"{ANSWER}<|eot_id|>", "<|eot_id|>"),
     "Gemma": (LAYOUTS["gemma"].template, f"{ANSWER}<end_of_turn>", "<end_of_turn>"),

@@ -137,11 +137,11 @@ def test_a_tokenizer_with_tokens_that_only_some_texts_contain_is_taken_and_such_
     assert said == ["DIR: the model has no row for ['@tool@']; texts with these tokens are refused"]
     rows = [{"prompt": "it is", "response": "good."}, {"prompt": "it is", "response": "@tool@", "line": 2}]
     encoded = encode_rows(tokenizer, rows, ("response",), context=99, vocabulary=SIZE, max_refused=1.0)
-    assert encoded.refused == ["line 2: the model has no row for the token '@tool@'; leave this text out"]
+    assert encoded.refused == ["line 2: the model lacks '@tool@'; drop the text"]
     assert [row.source for row in encoded.rows] == rows[:1]
     assert len(encode_rows(tokenizer, rows, ("response",), context=99, vocabulary=SIZE + 1).rows) == 2
     scorer = RewardModelScorer(RewardModel(Transformer(ModelConfig(SIZE))), tokenizer)
-    with pytest.raises(InputError, match="^the model has no row for the token '@tool@'; leave this text out$"):
+    with pytest.raises(InputError, match="^the model lacks '@tool@'; drop the text$"):
         scorer(["it is"], ["@tool@"], [{}])
 
 
@@ -154,7 +154,7 @@ def test_a_turn_that_names_a_special_token_without_a_row_is_refused(tmp_path):
         {"prompt": "", "prompt_turns": [{"role": "user", "content": text}], "line": 1} for text in ("a", "<|tool|>")
     ]
     encoded = encode_rows(tokenizer, rows, (), context=99, vocabulary=SIZE, max_refused=1.0)
-    assert len(encoded.rows) == 1 and encoded.refused[0].startswith("line 1: the model has no row for the token '<|too")
+    assert len(encoded.rows) == 1 and encoded.refused[0].startswith("line 1: the model lacks '<|tool|>'; drop")
 
 
 @pytest.mark.parametrize(

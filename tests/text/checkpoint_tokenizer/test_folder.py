@@ -228,7 +228,7 @@ def test_tools_use_the_folders_template_for_tools(tmp_path):
 def test_templates_without_a_default_are_named(tmp_path):
     templates = [{"name": "rag", "template": "x"}]
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
-    with pytest.raises(InputError, match="^chat template: needed a template named default, got rag; choose one with"):
+    with pytest.raises(InputError, match="^chat template: needed a template named default, got 'rag'; choose one with"):
         tokenizer.apply_chat_template([USER])
     assert tokenizer.with_template(tokenizer.templates["rag"].source + "{{ 1 }}").apply_chat_template([USER]) == "x1"
 
