@@ -57,18 +57,14 @@ def read_value(hint: Any, value: Any, is_text: bool) -> Any:
             return origin(read_value(*pair, is_text) for pair in zip(hints, items, strict=True))
     elif is_text and hint is bool and value in ("true", "false"):
         return value == "true"
-    elif (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
-        return _usable(hint(value))
-    elif type(value) is hint:  # not isinstance, because isinstance(True, int) is True
-        return _usable(value)
+    else:
+        converts = (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str))
+        found = hint(value) if converts else value
+        # nothing can use nan, an integer beyond 64 bits, or text with a zero byte
+        usable = found == found and not (isinstance(found, int) and abs(found) >= 2**63) and "\0" not in str(found)
+        if usable and (converts or type(value) is hint):  # not isinstance, because isinstance(True, int) is True
+            return found
     raise ValueError
-
-
-def _usable(value: Any) -> Any:
-    """Refuse a value of the right type that nothing can use: nan, an integer beyond 64 bits, text with a zero byte."""
-    if value != value or (isinstance(value, int) and abs(value) >= 2**63) or "\0" in str(value):
-        raise ValueError
-    return value
 
 
 def as_text(value: Any) -> str:

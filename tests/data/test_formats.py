@@ -267,6 +267,10 @@ REASONS = {
     "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
     "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
     "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
+    "margin that no float holds": (
+        PAIR | {"margin": 10**400},
+        f"margin: needed a finite number, got int {hex(10**400)[:80]}...",
+    ),
     "margin of a wrong type": (PAIR | {"margin": "0.5"}, "margin: needed a finite number, got str '0.5'"),
 }
 
