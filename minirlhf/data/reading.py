@@ -44,7 +44,7 @@ def read_values(path: str) -> Iterator[Source]:
         try:
             value = json.loads(line, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
-            value = InputError(f"broken JSON, {getattr(error, 'msg', error)}: {shown(line.strip(), 60)}")
+            value = InputError(f"broken JSON, {getattr(error, 'msg', error)}: {shown(line.strip(), 30)}")
         yield Source("line", number, value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,9 @@ from typing import Any
 
 from minirlhf.adapters.lora import LoRAConfig
 from minirlhf.adapters.select import ALL
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.pretrained.model_classes import IS_VALUE_MODEL
-from minirlhf.pretrained.safe import not_as_needed, read_json
+from minirlhf.pretrained.safe import check_type, not_as_needed, read_json
 
 CONFIG = "adapter_config.json"
 CONTENT = "JSON with peft_type, r and lora_alpha"
@@ -39,12 +38,15 @@ NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "or
 # Keys that change the function when they are set, as every key that is not known
 REFUSED = {"trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_qalora", "use_bdlora"}
 REFUSED |= {"alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
-TYPES = {
+TYPES: dict[str, type] = {
+    "lora_alpha": float,
+    "lora_dropout": float,
     "use_rslora": bool,
     "use_dora": bool,
     "rank_pattern": dict,
     "alpha_pattern": dict,
-    "lora_dropout": (int, float),
+    "base_model_name_or_path": str,
+    "task_type": str,
 }
 MATCHES = 10_000_000  # steps to match patterns with names, at most: a stranger's pattern must not run for hours
 
@@ -80,7 +82,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
-    return read_json(path, CONTENT, peft_type=str, r=int)
+    return read_json(path, CONTENT, peft_type=str, r=int, lora_alpha=float)
 
 
 def read_settings(folder: str | Path) -> AdapterSettings:
@@ -107,27 +109,30 @@ def read_settings(folder: str | Path) -> AdapterSettings:
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise not_as_needed(path, CONTENT, repr(error)) from None
     if raw["peft_type"] != "LORA":
-        raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {raw['peft_type']!r}")
+        raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {shown(raw['peft_type'])}")
     for key, value in raw.items():
         if value and key not in READ | NO_EFFECT and value not in NEUTRAL.get(key, ()):
-            raise InputError(f"{path}: {key} is not supported and must be unset, got {value!r}; use PEFT to merge")
+            raise InputError(
+                f"{path}: {shown(key)[1:-1]} is not supported and must be unset, got {shown(value)}; use PEFT"
+            )
     return settings
 
 
 def _check_types(path: Path, raw: dict[str, Any]) -> None:
-    numbers = {"r": raw["r"], "lora_alpha": raw.get("lora_alpha")}
-    for key in ("rank_pattern", "alpha_pattern"):
-        if isinstance(raw.get(key), dict):
-            numbers |= {f"{key} of {name}": value for name, value in raw[key].items()}
-    whole = {name for name in numbers if name.startswith("r")}  # r and rank_pattern
-    for name, value in numbers.items():
-        allowed = int if name in whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
-            kind = "a whole number" if name in whole else "a number"
-            raise not_as_needed(path, CONTENT, f"{name} must be {kind}, got {value!r}")
-    for key, kind in TYPES.items():
-        if raw.get(key) is not None and not isinstance(raw[key], kind):
-            raise not_as_needed(path, CONTENT, f"{key} has another type: {raw[key]!r}")
+    targets = raw.get("target_modules")
+    try:
+        for key, wanted in TYPES.items():
+            if raw.get(key) is not None:
+                check_type(key, raw[key], wanted)
+        for key, wanted in (("rank_pattern", int), ("alpha_pattern", float)):
+            for name, value in (raw.get(key) or {}).items():
+                check_type(f"{key} of {shown(name)[1:-1]}", value, wanted)
+        for target in [targets] if isinstance(targets, str) or not targets else targets:
+            check_type("each entry of target_modules", target or ALL, str)
+    except TypeError:
+        raise not_as_needed(path, CONTENT, f"target_modules must be a list, got {shown(targets)}") from None
+    except InputError as error:
+        raise not_as_needed(path, CONTENT, error) from None
 
 
 def _first_fits(patterns: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

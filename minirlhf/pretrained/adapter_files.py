@@ -30,11 +30,11 @@ from minirlhf.adapters.whole import (
     has_tied_head,
     untie,
 )
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.locate import DTYPES
+from minirlhf.pretrained.locate import DTYPES, some
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
 from minirlhf.pretrained.safe import missing_weights, open_weights
 
@@ -115,7 +115,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     present = adapters_of(model, name)
     needed = own | dict.fromkeys(whole.values())
     if {module: _function(part) for module, part in present.items()} != {m: _settings(c) for m, c in needed.items()}:
-        raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
+        raise InputError(f"{folder}: differs from the adapter {shown(name)} on the model; load it under another name")
     with torch.no_grad():
         for key, p in _parameters(model, name).items():
             if key in weights:  # the folder may lack a value head
@@ -152,8 +152,6 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     """Read an adapter's folder without its base model. Raises: InputError as `load_adapter`."""
     settings, raw = read_settings(folder), read_config(folder)
     base = raw.get("base_model_name_or_path")
-    if not isinstance(base, str | None):
-        raise InputError(f"{Path(folder) / CONFIG}: base_model_name_or_path must be text or null, got {base!r}")
     weights = _read_weights(Path(folder))
     numbers = sum(weight.numel() for weight in weights.values())
     whole = (key.removesuffix(".weight") for key in sorted(weights) if key.endswith(".weight"))
@@ -203,7 +201,7 @@ def _adapted_modules(
     adapted = {key.split(".lora_")[0] for key in weights if ".lora_" in key}
     unknown = sorted(adapted - file_names.keys())
     if unknown or (needed and not adapted):
-        found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
+        found = f"{len(unknown)} not in the model, such as {shown(unknown[0])[1:-1]}" if adapted else "none"
         raise InputError(
             f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
             f"base? {CONFIG} names its base"
@@ -262,10 +260,10 @@ def _check_shapes(
             needed[f"{file_name}.{PARTS['magnitude']}"] = (base.out_features,)
     needed |= {f"{file_name}.weight": tuple(layers[module].weight.shape) for file_name, module in whole.items()}
     if missing := sorted(needed.keys() - weights.keys()):
-        raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
+        raise InputError(f"{folder}: {len(missing)} weights are missing: {some(missing)}; save it again")
     if surplus := sorted(weights.keys() - needed.keys()):
         raise InputError(
-            f"{folder}: {len(surplus)} weights do not belong to the model: {', '.join(surplus[:3])}; is it an adapter "
+            f"{folder}: {len(surplus)} weights do not belong to the model: {some(surplus)}; is it an adapter "
             "of another model class? Of modules_to_save the embedding and the head are read; merge others with PEFT"
         )
     for key in sorted(needed):

@@ -334,6 +334,27 @@ def test_a_folder_that_pads_with_its_end_token_is_trained_to_end_its_answers(cal
     assert written["pad_token"] == "<|pad|>"  # a tool that masks by the id would leave the ends of answers out
 
 
+def test_template_variables_act_in_training_and_are_the_same_after_resuming(call, folder_of, tmp_path, capsys):
+    folder = folder_of("qwen3")
+    template = "{% for m in messages %}{{ m.content }}{{ '#' if short }}{{ eos_token }}{% endfor %}"
+    Tokenizer.load(folder).with_template(template).save(folder)
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
+    data = tmp_path / "turns.jsonl"
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    words = ["sft", tmp_path, "--policy", folder, "--data", data, "--output", tmp_path / "job"]
+    call(*words, "--template_variables", '{"short": true}')
+    written = Tokenizer.load(tmp_path / "job" / "sft" / "model")
+    assert written.apply_chat_template(rows[0][:1]) == "0?#<|eos|>"
+    call(*words, "--template_variables", '{"short": true}', "--resume")
+    for value, text in (
+        ('{"short": false}', "holds another run"),
+        ('{"shot": 1}', "does not read 'shot'; it reads short"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*words, "--template_variables", value, "--resume")
+        assert text in capsys.readouterr().err
+
+
 def test_a_folder_without_a_chat_template_is_given_one(call, folder_of, tmp_path):
     folder, data = folder_of("qwen3"), tmp_path / "turns.jsonl"
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
