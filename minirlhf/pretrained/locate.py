@@ -24,7 +24,7 @@ from minirlhf.pretrained.safe import missing_weights, open_weights, read_json
 from minirlhf.runtime.distributed import say
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
+PICKLE, ADAPTER = "pytorch_model.bin", "adapter_config.json"
 # model.safetensors, model-00001-of-00003.safetensors, model.fp16.safetensors and both names of a shard of a variant
 FILE_NAME = re.compile(r"model(?:\.(\w+))?(?:-(\d{5})-of-(\d{5}))?(?:\.(\w+))?\.safetensors")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -169,6 +169,8 @@ def weight_files(folder: Path) -> tuple[list[Path], Path]:
         if match := FILE_NAME.fullmatch(path.name):
             sets[match[1] or match[4] or "", match[3] or ""].append(path)
     chosen = [key for key in sets if not key[0]] or list(sets)
+    if not chosen and (folder / ADAPTER).is_file():
+        raise InputError(f"{folder}: needed the weights of a model, found an adapter; {merge_advice(folder)}")
     if not chosen:
         raise missing_weights(folder / WEIGHTS, PICKLE)
     if len(chosen) > 1:
@@ -184,6 +186,10 @@ def weight_files(folder: Path) -> tuple[list[Path], Path]:
     if variant:
         say(f"{folder}: reads the variant {variant}, because the folder has no other weights")
     return files, files[0] if len(files) == 1 else folder
+
+
+def merge_advice(folder: Path) -> str:
+    return f"minirlhf adapter merge {folder} --output DIR makes a model of it"
 
 
 def _check_complete(folder: Path, files: list[Path], total: str) -> None:

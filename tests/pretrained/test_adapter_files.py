@@ -101,18 +101,26 @@ def test_a_module_has_the_rank_and_the_alpha_of_the_first_pattern_that_fits_it(
     ("patterns", "text"),
     [
         ({"rank_pattern": {"q_proj": 3}}, f"{Q.format(0)}.lora_A.weight must be (3, 24)"),
-        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern of q_proj must be a whole number, got '2'"),
-        ({"rank_pattern": {"q_proj": True}}, "rank_pattern of q_proj must be a whole number, got True"),
+        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern of q_proj must be a whole number up to 1e+09, got '2'"),
+        ({"rank_pattern": {"q_proj": True}}, "rank_pattern of q_proj must be a whole number up to 1e+09, got True"),
         ({"rank_pattern": {"q_proj": 0}}, "r must be at least 1, got 0"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern has another type"),
-        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern of q_proj must be a number, got nan"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern of q_proj must be a number up to 1e+09, got nan"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha must be above 0, got -1"),
         ({"alpha_pattern": {"(q_proj": 1}}, "needed patterns of module names"),
         ({"alpha_pattern": {"(a*)*q": 1}}, "cost too much to match"),
         ({"alpha_pattern": {"(.*.*.*.*.*)q": 1}}, "cost too much to match"),
-        ({"lora_alpha": True}, "lora_alpha must be a number, got True"),
-        ({"lora_alpha": float("inf")}, "lora_alpha must be a number, got inf"),
-        ({"r": True}, "r must be a whole number, got True"),
+        ({"lora_alpha": True}, "lora_alpha must be a number up to 1e+09, got True"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a number up to 1e+09, got inf"),
+        ({"r": True}, "r must be a whole number up to 1e+09, got True"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number up to 1e+09"),
+        ({"lora_dropout": "0.1"}, "lora_dropout must be a number up to 1e+09, got '0.1'"),
+        ({"lora_dropout": 1.5}, "dropout must be at least 0 and at most 0.999"),
+        ({"target_modules": 5}, "target_modules has another type: 5"),
+        ({"target_modules": ["q_proj", 5]}, "target_modules must be a list of texts, got ['q_proj', 5]"),
+        ({"modules_to_save": "score"}, "modules_to_save has another type: 'score'"),
+        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens in modules_to_save, but the file has no weight of it"),
+        ({"modules_to_save": ["classifier", "norm"]}, "norm in modules_to_save, but the file has no weight of it"),
         ({"use_rslora": "false"}, "use_rslora has another type: 'false'"),
         ({"use_dora": 1}, "use_dora has another type: 1"),
     ],
@@ -216,7 +224,7 @@ def test_half_precision_bases_keep_their_outputs_dtype(make, whole, ids):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, ids, mask):
+def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, tmp_path, ids, mask):
     model = RewardModel(make())
     folder, *_ = whole((EMBEDDING,))
     weights = load_file(folder / "adapter_model.safetensors")
@@ -224,8 +232,20 @@ def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, ids, 
     before = model(ids, mask)
     load_adapter(model, folder)
     assert not torch.allclose(model(ids, mask), before)
-    save_file(weights | {"base_model.model.lm_head.weight": torch.ones(V, D)}, folder / "adapter_model.safetensors")
-    with refuses("weights are missing: score.weight"):
+    save_adapter(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["modules_to_save"] == [
+        "embed_tokens",
+        "score",
+    ]
+    again = RewardModel(make())
+    load_adapter(again, tmp_path / "again")
+    assert torch.equal(again(ids, mask), model(ids, mask))
+    save_file(
+        weights
+        | {"base_model.model.lm_head.weight": torch.ones(V, D), "base_model.model.score.weight": torch.ones(1, D)},
+        folder / "adapter_model.safetensors",
+    )
+    with refuses("1 weights do not belong to the model: lm_head.weight"):
         load_adapter(RewardModel(make()), folder)
 
 
