@@ -34,7 +34,7 @@ from minirlhf.errors import InputError
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.locate import DTYPES
+from minirlhf.pretrained.locate import DTYPES, unwrapped
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
 from minirlhf.pretrained.safe import missing_weights, open_weights
 
@@ -176,6 +176,9 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
     sizes = {}
     for module, config in settings.of_modules(sorted(pairs)).items():
         A, B = (matrix.double() for matrix in pairs[module])
+        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            raise InputError(f"{folder}: {module}: needed A [r, in] and B [out, r], got {shapes}; save it again")
         norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
         sizes[module] = (len(B), A.shape[1]), norm
     return sizes
@@ -195,7 +198,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         if packed := [name for name in names if file.get_slice(name).get_dtype() not in DTYPES]:
             raise InputError(f"{path}: needed weights in {', '.join(DTYPES)}, got another type for {packed[0]}")
-        return {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+        weights = {unwrapped(name).removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    if len(weights) < len(names):
+        raise InputError(f"{path}: two weights have one name apart from prefixes of wrappers; save the adapter again")
+    return weights
 
 
 def _adapted_modules(

@@ -118,7 +118,7 @@ def names_in_family(names: list[str], model_type: str) -> dict[str, str]:
     All layers must have one prefix: what stands before "layers.0." in a name. That prefix is replaced by the family's
     ("model."). The head stands outside of the trunk, so it loses only what stands before the family's prefix.
     """
-    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    plain = {name: unwrapped(name) for name in names}
     root, layers = re.fullmatch(r"(\w+\.)(\w+\.)", name_in_family(model_type, "model.layers.")).groups()
     prefixes = _prefixes(plain.values(), layers)
     if len(prefixes) != 1:
@@ -131,6 +131,10 @@ def names_in_family(names: list[str], model_type: str) -> dict[str, str]:
         return root + name.removeprefix(prefix) if inside else name.removeprefix(outer)
 
     return {name: renamed(inner) for name, inner in plain.items()}
+
+
+def unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _prefixes(names: Iterable[str], layers: str) -> set[str]:

@@ -350,3 +350,23 @@ def test_numbers_of_other_types_are_refused(make, write, dtype):
     name = f"{Q.format(0)}.lora_A.weight"
     with refuses("needed weights in F64, F32, F16, BF16, got another type for base_model.model." + name):
         load_adapter(make(), write(weights | {name: weights[name].to(dtype)}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_names_with_the_prefixes_of_wrappers_are_read(make, write, ids, prefix):
+    weights, model, other = lora(Q.format(0), D, D), make(), make()
+    load_adapter(model, write(weights))
+    load_adapter(other, write({prefix + name: weight for name, weight in weights.items()}))
+    assert torch.equal(other(ids), model(ids))
+    with refuses("two weights have one name"):
+        load_adapter(make(), write(weights | {prefix + name: weight + 1 for name, weight in weights.items()}))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, D, 1), (3, D), ()])
+def test_matrices_of_other_shapes_are_refused_with_and_without_a_model(make, write, shape):
+    name = f"{Q.format(0)}.lora_A.weight"
+    folder = write(lora(Q.format(0), D, D) | {name: torch.zeros(shape)})
+    with refuses(f"{name} must be (4, {D})", f"got {shape}"):
+        load_adapter(make(), folder)
+    with refuses("needed A [r, in] and B [out, r]", str(shape)):
+        update_sizes(folder)
