@@ -68,7 +68,7 @@ def _read(folder: Path) -> TokenizerParts:
         _add_tokens(backend, config)
         special = _special_tokens(backend, config, names, generation, model)
         _mark_special(backend, config, special)
-    check_distinct(backend, MODEL)
+    check_distinct(backend, content, MODEL)
     ends = _ids(generation, "eos_token_id", GENERATION) or _ids(model, "eos_token_id", MODEL_CONFIG)
     known = [number for number in ends if backend.id_to_token(number) is not None]
     eos_ids = tuple(dict.fromkeys([backend.token_to_id(special["eos_token"]), *known]))
