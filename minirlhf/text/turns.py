@@ -86,13 +86,18 @@ def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sa
     if whole.startswith(prompt) and (shorter := without_repeated_tag(prompt, whole[len(prompt) :], answer)) is not None:
         whole = whole_with(shorter)
     located = whole.startswith(prompt)
-    if end is None or not located or not whole.endswith(end.text + end.rest):
+
+    def fits(end: Any) -> bool:
+        if end is None or not whole.endswith(end.text + end.rest):
+            return False
+        return located or sampled or bool(end.opening and whole.startswith(prompt.removesuffix(end.opening)))
+
+    if not fits(end):
         end = find_answer_end(tokenizer.apply_chat_template, tokenizer.parts, turns)  # these turns may differ
-    if end is not None and whole.endswith(end.text + end.rest):
-        if located:
-            return whole[len(prompt) : len(whole) - len(end.rest)], end.token
-        if sampled or (end.opening and whole.startswith(prompt.removesuffix(end.opening))):
-            return continuation(answer, end.opening or "", sampled) + end.text, end.token
+    if fits(end) and located:
+        return whole[len(prompt) : len(whole) - len(end.rest)], end.token
+    if fits(end):
+        return continuation(answer, end.opening or "", sampled) + end.text, end.token
     raise InputError(
         f"chat template: its generation prompt ends with {shown(prompt[-20:])}, and it renders these turns differently "
         "once this answer follows, so the answer's tokens cannot be located; begin the answer as the prompt does, set "

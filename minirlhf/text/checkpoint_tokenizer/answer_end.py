@@ -118,7 +118,7 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     Raises: InputError if the answer does not fit after the opening.
     """
     begun = opening.strip()
-    if answer.lstrip().startswith(begun):
+    if begun and answer.lstrip().startswith(begun):
         return answer.lstrip().removeprefix(begun).removeprefix(opening[len(opening.rstrip()) :])
     names = {True: set(), False: set()}
     for slash, name in TAG.findall(opening):

@@ -234,7 +234,8 @@ def test_a_sampled_answer_that_ends_in_its_reasoning_is_read(reasoning):
         "{{ m.content.split", f"{{{{ '{reasoning}' if m.role == 'assistant' }}}}{{{{ m.content.split"
     )
     tokenizer = with_template(source, "<|im_start|>", "<|im_end|>")
-    assert text_of(tokenizer, tokenizer.encode_turns([USER], [ANSWER], sampled=True)[1][0]) == ANSWER + "<|im_end|>"
+    for answer in (ANSWER, "\n  " + ANSWER):
+        assert text_of(tokenizer, tokenizer.encode_turns([USER], [answer], sampled=True)[1][0]) == answer + "<|im_end|>"
 
 
 def test_an_empty_reasoning_in_the_prompt_needs_no_reasoning_in_the_answer():
