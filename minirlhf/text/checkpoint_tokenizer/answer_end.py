@@ -43,6 +43,21 @@ def with_answer_end(parts: TokenizerParts) -> TokenizerParts:
     return replace(parts, answer_end=end, eos_ids=tuple(dict.fromkeys([*parts.eos_ids, *own])))
 
 
+def lines_about_answers(parts: TokenizerParts) -> list[str]:
+    """A line if answers do not end with the end token that the folder's files name."""
+    end, own = parts.answer_end, parts.special["eos_token"]
+    if "default" not in parts.templates or (end and end.token == parts.backend.token_to_id(own)):
+        return []
+    if end is None:
+        return ["chat template: it leaves a trial answer out, so each row shows how its answer ends"]
+    if end.token is None:
+        return [f"chat template: it writes no end token after an answer, so {shown(own)} ends answers"]
+    token = parts.backend.id_to_token(end.token)
+    return [
+        f"chat template: it ends answers with {shown(token)}, the folder's files name {shown(own)}; both end answers"
+    ]
+
+
 def find_answer_end(render: Render, parts: TokenizerParts, turns: list[dict]) -> AnswerEnd | None:
     """Render a trial answer to these turns. Returns: None if the template refuses it or leaves the answer out."""
     answer = {"role": "assistant", "content": TRIAL}

@@ -9,6 +9,8 @@ import pytest
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.model import ModelConfig
 from minirlhf.text import LAYOUTS, Tokenizer
 from minirlhf.text.checkpoint_tokenizer import template
 from minirlhf.text.tokenizer import EOS
@@ -166,6 +168,24 @@ def test_a_folder_whose_files_name_another_end_token(tmp_path):
     tokenizer.save(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert written["eos_token_id"] == [OWN.eos_id, end] and written["top_p"] == 0.8
+
+
+def test_a_line_tells_of_answers_that_end_otherwise_than_the_folder_says():
+    chatml = with_template(FAMILIES["ChatML"][0], "<|im_start|>", "<|im_end|>")
+    lines = {
+        chatml: ["it ends answers with '<|im_end|>', the folder names '<|eos|>'; both end answers"],
+        with_template(LAYOUTS["plain"].template): ["it writes no end token after an answer, so '<|eos|>' ends answers"],
+        with_template("{{ messages[-1].role }}"): [
+            "it leaves a trial answer out, so each row shows how its answer ends"
+        ],
+        with_template(LAYOUTS["zephyr"].template): [],
+        chatml.with_template("chatml"): [],  # the built-in layout sets the end token
+        OWN: [],
+    }
+    for tokenizer, expected in lines.items():
+        said = []
+        check_vocabulary(ModelConfig(OWN.vocab_size + 2), tokenizer, "DIR", tell=said.append)
+        assert said == [f"DIR: chat template: {line}" for line in expected]
 
 
 def test_an_end_token_inside_an_answer_does_not_end_it():
