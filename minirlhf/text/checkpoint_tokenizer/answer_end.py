@@ -49,13 +49,11 @@ def lines_about_answers(parts: TokenizerParts) -> list[str]:
     if "default" not in parts.templates or (end and end.token == parts.backend.token_to_id(own)):
         return []
     if end is None:
-        return ["chat template: it leaves a trial answer out, so each row shows how its answer ends"]
+        return ["chat template: it leaves a trial answer out, so each row is tried"]
     if end.token is None:
         return [f"chat template: it writes no end token after an answer, so {shown(own)} ends answers"]
     token = parts.backend.id_to_token(end.token)
-    return [
-        f"chat template: it ends answers with {shown(token)}, the folder's files name {shown(own)}; both end answers"
-    ]
+    return [f"chat template: it ends answers with {shown(token)}, the folder names {shown(own)}; both end answers"]
 
 
 def find_answer_end(render: Render, parts: TokenizerParts, turns: list[dict]) -> AnswerEnd | None:

@@ -175,9 +175,7 @@ def test_a_line_tells_of_answers_that_end_otherwise_than_the_folder_says():
     lines = {
         chatml: ["it ends answers with '<|im_end|>', the folder names '<|eos|>'; both end answers"],
         with_template(LAYOUTS["plain"].template): ["it writes no end token after an answer, so '<|eos|>' ends answers"],
-        with_template("{{ messages[-1].role }}"): [
-            "it leaves a trial answer out, so each row shows how its answer ends"
-        ],
+        with_template("{{ messages[-1].role }}"): ["it leaves a trial answer out, so each row is tried"],
         with_template(LAYOUTS["zephyr"].template): [],
         chatml.with_template("chatml"): [],  # the built-in layout sets the end token
         OWN: [],
