@@ -107,11 +107,14 @@ def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path, voca
     """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
-    encoded = encode_texts(tokenizer, prompts, (), vocabulary)
-    refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
-    if refusals:
-        row, error = refusals[0]
-        raise InputError(
-            f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
-            f"line {row.get('line')} ({error}); leave these rows out"
-        )
+    rows = [{**row, "completion": "Yes."} for row in prompts]
+    for responses in ((), ("completion",)):
+        encoded = encode_texts(tokenizer, rows, responses, vocabulary, sampled=True)
+        refusals = [(row, error) for row, error in zip(rows, encoded, strict=True) if isinstance(error, InputError)]
+        if refusals:
+            row, error = refusals[0]
+            raise InputError(
+                f"{folder}: this reward model's {'chat template' if tokenizer.templates else 'tokenizer'} refuses "
+                f"{len(refusals)} of {len(rows)} {'answers to ' if responses else ''}prompts, such as line "
+                f"{row.get('line')} ({error}); leave these rows out"
+            )

@@ -145,11 +145,14 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     )
 
 
-def without_repeated_tag(prompt: str, rest: str, answer: str) -> str | None:
-    """The answer without its first tag, if the prompt ends with this tag and `rest`, the text after the prompt, repeats
-    the tag; else None.
-    """
-    tag = prompt.rstrip()[prompt.rstrip().rfind("<") :] if "<" in prompt else ""
-    if TAG.fullmatch(tag) and rest.lstrip().startswith(tag) and answer.lstrip().startswith(tag):
-        return answer.lstrip().removeprefix(tag).removeprefix(prompt[len(prompt.rstrip()) :])
-    return None
+def begun_tag(prompt: str) -> str:
+    """The tag that ends a generation prompt, and the white space after it: "<think>\\n"; "" without such a tag."""
+    text = prompt.rstrip()
+    tag = TAG.fullmatch(text[text.rfind("<") :]) if text.endswith(">") else None
+    return prompt[len(text) - len(tag[0]) :] if tag and not tag[1] else ""
+
+
+def repeats(rest: str, expected: str, tag: str) -> bool:
+    """True if `rest` has the tag, or the end of its element, more often than `expected`."""
+    name = TAG.match(tag)[2]
+    return any(rest.count(text) > expected.count(text) for text in (f"<{name}>", f"</{name}>"))

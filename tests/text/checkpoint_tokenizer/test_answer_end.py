@@ -221,10 +221,14 @@ TWICE = KEEPS.replace(
     "{{ m.content if m.role == 'assistant' else",
     "{{ '<think>\\n' if m.role == 'assistant' }}{{ m.content if m.role == 'assistant' else",
 )
+CLOSES = TWICE.replace("{{ '<think>\\n' if", "{{ '<think>\\n\\n</think>\\n\\n' if")  # reasoning only from another key
+REPLACES = CLOSES.replace("<think>\\n\\n</think>\\n\\n' if", "<think></think>' if")
 REASONED = "the kettle\n</think>\n\nit is good."
 
 
-@pytest.mark.parametrize("source", [THINKS, KEEPS, TWICE], ids=["drops", "keeps", "adds"])
+@pytest.mark.parametrize(
+    "source", [THINKS, KEEPS, TWICE, CLOSES, REPLACES], ids=["drops", "keeps", "adds", "closes", "replaces"]
+)
 @pytest.mark.parametrize("written", ["<think>\n", "<think>", "\n<think>\n", ""])
 def test_reasoning_that_the_prompt_begins_is_written_once(source, written):
     tokenizer = with_template(source, "<|im_start|>", "<|im_end|>")
