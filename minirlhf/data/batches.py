@@ -35,6 +35,12 @@ class Batches:
         self.rows, self.batch_size, self.steps, self.seed, self.stream = rows, batch_size, steps, seed, stream
         self._order: dict[int, list[int]] = {}
 
+    @classmethod
+    def of(cls, rows: Sequence, config: Any, *, seed: int = 0, stream: str = "rows", times: int = 1) -> Batches:
+        """Batches as an algorithm's settings say: their size and the number of steps. times: for this many runs."""
+        steps = times * config.steps_for(len(rows))
+        return cls(rows, batch_size=config.batch_size, steps=steps, seed=seed, stream=stream)
+
     def __len__(self) -> int:
         return self.steps
 
