@@ -1,11 +1,12 @@
-"""All algorithms compared: the same SFT model, the same reward, the same number of sampled tokens, several seeds.
+"""All algorithms compared: the same SFT model, reward, number of tokens.
 
-python examples/compare.py                              # all, 5 seeds: the table of docs/results.md
+python examples/compare.py              # all, 5 seeds, as in docs/results.md
 python examples/compare.py --only grpo,dapo,dpo_sigmoid --seeds 2
-python examples/compare.py --list true                  # the names
+python examples/compare.py --list true  # the names
 
-Each result is a file in the output folder. Stop whenever you like: the same command goes on. A result that was computed
-with other settings is computed again.
+Each result is a file in the output folder. Stop whenever you like: the same
+command goes on. A result that was computed with other settings is computed
+again.
 """
 
 import json

@@ -1,18 +1,22 @@
-"""Learning from a teacher: distillation on given answers, on own answers (GKD), or by policy gradient (MiniLLM).
+"""Learning from a teacher: given answers, GKD, MiniLLM.
 
-torchrun examples/distillation.py                                  # SFT makes the teacher; a student of half its width
-torchrun examples/distillation.py --distillation.algorithm minillm --distillation.beta 1 --distillation.on_policy 1
-torchrun examples/distillation.py --policy DIR                     # a teacher that you have
+python examples/distillation.py    # SFT makes the teacher; a narrower student
+python examples/distillation.py --policy DIR    # a teacher that you have
+python examples/distillation.py --policy DIR --student DIR    # same tokenizer
+python examples/distillation.py --distillation.algorithm minillm \\
+    --distillation.beta 1 --distillation.on_policy 1
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minirlhf.algorithms import DistillationConfig, DistillationTrainer, SFTTrainer
+from minirlhf.algorithms.distillation_checks import check_logits
 from minirlhf.data import Batches
-from minirlhf.errors import exits_cleanly
+from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import win_rate
 from minirlhf.jobs import Job, JobConfig
+from minirlhf.jobs.given_models import given_student
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.model import Policy, Transformer
 from minirlhf.runtime import seed_everything
@@ -20,9 +24,19 @@ from minirlhf.runtime import seed_everything
 
 @dataclass(frozen=True)
 class DistillationJobConfig(JobConfig):
-    student_width: int = 32  # [numbers] hidden size of the student; its MLP shrinks in the same ratio
-    student_steps: int = 100  # [steps] of SFT before the student meets the teacher
-    later_stages_only: ClassVar[tuple[str, ...]] = ("student_width", "student_steps")  # the teacher ignores both
+    student: str | None = None  # [folder] train this model instead of a new one
+    student_width: int = 32  # [numbers] hidden size of a new student; its MLP shrinks in the same ratio
+    student_steps: int = 100  # [steps] of SFT before a new student meets the teacher
+    trained: ClassVar[str] = "student"  # --policy is the teacher
+    # the teacher ignores these settings
+    later_stages_only: ClassVar[tuple[str, ...]] = ("student", "student_width", "student_steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.student and (self.student_width, self.student_steps) != (32, 100):
+            raise InputError("--student_width, --student_steps: --student is a trained model already; drop both")
+        if self.student and not self.policy:
+            raise InputError("--student: needs a teacher with the same tokenizer; give --policy DIR")
 
 
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
@@ -44,9 +58,12 @@ def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
 def main() -> None:
     options = {"after": ("sft",), "needs": ("sft",), "job": DistillationJobConfig, "adapters": False}
     with Job.open("distillation", DistillationConfig, help=__doc__, **options) as job:
+        student = given_student(job, job.common.student) if job.common.student else None
         teacher = to_device(job.policy(), job.common, job.device)
-        rows = job.rows("sft", teacher.transformer.config)
-        student = first_student(job, teacher, rows[0])
+        check_logits("teacher", teacher)
+        shapes = [model.transformer.config for model in (teacher, student) if model]
+        rows = job.rows("sft", min(shapes, key=lambda shape: shape.max_position_embeddings))
+        student = student or first_student(job, teacher, rows[0])
         stage = job.stage(student, "sft", rows, teacher=teacher, reads=("sft",))
         before = stage.evaluate(student)
         if not stage.finished:

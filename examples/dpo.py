@@ -1,8 +1,10 @@
 """Learning from pairs without a reward model: DPO and its family.
 
-torchrun examples/dpo.py                               # the embedded task: SFT, then DPO
-torchrun examples/dpo.py --dpo.loss simpo --dpo.beta 2 # a row of LOSSES in minirlhf/algorithms/dpo_recipes.py
-torchrun examples/dpo.py --data pairs.jsonl            # {prompt, chosen, rejected}
+python examples/dpo.py                       # the embedded task: SFT, then DPO
+python examples/dpo.py --dpo.loss simpo --dpo.beta 2   # a row of LOSSES
+python examples/dpo.py --data pairs.jsonl    # {prompt, chosen, rejected}
+
+LOSSES stands in minirlhf/algorithms/dpo_recipes.py.
 """
 
 from minirlhf.algorithms import DPOConfig, DPOTrainer

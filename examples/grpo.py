@@ -1,9 +1,12 @@
 """GRPO and its family: groups of completions, compared with one another.
 
-torchrun examples/grpo.py                                  # checked sums, from a model that can hardly add
-torchrun examples/grpo.py --grpo.algorithm dapo            # a row of ALGORITHMS in minirlhf/algorithms/grpo_recipes.py
-torchrun examples/grpo.py --policy DIR --reward DIR        # from your own models
-torchrun examples/grpo.py --policy DIR --data rows.jsonl --reward my.py:right   # {prompt, answer}, your function
+python examples/grpo.py    # checked sums, from a model that can hardly add
+python examples/grpo.py --grpo.algorithm dapo        # a row of ALGORITHMS
+python examples/grpo.py --policy DIR --reward DIR    # from your own models
+python examples/grpo.py --policy DIR --data rows.jsonl --reward my.py:right
+
+The last command reads rows {prompt, answer} and scores them with your function.
+ALGORITHMS stands in minirlhf/algorithms/grpo_recipes.py.
 """
 
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ DEFAULTS = {
     # SFT stops early. Its learning rate is constant, so the stopping point does not depend on a schedule.
     **{"sft.steps": 3000, "sft.max_epochs": 20.0, "sft.batch_size": 64, "sft.lr": 3e-3, "sft.lr_final": 1.0},
     # many prompts with few completions each; groups of equal reward are replaced
-    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": 128, "grpo.group_size": 4},
+    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": None, "grpo.group_size": 4},
     **{"grpo.resample": 1, "grpo.lr": 1e-3, "grpo.temperature": 1.2},
 }
 

@@ -1,8 +1,8 @@
-"""PPO on one frozen base: policy, value model and reward model are adapters on it; the reference is the base alone.
+"""PPO on one frozen base: policy, value model and reward model are its adapters.
 
-torchrun examples/multi_adapter.py                                    # the embedded task; SFT makes the base
-torchrun examples/multi_adapter.py --policy DIR --data pairs.jsonl    # your model and {prompt, chosen, rejected}
-torchrun examples/multi_adapter.py --policy DIR --train qlora         # the base in 4 bits
+python examples/multi_adapter.py    # the embedded task; SFT makes the base
+python examples/multi_adapter.py --policy DIR --data pairs.jsonl
+python examples/multi_adapter.py --policy DIR --train qlora    # base in 4 bits
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
-"""Preference learning on the policy's own answers, ranked by a judge: Online DPO, XPO, Nash-MD.
+"""Preference learning on the policy's own answers: Online DPO, XPO, Nash-MD.
 
-torchrun examples/online_dpo.py                                      # the embedded task, its reward model as judge
-torchrun examples/online_dpo.py --online_dpo.algorithm nash_md
-torchrun examples/online_dpo.py --policy DIR --reward DIR            # from your own models
+python examples/online_dpo.py    # the embedded task, its reward model as judge
+python examples/online_dpo.py --online_dpo.algorithm nash_md
+python examples/online_dpo.py --policy DIR --reward DIR   # from your own models
 """
 
 from minirlhf.algorithms import OnlineDPOConfig, OnlineDPOTrainer

@@ -1,8 +1,8 @@
 """RLHF from end to end: tokenizer, SFT, reward model, PPO, and a report.
 
-torchrun examples/ppo.py                                  # the embedded task: no data, no GPU, two to three minutes
-torchrun examples/ppo.py --data rows.jsonl                # your own preference pairs
-torchrun examples/ppo.py --policy DIR --reward DIR        # PPO alone, from your own models
+python examples/ppo.py                             # the embedded task
+python examples/ppo.py --data rows.jsonl           # your own preference pairs
+python examples/ppo.py --policy DIR --reward DIR   # PPO alone, your own models
 """
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer

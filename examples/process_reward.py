@@ -1,8 +1,8 @@
-"""Reward models of right and wrong: is the answer right (outcome), is each step right (process)?
+"""Reward models: is the answer right (outcome), is each step right (process)?
 
-torchrun examples/process_reward.py                     # reviews, sentence by sentence
-torchrun examples/process_reward.py --kind outcome      # the same texts, one label for each answer
-torchrun examples/process_reward.py --data rows.jsonl   # {prompt, steps: [text], labels: [true or false]}
+python examples/process_reward.py                   # the steps are sentences
+python examples/process_reward.py --kind outcome    # one label for each answer
+python examples/process_reward.py --data rows.jsonl # {prompt, steps, labels}
 """
 
 import time
@@ -39,7 +39,8 @@ def main() -> None:
         model = prepare(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
         choose_threads(model, job.common, job.device)
         context = model.config.max_position_embeddings
-        rows, held_out = (encode_steps(job.tokenizer, part, context) for part in (job.task.sft, job.task.held_out_sft))
+        rows = encode_steps(job.tokenizer, job.task.sft, context, job.common.max_refused)
+        held_out = encode_steps(job.tokenizer, job.task.held_out_sft, context, max_refused=1.0)  # stops no program
         batches = stage.batches(rows, "process")
         trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
         before = trainer.evaluate(held_out)
@@ -48,10 +49,10 @@ def main() -> None:
             run.record(trainer.step(batch))
         after = trainer.evaluate(held_out)
 
-        labels = [label for row in job.task.held_out_sft for label in row["labels"]]
-        always_the_same = max(sum(labels), len(labels) - sum(labels)) / len(labels)
-        header = ["on held-out labels", "before", "after", "always the same"]
-        cells = ["accuracy", before["accuracy"], after["accuracy"], always_the_same]
+        labels = [label for row in held_out for label in row.source["labels"]]
+        always_the_same = max(sum(labels), len(labels) - sum(labels)) / len(labels) if labels else None
+        header = [f"on {len(labels)} held-out labels", "before", "after", "always the same"]
+        cells = ["accuracy", before.get("accuracy"), after.get("accuracy"), always_the_same]
         seconds = time.perf_counter() - job.started
         job.say(f"\n{table(header, [cells])}\n\n{seconds:.0f} s; everything is in {job.folder}")
 

@@ -1,7 +1,8 @@
 """A reward model from preference pairs.
 
-torchrun examples/reward_model.py                                  # the embedded task
-torchrun examples/reward_model.py --data pairs.jsonl --policy DIR  # {prompt, chosen, rejected}; DIR: an SFT model
+python examples/reward_model.py                     # the embedded task
+python examples/reward_model.py --data pairs.jsonl  # {prompt, chosen, rejected}
+python examples/reward_model.py --policy DIR        # from your own SFT model
 """
 
 from minirlhf.algorithms import RewardConfig, RewardTrainer
@@ -20,10 +21,10 @@ def main() -> None:
         batches = stage.batches(rows)
         trainer = RewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
         if not stage.finished:
-            run = stage.run(trainer, batches, evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None)
+            run = stage.run(trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
             for batch in run:
                 run.record(trainer.step(batch))
-        accuracy = trainer.evaluate(held_out)["accuracy"] if held_out else None
+        accuracy = trainer.evaluate(held_out).get("accuracy")
         job.say(f"accuracy on held-out pairs: {accuracy}; the model: {stage.folder / 'model'}")
 
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning.
 
-torchrun examples/sft.py                          # the embedded task
-torchrun examples/sft.py --data rows.jsonl        # {prompt, response}, {messages}, or pairs (chosen is learned)
+python examples/sft.py                      # the embedded task
+python examples/sft.py --data rows.jsonl    # {prompt, response} or {messages}
 """
 
 from minirlhf.algorithms import SFTConfig, SFTTrainer
@@ -19,7 +19,7 @@ def main() -> None:
             rows, held_out = job.rows("sft", policy.transformer.config)
             batches = stage.batches(rows)
             trainer = SFTTrainer(policy, job.tokenizer, job.config, updates=len(batches))
-            run = stage.run(trainer, batches, evaluate=(lambda: trainer.evaluate(held_out)) if held_out else None)
+            run = stage.run(trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
             for batch in run:
                 run.record(trainer.step(batch))
         job.say(f"the model: {stage.folder / 'model'}")

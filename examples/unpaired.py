@@ -1,8 +1,8 @@
 """Learning from single answers that people liked or not: KTO, BCO.
 
-torchrun examples/unpaired.py                              # the embedded task: its pairs, split into single answers
-torchrun examples/unpaired.py --unpaired.loss bco
-torchrun examples/unpaired.py --data pairs.jsonl           # {prompt, chosen, rejected}
+python examples/unpaired.py    # the embedded task: its pairs, split in two
+python examples/unpaired.py --unpaired.loss bco
+python examples/unpaired.py --data pairs.jsonl    # {prompt, chosen, rejected}
 """
 
 from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer

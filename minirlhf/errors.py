@@ -6,13 +6,25 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
-from difflib import SequenceMatcher
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: the source, the needed value, the given value, a remedy."""
+    """Bad input. The message is one printable line: the source, the needed value, the given value, a remedy."""
+
+    def __init__(self, message: object) -> None:
+        from minirlhf.foreign import one_line  # here, so that the core loads no leaf
+
+        super().__init__(one_line(str(message)))  # it may hold a path, or the message of a library
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a file or a flag, for a message: one printable line of about `most` letters; see `foreign.py`."""
+    from minirlhf.foreign import beginning_of_repr
+
+    return beginning_of_repr(value, most)
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
@@ -22,29 +34,26 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
         if value is not None and not (least <= value <= most and value > above):
             bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
             needed = " and ".join(bounds + [f"at most {most}"] * (most < math.inf))
-            raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {value}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`. The part after the last dot counts twice: a.lr is near b.lr."""
-
-    def likeness(candidate: str) -> float:
-        pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(known, key=likeness)
+            raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {shown(value)}")
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback."""
+    """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback.
+
+    Under torchrun the line is printed once for all processes; see `torchrun.py`.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, ValueError):  # the stream of a notebook, a closed stream
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a text
         try:
             main()
         except InputError as error:
-            who = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-            print(f"{who}error: {error}", file=sys.stderr)
+            from minirlhf.torchrun import end  # here, so that the core loads no leaf
+
+            end(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

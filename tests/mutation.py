@@ -1,11 +1,13 @@
-"""Breaks the losses one small change at a time and counts how many changes the tests notice.
+"""Breaks a room one small change at a time and counts how many changes the tests notice.
 
-    python tests/mutation.py [--file policy.py] [--sample 100 --seed 0] [--jobs 2]
+    python tests/mutation.py [--room generation] [--file policy.py] [--sample 100 --seed 0] [--jobs 2]
 
-Each mutant is one change of one file of minirlhf/losses: a sign, a bound, a constant, a forgotten detach or check. A
-forked child loads the changed file in place of the real file and runs the tests of that file (TESTS); the mutant is
-killed if a test fails. The tool writes nothing to the package. It does not change text (docstrings, messages,
-annotations). mutation_survivors.toml lists mutants that no test can kill, with reasons; they are not counted.
+Each mutant is one change of one file of a room of minirlhf (default: losses): a sign, a bound, a constant, a forgotten
+detach or check. A forked child loads the changed file in place of the real file and runs the tests of that file
+(TESTS, ROOM_TESTS); the mutant is killed if a test fails. Programs that a test starts load the changed file too. The
+tool writes nothing to the package. It does not change text (docstrings, messages, annotations) or `strict=`; outside
+the losses it does not change default values. mutation_survivors.toml lists mutants that no test can kill, with
+reasons; they are not counted.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.util
+import marshal
 import os
 import random
 import resource
 import sys
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -29,23 +31,26 @@ from types import CodeType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LOSSES = ROOT / "minirlhf" / "losses"
+PACKAGE = ROOT / "minirlhf"
 EQUIVALENT = Path(__file__).with_name("mutation_survivors.toml")
-GOAL = 0.95  # fraction to be killed of the mutants that a test could kill
+GOALS = {"losses": 0.95}  # fraction to be killed of the mutants that a test could kill
+OTHER_GOAL = 0.90  # of every other room
 SECONDS = 120  # of processor time for one mutant; a change may make a loop endless
 
-TESTS = {  # of files whose tests stand elsewhere than in test_<file> alone
-    "dpo.py": ["test_dpo.py", "test_preference_edges.py"],
-    "logprobs.py": ["test_logprobs.py", "test_fused.py"],
-    "online.py": ["test_online.py", "test_preference_edges.py"],
-    "groups.py": ["test_groups.py", "test_advantages.py"],
-    "policy_family.py": ["test_policy_family.py", "test_policy.py"],
-    "reference_free.py": ["test_reference_free.py", "test_preference_edges.py"],
-    "reward.py": ["test_reward.py", "test_unpaired.py"],
-    "distillation.py": ["test_distillation.py", "test_preference_edges.py"],
-    "supervised.py": ["test_supervised.py", "test_preference_edges.py"],
-    "unpaired.py": ["test_unpaired.py", "test_preference_edges.py"],
+TESTS = {  # of files of the losses whose tests stand elsewhere than in losses/test_<file> alone
+    "losses/dpo.py": ["losses/test_dpo.py", "losses/test_preference_edges.py"],
+    "losses/logprobs.py": ["losses/test_logprobs.py", "losses/test_fused.py"],
+    "losses/online.py": ["losses/test_online.py", "losses/test_preference_edges.py"],
+    "losses/groups.py": ["losses/test_groups.py", "losses/test_advantages.py"],
+    "losses/policy_family.py": ["losses/test_policy_family.py", "losses/test_policy.py"],
+    "losses/reference_free.py": ["losses/test_reference_free.py", "losses/test_preference_edges.py"],
+    "losses/reward.py": ["losses/test_reward.py", "losses/test_unpaired.py"],
+    "losses/distillation.py": ["losses/test_distillation.py", "losses/test_preference_edges.py"],
+    "losses/supervised.py": ["losses/test_supervised.py", "losses/test_preference_edges.py"],
+    "losses/unpaired.py": ["losses/test_unpaired.py", "losses/test_preference_edges.py"],
 }
+
+ROOM_TESTS = {"rollout": ["rollout", "algorithms/test_ppo.py"]}  # of rooms whose folder of tests is not all
 
 SWAPS = {  # operators and names; the other direction is added below
     ast.Add: ast.Sub,
@@ -73,11 +78,29 @@ SYMBOLS |= {ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "
 SYMBOLS |= {ast.In: "in", ast.NotIn: "not in", ast.USub: "-", ast.Not: "not", ast.Invert: "~"}
 IDENTITIES = ("detach", "clamp", "square", "log_softmax", "clone", "expand_as")  # methods that may be forgotten
 TEXT = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)  # nothing in here is mutated
+MESSAGES = ("say", "log", "print", "warn")  # functions that only tell
+
+# Programs that a test starts find this file on PYTHONPATH as sitecustomize.py: it loads the mutant there.
+IN_PROGRAMS = """
+import importlib.abc, importlib.util, marshal, os, sys
+
+class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name != os.environ["MUTANT_MODULE"]:
+            return None
+        return importlib.util.spec_from_file_location(name, os.environ["MUTANT_FILE"], loader=self)
+
+    def exec_module(self, module):
+        with open(os.environ["MUTANT_CODE"], "rb") as code:
+            exec(marshal.load(code), module.__dict__)
+
+sys.meta_path.insert(0, Replacement())
+"""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    file: str
+    file: str  # below minirlhf/
     name: str  # function | change | source line; "#2" at the end if the line has the same change a second time
     code: CodeType
 
@@ -119,7 +142,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield "negate the condition", changed(test=ast.UnaryOp(ast.Not(), node.test))
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Tuple | ast.Dict | ast.Constant):
             yield "return 0 times it", changed(value=ast.BinOp(ast.Constant(0), ast.Mult(), value))
-        case ast.Expr(value=ast.Call()):
+        case ast.Expr(value=ast.Call(func=func)) if _name(func) not in MESSAGES:
             yield "drop the statement", ast.Pass()
         case ast.Assign(targets=[ast.Subscript() | ast.Attribute()]):
             yield "drop the statement", ast.Pass()
@@ -129,7 +152,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "drop the statement", ast.Pass()
     if not isinstance(node, ast.Call):
         return
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    called = _name(node.func)
     if called in SWAPS:
         func = copy.copy(node.func)
         setattr(func, "attr" if isinstance(func, ast.Attribute) else "id", SWAPS[called])
@@ -144,15 +167,29 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield f"{keyword.arg}= to {new.arg}=", changed(keywords=[*node.keywords[:i], new, *node.keywords[i + 1 :]])
 
 
+def _name(func: ast.expr) -> str:
+    return func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+
+
 def mutants(file: str, source: str) -> list[Mutant]:
     """All mutants of one file, in the order of its lines."""
     tree, lines = ast.parse(source), source.splitlines()
     found, seen = [], Counter()
+    with_defaults = file.startswith("losses/")
+
+    def is_left_alone(node: ast.AST, field: str) -> bool:
+        """Annotations, `strict=`, and outside the losses the default values of arguments and fields."""
+        if field in ("annotation", "returns", "decorator_list"):
+            return True
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            return True
+        is_default = field in ("defaults", "kw_defaults") or (isinstance(node, ast.AnnAssign) and field == "value")
+        return is_default and not with_defaults
 
     def walk(node: ast.AST, scope: str, line: int) -> None:
         scope = f"{scope}.{node.name}".lstrip(".") if isinstance(node, ast.FunctionDef | ast.ClassDef) else scope
         for field, value in ast.iter_fields(node):
-            if field in ("annotation", "returns", "decorator_list"):
+            if is_left_alone(node, field):
                 continue
             for i, child in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(child, ast.AST) and not isinstance(child, TEXT):
@@ -162,7 +199,7 @@ def mutants(file: str, source: str) -> list[Mutant]:
                         name = f"{scope or 'module'} | {change} | {lines[at - 1].strip()}"
                         seen[name] += 1
                         name += f" #{seen[name]}" if seen[name] > 1 else ""
-                        found.append(Mutant(file, name, compile(tree, str(LOSSES / file), "exec")))
+                        found.append(Mutant(file, name, compile(tree, str(PACKAGE / file), "exec")))
                         put(node, field, i, child)
                     walk(child, scope, at)
 
@@ -176,17 +213,23 @@ def mutants(file: str, source: str) -> list[Mutant]:
     return found
 
 
-class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module from given code."""
+def tests_of(file: str) -> list[str]:
+    """Files and folders below tests/ that a mutant of the file must pass to survive."""
+    room, _, name = file.partition("/")
+    if room == "losses":
+        return TESTS.get(file, [f"losses/test_{name}"])
+    return ROOM_TESTS.get(room, [room])
 
-    def __init__(self, module: str, code: CodeType) -> None:
-        self.module, self.code = module, code
 
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == self.module else None
-
-    def exec_module(self, module) -> None:
-        exec(self.code, module.__dict__)
+def load_in_place(file: str, code: CodeType, folder: str) -> None:
+    """Load `code` in place of the file, in this process and in the programs that it starts."""
+    (Path(folder) / "sitecustomize.py").write_text(IN_PROGRAMS, encoding="utf-8")
+    (Path(folder) / "code").write_bytes(marshal.dumps(code))
+    os.environ["MUTANT_MODULE"] = ".".join(("minirlhf", *Path(file).with_suffix("").parts))
+    os.environ["MUTANT_FILE"] = str(PACKAGE / file)
+    os.environ["MUTANT_CODE"] = str(Path(folder) / "code")
+    os.environ["PYTHONPATH"] = os.pathsep.join((folder, str(ROOT)))
+    exec(compile(IN_PROGRAMS, "sitecustomize.py", "exec"), {})
 
 
 def start(file: str, code: CodeType) -> int:
@@ -200,10 +243,10 @@ def start(file: str, code: CodeType) -> int:
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        sys.meta_path.insert(0, Replacement(f"minirlhf.losses.{file[:-3]}", code))
-        tests = [ROOT / "tests" / "losses" / test for test in TESTS.get(file, [f"test_{file}"])]
-
-        status = int(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *map(str, tests)]))
+        with tempfile.TemporaryDirectory() as folder:
+            load_in_place(file, code, folder)
+            tests = [str(ROOT / "tests" / test) for test in tests_of(file)]
+            status = int(pytest.main(["-x", "-q", "--tb=no", "-n", "0", "-p", "no:cacheprovider", *tests]))
     finally:
         os._exit(status)
 
@@ -224,7 +267,8 @@ def outcomes(todo: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--file", action="append", help="a file of minirlhf/losses; may be given again; default: all")
+    parser.add_argument("--room", default="losses", help="a folder of minirlhf/; default: losses")
+    parser.add_argument("--file", action="append", help="a file of the room; may be given again; default: all")
     parser.add_argument("--sample", type=int, help="run only this number of mutants, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
@@ -241,13 +285,16 @@ def main() -> int:
     hypothesis.settings.register_profile("mutation", phases=phases, database=None)
     hypothesis.settings.load_profile("mutation")
 
-    files = args.file or sorted(path.name for path in LOSSES.glob("*.py") if path.name != "__init__.py")
-    sources = {file: (LOSSES / file).read_text(encoding="utf-8") for file in files}
+    room = PACKAGE / args.room
+    paths = [room / file for file in args.file or ()] or [
+        p for p in sorted(room.rglob("*.py")) if p.name != "__init__.py"
+    ]
+    sources = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     equivalent = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
-    todo = [m for file in files for m in mutants(file, sources[file]) if m.name not in equivalent.get(file, {})]
+    todo = [m for file in sources for m in mutants(file, sources[file]) if m.name not in equivalent.get(file, {})]
     if args.sample and args.sample < len(todo):
         todo = random.Random(args.seed).sample(todo, args.sample)
-    whole = [Mutant(file, "", compile(sources[file], str(LOSSES / file), "exec")) for file in {m.file for m in todo}]
+    whole = [Mutant(file, "", compile(sources[file], str(PACKAGE / file), "exec")) for file in {m.file for m in todo}]
     if broken := [mutant.file for mutant, failed in outcomes(whole, args.jobs) if failed]:
         raise SystemExit(f"mutation: the tests of {', '.join(broken)} fail without a mutant")
 
@@ -260,8 +307,9 @@ def main() -> int:
     for file in sorted(made):
         print(f"{file}: {killed[file]} of {made[file]} killed, {len(equivalent.get(file, {}))} equivalent")
     fraction = killed.total() / max(made.total(), 1)
-    print(f"all: {killed.total()} of {made.total()} killed, {fraction:.1%} (goal {GOAL:.0%})")
-    return 0 if fraction >= GOAL else 1
+    goal = GOALS.get(args.room, OTHER_GOAL)
+    print(f"{args.room}: {killed.total()} of {made.total()} killed, {fraction:.1%} (goal {goal:.0%})")
+    return 0 if fraction >= goal else 1
 
 
 if __name__ == "__main__":

@@ -10,8 +10,20 @@ import pytest
 import minirlhf
 
 PACKAGE = Path(minirlhf.__file__).parent
-ROOMS = ["lazy", "errors", "losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation"]
-ROOMS += ["rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
+ROOMS = [
+    "lazy",
+    "torchrun",
+    "nearest",
+    "foreign",
+    "errors",
+    "losses",
+    "runtime",
+    "model",
+    "adapters",
+    "pretrained",
+    "text",
+]
+ROOMS += ["data", "generation", "rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
     "lazy": "",

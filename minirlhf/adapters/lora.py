@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.adapters.select import ALL, HEAD, SCALAR_HEADS, fits
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.model.policy import Policy, core_of, trainable
 
 
@@ -28,7 +28,7 @@ from minirlhf.model.policy import Policy, core_of, trainable
 class LoRAConfig:
     r: int = 16  # [numbers] rank: the width between A and B
     alpha: float = 32.0  # [-] the update is scaled by alpha / r
-    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT, distillation and reward training only
+    dropout: float = 0.0  # [probability] that an input of A is 0, in SFT and reward training only
     target_modules: tuple[str, ...] = (ALL,)  # [patterns] Linears that get an adapter; all-linear: all but heads
     use_rslora: bool = False  # [-] scale by alpha / sqrt(r) instead, so that a large r learns as fast
     use_dora: bool = False  # [-] learn the length of each row of the weight separately from its direction
@@ -39,7 +39,8 @@ class LoRAConfig:
         check_range(self, "dropout", least=0, most=0.999)
         if not self.target_modules or isinstance(self.target_modules, str):
             raise InputError(
-                f"LoRAConfig: target_modules must be a list of patterns, got {self.target_modules!r}; e.g. ({ALL!r},)"
+                f"LoRAConfig: target_modules must be a list of patterns, got {shown(self.target_modules)}; "
+                f"e.g. ({ALL!r},)"
             )
 
     @property
@@ -86,25 +87,23 @@ class Adapter(nn.Module):
             update = self.config.scale * self.B @ self.A
             return update if self.magnitude is None else self.gain(base)[:, None] * (base.weight + update) - base.weight
 
+    def adapted(self, base: nn.Linear) -> Tensor:
+        """[out, in]: the effective weight W + scale B A."""
+        return (base.weight + self.delta(base)).to(base.weight.dtype)
 
-class LoRALinear(nn.Module):
-    """A frozen Linear with named adapters. It computes with the adapter named `active`; `attach` sets the name."""
 
-    def __init__(self, base: nn.Linear) -> None:
+class Adapted(nn.Module):
+    """A frozen layer with named adapters. It computes with the adapter named `active`; `attach` sets the name."""
+
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base, self.adapters = base, nn.ModuleDict()
         self.active = ""  # the model's newest adapter; a layer without this adapter computes the base alone
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
-
     @property
     def weight(self) -> Tensor:
-        """[out, in]: the effective weight W + scale B A, computed at each access (losses need the head's weight)."""
-        weight = self.base.weight
-        if self.active not in self.adapters:
-            return weight
-        return (weight + self.adapters[self.active].delta(self.base)).to(weight.dtype)
+        """The effective weight, computed at each access (losses need the head's weight)."""
+        return self.adapters[self.active].adapted(self.base) if self.active in self.adapters else self.base.weight
 
     @torch.no_grad()
     def merged_weight(self, weights: dict[str, float]) -> Tensor:
@@ -112,6 +111,20 @@ class LoRALinear(nn.Module):
         W = self.base.weight
         deltas = [weight * self.adapters[n].delta(self.base) for n, weight in weights.items() if n in self.adapters]
         return (W + sum(deltas)).to(W.dtype)
+
+    def plain(self, weight: Tensor) -> nn.Module:
+        """The layer without adapters, frozen, over this weight."""
+        raise NotImplementedError
+
+
+class LoRALinear(Adapted):
+    """A frozen Linear with named adapters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapters[self.active](x, self.base) if self.active in self.adapters else self.base(x)
+
+    def plain(self, weight: Tensor) -> nn.Linear:
+        return linear_of(weight, self.base.bias)
 
 
 def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> nn.Module:
@@ -122,18 +135,18 @@ def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> n
     """
     if name in adapter_names(model):
         raise InputError(f"apply_lora: the model has an adapter {name!r} already; choose another name")
-    attach(model, list(select_linears(model, config.target_modules)), config, name)
+    attach(model, dict.fromkeys(select_linears(model, config.target_modules), config), name)
     return model
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the model's adapters, oldest first."""
-    return list(dict.fromkeys(name for layer in lora_layers(model) for name in layer.adapters))
+    return list(dict.fromkeys(name for layer in adapted_layers(model).values() for name in layer.adapters))
 
 
 def active_adapter(model: nn.Module) -> str | None:
     """Name of the adapter that the model computes with: a view's adapter, else the newest. None without adapters."""
-    return next((layer.active for layer in lora_layers(model)), None)
+    return next((layer.active for layer in adapted_layers(model).values()), None)
 
 
 def adapter_view(model: nn.Module, name: str | None) -> nn.Module:
@@ -160,7 +173,7 @@ def reference_of(policy: Policy) -> Policy:
 
 
 def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.Module:
-    """Replace every adapted layer, in place, by a plain Linear with the weight W + sum of weights[name] * delta.
+    """Replace every adapted layer, in place, by a plain layer with the weight W + sum of weights[name] * delta.
 
     `weights` None: the active adapter with weight 1. Merging a view leaves the original model unchanged.
     Raises: InputError if the model lacks an adapter named in `weights`, or has no adapter at all.
@@ -171,30 +184,37 @@ def merge_lora(model: nn.Module, weights: dict[str, float] | None = None) -> nn.
             raise InputError("merge_lora: needed a model with an adapter, got none; use apply_lora or load_adapter")
         weights = {active: 1.0}
     check_names(model, list(weights))
-    for name, layer in linears_of(model).items():
-        if isinstance(layer, LoRALinear):
-            core_of(model).set_submodule(name, linear_of(layer.merged_weight(weights), layer.base.bias))
+    for name, layer in adapted_layers(model).items():
+        core_of(model).set_submodule(name, layer.plain(layer.merged_weight(weights)))
     return model
 
 
 # Finding layers and putting adapters on them
 
 
-def attach(model: nn.Module, names: Sequence[str], config: LoRAConfig, adapter_name: str) -> None:
-    """Freeze the base and put a new adapter on the Linears of these names; the model computes with it from now on."""
+def attach(model: nn.Module, configs: Mapping[str, LoRAConfig], adapter_name: str) -> None:
+    """Freeze the base and put a new adapter on Linears; the model computes with it from now on.
+
+    configs: name of a Linear -> the settings of its matrices.
+    """
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
         raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
     for name, p in model.named_parameters():
         if ".adapters." not in name and not {*name.split(".")} & {*SCALAR_HEADS}:
             p.requires_grad_(False)
     linears = linears_of(model)
-    for name in names:
+    for name, config in configs.items():
         layer = linears[name]
         if not isinstance(layer, LoRALinear):
             layer = LoRALinear(layer).train(layer.training)
             core_of(model).set_submodule(name, layer)
         layer.adapters[adapter_name] = Adapter(layer.base, config).train(layer.training)
-    for layer in lora_layers(model):
+    activate(model, adapter_name)
+
+
+def activate(model: nn.Module, adapter_name: str) -> None:
+    """Compute with this adapter from now on."""
+    for layer in adapted_layers(model).values():
         layer.active = adapter_name
 
 
@@ -206,14 +226,14 @@ def linears_of(model: nn.Module) -> dict[str, nn.Linear | LoRALinear]:
     return {name: module for name, module in found.items() if name not in bases}
 
 
-def lora_layers(model: nn.Module) -> list[LoRALinear]:
-    return [layer for layer in linears_of(model).values() if isinstance(layer, LoRALinear)]
+def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
+    """Every layer with adapters, by name."""
+    return {name: module for name, module in core_of(model).named_modules() if isinstance(module, Adapted)}
 
 
-def adapters_of(model: nn.Module, name: str) -> dict[str, Adapter]:
-    """The matrices of one named adapter, by the name of the Linear that they adapt."""
-    layers = {n: layer for n, layer in linears_of(model).items() if isinstance(layer, LoRALinear)}
-    return {n: layer.adapters[name] for n, layer in layers.items() if name in layer.adapters}
+def adapters_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The parts of one named adapter, by the name of the layer that they adapt."""
+    return {n: layer.adapters[name] for n, layer in adapted_layers(model).items() if name in layer.adapters}
 
 
 def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
@@ -242,11 +262,11 @@ def check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 def _twin(module: nn.Module, name: str | None) -> nn.Module:
     """A copy of the module that shares parameters and buffers; its child modules are copies too."""
-    if isinstance(module, LoRALinear) and name not in module.adapters:
+    if isinstance(module, Adapted) and name not in module.adapters:
         return _twin(module.base, name)
     twin = copy.copy(module)
     twin._modules = {key: child if child is None else _twin(child, name) for key, child in module._modules.items()}
-    if isinstance(twin, LoRALinear):
+    if isinstance(twin, Adapted):
         twin.adapters, twin.active = nn.ModuleDict({name: twin.adapters[name]}), name
     return twin
 
@@ -266,10 +286,10 @@ def select_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
             found = {name for name in linears if fits(model, name, pattern)}
         if not found:
             ends = sorted({name.split(".")[-1] for name in linears.keys() - heads})
-            raise InputError(f"pattern {pattern!r} fits no Linear of the model; its Linears are {', '.join(ends)}")
+            raise InputError(f"pattern {shown(pattern)} fits no Linear of the model; its Linears are {', '.join(ends)}")
         if fitting_heads := found & heads:
             raise InputError(
-                f"pattern {pattern!r} fits the head {min(fitting_heads)}: this head is trained whole; leave it out"
+                f"pattern {shown(pattern)} fits the head {min(fitting_heads)}: this head is trained whole; leave it out"
             )
         chosen |= found
     return {name: linear for name, linear in linears.items() if name in chosen}

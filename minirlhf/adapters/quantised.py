@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.adapters.lora import (
-    LoRALinear,
     active_adapter,
+    adapted_layers,
     adapter_view,
-    base_of,
     linear_of,
     linears_of,
     select_linears,
@@ -155,10 +154,11 @@ def plain(model: nn.Module) -> nn.Module:
     active = active_adapter(model)
     view = adapter_view(model, active)
     dtype = core_of(view).model.embed_tokens.weight.dtype
+    for name, layer in adapted_layers(view).items():
+        core_of(view).set_submodule(name, layer.plain(layer.merged_weight({active: 1.0}).to(dtype).cpu()))
     for name, layer in linears_of(view).items():
-        if isinstance(layer, LoRALinear | QuantisedLinear):
-            weight = layer.merged_weight({active: 1.0}) if isinstance(layer, LoRALinear) else layer.weight
-            core_of(view).set_submodule(name, linear_of(weight.to(dtype).cpu(), base_of(layer).bias))
+        if isinstance(layer, QuantisedLinear):
+            core_of(view).set_submodule(name, linear_of(layer.weight.to(dtype).cpu(), layer.bias))
     return view
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import core_of
 
@@ -25,7 +25,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
     for pattern in patterns:
         found = {name: p for name, p in parameters.items() if fits(model, name, pattern)}
         if strict and not found:
-            raise InputError(f"freeze: pattern {pattern!r} fits no parameter; names look like {min(parameters)}")
+            raise InputError(f"freeze: pattern {shown(pattern)} fits no parameter; names look like {min(parameters)}")
         frozen |= found
     for p in frozen.values():
         p.requires_grad_(False)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from minirlhf.algorithms.distillation_checks import check_logits, common_ids
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
@@ -20,7 +20,8 @@ from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.losses import linear_distillation_loss, masked_mean, minillm_advantages, reinforce_policy_loss
 from minirlhf.losses.logprobs import linear_token_logps
-from minirlhf.model.policy import Policy, check_policy
+from minirlhf.model.policy import Policy, check_policy, disable_dropout
+from minirlhf.model.vocabulary import FirstIds
 from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 @dataclass(frozen=True)
 class DistillationConfig(OfflineConfig):
-    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     algorithm: Literal["gkd", "minillm"] = "gkd"  # [-] minillm adds the effect of a token on the tokens after it
     beta: float = 0.5  # [-] 0: forward KL(teacher || student), 1: reverse, between: generalised Jensen-Shannon
     on_policy: float = 0.5  # [share] of steps on the student's own answers; 0 is plain distillation
@@ -52,8 +53,13 @@ class DistillationConfig(OfflineConfig):
 class DistillationTrainer:
     """Student, frozen teacher with the same tokenizer, rows {prompt, response} -> better student.
 
+    The two distributions are compared over the ids that the tokenizer gives. Rows beyond these ids, with which some
+    models pad their vocabulary, are left out of both softmaxes and of sampling; so the two models may have different
+    numbers of rows.
+
     updates: the number of updates of the whole run: the schedule's length.
-    Raises: InputError if the vocabularies differ, or if the teacher is the student itself.
+    Raises: InputError if a model lacks ids of the tokenizer, if a model caps its logits, or if the teacher is the
+        student itself.
     """
 
     headline = ("loss", "on_policy", "eval/gold_reward")
@@ -71,15 +77,14 @@ class DistillationTrainer:
         seed: int = 0,
     ) -> None:
         check_policy("DistillationTrainer", policy)
-        sizes = policy.transformer.config.vocab_size, teacher.transformer.config.vocab_size
-        if sizes[0] != sizes[1]:
-            raise InputError(
-                f"DistillationTrainer: student and teacher need one vocabulary, got {sizes[0]} and {sizes[1]} ids"
-            )
+        check_logits("student", policy)
+        check_logits("teacher", teacher)
+        self.ids = common_ids(policy, teacher, tokenizer)
         if teacher.transformer.model.embed_tokens is policy.transformer.model.embed_tokens:
             raise InputError("DistillationTrainer: the teacher must be another model, got the student itself")
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.teacher = teacher.requires_grad_(False).eval()
+        disable_dropout(policy)
         self.policy, self.wrapped_policy = policy, wrap(policy)
         self.models = {"policy": policy}
         self.optimizer = Optimizer(self.models, config, updates)
@@ -113,7 +118,7 @@ class DistillationTrainer:
             return policy(batch.input_ids, batch.attention_mask, head=divergence)
 
         def minillm(hidden: Tensor, weight: Tensor) -> Tensor:
-            logps = linear_token_logps(hidden, weight, batch.input_ids, self.config.temperature)
+            logps = linear_token_logps(hidden, weight[: self.ids], batch.input_ids, self.config.temperature)
             teacher_logps = linear_token_logps(*teacher, batch.input_ids, self.config.temperature)
             advantages = minillm_advantages(logps, teacher_logps=teacher_logps, mask=batch.completion_mask)
             return divergence(hidden, weight) + reinforce_policy_loss(logps, advantages=advantages)
@@ -121,29 +126,43 @@ class DistillationTrainer:
         return policy(batch.input_ids, batch.attention_mask, head=minillm)
 
     def write(self, batch: list[Draw]) -> list[EncodedRow]:
-        """The rows of the batch with answers that the student samples."""
+        """The rows of the batch with answers that the student samples.
+
+        An answer has at most `max_tokens` tokens, or the room that its prompt leaves in the context of both models.
+        """
         config = self.config
+        context = min(model.transformer.config.max_position_embeddings for model in (self.policy, self.teacher))
+        rooms = [min(config.max_tokens, context - len(draw.row.prompt)) for draw in batch]
+        answers: dict[int, list[int]] = {}
+        for room in sorted({*rooms}):
+            group = [i for i, room_of_row in enumerate(rooms) if room_of_row == room]
+            answers |= zip(group, self._sample([batch[i] for i in group], room), strict=True)
+        return [EncodedRow(draw.row.source, draw.row.prompt, (answers[i],)) for i, draw in enumerate(batch)]
+
+    def _sample(self, draws: list[Draw], max_tokens: int) -> list[list[int]]:
+        """The student's answers, in common ids."""
+        config, student = self.config, self.policy.transformer
+        if self.ids < student.config.vocab_size:
+            student = FirstIds(student, self.ids)
         sampling = SamplingConfig(
-            max_tokens=config.max_tokens,
+            max_tokens=max_tokens,
             temperature=config.temperature,
             stop_ids=self.tokenizer.eos_ids,
             microbatch_tokens=config.microbatch_tokens,
         )
-        options = {"seed": self.seed, "stream": "rollout", "keys": [(draw.epoch, draw.index, 0) for draw in batch]}
-        rows = [draw.row for draw in batch]
-        completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling, **options)
-        answers = [completion.ids for completion in completions]
-        return [EncodedRow(row.source, row.prompt, (ids,)) for row, ids in zip(rows, answers, strict=True)]
+        options = {"seed": self.seed, "stream": "rollout", "keys": [(draw.epoch, draw.index, 0) for draw in draws]}
+        completions = generate(student, [draw.row.prompt for draw in draws], sampling, **options)
+        return [completion.ids for completion in completions]
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean divergence per token from the teacher on held-out answers."""
-        total = 0.0
+        """{loss}: mean divergence per token from the teacher on held-out answers; {} without tokens."""
+        total, tokens = 0.0, sum(len(row.responses[0]) for row in rows)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             divergence = self._divergence(batch, self._teacher_outputs(batch))
             total += self.policy(batch.input_ids, batch.attention_mask, head=divergence).sum().item()
-        return {"loss": total / sum(len(row.responses[0]) for row in rows)}
+        return {"loss": total / tokens} if tokens else {}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)
@@ -153,14 +172,17 @@ class DistillationTrainer:
 
     @torch.no_grad()
     def _teacher_outputs(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """The teacher's hidden states [B, T, D] and head weight [V, D]. Logits [B, T, V] would take too much memory."""
-        transformer = self.teacher.transformer
-        return transformer.model(batch.input_ids, batch.attention_mask), transformer.head_weight
+        """The teacher's hidden states [B, T, D] and the head's rows of the common ids [V, D], from its own forward.
+
+        Logits [B, T, V] would take too much memory.
+        """
+        return self.teacher(batch.input_ids, batch.attention_mask, head=lambda hidden, w: (hidden, w[: self.ids]))
 
     def _divergence(self, batch: Sequences, teacher: tuple[Tensor, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """A head for the policy's forward: (hidden, weight) -> divergence from the teacher [B, T]."""
         options = {"mask": batch.completion_mask, "beta": self.config.beta, "temperature": self.config.temperature}
-        return partial(linear_distillation_loss, teacher_hidden=teacher[0], teacher_weight=teacher[1], **options)
+        options |= {"teacher_hidden": teacher[0], "teacher_weight": teacher[1]}
+        return lambda hidden, weight: linear_distillation_loss(hidden, weight[: self.ids], **options)
 
     def _pad(self, rows: list[EncodedRow]) -> Sequences:
         return pad_rows(rows, (0,), self.tokenizer.pad_id, self.device)

@@ -6,11 +6,13 @@ dpo_recipes.py replaces Eq. 7. B pairs, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minirlhf.adapters.lora import adapter_names
 from minirlhf.algorithms.dpo_recipes import LINKS, LOSSES, DPOConfig
@@ -83,10 +85,8 @@ class DPOTrainer:
 
     def losses(self, policy: torch.nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """-> (loss of each pair [B], sum of the chosen answers' nll, terms to report [B])."""
-        config, batch = self.config, pad_rows(rows, (0, 1), self.tokenizer.pad_id, self.device)
-        logps = policy(batch.input_ids, batch.attention_mask).logps
-        chosen, rejected = self._per_answer(logps, batch)
-        ref_chosen, ref_rejected = self._per_answer(self._ref_logps(batch), batch)
+        config = self.config
+        chosen, rejected, ref_chosen, ref_rejected, weights, nll = self._numbers_of(policy, rows)
         pairs = {"chosen_logps": chosen, "rejected_logps": rejected}
         pairs |= {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
         if config.loss == "sigmoid" and config.divergence == "reverse_kl":
@@ -94,9 +94,6 @@ class DPOTrainer:
             losses = dpo_loss(**pairs, beta=config.beta, label_smoothing=config.label_smoothing or 0.0)
         else:
             losses = self._loss_of_table(**pairs)
-        if config.weighting:
-            losses = losses * self._weights(logps, batch)
-        nll = masked_sum(-logps.chunk(2)[0], batch.completion_mask.chunk(2)[0])
         # DPO's implicit reward: beta * log(policy / reference)
         chosen_reward = config.beta * (chosen - ref_chosen).detach()
         rejected_reward = config.beta * (rejected - ref_rejected).detach()
@@ -108,11 +105,15 @@ class DPOTrainer:
             "chosen_logps": chosen,
             "rejected_logps": rejected,
         }
-        return losses, nll, terms
+        return losses * weights, nll.sum(), terms
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss, accuracy, margin}: means over held-out pairs. Accuracy and margin compare implicit rewards."""
+        """{loss, accuracy, margin}: means over held-out pairs; {} without pairs. Accuracy and margin compare implicit
+        rewards.
+        """
+        if not rows:
+            return {}
         totals: dict[str, float] = {}
         for group in self._groups(rows):
             losses, _, terms = self.losses(self.policy, group)
@@ -129,6 +130,28 @@ class DPOTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_state(self, self.saved, state)
+
+    def _numbers_of(self, policy: torch.nn.Module, rows: list[EncodedRow]) -> Sequence[Tensor]:
+        """`_numbers` of the rows. A loss that sorts needs the whole batch, which may be larger than a micro-batch. Then
+        the forwards run by micro-batch, and again in the backward pass, so that only one has its activations in memory.
+        """
+        groups = row_groups(rows, self.config.microbatch_tokens, sides=2) if self.row.sorts else [rows]
+        if len(groups) == 1:
+            return self._numbers(policy, rows)
+        parts = [checkpoint(self._numbers, policy, group, use_reentrant=False) for group in groups]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def _numbers(self, policy: torch.nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, ...]:
+        """-> log-probs of both answers by the policy and by the reference, and the weight of each pair, [B] each; the
+        sum of the chosen answers' nll [1].
+        """
+        batch = pad_rows(rows, (0, 1), self.tokenizer.pad_id, self.device)
+        logps = policy(batch.input_ids, batch.attention_mask).logps
+        chosen, rejected = self._per_answer(logps, batch)
+        references = self._per_answer(self._ref_logps(batch), batch)
+        weights = self._weights(logps, batch) if self.config.weighting else torch.ones_like(chosen)
+        nll = masked_sum(-logps.chunk(2)[0], batch.completion_mask.chunk(2)[0])
+        return chosen, rejected, *references, weights, nll[None]
 
     def _loss_of_table(self, **pairs: Tensor) -> Tensor:
         """The loss [B] by the function in LOSSES. It takes two log-ratios; aot alone takes the four log-probs."""
@@ -166,7 +189,7 @@ class DPOTrainer:
         return wpo_weights(**named)
 
     def _groups(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
-        """The micro-batches. A loss that sorts needs the whole batch in a single micro-batch."""
+        """The rows of each loss: a micro-batch, or the whole batch for a loss that sorts."""
         return [rows] if self.row.sorts else row_groups(rows, self.config.microbatch_tokens, sides=2)
 
 

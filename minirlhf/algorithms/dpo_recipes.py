@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minirlhf import losses as L
 from minirlhf.algorithms.offline import OfflineConfig
+from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.errors import InputError, check_range
 
 
@@ -87,6 +88,9 @@ def check(config: DPOConfig) -> None:
     check_range(config, "label_smoothing", least=0, most=0.499)
     check_range(config, "length_alpha", "ref_update_mix", least=0, most=1)
     check_range(config, "ref_update_every", "nll_coef", least=0)
+    check_range(config, "gamma", "alphapo_alpha", least=-1e6, most=1e6)
+    if config.loss == "exo":
+        check_range(config, "label_smoothing", above=0)
     if config.alphapo_alpha == 0:
         raise InputError("DPOConfig: alphapo_alpha must not be 0, got 0; take the loss simpo")
     row = LOSSES[config.loss]
@@ -99,5 +103,9 @@ def check(config: DPOConfig) -> None:
         raise InputError(f"DPOConfig: divergence and ref_update_every need a reference, {config.loss} has none")
     if row.mean and config.length_alpha < 1:
         raise InputError(f"DPOConfig: length_alpha needs a loss that sums over tokens, {config.loss} averages")
+    if config.reference_free and not row.reference:
+        raise InputError(f"DPOConfig: the loss {config.loss} has no reference anyway; leave reference_free out")
+    if not config.ref_update_every:
+        refuse_changed(config, "ref_update_mix", needed="ref_update_every above 0")
     if config.loss == "aot" and config.divergence != "reverse_kl":
         raise InputError("DPOConfig: aot compares margins of log-probs, so divergence must be reverse_kl")

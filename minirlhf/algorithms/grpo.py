@@ -45,7 +45,8 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, gather, local_rows, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, local_rows, world_size, wrap
+from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -97,8 +98,9 @@ class GRPOTrainer:
         config, G = self.config, self.config.group_size
         rollout = self.collect(batch)
         advantages = self.advantages(rollout)
-        equal = equal_groups(rollout.scores, G) if G > 1 else rollout.scores.new_zeros(0)
-        metrics = {**describe(rollout), "kl_coef": config.kl_coef, "equal_groups": fraction_of_all(equal)}
+        metrics = {**describe(rollout), "kl_coef": config.kl_coef}
+        if G > 1:
+            metrics["equal_groups"] = fraction_of_all(equal_groups(rollout.scores, G))
         if not self.ref_policy:
             del metrics["kl"]  # the policy has no reference
         mask = rollout.completion_mask
@@ -110,8 +112,7 @@ class GRPOTrainer:
             weights = truncated_importance_weights(old_logps, sampler_logps=rollout.logps, cap=config.sampler_cap)
         if config.high_entropy_share < 1:
             entropy = self.read(rollout, "entropy")
-            of_all = torch.tensor([x for numbers in gather(entropy[mask].tolist()) for x in numbers])
-            threshold = entropy_threshold(of_all.to(entropy), config.high_entropy_share)
+            threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
         old = replace(rollout, logps=old_logps, completion_mask=mask)
         has_advantage = advantages.any(-1).tolist()
@@ -133,7 +134,8 @@ class GRPOTrainer:
             if groups:
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 rollout = rollout.replaced(groups, self.sample([spare[i] for i in groups], f"spare {attempt}"), G)
-        first = zip(batch, rollout.completions[::G], rollout.scores[::G].tolist(), strict=True)
+        scores = [None if score != score else score for score in rollout.scores[::G].tolist()]  # NaN is no JSON
+        first = zip(batch, rollout.completions[::G], scores, strict=True)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first][:4]
         self.drawn = batch
         return rollout
@@ -207,7 +209,8 @@ class GRPOTrainer:
         if not metrics.pop("trained_tokens"):  # no row was trained on: nothing to report
             metrics = {name: metrics[name] for name in ("loss", "policy_loss", "grad_norm", "lr")}
         if self.entropy:
-            self.entropy.update(metrics["entropy"])
+            if "entropy" in metrics:
+                self.entropy.update(metrics["entropy"])
             metrics["entropy_coef"] = self.entropy.coef
         return metrics
 

@@ -112,9 +112,11 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
 }
 # The loss of a token depends on no other token, so `fused` works.
 PER_TOKEN_SURROGATES = ("reinforce", "clip", "cispo", "sapo")
+# The gradient is right for the policy that sampled alone, so a batch serves a single update.
+WITHOUT_RATIO = ("reinforce",)
 CLIP_SETTINGS = {  # surrogate -> the settings that it reads
     "clip": ("clip_eps", "clip_eps_high", "dual_clip"),
-    "cispo": ("clip_eps", "clip_eps_high"),
+    "cispo": ("clip_eps_high",),
     "gspo": ("clip_eps", "clip_eps_high"),
     "gspo_token": ("clip_eps", "clip_eps_high"),
     "gmpo": ("clip_eps",),
@@ -206,7 +208,8 @@ class GRPOConfig(OnPolicyConfig):
     #                               setting below that is none
     steps: int = 300  # [steps] one batch of prompts each
     batch_size: int = 64  # [prompts] sampled per step, over all processes
-    minibatch_size: int = 64  # [prompts] per update, with all of their completions
+    minibatch_size: int | None = 64  # [prompts] per update, with all of their completions; none: half of the batch,
+    #                               or the whole batch if the surrogate has no ratio
     group_size: int = 16  # [completions] per prompt
     epochs: int = 1  # [epochs] of each step over its batch
     lr_final: float = 0.05  # [share of lr] where the cosine ends
@@ -255,6 +258,9 @@ class GRPOConfig(OnPolicyConfig):
         vars(filled).update({name: value for name, value in row.items() if getattr(self, name) is None})
         if filled.kl_estimator is None:
             vars(filled)["kl_estimator"] = "k1" if filled.kl_in == "reward" else "k3"  # k1 is exact in the reward
+        if filled.minibatch_size is None:
+            whole = filled.surrogate in WITHOUT_RATIO or filled.batch_size % 2
+            vars(filled)["minibatch_size"] = filled.batch_size if whole else filled.batch_size // 2
         return filled
 
 
@@ -284,7 +290,13 @@ def check(config: GRPOConfig) -> None:
         raise InputError(
             "GRPOConfig: resample needs groups of at least 2 completions, got group_size 1; set resample to 0"
         )
-    _refuse_settings_without_effect(config, recipe)
+    updates = recipe.epochs * recipe.minibatches
+    if recipe.surrogate in WITHOUT_RATIO and updates > 1:
+        raise InputError(
+            f"GRPOConfig: the surrogate {recipe.surrogate} has no ratio to correct for old samples, so it needs one "
+            f"update of each batch, got {updates}; set epochs 1 and minibatch_size to {config.batch_size} or none"
+        )
+    _refuse_settings_without_effect(config, recipe, updates)
     if recipe.kl_in == "loss" and recipe.kl_estimator == "k1" and config.kl_coef:
         raise InputError(
             "GRPOConfig: kl_estimator must be k2 or k3 in the loss, got k1: in the loss its expected gradient is 0; or "
@@ -308,15 +320,29 @@ def check(config: GRPOConfig) -> None:
         )
 
 
-def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig) -> None:
+def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig, updates: int) -> None:
     for name in ("clip_eps", "clip_eps_high", "dual_clip"):
         # a surrogate that the user has added may read every clip setting
         if getattr(config, name) is not None and name not in CLIP_SETTINGS.get(recipe.surrogate, (name,)):
             raise InputError(f"GRPOConfig: {name} has no part in the surrogate {recipe.surrogate}; leave it out")
-    if config.scale_rewards and recipe.advantage != "group":
-        raise InputError(f"GRPOConfig: scale_rewards has no part in {recipe.advantage} advantages; leave it out")
-    if config.gamma != 1 and recipe.advantage not in TOKEN_ADVANTAGES:
-        raise InputError(f"GRPOConfig: gamma has no part in {recipe.advantage} advantages; leave it out")
+    without_kl, truncated = "without a KL, kl_coef is 0", config.top_k or config.top_p < 1
+    filtered = config.overlong_filter and recipe.advantage in ("returns", "greedy")  # no row is compared with others
+    for name, given, without in (  # (setting, True if it is set and has no effect, the reason)
+        ("scale_rewards", config.scale_rewards and recipe.advantage != "group", f"in {recipe.advantage} advantages"),
+        ("gamma", config.gamma != 1 and recipe.advantage not in TOKEN_ADVANTAGES, f"in {recipe.advantage} advantages"),
+        ("kl_in", config.kl_in and not config.kl_coef, without_kl),
+        ("kl_estimator", config.kl_estimator and not config.kl_coef, without_kl),
+        ("entropy_delta", config.entropy_delta != 0.001 and config.entropy_target is None, "without an entropy_target"),
+        (
+            "missing_eos_penalty",
+            config.missing_eos_penalty and filtered,
+            f"in {recipe.advantage} advantages beside overlong_filter",
+        ),
+        ("target_kl", config.target_kl and updates == 1, "in a step of a single update"),
+        ("allow_truncation", config.allow_truncation and not truncated, "without top_k or top_p"),
+    ):
+        if given:
+            raise InputError(f"GRPOConfig: {name} has no part {without}; leave it out")
 
 
 def check_parts(

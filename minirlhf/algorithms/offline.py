@@ -22,4 +22,4 @@ class OfflineConfig(OptimizerConfig):
 
     def steps_for(self, rows: int) -> int:
         """Steps of a run on this number of rows: `steps`, or fewer if they would make more than `max_epochs` epochs."""
-        return max(1, min(self.steps, round(self.max_epochs * rows / self.batch_size)))
+        return max(1, round(min(self.steps, self.max_epochs * rows / self.batch_size)))

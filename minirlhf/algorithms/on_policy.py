@@ -19,7 +19,7 @@ class OnPolicyConfig(OptimizerConfig):
     minibatch_size: int = 64  # [prompts] per update, over all processes
     epochs: int = 2  # [epochs] of each step over its batch
     microbatch_tokens: int = 16_384  # [tokens] largest forward of one process, padding included
-    lr: float = 1e-3  # [per update] peak learning rate; models of a billion parameters need about 1e-6
+    lr: float = 1e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
 
     max_tokens: int = 48  # [tokens] longest completion, its EOS included
     temperature: float = 1.0  # [-] divides the logits in sampling and in all log-probs of policy and reference
@@ -38,7 +38,7 @@ class OnPolicyConfig(OptimizerConfig):
         check_range(self, "missing_eos_penalty", least=0)
         self.sampling(eos_ids=(0,))  # refuse bad sampling settings now, not after earlier stages
         who = type(self).__name__
-        if self.batch_size % self.minibatch_size:
+        if self.minibatch_size and self.batch_size % self.minibatch_size:
             nearest = max(1, round(self.batch_size / self.minibatch_size)) * self.minibatch_size
             raise InputError(
                 f"{who}: batch_size must be a multiple of minibatch_size, got {self.batch_size} and "

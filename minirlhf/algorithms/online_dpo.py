@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
+from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
 from minirlhf.errors import check_range
 from minirlhf.generation.engine import Completion, generate
@@ -46,6 +47,11 @@ class OnlineDPOConfig(OnPolicyConfig):
         check_range(self, "beta", above=0)
         check_range(self, "xpo_alpha", least=0)
         check_range(self, "mixture", "missing_eos_penalty", least=0, most=1)
+        if self.algorithm == "nash_md":
+            refuse_changed(self, "loss", needed="the algorithm online_dpo or xpo")
+        for name, algorithm in {"xpo_alpha": "xpo", "mixture": "nash_md"}.items():
+            if self.algorithm != algorithm:
+                refuse_changed(self, name, needed=f"the algorithm {algorithm}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ class OnlineDPOTrainer:
         answers = [match.by_policy[i].ids for i in rows]
         if config.algorithm != "nash_md":  # in Nash-MD only the judge reads the opponent's answer
             answers += [match.by_opponent[i].ids for i in rows]
-        batch = pad_sequences([match.prompts[i] for i in rows] * (len(answers) // len(rows)), answers, 0, self.device)
+        prompts = [match.prompts[i] for i in rows] * (len(answers) // len(rows))
+        batch = pad_sequences(prompts, answers, self.tokenizer.pad_id, self.device)
         logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
         with torch.no_grad():
             ref = self.ref_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps

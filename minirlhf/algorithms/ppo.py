@@ -189,6 +189,8 @@ class PPOTrainer:
             loss = masked_mean(losses, mask, count)
             backward(loss)
             terms = ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **clip_of(config))
+            if config.surrogate != "clip":  # the fraction describes the surrogate clip alone
+                del terms["clip_fraction"]
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy, **terms}
             sums.add(count, mask, loss=losses, **terms)
         if self.steps_done < config.value_warmup:

@@ -15,10 +15,10 @@ from torch import Tensor
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.losses import correctness_loss, masked_mean, masked_sum
 from minirlhf.model.process_reward import ProcessRewardModel
-from minirlhf.runtime.distributed import all_sum, backward, wrap
+from minirlhf.runtime.distributed import all_sum, backward, say, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -28,7 +28,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 class ProcessRewardConfig(OfflineConfig):
     steps: int = 600  # [steps] one batch each
     max_epochs: float = 8.0  # [epochs] the run makes fewer steps if `steps` would mean more epochs
-    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     lr_final: float = 0.0  # [share of lr] where the cosine ends
 
 
@@ -77,14 +77,14 @@ class ProcessRewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss}: means over the labelled tokens of held-out rows."""
+        """{accuracy, loss}: means over the labelled tokens of held-out rows; {} without labels."""
         correct = loss = count = 0.0
         for group in row_groups(rows, self.config.microbatch_tokens):
             losses, is_correct, mask = self.losses(self.model, group)
             correct += masked_sum(is_correct, mask).item()
             loss += masked_sum(losses, mask).item()
             count += mask.sum().item()
-        return {"accuracy": correct / count, "loss": loss / count}
+        return {"accuracy": correct / count, "loss": loss / count} if count else {}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)
@@ -93,32 +93,41 @@ class ProcessRewardTrainer:
         load_state(self, self.saved, state)
 
 
-def encode_steps(tokenizer: Tokenizer, rows: Sequence[dict], context: int) -> list[EncodedRow]:
+def encode_steps(
+    tokenizer: Tokenizer, rows: Sequence[dict], context: int, max_refused: float = 0.0
+) -> list[EncodedRow]:
     """Rows {prompt, steps: [text], labels: [bool]} as ids. An outcome is a row with one step.
 
     The label of a step belongs to the step's last token. source["label_columns"] holds the columns of these tokens,
     counted from the start of the response.
 
+    max_refused: fraction of the rows that may be longer than the context (tokens). They are left out and named.
     Raises: InputError, naming the row, if steps and labels differ in number, a step is empty, a label is neither true
-        nor false, or the row is longer than the context (tokens).
+        nor false, or more rows are too long.
     """
     prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
-    encoded = []
+    encoded, too_long = [], []
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        where = f"line {row['line']}" if "line" in row else f"row {i}"
         if not row["steps"] or len(row["steps"]) != len(row["labels"]) or not all(row["steps"]):
             raise InputError(
-                f"row {i}: needed a label for each step and no empty step, got {len(row['steps'])} steps and "
+                f"{where}: needed a label for each step and no empty step, got {len(row['steps'])} steps and "
                 f"{len(row['labels'])} labels"
             )
-        if wrong := [label for label in row["labels"] if label not in (True, False)]:
-            raise InputError(f"row {i}: needed labels of true or false, got {wrong[0]!r}; convert them first")
+        if wrong := [label for label in row["labels"] if not isinstance(label, bool)]:
+            raise InputError(f"{where}: needed labels of true or false, got {shown(wrong[0])}; convert them first")
         steps = [ids[:-1] for ids in tokenizer.encode_responses(list(row["steps"]))]  # without EOS
         last_tokens = torch.tensor([len(step) for step in steps]).cumsum(0) - 1
         response = [token for step in steps for token in step]
         if len(prompt) + len(response) > context:
-            raise InputError(
-                f"row {i}: has {len(prompt) + len(response)} tokens, the model's context holds {context}; shorten it "
-                "or raise --model.max_position_embeddings"
-            )
+            too_long.append(f"{where}: has {len(prompt) + len(response)} tokens, the model's context holds {context}")
+            continue
         encoded.append(EncodedRow({**row, "label_columns": last_tokens.tolist()}, prompt, (response,)))
+    if len(too_long) > max_refused * len(rows):
+        raise InputError(
+            f"{'; '.join(too_long[:3])}: {len(too_long)} of {len(rows)} rows are too long, at most {max_refused:.1%} "
+            "may be; shorten them, allow more with --max_refused or raise --model.max_position_embeddings"
+        )
+    if too_long:
+        say(f"{len(too_long)} of {len(rows)} rows are left out: {'; '.join(too_long[:3])}")
     return encoded

@@ -1,4 +1,4 @@
-"""BCO's prompt weighting: a classifier of prompts whose answers are liked. N rows, D width of the embedding.
+"""BCO's prompt weighting: a classifier of prompts whose answers are liked. N prompts, D width of the embedding.
 
 Jung et al. 2024, arXiv:2404.04656, section 3.3.
 """
@@ -10,26 +10,60 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.data.encoding import EncodedRow
+from minirlhf.model.policy import Policy
 
 
 class PromptClassifier:
-    """Logistic regression on the mean embedding of a prompt, fitted to rows with source["desirable"]."""
+    """Logistic regression on the mean embedding of a prompt.
 
-    def __init__(self, embedding: nn.Embedding, rows: Sequence[EncodedRow]) -> None:
-        self.embedding, self.device = embedding, embedding.weight.device
-        desirable = torch.tensor([row.source["desirable"] for row in rows], device=self.device)
-        self.weights = fit_logistic(self._features(rows), desirable)
+    Args:
+        model:     the frozen policy whose embedding is read.
+        prompts:   [N] ids of each prompt.   desirable: [N] was an answer to the prompt liked?
+        pad_id, microbatch_tokens: for the forwards of the model.
+    """
+
+    def __init__(
+        self,
+        model: Policy,
+        prompts: Sequence[Sequence[int]],
+        desirable: Sequence[bool],
+        pad_id: int,
+        microbatch_tokens: int,
+    ) -> None:
+        self.model, self.pad_id, self.microbatch_tokens = model, pad_id, microbatch_tokens
+        self.device = model.transformer.device
+        self.known: dict[tuple[int, ...], float] = {}  # prompt -> its logit
+        self.weights = fit_logistic(self._features(prompts), torch.tensor(desirable, device=self.device))
 
     def logits(self, rows: Sequence[EncodedRow]) -> Tensor:
         """[N]: the sigmoid is the chance that an answer to the row's prompt is liked."""
-        return self._features(rows) @ self.weights
+        prompts = [tuple(row.prompt) for row in rows]
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]:
+            self.known |= zip(new, (self._features(new) @ self.weights).tolist(), strict=True)
+        return torch.tensor([self.known[prompt] for prompt in prompts], device=self.device)
 
     @torch.no_grad()
-    def _features(self, rows: Sequence[EncodedRow]) -> Tensor:
-        """[N, D + 1] fp32: the mean embedding of each prompt, and 1."""
-        means = [self.embedding(torch.tensor(row.prompt, device=self.device)).mean(0) for row in rows]
-        return nn.functional.pad(torch.stack(means).float(), (0, 1), value=1.0)
+    def _features(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """[N, D + 1] fp32: the mean embedding of each prompt, and 1.
+
+        A hook reads the embedding inside the model's forward: if the weights are spread over processes, only a forward
+        has all of them.
+        """
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        means: dict[tuple[int, ...], Tensor] = {}
+        embedded: list[Tensor] = []
+        hook = self.model.transformer.model.embed_tokens.register_forward_hook(lambda *call: embedded.append(call[2]))
+        try:
+            for group in microbatches([len(prompt) for prompt in distinct], self.microbatch_tokens):
+                batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], self.pad_id, self.device)
+                self.model(batch.input_ids, batch.attention_mask)
+                for i, embedding in zip(group, embedded.pop(), strict=True):
+                    means[distinct[i]] = embedding[: len(distinct[i])].mean(0).float()
+        finally:
+            hook.remove()
+        return nn.functional.pad(torch.stack([means[tuple(prompt)] for prompt in prompts]), (0, 1), value=1.0)
 
 
 def fit_logistic(features: Tensor, positive: Tensor) -> Tensor:

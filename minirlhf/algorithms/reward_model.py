@@ -23,7 +23,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 @dataclass(frozen=True)
 class RewardConfig(OfflineConfig):
     steps: int = 800  # [steps] one batch each
-    lr: float = 4e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 4e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     lr_final: float = 0.0  # [share of lr] where the cosine ends; at 0.1 the last pairs still move the ranking
     center_coef: float = 0.01  # [nats per score^2] pulls the mean score to 0; 0 leaves it free
 
@@ -52,12 +52,14 @@ class RewardTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of pairs. A row may hold a "margin": how much higher the chosen score should be."""
+        from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
+
         rows = [draw.row for draw in batch]
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_model):
             chosen, rejected = self.score(self.wrapped_model, group)
-            margin = torch.tensor([float(row.source.get("margin", 0.0)) for row in group], device=self.device)
+            margin = torch.tensor(margins_of(group), device=self.device)
             losses = bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin.to(chosen.dtype))
             centring = reward_centering_loss(chosen_scores=chosen, rejected_scores=rejected)
             losses = losses + self.config.center_coef * centring
@@ -72,7 +74,9 @@ class RewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy, loss} on held-out pairs. The first four pairs with their scores are the samples."""
+        """{accuracy, loss} on held-out pairs; {} without pairs. The first four pairs with scores become samples."""
+        if not rows:
+            return {}
         correct = loss = torch.zeros((), device=self.device)
         for group in self._groups(rows):
             chosen, rejected = self.score(self.model, group)

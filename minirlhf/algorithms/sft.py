@@ -13,7 +13,7 @@ from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import SamplingConfig, generate
+from minirlhf.generation.engine import SamplingConfig, generate, with_room
 from minirlhf.losses import cross_entropy, dft_loss, masked_mean
 from minirlhf.model.policy import Policy, check_policy
 from minirlhf.runtime.distributed import all_sum, backward, wrap
@@ -26,7 +26,7 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 class SFTConfig(OfflineConfig):
     steps: int = 1800  # [steps] one batch each
     batch_size: int = 16  # [rows] per step, over all processes
-    lr: float = 8e-3  # [per update] peak learning rate; large, because the model is small
+    lr: float = 8e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     loss: Literal["nll", "dft"] = "nll"  # [-] dft multiplies each token's nll by the token's probability
     train_on: Literal["completion", "all"] = "completion"  # [-] all: learn the prompts' tokens too
     router_loss_coef: float | None = None  # [-] weight of the router loss; none: the value in a mixture's config.json
@@ -73,7 +73,9 @@ class SFTTrainer:
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):
             sequences = self._pad(group)
             if self.policy.transformer.config.num_experts:
-                terms = self.losses_with_router(sequences, learned_tokens, all_tokens)
+                from minirlhf.algorithms.sft_experts import losses_with_router  # here, so that the core loads no leaf
+
+                terms = losses_with_router(self, sequences, learned_tokens, all_tokens)
             else:
                 terms = self.losses(sequences, learned_tokens)
             backward(terms["loss"])
@@ -103,40 +105,22 @@ class SFTTrainer:
             loss, entropy = masked_mean(token_loss(now.logps), mask, count), now.entropy.detach()
         return {"loss": loss, "entropy": masked_mean(entropy, mask, count)}
 
-    def losses_with_router(self, batch: Sequences, count: Tensor, all_tokens: Tensor) -> dict[str, Tensor]:
-        """{loss, entropy, router_loss} of a micro-batch.
-
-        The router loss is not a mean over tokens, so each micro-batch has a router loss. Its weight is the
-        micro-batch's share of `all_tokens`.
-        """
-        from minirlhf.losses.router import load_balancing_loss
-        from minirlhf.model.experts import recorded_routing
-
-        shape, coef = self.policy.transformer.config, self.config.router_loss_coef
-        with recorded_routing(self.policy) as router_logits:
-            terms = self.losses(batch, count)
-        if router_logits:
-            balance = load_balancing_loss(torch.stack(router_logits), batch.attention_mask, shape.num_experts_per_tok)
-            terms["router_loss"] = balance * batch.attention_mask.sum() / all_tokens
-            coef = shape.router_aux_loss_coef if coef is None else coef
-            terms["loss"] = terms["loss"] + coef * terms["router_loss"]
-        return terms
-
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean nats per response token on held-out rows. The first four rows become samples."""
-        total = torch.zeros((), device=self.device)
+        """{loss}: mean nats per response token on held-out rows; {} without rows. The first four rows are samples."""
+        total, tokens = torch.zeros((), device=self.device), sum(len(row.responses[0]) for row in rows)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             logps = self.policy(batch.input_ids, batch.attention_mask).logps
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
         self.samples = self.write(rows[:4])
-        return {"loss": total.item() / sum(len(row.responses[0]) for row in rows)}
+        return {"loss": total.item() / tokens} if tokens else {}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
         """Samples: for each row, the policy's response to the prompt, and the row's response."""
-        longest = max(len(row.responses[0]) for row in rows)
-        sampling = SamplingConfig(max_tokens=longest, stop_ids=self.tokenizer.eos_ids)
+        rows = with_room(self.policy.transformer.config.max_position_embeddings, rows)
+        longest = max((len(row.responses[0]) for row in rows), default=0)
+        sampling = SamplingConfig(max_tokens=max(1, longest), stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
         references = self.tokenizer.decode_completions([row.responses[0] for row in rows])

@@ -5,6 +5,7 @@ KTO: Ethayarajh et al. 2024, arXiv:2402.01306. BCO: Jung et al. 2024, arXiv:2404
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.algorithms.prompt_classifier import PromptClassifier
+from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import RunningMean, apo_zero_unpaired_loss, bco_loss, density_ratio, kto_kl, kto_loss, sum_logps
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
@@ -39,6 +41,8 @@ class UnpairedConfig(OfflineConfig):
         super().__post_init__()
         check_range(self, "beta", above=0)
         check_range(self, "desirable_weight", "undesirable_weight", least=0)
+        if self.loss != "kto":
+            refuse_changed(self, "desirable_weight", "undesirable_weight", needed="the loss kto")
         if self.prompt_weighting and self.loss != "bco":
             raise InputError(f"UnpairedConfig: prompt_weighting belongs to bco, got {self.loss}")
 
@@ -75,8 +79,11 @@ class UnpairedTrainer:
         self.models = {"policy": policy}
         self.optimizer = Optimizer(self.models, config, updates)
         self.device = policy.transformer.device
-        embedding = ref_policy.transformer.model.embed_tokens
-        self.prompt_classifier = PromptClassifier(embedding, rows) if config.prompt_weighting else None
+        self.prompt_classifier = None
+        if config.prompt_weighting:
+            labelled = [row.prompt for row in rows], desirable_of(rows)
+            options = {"pad_id": tokenizer.pad_id, "microbatch_tokens": config.microbatch_tokens}
+            self.prompt_classifier = PromptClassifier(self.ref_policy, *labelled, **options)
         self.shift = RunningMean()  # the mean implicit reward, for bco
         self.samples: list[dict[str, Any]] = []
 
@@ -91,7 +98,9 @@ class UnpairedTrainer:
             losses, rewards = self.losses(self.wrapped_policy, group, kl)
             backward(losses.sum() / count)
             correct = self._correct(rewards, group, kl)
-            sums.add(count, loss=losses, accuracy=correct, reward_mean=rewards, kl=kl * len(group))
+            sums.add(count, loss=losses, accuracy=correct, reward_mean=rewards)
+            if self.config.loss == "kto":  # no other loss has a KL
+                sums.add(count, kl=kl * len(group))
         metrics = self.optimizer.step(sums)
         n = len(rows) * world_size()  # every process has the same number of rows
         self.shift.update(metrics["reward_mean"] * n, n)
@@ -132,7 +141,11 @@ class UnpairedTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy}: share of held-out rows whose implicit reward is on the right side of the zero point."""
+        """{accuracy}: share of held-out rows whose implicit reward is on the right side of the zero point; {} without
+        rows.
+        """
+        if not rows:
+            return {}
         groups = row_groups(rows, self.config.microbatch_tokens)
         kl, correct = self.estimate_kl(groups), 0.0
         for group in groups:
@@ -152,7 +165,17 @@ class UnpairedTrainer:
         return (rewards > zero_point) == self._desirable(rows)
 
     def _desirable(self, rows: list[EncodedRow]) -> Tensor:
-        return torch.tensor([row.source["desirable"] for row in rows], device=self.device)
+        return torch.tensor(desirable_of(rows), device=self.device)
+
+
+def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
+    """source["desirable"] of each row.   Raises: InputError, naming the row, unless it is true or false."""
+    for row in rows:
+        desirable = row.source.get("desirable")
+        if not isinstance(desirable, bool):  # 1 may stand for liked, but also for the lowest of five marks
+            where = f"line {row.source['line']}" if "line" in row.source else repr(row.source.get("prompt", "")[:40])
+            raise InputError(f"{where}: desirable must be true or false, got {shown(desirable)}; convert it first")
+    return [row.source["desirable"] for row in rows]
 
 
 def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
@@ -162,8 +185,7 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     The other answer depends on the data alone, not on the batch or the number of processes.
     """
     rows = []
-    for i, pair in enumerate(pairs):
-        other_pair = _pair_before(pairs, i)
+    for pair, other_pair in zip(pairs, _pairs_before(pairs), strict=True):
         for side in (0, 1):
             source = {**pair.source, "desirable": side == 0}
             other_answer = other_pair.responses[side][: context - len(pair.prompt)]
@@ -171,7 +193,18 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
     return rows
 
 
-def _pair_before(pairs: list[EncodedRow], i: int) -> EncodedRow:
-    """The nearest pair before pair i with another prompt, else pair i - 1. The last pair stands before pair 0."""
-    before = (pairs[i - back] for back in range(1, len(pairs) + 1))
-    return next((pair for pair in before if pair.prompt != pairs[i].prompt), pairs[i - 1])
+def _pairs_before(pairs: list[EncodedRow]) -> list[EncodedRow]:
+    """For each pair, the nearest pair before it with another prompt. The last pair stands before pair 0.
+
+    If all prompts are equal, it is the pair before. Equal prompts that stand side by side share their answer, so one
+    pass over the pairs is enough.
+    """
+    end = next((pair for pair in reversed(pairs) if pair.prompt != pairs[0].prompt), None)
+    if end is None:
+        return [pairs[i - 1] for i in range(len(pairs))]
+    before = []
+    for i, pair in enumerate(pairs):
+        if i and pair.prompt != pairs[i - 1].prompt:
+            end = pairs[i - 1]
+        before.append(end)
+    return before

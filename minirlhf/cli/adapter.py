@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from minirlhf.adapters.lora import merge_lora
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
+from minirlhf.foreign import one_line
 from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.jobs.models import resolve_model
 from minirlhf.model.transformer import Transformer
-from minirlhf.pretrained.adapter_files import CONFIG, AdapterFile, load_adapter, read_adapter, update_sizes
-from minirlhf.pretrained.weights import load_pretrained, save_pretrained
+from minirlhf.pretrained.adapter_config import CONFIG
+from minirlhf.pretrained.adapter_files import AdapterFile, load_adapter, read_adapter, update_sizes
+from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_of
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
@@ -38,7 +41,7 @@ def list_adapters(folder: Path) -> str:
         try:
             file = read_adapter(path)
             facts = [file.variant, file.config.r, f"{file.numbers:,}", file.model_class.__name__]
-            rows.append([str(path), *facts, file.base or "-"])
+            rows.append([str(path), *facts, one_line(file.base or "-", 200)])
         except InputError as error:  # a broken adapter must not hide the rest
             rows.append([str(path), "cannot be read", "-", "-", "-", str(error).removeprefix(f"{path}/")])
     return table(["adapter", "type", "r", "numbers", "model", "base"], rows)
@@ -53,13 +56,15 @@ def show_adapter(folder: Path) -> str:
         "alpha": f"{file.config.alpha:g}",
         "scale": f"{file.config.scale:.4g}",
         "dropout": f"{file.config.dropout:g}",
-        "targets": ", ".join(file.config.target_modules),
+        "targets": one_line(", ".join(file.config.target_modules), 200),
+        **({"of single modules": one_line(file.patterns, 200)} if file.patterns else {}),
+        **({"whole weights": one_line(", ".join(file.whole), 200)} if file.whole else {}),
         "model": file.model_class.__name__,
-        "base": file.base or "not named",
+        "base": one_line(file.base or "not named", 200),
         "numbers": f"{file.numbers:,}",
     }
     described = table(["", str(folder)], [[name, value] for name, value in facts.items()])
-    sizes = [[name, *shape, f"{norm:.4g}"] for name, (shape, norm) in update_sizes(folder).items()]
+    sizes = [[one_line(name, 200), *shape, f"{norm:.4g}"] for name, (shape, norm) in update_sizes(folder).items()]
     return f"{described}\n\n{table(['module', 'out', 'in', '|scale B A|'], sizes)}"
 
 
@@ -97,17 +102,18 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     except OSError as error:
         raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
-    other_bases = sorted({file.base for file in files if file.base and Path(file.base).resolve() != base.resolve()})
-    note = f"\nnote: adapters made for {', '.join(other_bases)}" if other_bases else ""
-    return f"{output}: {base} + {parts}{note}"
+    named = {file.base for file in files if file.base}
+    others = sorted(name for name in named if not os.path.isdir(name) or not base.samefile(name))
+    note = f"\nnote: adapters made for {one_line(', '.join(others), 400)}" if others else ""
+    return f"{output}: {base} + {parts}\n{size_of(output)}{note}"
 
 
 def base_of_all(folders: Sequence[Path], files: Sequence[AdapterFile]) -> Path:
     """The base model that all adapters name. Raises: InputError if they name several, or the name is no folder."""
-    named = sorted({file.base or "none" for file in files})
+    named = [shown(name or "none")[1:-1] for name in sorted({file.base for file in files}, key=str)]
     if len(named) > 1:
         raise InputError(f"merge: the adapters must be for one base, they name {', '.join(named)}; choose with --base")
-    if not files[0].base or not Path(files[0].base).is_dir():
+    if not files[0].base or not os.path.isdir(files[0].base):  # False for a name that no file can have
         raise InputError(f"{folders[0]}: its base must be a folder, it names {named[0]}; give the folder with --base")
     return Path(files[0].base)
 

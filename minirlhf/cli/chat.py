@@ -1,6 +1,6 @@
 """Talk to a model in the terminal.
 
-minirlhf chat DIR                       # the folder of a model or of a finished run; /help shows the commands
+minirlhf chat DIR                       # a model, a finished run or a pipeline; /help shows the commands
 minirlhf chat DIR --system "Be brief." --temperature 0
 minirlhf chat DIR < questions.txt       # each line is a turn; stdout gets the answers, stderr all messages
 """
@@ -33,7 +33,7 @@ HELP = """\
 /system TEXT  put a system turn before all turns; without TEXT: remove it
 /clear        forget all turns except the system turn
 /retry        sample the last answer again
-/save FILE    write the conversation as a row {"messages": [...]} of JSONL
+/save FILE    write the conversation as a row {"messages": [...]} of JSONL; raw: a row {"prompt", "response"} a text
 /help         show these commands
 /quit         leave; so does Ctrl-D. Ctrl-C stops an answer"""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters could clear the screen
@@ -47,6 +47,8 @@ class ChatConfig:
     max_tokens: int = 512  # [tokens] longest answer, at most half the context
     seed: int = 0  # [-] seed of the sampling noise
     template: str | None = None  # [-] built-in chat template, such as chatml; none: the template of the folder
+    template_variables: str | None = None  # [JSON] values of the template: '{"enable_thinking": false}'
+    raw: bool | None = None  # [-] send each line as typed, without turns; default: if the folder has no chat template
     adapter: str | None = None  # [folder] LoRA adapter to put on the model, in PEFT's layout
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 if the GPU supports it, else fp32
@@ -57,19 +59,22 @@ class Chat:
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer, config: ChatConfig) -> None:
         self.transformer, self.tokenizer, self.seed = transformer, tokenizer, config.seed
+        self.raw = not tokenizer.templates if config.raw is None else config.raw
         self.context = transformer.config.max_position_embeddings
         self.sampling = SamplingConfig(
             max_tokens=min(config.max_tokens, self.context // 2),
             temperature=config.temperature,
             top_p=config.top_p,
             stop_ids=tokenizer.eos_ids,
-            stop_strings=stop_strings(tokenizer),
+            stop_strings=() if self.raw else stop_strings(tokenizer),
         )
         self.turns: list[dict] = []  # of user and assistant in turn, without the system turn
         self.retries = 0  # of the last answer
         self.set_system(config.system)
 
     def set_system(self, text: str) -> None:
+        if text and self.raw:
+            raise InputError("system: each line is sent as typed, without turns; give --raw false or --template NAME")
         self.system = [{"role": "system", "content": text}] if text else []
 
     def clear(self) -> None:
@@ -88,10 +93,13 @@ class Chat:
     def save(self, file: str) -> None:
         if not file or not self.turns:
             raise InputError(f"/save: needed {'a conversation' if file else 'the name of a file'}, got nothing")
-        row = json.dumps({"messages": self.system + self.turns}, ensure_ascii=False)
+        rows = [{"messages": self.system + self.turns}]
+        if self.raw:
+            texts = [turn["content"] for turn in self.turns]
+            rows = [{"prompt": p, "response": r} for p, r in zip(texts[::2], texts[1::2], strict=True)]
         try:
             with open(file, "x", encoding="utf-8") as out:
-                out.write(row + "\n")
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except OSError as error:
             raise InputError(f"/save: needed a file that can be made, got {file}: {error.strerror}") from None
         note(f"saved {len(self.turns)} turns in {file}")
@@ -99,7 +107,7 @@ class Chat:
     def _answer(self, turns: list[dict], retries: int) -> None:
         """Show an answer while it is sampled, and add it to the turns, even if Ctrl-C stopped it."""
         limit = self.context - self.sampling.max_tokens
-        ids, left_out = fitting_prompt(self.tokenizer, self.system, turns, limit)
+        ids, left_out = self._prompt(turns, limit)
         if left_out:
             note(
                 f"the oldest {left_out} turns are left out: the context holds {self.context} tokens, "
@@ -129,7 +137,17 @@ class Chat:
         seconds = time.perf_counter() - began
         show(stream.end() + "\n")
         note(f"{len(stream.ids)} tokens, {len(stream.ids) / seconds:.1f} a second{end}")
-        self.turns, self.retries = [*turns, {"role": "assistant", "content": stream.text.strip()}], retries
+        answer = stream.text if self.raw else stream.text.strip()
+        self.turns, self.retries = [*turns, {"role": "assistant", "content": answer}], retries
+
+    def _prompt(self, turns: list[dict], limit: int) -> tuple[list[int], int]:
+        """-> (ids of the prompt, number of oldest turns that are left out). Raw: the last text alone."""
+        if not self.raw:
+            return fitting_prompt(self.tokenizer, self.system, turns, limit)
+        (ids,) = self.tokenizer.encode_prompts([turns[-1]["content"]])
+        if len(ids) > limit:
+            raise InputError(f"this text needs {len(ids)} tokens, but {limit} fit; use fewer words")
+        return ids, 0
 
 
 def fitting_prompt(tokenizer: Tokenizer, system: list[dict], turns: list[dict], limit: int) -> tuple[list[int], int]:
@@ -198,7 +216,7 @@ def obey(chat: Chat, line: str) -> bool:
         case _ if command.startswith("/"):
             note(f"no command {command}; /help shows all commands. To say this to the model, begin with a space.")
         case _ if line.strip():
-            chat.say(line.strip())
+            chat.say(line if chat.raw else line.strip())
     return True
 
 
@@ -232,13 +250,15 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
     path = resolve_model(folder)
     policy = load_policy(path, dtype=resolve_precision(config.precision, device))
     tokenizer = Tokenizer.load(path)
-    check_vocabulary(policy.transformer.config, tokenizer, path)
+    check_vocabulary(policy.transformer.config, tokenizer, path, tell=note)
     if config.adapter:
         load_adapter(policy, config.adapter)
-    if config.template:
-        tokenizer = tokenizer.with_template(config.template)
-    if not tokenizer.templates:
-        note(f"{path}: no chat template, so turns are plain text; --template NAME takes a built-in template")
+    tokenizer = tokenizer.with_template(config.template, config.template_variables)
+    if not tokenizer.templates and config.raw is None:
+        note(
+            f"{path}: no chat template, so each line is sent as typed; --raw false sends turns of plain text, "
+            "--template NAME takes a built-in template"
+        )
     return policy.eval().to(device), tokenizer
 
 
@@ -247,13 +267,16 @@ def main(argv: list[str]) -> None:
     config = parse_settings({"job": ChatConfig}, argv, description=__doc__)["job"]
     if folder is None:
         raise InputError("chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help")
+    if config.raw and (config.template or config.template_variables):
+        raise InputError("--raw sends text without a template, so --template would do nothing; drop one")
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")  # a character that the terminal cannot encode must not end the program
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
         policy, tokenizer = load(folder, config, device)
         chat = Chat(policy.transformer, tokenizer, config)
         size = sum(p.numel() for p in policy.parameters())
-        note(f"{size:,} parameters, a context of {chat.context} tokens, on {device}; /help shows the commands")
+        who = f"{resolve_model(folder)}: {size:,} parameters"
+        note(f"{who}, a context of {chat.context} tokens, on {device}; /help shows the commands")
         for line in lines():
             try:
                 if not obey(chat, line):

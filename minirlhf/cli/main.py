@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from minirlhf.cli import adapter, chat
-from minirlhf.errors import InputError, exits_cleanly
+from minirlhf.errors import InputError, exits_cleanly, shown
 
 COMMANDS = {"adapter": adapter.main, "chat": chat.main}
 
@@ -20,7 +20,7 @@ def main() -> None:
     if word in ("-h", "--help"):
         return print(__doc__.strip())
     if word not in COMMANDS:
-        raise InputError(f"minirlhf: the first word must be one of {', '.join(COMMANDS)}, got {word!r}")
+        raise InputError(f"minirlhf: the first word must be one of {', '.join(COMMANDS)}, got {shown(word)}")
     COMMANDS[word](rest)
 
 

@@ -7,12 +7,11 @@ columns are listed. They stay in the row, and reward functions can read them.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 
 # A column has a meaning if all its words stand in these two lists, and one of them in the first: chosen_score.
 MEANINGS = (
@@ -94,8 +93,9 @@ class Columns:
 
 def names_of(names: Iterable[str]) -> str:
     """The first twenty names, and the number of the others."""
-    shown = [name if name.isprintable() and len(name) <= 60 else reprlib.repr(name) for name in names]
-    return ", ".join([*shown[:20], *([f"and {len(shown) - 20:,} more"] if len(shown) > 20 else [])])
+    names = list(names)
+    first = [name if name.isprintable() and len(name) <= 60 else shown(name, 60) for name in names[:20]]
+    return ", ".join([*first, *([f"and {len(names) - 20:,} more"] if len(names) > 20 else [])])
 
 
 def extras(row: dict, read: tuple[str, ...], kind: str = "") -> Iterator[Extra]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.tokenizer import Tokenizer
 
 TURNS = "prompt_turns"  # key of a row: the prompt as turns, for tokenizers with a chat template
@@ -42,6 +42,7 @@ def encode_rows(
     responses: tuple[str, ...],
     *,
     context: int,
+    vocabulary: int = 0,
     reserve: int = 1,
     max_refused: float = 0.01,
     source: str = "",
@@ -52,16 +53,17 @@ def encode_rows(
     Args:
         responses:   keys of the row: ("response",), ("chosen", "rejected"), or () for prompts.
         context:     tokens that the model can hold.   reserve: tokens that must remain after the prompt.
-        max_refused: fraction of the rows that may be refused. A row is refused if its prompt leaves too little room, or
-                     the chat template refuses its turns.
+        max_refused: fraction of the rows that may be refused. A row is refused if its prompt leaves too little room,
+                     the chat template refuses its turns, or the model does not know one of its tokens.
         source:      the file of the rows, for messages.   unit: what the "line" of a row counts, "line" or "row".
+        vocabulary:  rows of the model's embedding; 0: unknown.
     Raises: InputError if more than `max_refused` of the rows are refused.
     """
     from minirlhf.data.rows import listed
 
     rows = listed("encode_rows", rows, ("prompt", *responses), TURNS)
     encoded_rows, truncated, refused = [], 0, []
-    for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses), strict=True):
+    for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses, vocabulary), strict=True):
         where = f"{unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
         where = f"{source}: {where}" if source else where
         if isinstance(encoded, InputError):
@@ -93,26 +95,25 @@ def encode_rows(
 
 
 def encode_texts(
-    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...]
+    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...], vocabulary: int = 0, sampled: bool = False
 ) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
-    """(ids of the prompt, ids of each response) for each row, or the InputError of a chat template that refuses it."""
+    """(ids of the prompt, ids of each response) for each row, or an InputError if the chat template refuses the row or
+    an id is not below `vocabulary` (0: unknown).   sampled: see `Tokenizer.encode_turns`.
+    """
     in_turns = [bool(tokenizer.templates) and TURNS in row for row in rows]
     plain = [row for row, turns in zip(rows, in_turns, strict=True) if not turns]
     prompts = iter(tokenizer.encode_prompts([row["prompt"] for row in plain]))
     answers = zip(*[tokenizer.encode_responses([row[key] for row in plain]) for key in responses], strict=True)
     answers = answers if responses else iter([()] * len(plain))
-    return [
-        _encode_turns(tokenizer, row[TURNS], [row[key] for key in responses])
-        if turns
-        else (next(prompts), next(answers))
-        for row, turns in zip(rows, in_turns, strict=True)
-    ]
-
-
-def _encode_turns(
-    tokenizer: Tokenizer, turns: list[dict], answers: list[str]
-) -> tuple[list[int], list[list[int]]] | InputError:
-    try:
-        return tokenizer.encode_turns(turns, answers)
-    except InputError as error:
-        return error
+    encoded = []
+    for row, turns in zip(rows, in_turns, strict=True):
+        try:
+            texts = [row[key] for key in responses] if turns else []
+            ids = tokenizer.encode_turns(row[TURNS], texts, sampled) if turns else (next(prompts), next(answers))
+            largest = max(max(part, default=0) for part in (ids[0], *ids[1]))
+            if vocabulary and largest >= vocabulary:
+                raise InputError(f"the model lacks {shown(tokenizer.backend.id_to_token(largest))}; drop the text")
+            encoded.append(ids)
+        except InputError as error:
+            encoded.append(error)
+    return encoded

@@ -19,15 +19,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minirlhf.data.columns import Columns
+from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.chat import canonical_role, render_chat
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a surrogate pair, but UTF-8 and tokenizers cannot
@@ -138,7 +137,7 @@ def _layout_of(source: dict) -> Layout:
     """The row of `LAYOUTS` with the source's keys; a key whose value is null counts as missing."""
     keys = tuple(key for key in TEXT_KEYS if source.get(key) is not None)
     if not keys:
-        raise InputError(f"needed one of the keys {', '.join(TEXT_KEYS)}, got {', '.join(source) or 'none'}")
+        raise InputError(f"needed one of the keys {', '.join(TEXT_KEYS)}, got {names_of(source) or 'none'}")
     for layout in LAYOUTS:
         if keys == layout.keys and layout.applies(source):
             return layout
@@ -277,7 +276,7 @@ def _hh_turns(text: str, key: str) -> list[dict]:
 
 
 def _got(value: object) -> str:
-    return f"{type(value).__name__} {reprlib.repr(value)}" if value is not None else "null"
+    return f"{type(value).__name__} {shown(value)}" if value is not None else "null"
 
 
 def _braces(keys: tuple[str, ...]) -> str:

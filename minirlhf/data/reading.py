@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from itertools import chain
 from typing import NamedTuple
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
+from minirlhf.foreign import without_repeats
 
 MAX_BYTES = 1 << 28  # of a line or an array after unpacking: a small .gz can hold gigabytes
 
@@ -42,9 +42,9 @@ def read_values(path: str) -> Iterator[Source]:
         return
     for number, line in chain([first], lines):
         try:
-            value = json.loads(line, object_pairs_hook=_without_repeats)
+            value = json.loads(line, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
-            value = InputError(f"broken JSON, {getattr(error, 'msg', error)}: {reprlib.repr(line.strip())}")
+            value = InputError(f"broken JSON, {getattr(error, 'msg', error)}: {shown(line.strip(), 60)}")
         yield Source("line", number, value)
 
 
@@ -56,19 +56,9 @@ def _array(path: str, lines: Iterable[tuple[int, str]]) -> list:
         last = number
         _check_size(path, number, text.tell())
     try:
-        return json.loads(text.getvalue(), object_pairs_hook=_without_repeats)
+        return json.loads(text.getvalue(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: needed one JSON array, got broken JSON ({error}); mend the file") from None
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Python would keep the last of two values without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {reprlib.repr(twice)} stands twice in an object")
-    return found
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:

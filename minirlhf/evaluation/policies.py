@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
 from minirlhf.evaluation.texts import distinct_n
-from minirlhf.generation.engine import Completion, SamplingConfig, generate
+from minirlhf.generation.engine import Completion, SamplingConfig, generate, with_room
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
@@ -40,6 +39,7 @@ class Report:
     prompts: list[str]
     completions: list[str]
     gold: list[float] | None = None  # gold reward of each completion
+    seconds: float = field(default=0.0, compare=False)  # the time of the evaluation
 
     def known(self) -> dict[str, float]:
         """The measures that are not None."""
@@ -64,11 +64,11 @@ def evaluate_policy(
     Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
     included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
     token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
-    None too.
-    Raises: InputError if `rows` is empty.
+    None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None.
     """
-    if not rows:
-        raise InputError("evaluate_policy: needed at least one prompt, got none")
+    started = time.perf_counter()
+    if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
+        return Report(dict.fromkeys(MEASURES), [], [])
     local = local_rows(range(len(rows)), even=False)
     prompts = [rows[i].source["prompt"] for i in local]
     completions = generate(
@@ -105,7 +105,8 @@ def evaluate_policy(
     }
     gold_rewards = [joined["gold_reward"][i] for i in order] if gold else None
     prompts = [row.source["prompt"] for row in rows]
-    return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards)
+    seconds = time.perf_counter() - started
+    return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards, seconds)
 
 
 def win_rate(before: Report, after: Report) -> float | None:
@@ -131,7 +132,9 @@ def comparison(before: Report, after: Report, stage: str) -> str:
     rows = [[label, before.measures[name], after.measures[name]] for name, label in MEASURES.items() if label]
     known = [row for row in rows if row[1:] != [None, None]]
     header = ["on held-out prompts", f"before {stage}", f"after {stage}"]
-    return f"{table(header, known)}\n\n{side_by_side(before, after)}"
+    from minirlhf.evaluation.columns import side_by_side  # here, so that the core loads no leaf
+
+    return f"{table(header, known)}\n\n{side_by_side(before.prompts, before.completions, after.completions)}"
 
 
 def sequence_kl(
@@ -155,17 +158,3 @@ def sequence_kl(
     tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
     ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
     return [sum(completion.logps) - ref for completion, ref in zip(completions, ref_logps, strict=True)]
-
-
-def side_by_side(before: Report, after: Report, n: int = 5, width: int = 40) -> str:
-    """Three columns: n evenly spaced prompts, their completions before, and their completions after."""
-    lines = [f"{'prompt':<{width}}  {'before':<{width}}  after"]
-    lines.append("  ".join(["-" * width] * 3))
-    n = min(n, len(before.prompts))
-    for i in (k * (len(before.prompts) - 1) // max(1, n - 1) for k in range(n)):
-        cells = [before.prompts[i], before.completions[i], after.completions[i]]
-        columns = [textwrap.wrap(" ".join(text.split())[-4 * width :] or "(empty)", width) for text in cells]
-        for j in range(max(map(len, columns))):
-            lines.append("  ".join((column[j] if j < len(column) else "").ljust(width) for column in columns).rstrip())
-        lines.append("")
-    return "\n".join(lines).rstrip()

@@ -6,6 +6,7 @@ computed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.data.batches import microbatches, pad_sequences
+from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.generation.sampling import sample
 from minirlhf.model.cache import KVCache
@@ -23,7 +25,7 @@ from minirlhf.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    max_tokens: int = 64  # [tokens] longest completion, its EOS included
+    max_tokens: int = 64  # [tokens] longest completion, its EOS included; the end of the context may come before
     temperature: float = 1.0  # [-] divides the logits; 0 takes the likeliest token
     top_k: int = 0  # [tokens] sample among the k likeliest tokens; 0: among all
     top_p: float = 1.0  # [probability] sample among the likeliest tokens of this mass; 1: among all
@@ -72,6 +74,9 @@ def generate(
 ) -> list[Completion]:
     """Sample one completion for each prompt, in the order given.
 
+    A completion has at most `max_tokens` tokens, and at most the room that its prompt leaves in the context. If it
+    fills either, its finish is "length".
+
     Args:
         prompts:   ragged lists of ids, none empty.
         keys:      (draw, prompt index, sample index) for each prompt. The draw counts earlier samplings of the prompt.
@@ -94,10 +99,9 @@ def generate(
                 f"generate: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds "
                 f"{transformer.config.vocab_size}; is it another model's tokenizer?"
             )
-        if len(prompt) + config.max_tokens > limit:
+        if len(prompt) >= limit:
             raise InputError(
-                f"generate: the {len(prompt)} tokens of prompt {i} and max_tokens {config.max_tokens} exceed the "
-                f"context of {limit}; shorten the prompt or lower max_tokens"
+                f"generate: the {len(prompt)} tokens of prompt {i} leave no room in the context of {limit}; shorten it"
             )
     if config.stop_strings and tokenizer is None:
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
@@ -113,6 +117,14 @@ def generate(
     return completions
 
 
+def with_room(context: int, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """The rows to look at: a prompt that leaves no room in the context is left out, with a warning. It ends no run."""
+    fitting = [row for row in rows if len(row.prompt) < context]
+    if n := len(rows) - len(fitting):
+        warnings.warn(f"{n} of {len(rows)} prompts leave no room in the context of {context}: left out", stacklevel=2)
+    return fitting
+
+
 @torch.inference_mode()
 def _generate_batch(
     transformer: Transformer,
@@ -125,22 +137,26 @@ def _generate_batch(
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
     device = transformer.device
+    context = transformer.config.max_position_embeddings
+    rooms = [min(config.max_tokens, context - len(prompt)) for prompt in prompts]
+    columns = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
+    longest, room = max(rooms), torch.tensor(rooms, device=device)
     # All noise is drawn before the loop: each call copies numbers to the device, and a GPU waits for every copy.
     key_columns = torch.tensor(keys, device=device).unbind(-1)
-    positions = torch.arange(config.max_tokens, device=device)
+    positions = torch.arange(longest, device=device)
     uniforms = keyed_uniforms(seed, stream, *(column[:, None] for column in key_columns), positions, device=device)
     stops = torch.tensor(config.stop_ids, dtype=torch.int64, device=device)
-    shape = (len(prompts), config.max_tokens)
+    shape = (len(prompts), longest)
     ids = torch.zeros(shape, dtype=torch.int64, device=device)
     logps, mass_kept = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
-    lengths = torch.full((len(prompts),), config.max_tokens, device=device)
+    lengths = room.clone()
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
-    cache, logits = _read_prompts(transformer, prompts, config, device)
+    cache, logits = _read_prompts(transformer, prompts, columns, config, device)
     rows = torch.arange(len(prompts), device=device)  # the running batch: each row's index into `prompts`
     # Looking for finished rows makes a GPU wait, so look seldom. `on_token` reads every token anyway.
     look_every = 1 if device.type == "cpu" or on_token else 16
-    for position in range(config.max_tokens):
+    for position in range(longest):
         tokens, token_logps, token_mass = sample(
             logits,
             uniforms[rows, position],
@@ -157,24 +173,25 @@ def _generate_batch(
                 on_token(row, token)
         ends = torch.isin(tokens, stops)
         if config.stop_strings:
-            # Every token has at least one byte, so the last n tokens hold a stop string of n bytes. The 3 tokens
-            # before may hold the first bytes of a character.
-            window = max(len(stop.encode()) for stop in config.stop_strings) + 3
-            latest = ids[rows, max(0, position + 1 - window) : position + 1]
-            ends |= _completes_stop_string(latest, config.stop_strings, tokenizer)
+            from minirlhf.generation.stop_strings import completes_stop_string  # here, so that the core loads no leaf
+
+            ends |= completes_stop_string(ids[rows, : position + 1], config.stop_strings, tokenizer)
         # A finished row runs on until it leaves the batch, so only its first end counts.
         first_end = ends & ~stopped[rows]
         lengths[rows] = torch.where(first_end, position + 1, lengths[rows])
         stopped[rows] = stopped[rows] | ends
-        if position + 1 == config.max_tokens:
+        if position + 1 == longest:
             break
-        if position % look_every == look_every - 1:
-            running = (~stopped[rows]).nonzero().squeeze(-1)
+        full = position + 1 in rooms  # some rows have filled their room: they must leave now
+        if full or position % look_every == look_every - 1:
+            running = (~stopped[rows] & (room[rows] > position + 1)).nonzero().squeeze(-1)
             if len(running) == 0:
                 break
-            if len(running) <= 0.75 * len(rows):  # dropping rows copies the cache, so drop many at a time
+            if full or len(running) <= 0.75 * len(rows):  # dropping rows copies the cache, so drop many at a time
                 rows, tokens = rows[running], tokens[running]
                 cache.select(running)
+                if full:  # the widest rows may have left; the others need the columns up to the end of the context
+                    cache.width = int(cache.lengths.max())
         logits = transformer(tokens[:, None], cache=cache)[:, 0]
     if not bool(logps.isfinite().all()):
         raise InputError("generate: the model's logits are not finite; its weights are broken or its precision too low")
@@ -182,9 +199,9 @@ def _generate_batch(
 
 
 def _read_prompts(
-    transformer: Transformer, prompts: list[Sequence[int]], config: SamplingConfig, device: torch.device
+    transformer: Transformer, prompts: list[Sequence[int]], columns: int, config: SamplingConfig, device: torch.device
 ) -> tuple[KVCache, Tensor]:
-    """Run the prompts through the model -> the filled cache and the logits [B, V] of each row's first new token.
+    """Run the prompts through the model -> a cache of this many columns, and the logits [B, V] of the first new tokens.
 
     Prompts run in groups of similar length, so a long prompt pads its own group alone. Equal prompts are read once.
     """
@@ -194,7 +211,7 @@ def _read_prompts(
     distinct = list(rows_of)
     lengths = [len(prompt) for prompt in distinct]
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else transformer.dtype
-    cache = KVCache(transformer.config, len(prompts), max(lengths) + config.max_tokens, device, dtype)
+    cache = KVCache(transformer.config, len(prompts), columns, device, dtype)
     last_hidden, order = [], []  # per group: hidden states [K, D] of last prompt tokens, and their rows
     for group in microbatches(lengths, config.microbatch_tokens):
         batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
@@ -207,11 +224,6 @@ def _read_prompts(
         order += rows
         cache.adopt(rows, group_cache, copies)
     return cache, transformer.logits(torch.cat(last_hidden)[torch.tensor(order, device=device).argsort()])
-
-
-def _completes_stop_string(ids: Tensor, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
-    texts = tokenizer.decode_completions(ids.tolist())
-    return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
 
 
 def _completions(ids: Tensor, logps: Tensor, mass_kept: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:

@@ -17,8 +17,8 @@ def sample(
     """Draw one token per row -> (tokens [B], logps [B] nats, mass_kept [B]).
 
     The token is the first index whose float64 cumulative probability exceeds the uniform. The log-prob belongs to the
-    distribution that the token is drawn from: temperature and truncation are included. `mass_kept` is the probability
-    mass that truncation left.
+    distribution that the token is drawn from: temperature and truncation are included. It is not finite if the logits
+    are broken: nan, inf, or -inf for every token. `mass_kept` is the probability mass that truncation left.
 
     Args:
         logits:      [B, V].   uniforms: [B] in [0, 1).
@@ -27,10 +27,14 @@ def sample(
         top_p:       in (0, 1], keep the likeliest tokens until their mass reaches p; 1 keeps all.
     """
     if temperature == 0:
-        tokens = logits.argmax(-1)
-        return tokens, torch.zeros_like(uniforms), torch.ones_like(uniforms)
+        largest, tokens = logits.max(-1)  # nan if any logit is nan
+        return tokens, (largest - largest).to(uniforms.dtype), torch.ones_like(uniforms)  # 0, or nan if not finite
     logps = (logits.float() / temperature).log_softmax(-1)
-    logps, mass_kept = truncate(logps, top_k, top_p)
+    mass_kept = torch.ones_like(logps[:, 0])
+    if top_k or top_p < 1:
+        from minirlhf.generation.truncation import truncate  # here, so that the core loads no leaf
+
+        logps, mass_kept = truncate(logps, top_k, top_p)
     tokens = first_exceeding(logps, uniforms)
     return tokens, logps.gather(-1, tokens[:, None]).squeeze(-1), mass_kept
 
@@ -42,20 +46,3 @@ def first_exceeding(logps: Tensor, uniforms: Tensor) -> Tensor:
     # finds a token with a probability above 0.
     threshold = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logps.shape[-1] - 1)
-
-
-def truncate(logps: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Set all but the likeliest tokens to -inf and renormalise -> (logps [B, V], mass_kept [B])."""
-    B, V = logps.shape
-    if (top_k <= 0 or top_k >= V) and top_p >= 1:
-        return logps, torch.ones(B, dtype=logps.dtype, device=logps.device)
-    ordered, order = logps.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.exp()
-    keep = probs.cumsum(-1) - probs < top_p  # the mass before a token has not reached p yet
-    if 0 < top_k < V:
-        keep[:, top_k:] = False
-    keep[:, 0] = True
-    keep = torch.zeros_like(keep).scatter(-1, order, keep)
-    logps = logps.masked_fill(~keep, -torch.inf)
-    log_mass = logps.logsumexp(-1)
-    return logps - log_mass[:, None], log_mass.exp()

@@ -51,10 +51,13 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     refused = list(job.task.refused)
     for part in dict.fromkeys(needs):
         reserve = job.config.max_tokens if part == "prompts" else 1
-        refused += job.encode(part, shape.max_position_embeddings, reserve)
+        refused += job.encode(part, shape, reserve)
     first = [*stages, *(stage for stage, section in SECTIONS.items() if section == job.section), job.section][0]
     job = replace(job, folder=take_output(job.folder, job.common, name, first))
     write_refused(job.folder, refused)
+    planned, last = [*stages, name], job.common.stop_after
+    planned = planned[: planned.index(last) + 1] if last in planned else planned
+    say(f"stages: {' -> '.join(planned)}; results in {job.folder}")
     save_tokenizer(job)
     return job
 

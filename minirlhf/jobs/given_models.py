@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
+from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
@@ -22,6 +24,7 @@ from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.vocabulary import largest_needed_id, names_beyond
 
 
 def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
@@ -31,6 +34,14 @@ def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
     if unread := [*(f"model.{name}" for name in changed(config)), *({"vocab_size"} & set(changed(job)))]:
         say(f"not read, because {job.policy} has its own: {', '.join(unread)}")
     return policy
+
+
+def given_student(job: Opened, student: str) -> Policy:
+    """The model of the folder `student`, all of it trained. Raises: InputError if its tokenizer is not the job's."""
+    folder = resolve_model(student)
+    policy = load_policy(folder, dtype=torch.float32)
+    check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
+    return to_device(policy, job.common, job.device)
 
 
 def weights_dtype(job: JobConfig) -> torch.dtype | None:
@@ -74,32 +85,43 @@ def convert_base(model: nn.Module, job: JobConfig) -> None:
         model.float()  # weights in 4 bits are integers, so they stay in 4 bits
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Raise InputError if the tokenizer has ids that the model does not know."""
-    if tokenizer.vocab_size > config.vocab_size:
+def check_vocabulary(
+    config: ModelConfig, tokenizer: Tokenizer, folder: str | Path, tell: Callable[[str], None] = say
+) -> None:
+    """Raise InputError if the tokenizer gives ids that the model does not know. Tell of the tokens that only some texts
+    contain, if the model does not know them, and of all that the tokenizer's folder says and no code here follows.
+    """
+    if (largest := largest_needed_id(tokenizer)) >= config.vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary holds "
-            f"{config.vocab_size}; they do not belong together"
+            f"{folder}: the tokenizer gives ids up to {largest}, the model's vocabulary holds {config.vocab_size}; "
+            "they do not belong together"
         )
+    if names := names_beyond(tokenizer, config.vocab_size):
+        tell(f"{folder}: the model has no row for {shown(names)}; texts with these tokens are refused")
+    for line in tokenizer.parts.notes:
+        tell(f"{folder}: {line}")
 
 
 def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardModelScorer:
     """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    check_readable(tokenizer, [*job.task.prompts, *job.task.held_out_prompts], folder, job.task.unit)
+    prompts = [*job.task.prompts, *job.task.held_out_prompts]
+    check_readable(tokenizer, prompts, folder, model.config.vocab_size, job.task.unit)
     return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
 
 
-def check_readable(tokenizer: Tokenizer, prompts: list[dict], folder: Path, unit: str = "line") -> None:
-    """Raise InputError if a reward model's chat template refuses some prompts. Without this check the job would stop at
+def check_readable(
+    tokenizer: Tokenizer, prompts: list[dict], folder: Path, vocabulary: int, unit: str = "line"
+) -> None:
+    """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
-    encoded = encode_texts(tokenizer, prompts, ())
+    encoded = encode_texts(tokenizer, prompts, (), vocabulary)
     refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
     if refusals:
         row, error = refusals[0]
         raise InputError(
-            f"{folder}: this reward model's chat template refuses {len(refusals)} of {len(prompts)} prompts, such as "
+            f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
             f"{unit} {row.get('line')} ({error}); leave these rows out"
         )

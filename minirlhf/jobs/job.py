@@ -25,7 +25,7 @@ from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
 from minirlhf.jobs.sft import train_sft
-from minirlhf.jobs.stage import EVALUATION_PROMPTS, EVALUATION_TOKENS, PolicyStage, open_stage
+from minirlhf.jobs.stage import EVALUATION_PROMPTS, PolicyStage, open_stage
 from minirlhf.model.policy import Policy, ValueModel, copy_of
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.device import session
@@ -67,6 +67,10 @@ class Job(Opened):
         section = section or name
         classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
         settings = parse_settings(classes, description=help, epilogue=metrics_help())
+        if settings["job"].policy:
+            from minirlhf.jobs.learning_rates import settings_for_model
+
+            settings = settings_for_model(classes, settings["job"])
         check_effects(settings)
         if not after:
             check_base(settings["job"])
@@ -144,9 +148,9 @@ class Job(Opened):
         settings, config, common, device = stage.settings, stage.config, self.common, self.device
         choose_threads(teacher or base, common, device)
         shape = base.transformer.config
-        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else EVALUATION_TOKENS
-        rows, held_out = rows or self.rows(part, shape, reserve=reserve if part == "prompts" else 1)
-        prompts = held_out if part == "prompts" else self.rows("prompts", shape, reserve=reserve)[1]
+        reserve = config.max_tokens if isinstance(config, OnPolicyConfig) else 1
+        rows, held_out = rows or self.rows(part, shape, reserve)
+        prompts = held_out if part == "prompts" else self.held_out("prompts", shape)
         value_model, policy = None, base
         if values:
             value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None

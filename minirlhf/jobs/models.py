@@ -18,10 +18,11 @@ ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job c
 
 
 def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
-    """The policy that a finished stage has written, on the device."""
+    """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
+    from minirlhf.jobs.given_models import computes_in_bf16
     from minirlhf.pretrained import load_policy
 
-    return to_device(load_policy(folder), job, device)
+    return to_device(load_policy(folder, dtype=None if computes_in_bf16(job) else torch.float32), job, device)
 
 
 def reference_for(policy: Policy) -> Policy:
@@ -52,6 +53,10 @@ def choose_threads(model: nn.Module, job: JobConfig, device: torch.device) -> No
 
 
 def resolve_model(folder: str | Path) -> Path:
-    """The model's folder for a folder that a user names: the folder itself, or `model/` in a finished run."""
-    final = finished_model(folder)
-    return final if final and not (Path(folder) / "config.json").exists() else Path(folder)
+    """The model of a folder that a user names: the folder, `model/` in a finished run, or a pipeline's last policy."""
+    folder, final = Path(folder), finished_model(folder)
+    if not (final or (folder / "config.json").exists()) and any(folder.glob("*/model")):
+        from minirlhf.jobs.pipeline import last_policy
+
+        final = last_policy(folder)
+    return final if final and not (folder / "config.json").exists() else folder

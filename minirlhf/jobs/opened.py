@@ -11,6 +11,7 @@ import tokenizers
 import torch
 
 from minirlhf.data.encoding import EncodedRow, encode_rows
+from minirlhf.errors import InputError
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.config import ModelConfig
@@ -56,23 +57,34 @@ class Opened:
     def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
         """One part of the task ("sft", "pairs", "prompts") as ids -> (rows to train on, held-out rows).
 
-        reserve: tokens of the model's context that a prompt must leave free.
+        reserve: tokens of the model's context that a prompt to train on must leave free.
         """
         key = part, model.max_position_embeddings, reserve
         if key not in self.encoded:
-            self.encode(*key)
+            self.encode(part, model, reserve)
         return self.encoded.pop(key)
 
-    def encode(self, part: str, context: int, reserve: int) -> list[str]:
+    def encode(self, part: str, model: ModelConfig, reserve: int) -> list[str]:
         """Keep a part as ids until a stage takes it -> a reason for each row that is left out."""
-        limits = {"context": context, "reserve": reserve, "responses": RESPONSES[part]}
-        limits |= {"source": self.task.name, "unit": self.task.unit}
-        train = encode_rows(self.tokenizer, self.task.need(part), max_refused=self.common.max_refused, **limits)
-        # A held-out row that does not fit is left out: it never stops the program.
-        held_out = encode_rows(self.tokenizer, getattr(self.task, f"held_out_{part}"), max_refused=1.0, **limits)
+        limits = {"max_refused": self.common.max_refused, "reserve": reserve, **self._limits(model)}
+        train = encode_rows(self.tokenizer, self.task.need(part), RESPONSES[part], **limits)
         say(train.summary(f"{self.task.name}: {part} in ids"))
-        self.encoded[part, context, reserve] = train.rows, held_out.rows
+        if not train.rows:
+            raise InputError(f"{self.task.name}: needed {part} to train on, but all are refused: {train.refused[0]}")
+        self.encoded[part, model.max_position_embeddings, reserve] = train.rows, self.held_out(part, model)
         return train.refused
+
+    def held_out(self, part: str, model: ModelConfig) -> list[EncodedRow]:
+        """The held-out rows of one part as ids. A row that does not fit is left out: it never stops the program."""
+        rows, name = getattr(self.task, f"held_out_{part}"), f"{self.task.name}: held-out {part}"
+        encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **self._limits(model))
+        if encoded.refused or not encoded.rows:
+            say(encoded.summary(name) + (", so nothing is evaluated on them" if not encoded.rows else ""))
+        return encoded.rows
+
+    def _limits(self, model: ModelConfig) -> dict[str, Any]:
+        limits = {"context": model.max_position_embeddings, "vocabulary": model.vocab_size}
+        return {**limits, "source": self.task.name, "unit": self.task.unit}
 
 
 def load_task(job: JobConfig) -> Task:
@@ -90,8 +102,7 @@ def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokeni
         from minirlhf.pretrained.weights import read_config
 
         read_config(resolve_model(job.policy))  # refuses a folder without a model
-        tokenizer = Tokenizer.load(resolve_model(job.policy))
-        return tokenizer.with_template(job.template) if job.template else tokenizer
+        return Tokenizer.load(resolve_model(job.policy)).with_template(job.template, job.template_variables)
     if is_complete(folder / "tokenizer"):
         return Tokenizer.load(folder / "tokenizer")
     # one process trains the tokenizer, all processes read it

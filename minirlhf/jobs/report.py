@@ -13,6 +13,8 @@ from minirlhf.training.checkpoint import write_whole
 
 def report(job: Opened, title: str, before: Report, after: Report, **extra: float | None) -> None:
     """Print the measures before and after a stage; write summary.json. extra: more numbers; None is not printed."""
+    from minirlhf.training.progress import evaluation_seconds  # here, so that the core loads no leaf
+
     seconds = time.perf_counter() - job.started
     if is_main():
         found = {"seconds": round(seconds, 1), **summary(before, after), **extra}
@@ -21,4 +23,7 @@ def report(job: Opened, title: str, before: Report, after: Report, **extra: floa
     for name, value in extra.items():
         if value is not None:
             say(f"{name.replace('_', ' ')}: {value:.3f}")
-    say(f"{seconds:.0f} s; everything is in {job.folder}")
+    evaluations, steps = evaluation_seconds(job.folder)
+    known = before.seconds + after.seconds
+    share = (evaluations + known) / (steps + known)
+    say(f"{seconds:.0f} s, {share:.0%} of them for evaluations; everything is in {job.folder}")

@@ -29,14 +29,17 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
 
 def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float | None:
     """Train the model on the task's pairs, unless the stage is finished -> its accuracy on held-out pairs."""
+    from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
+
     rows, held_out = job.rows("pairs", model.config)
+    margins_of(rows)  # refuse a bad margin now, not in the middle of the stage
     batches = stage.batches(rows)
     trainer = RewardTrainer(model, job.tokenizer, stage.config, updates=len(batches))
     if not stage.finished:
-        run = stage.run(trainer, batches, (lambda: trainer.evaluate(held_out)) if held_out else None)
+        run = stage.run(trainer, batches, lambda: trainer.evaluate(held_out))
         for batch in run:
             run.record(trainer.step(batch))
-    return trainer.evaluate(held_out)["accuracy"] if held_out else None
+    return trainer.evaluate(held_out).get("accuracy")
 
 
 def untrained_reward_model(job: Opened, stage: Stage, base: Transformer) -> RewardModel:

@@ -27,6 +27,7 @@ class JobConfig:
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
+    template_variables: str | None = None  # [JSON] values of that template: '{"enable_thinking": false}'
     train: Literal["all", "lora", "qlora"] = "all"  # [-] trained weights of `policy`: all, LoRA adapters, or LoRA
     #                             adapters on a base held in 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
@@ -37,6 +38,7 @@ class JobConfig:
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
 
+    trained: ClassVar[str] = "policy"  # the flag that names the model to train
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
     # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
@@ -126,8 +128,8 @@ def check_effects(settings: dict[str, Any]) -> None:
     job = settings["job"]
     if not job.policy:
         config_to(settings["model"])
-    if job.template and not job.policy:
-        raise InputError("--template: needs a model folder without a chat template; give --policy DIR")
+    if (job.template or job.template_variables) and not job.policy:
+        raise InputError("--template, --template_variables: need the tokenizer of a model's folder; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from minirlhf.losses.masking import check_mask
@@ -18,6 +19,7 @@ def high_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float, threshold:
         entropy, mask: [B, T] nats and bool.   fraction: in (0, 1].
         threshold:     nats, the lowest entropy to keep: `entropy_threshold` of the whole batch, if ranks share the
                        batch; None computes it from the mask's tokens. An empty mask gives an empty mask.
+    Tokens whose entropy equals the threshold are all kept.
     Raises: ValueError if the shapes differ, the mask is not bool or fraction is outside (0, 1].
     """
     check_mask("high_entropy_mask", mask, entropy=entropy)
@@ -27,16 +29,19 @@ def high_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float, threshold:
 
 
 def entropy_threshold(entropies: Tensor, fraction: float) -> Tensor:
-    """The entropy (nats, scalar) that a `fraction` of entropies [N] reaches; 0 if N is 0.
+    """The lowest entropy (nats, scalar) of the highest `fraction` of entropies [N]; 0 if N is 0.
 
+    It is the k-th highest entropy, k = 1 + floor(fraction (N - 1)). These are the k entropies at or above the quantile
+    1 - fraction. The threshold is an element of `entropies`, so rounding cannot move it between two elements.
     Raises: ValueError if fraction is outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"entropy_threshold: fraction must be in (0, 1], got {fraction}")
     if not len(entropies):
         return entropies.new_zeros(())
-    wide = torch.promote_types(entropies.dtype, torch.float32)  # quantile needs at least fp32
-    return torch.quantile(entropies.to(wide), 1 - fraction).to(entropies.dtype)
+    n = len(entropies)
+    k = 1 + math.floor(fraction * (n - 1) + 1e-6)  # 0.29 * 100 is 28.999999999999996
+    return entropies.kthvalue(n - k + 1).values
 
 
 class AdaptiveEntropyController:

@@ -8,6 +8,7 @@ from typing import Literal
 from minirlhf.errors import InputError, check_range
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # layer types: see all earlier tokens, or a window of them
+MOST_LAYERS = 2**14  # and heads
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,16 @@ class ModelConfig:
     rope_truncate: bool = True  # [-] yarn: round both limits to whole pairs
 
     def __post_init__(self) -> None:
-        check_range(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", least=1)
-        check_range(self, "num_key_value_heads", "intermediate_size", "max_position_embeddings", least=1)
-        check_range(self, "num_experts", "router_aux_loss_coef", least=0)
-        check_range(self, "num_experts_per_tok", "moe_intermediate_size", "rope_factor", least=1)
-        check_range(self, "sliding_window", "rope_original_context", least=1)
-        check_range(self, "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", above=0)
-        check_range(self, "rope_theta", "rope_local_theta", "rope_beta_fast", "rope_beta_slow", above=0)
+        # no known model is near the upper bounds; beyond them, sizes of tensors would overflow
+        check_range(
+            self, "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", least=1, most=2**24
+        )
+        check_range(self, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", least=1, most=MOST_LAYERS)
+        check_range(self, "head_dim", "num_experts_per_tok", least=1, most=2**14)
+        check_range(self, "num_experts", "router_aux_loss_coef", "rms_norm_eps", least=0, most=2**14)
+        check_range(self, "max_position_embeddings", "sliding_window", least=1, most=2**31)
+        check_range(self, "final_logit_softcapping", "attn_logit_softcapping", above=0, most=1e15)
+        check_range(self, "query_pre_attn_scalar", "rope_theta", "rope_local_theta", above=0, most=1e15)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"ModelConfig: hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
@@ -83,20 +87,10 @@ class ModelConfig:
                 f"ModelConfig: num_attention_heads must be a multiple of num_key_value_heads, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}"
             )
-        if 0 < self.num_experts < self.num_experts_per_tok:
-            raise InputError(
-                f"ModelConfig: num_experts_per_tok must be at most num_experts, got {self.num_experts_per_tok} and "
-                f"{self.num_experts}"
-            )
-        if self.layer_types and (
-            len(self.layer_types) != self.num_hidden_layers or {*self.layer_types} - {FULL, SLIDING}
-        ):
-            raise InputError(
-                f"ModelConfig: layer_types must be {self.num_hidden_layers} of {FULL} and {SLIDING}, got "
-                f"{', '.join(self.layer_types)}"
-            )
-        if SLIDING in self.layer_types and self.sliding_window is None:
-            raise InputError("ModelConfig: sliding_attention needs a sliding_window, got none; set it")
+        if self.num_experts or self.layer_types or self.rope_type != "default":
+            from minirlhf.model.config_checks import check_experts_layers_and_scaling
+
+            check_experts_layers_and_scaling(self)
 
     @property
     def head_width(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from minirlhf.errors import InputError
 from minirlhf.model.cache import KVCache
 from minirlhf.model.config import FULL, SLIDING, ModelConfig
-from minirlhf.model.rope import rope_tables, table_length
+from minirlhf.model.rope import rope_tables
 
 
 class AttentionInputs(NamedTuple):
@@ -67,7 +67,7 @@ def attention_inputs(
 
     If no earlier tokens are cached, SDPA's causal flag masks, unless a sliding window is shorter than the text.
     """
-    tables = rope_tables(config, layer_type, table_length(config, columns), positions.device)
+    tables = rope_tables(config, layer_type, columns, positions.device)
     cos, sin = (table[positions].unsqueeze(2) for table in tables)
     is_windowed = layer_type == SLIDING and config.sliding_window < columns
     if from_start and not is_windowed:

@@ -20,25 +20,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-@lru_cache(maxsize=16)
-def rope_tables(
-    config: ModelConfig, layer_type: str, length: int | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, [max_position_embeddings, E] each, for layers of one type.
+def rope_tables(config: ModelConfig, layer_type: str, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of the first `columns` positions or more, [rows, E] each, for layers of one type.
 
-    Cached per config and not a buffer, so that `model.to(bfloat16)` cannot round them. Only rope_type "dynamic" reads
-    `length`, the longest text of the batch. So beyond the context trained for, its results depend on the batch, as in
-    transformers.
+    A context of a million tokens costs nothing until a text is long: the number of rows doubles as texts grow.
+    """
+    rows = 1024
+    while rows < columns:
+        rows *= 2
+    return _tables(config, layer_type, min(rows, config.max_position_embeddings), table_length(config, columns), device)
+
+
+@lru_cache(maxsize=32)
+def _tables(
+    config: ModelConfig, layer_type: str, rows: int, length: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cached per config and not a buffer, so that `model.to(bfloat16)` cannot round the tables.
+
+    Only rope_type "dynamic" reads `length`, the longest text of the batch. So beyond the context trained for, its
+    results depend on the batch, as in transformers.
     """
     with torch.inference_mode(False):  # the cached tables must work in training too
         speeds, factor = frequencies(config, layer_type, length)
-        angles = torch.arange(config.max_position_embeddings)[:, None] * speeds
-        angles = torch.cat((angles, angles), dim=-1)
-        return (factor * angles.cos()).float().to(device), (factor * angles.sin()).float().to(device)
+        angles = torch.arange(rows)[:, None] * speeds
+        halves = (factor * angles.cos()).float(), (factor * angles.sin()).float()
+        cos, sin = (torch.cat((half, half), dim=-1).to(device) for half in halves)
+        return cos, sin
 
 
 def table_length(config: ModelConfig, needed: int) -> int | None:
-    """The `length` of `rope_tables` for a text of `needed` tokens: None if the tables do not depend on it."""
+    """The `length` of `_tables` for a text of `needed` tokens: None if the tables do not depend on it."""
     if config.rope_type != "dynamic":
         return None
     from minirlhf.model.rope_scaling import original_context

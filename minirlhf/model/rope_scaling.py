@@ -18,7 +18,9 @@ def original_context(config: ModelConfig) -> int:
 def scaled_frequencies(config: ModelConfig, exponents: Tensor, length: int | None) -> tuple[Tensor, float]:
     """The speeds [E / 2] under a rope_type other than "default", and the factor on cos and sin.
 
-    Args: exponents: [E / 2] float64; a pair's speed without scaling is theta ** -exponent.   length: see `rope_tables`.
+    Args:
+        exponents: [E / 2] float64; the speed of a pair without scaling is theta ** -exponent.
+        length:    see `rope._tables`.
     """
     E, theta = config.head_width, config.rope_theta
     if config.rope_type == "dynamic" and length is not None:

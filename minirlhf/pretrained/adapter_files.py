@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minirlhf.adapters.lora import (
+    Adapter,
     LoRAConfig,
     adapter_names,
     adapters_of,
@@ -19,26 +19,29 @@ from minirlhf.adapters.lora import (
     base_of,
     check_names,
     linears_of,
-    lora_layers,
 )
-from minirlhf.adapters.select import ALL, core_of, name_in_files
+from minirlhf.adapters.select import HEAD, core_of, name_in_files
+from minirlhf.adapters.whole import (
+    EMBEDDING,
+    WholeWeight,
+    attach_whole,
+    embedding_of_lora,
+    frozen_layers,
+    has_tied_head,
+    untie,
+)
 from minirlhf.errors import InputError
 from minirlhf.model.policy import Policy
+from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.model_classes import IS_VALUE_MODEL, SCALAR_MODELS, class_of_task, mark, task_of
-from minirlhf.pretrained.safe import missing_weights, not_as_needed, open_weights, read_json
+from minirlhf.pretrained.locate import DTYPES
+from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
+from minirlhf.pretrained.safe import missing_weights, open_weights
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # every name in PEFT's files begins with it
 PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-CONTENT = "JSON with peft_type, r and lora_alpha"
-# Keys of adapter_config.json that `read_adapter_config` reads, or that do not change the adapter's function. If any
-# other key is set, the file is refused.
-HARMLESS = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"}
-HARMLESS |= {"fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "revision"}
-HARMLESS |= {"megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"}
-HARMLESS |= {IS_VALUE_MODEL, "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type"}
-NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
+EMBEDDING_PARTS = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *, base: str | None = None) -> None:
@@ -50,21 +53,25 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
     check_names(model, [name])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    adapters = {name_in_files(model, module): adapter for module, adapter in adapters_of(model, name).items()}
-    config = next(iter(adapters.values())).config
+    parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
+    configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
+    whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
+    config = next(iter(configs.values()), LoRAConfig())
     raw = {
         "peft_type": "LORA",
         "task_type": task_of(model),
         "base_model_name_or_path": base,
         "r": config.r,
-        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_alpha": _int_if_whole(config.alpha),
+        "rank_pattern": {n: own.r for n, own in configs.items() if own.r != config.r},
+        "alpha_pattern": {n: _int_if_whole(own.alpha) for n, own in configs.items() if own.alpha != config.alpha},
         "lora_dropout": config.dropout,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
-        "target_modules": _shortest(list(adapters), [name_in_files(model, module) for module in linears_of(model)]),
-        "modules_to_save": ["score"] if isinstance(model, SCALAR_MODELS) else None,
+        "target_modules": _shortest(list(configs), [name_in_files(model, module) for module in linears_of(model)]),
+        "modules_to_save": ["score"] if isinstance(model, SCALAR_MODELS) else whole or None,
         **mark(model),
-        "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in adapters),
+        "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in configs),
         "bias": "none",
         "inference_mode": True,
     }
@@ -75,33 +82,54 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> LoRAConfig:
-    """Put the adapter in a folder on the model, in place; the model computes with it from now on.
+    """Put the adapter in a folder on the model, in place.
 
-    If the model has an adapter of this name already, its weights are replaced. A scalar head in the folder is loaded
-    too. Raises: InputError, with the model unchanged, if a file is missing, broken or a pickle, or if the adapter has
+    A new adapter is the one that the model computes with from now on. If the model has an adapter of this name already,
+    its weights are replaced, and the model goes on with the adapter that it computed with before. A scalar head in the
+    folder is loaded too. An embedding or a head of the adapter's own stands beside the base's; a tied head is untied.
+    LoRA on the embedding is read as the embedding that it makes.
+    Raises: InputError, with the model unchanged, if a file is missing, broken or a pickle, or if the adapter has
     another type or does not fit the model.
     """
-    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
-    heads, linears = _heads(model), linears_of(model)
+    settings, weights = read_settings(folder), _read_weights(Path(folder))
+    heads, layers = _heads(model), frozen_layers(model)
     # a policy without value head can load the adapter of a policy with value head
     weights = {key: w for key, w in weights.items() if key in heads or not key.startswith("value_head.")}
-    modules = _adapted_modules(folder, model, weights)
-    bases = {file_name: base_of(linears[module]) for module, file_name in modules.items()}
-    weights = _without_bases(folder, weights, bases)
-    _check_shapes(folder, config, weights, bases, heads)
+    linears = {n: base_of(layer) for n, layer in linears_of(model).items()} | layers
+    file_names = {name_in_files(model, module): module for module in linears}
+    weights = _without_bases(folder, weights, {n: linears[module] for n, module in file_names.items()})
+    weights = _with_whole_embedding(folder, weights, settings, name_in_files(model, EMBEDDING), layers[EMBEDDING])
+    whole = {n: file_names[n] for n in file_names if file_names[n] in layers and f"{n}.weight" in weights}
+    adaptable = {n: module for n, module in file_names.items() if module != EMBEDDING and n not in whole}
+    modules = _adapted_modules(folder, adaptable, weights, needed=not whole)
+    configs = settings.of_modules(modules)
+    _check_shapes(
+        folder, {n: (configs[n], linears[module]) for n, module in modules.items()}, whole, layers, weights, heads
+    )
+    own = {module: configs[n] for n, module in modules.items()}
     if name not in adapter_names(model):
-        attach(model, list(modules), config, name)
+        if has_tied_head(model) and (whole or HEAD in own):
+            untie(model)
+        attach(model, own, name)
+        attach_whole(model, {module: weights[f"{n}.weight"] for n, module in whole.items()}, name)
     present = adapters_of(model, name)
-    shapes = {(adapter.config.r, adapter.config.scale, adapter.config.use_dora) for adapter in present.values()}
-    if present.keys() != modules.keys() or shapes != {(config.r, config.scale, config.use_dora)}:
+    needed = own | dict.fromkeys(whole.values())
+    if {module: _function(part) for module, part in present.items()} != {m: _settings(c) for m, c in needed.items()}:
         raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
     with torch.no_grad():
         for key, p in _parameters(model, name).items():
             if key in weights:  # the folder may lack a value head
                 p.copy_(weights[key])
-    for layer in lora_layers(model):
-        layer.active = name
-    return config
+    return settings.lora
+
+
+def _function(part: nn.Module) -> tuple | None:
+    return _settings(part.config) if isinstance(part, Adapter) else None
+
+
+def _settings(config: LoRAConfig | None) -> tuple | None:
+    """The settings that the weights of an adapter are made for; None for a whole weight."""
+    return config and (config.r, config.scale, config.use_dora)
 
 
 @dataclass(frozen=True)
@@ -112,6 +140,8 @@ class AdapterFile:
     model_class: type[nn.Module]  # Transformer, RewardModel, ProcessRewardModel or ValueModel
     base: str | None  # folder or hub name of the base model
     numbers: int  # count of the numbers in all weights
+    whole: tuple[str, ...] = ()  # modules whose weight the file has as a whole
+    patterns: str = ""  # ranks and alphas of single modules
 
     @property
     def variant(self) -> str:
@@ -120,12 +150,15 @@ class AdapterFile:
 
 def read_adapter(folder: str | Path) -> AdapterFile:
     """Read an adapter's folder without its base model. Raises: InputError as `load_adapter`."""
-    config, raw = read_adapter_config(folder), _read_config(folder)
+    settings, raw = read_settings(folder), read_config(folder)
     base = raw.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         raise InputError(f"{Path(folder) / CONFIG}: base_model_name_or_path must be text or null, got {base!r}")
-    numbers = sum(weight.numel() for weight in _read_weights(Path(folder)).values())
-    return AdapterFile(config, class_of_task(raw), base, numbers)
+    weights = _read_weights(Path(folder))
+    numbers = sum(weight.numel() for weight in weights.values())
+    whole = (key.removesuffix(".weight") for key in sorted(weights) if key.endswith(".weight"))
+    whole = tuple(n for n in whole if ".lora_" not in n and not n.endswith(".base_layer"))
+    return AdapterFile(settings.lora, class_of_task(raw), base, numbers, whole, settings.patterns)
 
 
 def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]:
@@ -133,116 +166,123 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
 
     |B A|^2 = tr(B^T B A A^T), so the large product B A is never computed.
     """
-    config, weights = read_adapter_config(folder), _read_weights(Path(folder))
+    settings, weights = read_settings(folder), _read_weights(Path(folder))
+    pairs = {}
+    for parts in (PARTS, EMBEDDING_PARTS):
+        ends = {key.removesuffix(f".{parts['A']}"): key for key in sorted(weights) if key.endswith(f".{parts['A']}")}
+        pairs |= {n: (weights[key], weights[b]) for n, key in ends.items() if (b := f"{n}.{parts['B']}") in weights}
     sizes = {}
-    for key in sorted(weights):
-        module = key.removesuffix(f".{PARTS['A']}")
-        if module != key and f"{module}.{PARTS['B']}" in weights:
-            A, B = weights[key].double(), weights[f"{module}.{PARTS['B']}"].double()
-            norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
-            sizes[module] = (len(B), A.shape[1]), norm
+    for module, config in settings.of_modules(sorted(pairs)).items():
+        A, B = (matrix.double() for matrix in pairs[module])
+        norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
+        sizes[module] = (len(B), A.shape[1]), norm
     return sizes
 
 
 def read_adapter_config(folder: str | Path) -> LoRAConfig:
     """adapter_config.json -> LoRAConfig. Raises: InputError if a setting is missing, broken or not supported."""
-    path, raw = Path(folder) / CONFIG, _read_config(folder)
-    targets = raw.get("target_modules") or ALL
-    try:
-        config = LoRAConfig(
-            r=raw["r"],
-            alpha=float(raw["lora_alpha"]),
-            dropout=float(raw.get("lora_dropout", 0)),
-            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
-            use_rslora=bool(raw.get("use_rslora")),
-            use_dora=bool(raw.get("use_dora")),
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise not_as_needed(path, CONTENT, repr(error)) from None
-    if raw["peft_type"] != "LORA":
-        raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {raw['peft_type']!r}")
-    for key, value in raw.items():
-        if value and key not in HARMLESS and value not in NEUTRAL.get(key, ()):
-            raise InputError(f"{path}: {key} is not supported and must be unset, got {value!r}; use PEFT to merge")
-    return config
-
-
-def _read_config(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise InputError(f"{folder}: needed an adapter folder with {CONFIG}, found none; check the path")
-    return read_json(path, CONTENT, peft_type=str, r=int)
+    return read_settings(folder).lora
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter's file, by their names without PEFT's prefix."""
-    if not (folder / WEIGHTS).is_file():
-        raise missing_weights(folder / WEIGHTS, PICKLE)
-    with open_weights(folder / WEIGHTS) as file:
-        return {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise missing_weights(path, PICKLE)
+    with open_weights(path) as file:
+        names = list(file.keys())
+        if packed := [name for name in names if file.get_slice(name).get_dtype() not in DTYPES]:
+            raise InputError(f"{path}: needed weights in {', '.join(DTYPES)}, got another type for {packed[0]}")
+        return {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
 
 
-def _adapted_modules(folder: str | Path, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Our name -> name in the file, for every Linear that the file adapts, in the model's order."""
-    names = {module: name_in_files(model, module) for module in linears_of(model)}
+def _adapted_modules(
+    folder: str | Path, file_names: dict[str, str], weights: dict[str, Tensor], needed: bool
+) -> dict[str, str]:
+    """Name in the file -> our name, for every Linear that the file adapts, in the model's order."""
     adapted = {key.split(".lora_")[0] for key in weights if ".lora_" in key}
-    if not adapted or (unknown := sorted(adapted - {*names.values()})):
+    unknown = sorted(adapted - file_names.keys())
+    if unknown or (needed and not adapted):
         found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
         raise InputError(
             f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
             f"base? {CONFIG} names its base"
         )
-    return {module: file_name for module, file_name in names.items() if file_name in adapted}
+    return {file_name: module for file_name, module in file_names.items() if file_name in adapted}
 
 
-def _without_bases(folder: str | Path, weights: dict[str, Tensor], bases: dict[str, nn.Linear]) -> dict[str, Tensor]:
-    """The weights without copies of base weights. PEFT saves the base weight of an adapted lm_head.
+def _with_whole_embedding(
+    folder: str | Path, weights: dict[str, Tensor], settings: AdapterSettings, file_name: str, base: nn.Embedding
+) -> dict[str, Tensor]:
+    """The weights with the embedding that LoRA makes, in place of LoRA's matrices for the embedding."""
+    A, B = (weights.get(f"{file_name}.{part}") for part in EMBEDDING_PARTS.values())
+    if A is None and B is None:
+        return weights
+    config = settings.of_modules([file_name])[file_name]
+    needed = {"A": (config.r, base.num_embeddings), "B": (base.embedding_dim, config.r)}
+    for part, matrix in (("A", A), ("B", B)):
+        if matrix is None or matrix.shape != needed[part]:
+            got = "no such weight" if matrix is None else tuple(matrix.shape)
+            key = f"{file_name}.{EMBEDDING_PARTS[part]}"
+            raise InputError(f"{folder}: {key} must be {needed[part]} for the model and {CONFIG}, got {got}")
+    if config.use_dora or f"{file_name}.weight" in weights:
+        kind = "DoRA" if config.use_dora else "LoRA beside modules_to_save"
+        raise InputError(f"{folder}: {kind} on the embedding {file_name} is not supported; use PEFT to merge")
+    rest = {key: w for key, w in weights.items() if not key.startswith(f"{file_name}.lora_embedding_")}
+    return rest | {f"{file_name}.weight": embedding_of_lora(base.weight.detach(), A, B, config.scale)}
+
+
+def _without_bases(folder: str | Path, weights: dict[str, Tensor], bases: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights without copies of base weights. PEFT saves the base weight of an adapted head or embedding.
 
     Raises: InputError if a copy is not equal to the model's own weight.
     """
-    copies = {f"{n}.base_layer.weight": base.weight for n, base in bases.items() if f"{n}.base_layer.weight" in weights}
-    for key, weight in copies.items():
-        if weights[key].shape != weight.shape or not torch.equal(weights[key].to(weight), weight.detach()):
+    copies = {f"{n}.base_layer.weight": base for n, base in bases.items() if f"{n}.base_layer.weight" in weights}
+    for key, base in copies.items():
+        weight = base.weight.detach()
+        if weights[key].shape != weight.shape or not torch.equal(weights[key].to(weight), weight):
             raise InputError(f"{folder}: {key} is not the weight of the model; is the adapter for another base?")
     return {key: weight for key, weight in weights.items() if key not in copies}
 
 
 def _check_shapes(
     folder: str | Path,
-    config: LoRAConfig,
+    adapted: dict[str, tuple[LoRAConfig, nn.Linear]],
+    whole: dict[str, str],
+    layers: dict[str, nn.Module],
     weights: dict[str, Tensor],
-    bases: dict[str, nn.Linear],
     heads: dict[str, nn.Parameter],
 ) -> None:
-    """Raise InputError unless the file has exactly the weights that the config and the scalar head need."""
+    """Raise InputError unless the file has exactly the weights that the settings and the scalar head need."""
     needed = {key: tuple(p.shape) for key, p in heads.items() if key in weights or key.startswith("score.")}
-    for file_name, base in bases.items():
+    for file_name, (config, base) in adapted.items():
         needed[f"{file_name}.{PARTS['A']}"] = (config.r, base.in_features)
         needed[f"{file_name}.{PARTS['B']}"] = (base.out_features, config.r)
         if config.use_dora:
             needed[f"{file_name}.{PARTS['magnitude']}"] = (base.out_features,)
+    needed |= {f"{file_name}.weight": tuple(layers[module].weight.shape) for file_name, module in whole.items()}
     if missing := sorted(needed.keys() - weights.keys()):
         raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
     if surplus := sorted(weights.keys() - needed.keys()):
         raise InputError(
             f"{folder}: {len(surplus)} weights do not belong to the model: {', '.join(surplus[:3])}; is it an adapter "
-            "of another model class? Weights from modules_to_save are not read; merge them with PEFT"
+            "of another model class? Of modules_to_save the embedding and the head are read; merge others with PEFT"
         )
     for key in sorted(needed):
         if weights[key].shape != needed[key]:
+            rows = key.removesuffix(".weight") in whole and len(weights[key])
+            advice = f"resize_embeddings(model, {rows}) first" if rows else "is the adapter for another base?"
             raise InputError(
                 f"{folder}: {key} must be {needed[key]} for the model and {CONFIG}, got {tuple(weights[key].shape)}; "
-                "is the adapter for another base?"
+                f"{advice}"
             )
 
 
 def _parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The parameters that an adapter's file holds, by their names in the file."""
-    adapters = {name_in_files(model, module): adapter for module, adapter in adapters_of(model, name).items()}
-    found = {f"{n}.{PARTS[part]}": p for n, adapter in adapters.items() for part, p in adapter.named_parameters()}
-    return found | _heads(model)
+    parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
+    named = [(n, key, p) for n, part in parts.items() for key, p in part.named_parameters()]
+    return {f"{n}.{PARTS.get(key, key)}": p for n, key, p in named} | _heads(model)
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -256,3 +296,7 @@ def _shortest(adapted: list[str], linears: list[str]) -> list[str]:
     """The last parts of the adapted modules' names, if they fit no other module; else the full names."""
     ends = {name.split(".")[-1] for name in adapted}
     return sorted(ends if {name for name in linears if name.split(".")[-1] in ends} == set(adapted) else adapted)
+
+
+def _int_if_whole(number: float) -> float:
+    return int(number) if number == int(number) else number

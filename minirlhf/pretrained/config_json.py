@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minirlhf.errors import InputError
-from minirlhf.model.config import FULL, SLIDING, ModelConfig
-from minirlhf.pretrained.families import Family, family_of
+from minirlhf.errors import InputError, shown
+from minirlhf.model.config import FULL, MOST_LAYERS, SLIDING, ModelConfig
+from minirlhf.pretrained.families import FIELD_TYPES, Family, family_of
 from minirlhf.pretrained.rope_json import rope_from, rope_to
+from minirlhf.pretrained.safe import check_type
 
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 DEFAULTS = {"tie_word_embeddings": False, "max_position_embeddings": 2048}
@@ -16,6 +17,7 @@ DEFAULTS = {"tie_word_embeddings": False, "max_position_embeddings": 2048}
 DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_layers", "mlp_only_layers"}
 ALIASES = {"num_local_experts": "num_experts"}  # key of newer files -> the key that is read
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of folders with quantised weights
 # The only values that the transformer supports. Any other value would give other logits, so it is refused.
 SUPPORTED = {
     "partial_rotary_factor": 1.0,
@@ -25,22 +27,31 @@ SUPPORTED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
+# Keys beside the family's keys -> (type, smallest number). Null means that the file does not have the key.
+TYPES: dict[str, tuple[type, int]] = {
+    "attention_bias": (bool, 0),
+    "mlp_bias": (bool, 0),
+    "use_sliding_window": (bool, 0),
+    "max_window_layers": (int, 0),
+    "sliding_window_pattern": (int, 1),
+    "no_rope_layer_interval": (int, 1),
+    "decoder_sparse_step": (int, 1),
+}
 
 
 def config_from(raw: dict[str, Any]) -> ModelConfig:
     """config.json -> ModelConfig. Raises: InputError if a setting is missing, has a wrong type or is not supported."""
     model_type = raw.get("model_type", "llama")
     family = family_of(model_type)
-    raw = {ALIASES.get(key, key): value for key, value in raw.items()}
+    raw = _with_one_name(raw)
     _check_supported(raw, family)
+    _check_types(raw, family)
     values = DEFAULTS | family.defaults | _listed(raw, family) | family.settings | _biases(raw, family)
     values["model_type"] = model_type
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    if isinstance(values["hidden_size"], int):
-        values.setdefault("intermediate_size", 4 * values["hidden_size"])
+    values.setdefault("intermediate_size", 4 * values["hidden_size"])
     values |= _layers(raw, values, family)
     values |= rope_from(raw, values)
-    _check_types(values)
     return _without_plain_head_dim(ModelConfig(**values))
 
 
@@ -72,14 +83,43 @@ def config_to(config: ModelConfig) -> dict[str, Any]:
     return raw
 
 
+def _with_one_name(raw: dict[str, Any]) -> dict[str, Any]:
+    """config.json with older names for the keys of ALIASES, and without the nulls of TYPES."""
+    for newer, older in ALIASES.items():
+        if newer in raw and older in raw and raw[newer] != raw[older]:
+            raise InputError(f"{newer} and {older} differ: {shown(raw[newer])} and {shown(raw[older])}; keep one")
+    raw = {ALIASES.get(key, key): value for key, value in raw.items()}
+    return {key: value for key, value in raw.items() if value is not None or key not in TYPES}
+
+
+def _check_types(raw: dict[str, Any], family: Family) -> None:
+    """Check the type and the bounds of every value before any value is used. Raises: InputError, such as for "64"."""
+    for key, (wanted, least) in TYPES.items():
+        if key in raw:
+            check_type(key, raw[key], wanted, least)
+    for ours, key in family.keys.items():
+        wanted, optional = FIELD_TYPES[ours]
+        if key in raw and not (raw[key] is None and (optional or ours in DERIVED)):
+            check_type(key, raw[key], wanted, 0)
+    check_type(family.keys["num_hidden_layers"], raw[family.keys["num_hidden_layers"]], int, 1, MOST_LAYERS)
+    for key, wanted in (("layer_types", str), ("no_rope_layers", int), ("mlp_only_layers", int)):
+        for entry in (key in family.keys.values() and raw.get(key)) or ():
+            check_type(f"each entry of {key}", entry, wanted, 0, MOST_LAYERS)
+
+
 def _check_supported(raw: dict[str, Any], family: Family) -> None:
     """Raise InputError if a required setting is missing or the transformer does not support a setting."""
+    for name in QUANTISED:
+        if found := raw.get(name):
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            how = shown(method)[1:-1] if isinstance(method, str) else "an unnamed method"
+            raise InputError(f"{name}: the weights are quantised with {how}; take the unquantised folder of this model")
     for name in REQUIRED:
         if raw.get(family.keys[name]) is None:
             raise InputError(f"{family.keys[name]} is missing; a model needs it")
     for name, supported in SUPPORTED.items():
         if raw.get(name) not in (supported, None):
-            raise InputError(f"{name} must be {supported}, no other value is supported; got {raw[name]!r}")
+            raise InputError(f"{name} must be {supported}, no other value is supported; got {shown(raw[name])}")
 
 
 def _listed(raw: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -89,7 +129,9 @@ def _listed(raw: dict[str, Any], family: Family) -> dict[str, Any]:
     if "hidden_act" in listed:
         activation = listed["hidden_act"]
         if activation not in ACTIVATIONS:
-            raise InputError(f"{family.keys['hidden_act']} must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+            raise InputError(
+                f"{family.keys['hidden_act']} must be one of {', '.join(ACTIVATIONS)}, got {shown(activation)}"
+            )
         listed["hidden_act"] = ACTIVATIONS[activation]
     return listed
 
@@ -109,18 +151,6 @@ def _layers(raw: dict[str, Any], values: dict[str, Any], family: Family) -> dict
     if SLIDING not in found["layer_types"]:  # no layer uses the window
         found = {"layer_types": (), "sliding_window": None}
     return found | {name: function(raw, layers) for name, function in family.layer_lists.items()}
-
-
-def _check_types(values: dict[str, Any]) -> None:
-    """Raise InputError if a value has another type than its field, such as "64" for 64."""
-    for item in dataclasses.fields(ModelConfig):
-        name, _, optional = item.type.partition(" | ")
-        if item.name not in values or (optional and values[item.name] is None):
-            continue
-        allowed = {"int": int, "float": (int, float), "bool": bool}.get(name)
-        value = values[item.name]
-        if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool")):
-            raise InputError(f"{item.name} must be {name}, got {value!r}")
 
 
 def _check_nothing_lost(config: ModelConfig, raw: dict[str, Any]) -> None:

@@ -7,13 +7,21 @@ transformer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from minirlhf.errors import InputError, nearest
-from minirlhf.model.config import FULL, SLIDING
+from minirlhf.errors import InputError, shown
+from minirlhf.model.config import FULL, SLIDING, ModelConfig
+from minirlhf.nearest import nearest
+from minirlhf.pretrained.safe import check_type
 
-Raw = dict[str, Any]  # config.json
+Raw = dict[str, Any]  # config.json; config_json.py has checked the types of all values that are read here
+NUMBERS = {"int": int, "float": float, "bool": bool}
+# ModelConfig's field -> (type of its value in a JSON file, may it be null)
+FIELD_TYPES: dict[str, tuple[type, bool]] = {
+    item.name: (NUMBERS.get(item.type.split(" | ")[0], list if "tuple" in item.type else str), "None" in item.type)
+    for item in fields(ModelConfig)
+}
 
 
 def same(*names: str) -> dict[str, str]:
@@ -100,7 +108,7 @@ def last_full_in_each(period: int, key: str | None = None) -> Callable[[Raw, int
     """Gemma: period - 1 sliding layers, then one full layer. config.json's `key` may set another period."""
 
     def layer_types(raw: Raw, layers: int) -> tuple[str, ...]:
-        length = raw.get(key) or period
+        length = raw.get(key, period)
         return tuple(SLIDING if (layer + 1) % length else FULL for layer in range(layers))
 
     return layer_types
@@ -108,19 +116,17 @@ def last_full_in_each(period: int, key: str | None = None) -> Callable[[Raw, int
 
 def layers_without_rope(raw: Raw, layers: int) -> tuple[int, ...]:
     """SmolLM3: config.json lists 1 (RoPE) or 0 (no RoPE) per layer, or gives `no_rope_layer_interval`."""
-    interval = raw.get("no_rope_layer_interval") or 4
-    flags = raw.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
-    if len(flags) != layers:
-        raise InputError(f"no_rope_layers must have one entry for each of the {layers} layers, got {len(flags)}")
+    interval, flags = raw.get("no_rope_layer_interval", 4), raw.get("no_rope_layers")
+    if flags is None:
+        flags = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if len(flags) != layers or {*flags} - {0, 1}:
+        raise InputError(f"no_rope_layers must have 0 or 1 for each of the {layers} layers, got {shown(flags)}")
     return tuple(layer for layer in range(layers) if not flags[layer])
 
 
 def layers_without_experts(raw: Raw, layers: int) -> tuple[int, ...]:
     """Qwen3-MoE: all layers in `mlp_only_layers`, and all but each `decoder_sparse_step`-th layer."""
-    listed, step = raw.get("mlp_only_layers"), raw.get("decoder_sparse_step", 1)
-    listed = [] if listed is None else listed
-    if not isinstance(listed, list) or not isinstance(step, int) or step < 1:
-        raise InputError(f"needed a list of mlp_only_layers and decoder_sparse_step >= 1, got {listed!r} and {step!r}")
+    listed, step = raw.get("mlp_only_layers") or [], raw.get("decoder_sparse_step", 1)
     return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
 
 
@@ -247,12 +253,11 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model_type: object) -> Family:
     """The row of a model_type. Raises: InputError for an unknown model_type; it names the nearest known model_type."""
+    check_type("model_type", model_type, str)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    raise InputError(
-        f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}; the nearest is "
-        f"{nearest(str(model_type), FAMILIES)}"
-    )
+    known = ", ".join(FAMILIES)
+    raise InputError(f"model_type must be one of {known}, got {shown(model_type)}{nearest(model_type, FAMILIES)}")
 
 
 def is_transposed(model_type: str, name_in_family: str) -> bool:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.families import family_of
+from minirlhf.pretrained.safe import check_type
 
 
 class Names(NamedTuple):
@@ -53,11 +54,20 @@ def class_of_task(raw: dict[str, Any]) -> type[nn.Module]:
 
 
 def class_of_architectures(raw: dict[str, Any], model_type: str) -> type[nn.Module]:
-    """config.json -> the model class. Raises: InputError if `architectures` names no known class."""
+    """config.json -> the model class; without `architectures`, a language model.
+
+    Raises: InputError if `architectures` names no known class, or if model_type is missing too.
+    """
+    names = [] if raw.get("architectures") is None else raw["architectures"]
+    check_type("architectures", names, list)
+    for name in names:
+        check_type("each entry of architectures", name, str)
+    if not names and "model_type" not in raw:
+        raise InputError("model_type and architectures are missing; a model needs model_type")
     known = {architecture(model_type, cls): cls for cls in MODEL_CLASSES if cls is not ValueModel}
-    found = [known[name] for name in raw["architectures"] if name in known]
+    found = [known[name] for name in names if name in known] or [Transformer] * (not names)
     if not found:
-        raise InputError(f"architecture must be one of {', '.join(known)}, got {raw['architectures']}")
+        raise InputError(f"architecture must be one of {', '.join(known)}, got {shown(names)}")
     return ValueModel if found[0] is ProcessRewardModel and raw.get(IS_VALUE_MODEL) else found[0]
 
 

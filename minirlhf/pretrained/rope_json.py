@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.config import FULL, SLIDING, ModelConfig
-from minirlhf.pretrained.families import family_of
+from minirlhf.pretrained.families import FIELD_TYPES, family_of
+from minirlhf.pretrained.safe import check_type
 
 ORIGINAL = "original_max_position_embeddings"  # the context that the model was trained for, before scaling
 # the settings of each type of scaling: config.json's key -> ModelConfig's field
@@ -32,6 +33,10 @@ SCALING = {
         "truncate": "rope_truncate",
     },
 }
+PLAIN = ("rope_theta", "rope_local_base_freq", ORIGINAL)  # keys beside rope_parameters and rope_scaling
+# the type of each key in any of the three places
+TYPES = {key: FIELD_TYPES[ours][0] for settings in SCALING.values() for key, ours in settings.items()}
+TYPES |= {"rope_theta": float, "rope_type": str, "type": str, "rope_local_base_freq": float}
 # keys that any type of scaling may have beside its own
 HARMLESS = {"rope_theta", "rope_type", "type", "finetuned", ORIGINAL}
 
@@ -45,18 +50,20 @@ def rope_from(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     if values.get("positions") == "learned":
         return {}
     full, sliding = _settings_by_layer_type(raw)
+    plain = _checked("config.json", {key: raw[key] for key in PLAIN if key in raw})
     rope_type = full.get("rope_type", full.get("type", "default"))
-    if rope_type not in SCALING:
-        raise InputError(f"rope_parameters: type must be one of {', '.join(SCALING)}, got {rope_type!r}")
+    if rope_type not in SCALING or full.get("type", rope_type) != rope_type:
+        got = " and ".join(shown(full[key]) for key in ("rope_type", "type") if key in full)
+        raise InputError(f"rope_parameters: type must be one of {', '.join(SCALING)}, got {got}")
     if rope_type != "default" and not family_of(values["model_type"]).rope_scaling:
-        raise InputError(f"rope_parameters: {values['model_type']} supports only type default, got {rope_type!r}")
-    theta = raw.get("rope_theta", values.get("rope_theta", ModelConfig.rope_theta))
+        raise InputError(f"rope_parameters: {values['model_type']} supports only type default, got {rope_type}")
+    theta = plain.get("rope_theta", values.get("rope_theta", ModelConfig.rope_theta))
     rope = {"rope_type": rope_type, "rope_theta": full.get("rope_theta", theta)}
     if "rope_local_theta" in values:
-        theta = raw.get("rope_local_base_freq", values["rope_local_theta"])
+        theta = plain.get("rope_local_base_freq", values["rope_local_theta"])
         rope["rope_local_theta"] = sliding.get("rope_theta", theta)
-    if raw.get(ORIGINAL) is not None:
-        full[ORIGINAL] = raw[ORIGINAL]
+    if ORIGINAL in plain:
+        full[ORIGINAL] = plain[ORIGINAL]
     rope |= _scaling(full, rope_type)
     return rope | _context(rope, values["max_position_embeddings"])
 
@@ -78,17 +85,27 @@ def rope_to(config: ModelConfig) -> dict[str, Any]:
 
 def _settings_by_layer_type(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """-> (settings of full layers, settings of sliding layers, or {})."""
-    parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
-    for found in (parameters, scaling):
-        if not isinstance(found, dict):
-            raise InputError(f"rope_parameters must be an object, got {found!r}")
+    parameters, scaling = (_checked(key, raw.get(key)) for key in ("rope_parameters", "rope_scaling"))
     if FULL not in parameters and SLIDING not in parameters:
         full, sliding = scaling or parameters, {}  # a user added the older key to a newer file, so it wins
     else:
-        full, sliding = (parameters.get(FULL) or {}) | scaling, parameters.get(SLIDING) or {}
+        full, sliding = (_checked(f"rope_parameters: {key}", parameters.get(key)) for key in (FULL, SLIDING))
+        full |= scaling
     if sliding.get("rope_type", "default") != "default":
-        raise InputError(f"rope_parameters of sliding layers must be of type default, got {sliding['rope_type']!r}")
-    return {key: value for key, value in full.items() if value is not None}, sliding
+        raise InputError(
+            f"rope_parameters of sliding layers must be of type default, got {shown(sliding['rope_type'])}"
+        )
+    return full, sliding
+
+
+def _checked(name: str, settings: Any) -> dict[str, Any]:
+    """The settings that are not null. Raises: InputError if one has a wrong type."""
+    settings = {} if settings is None else settings
+    check_type(name, settings, dict)
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key in given.keys() & TYPES.keys():
+        check_type(f"{name}: {key}", given[key], TYPES[key], 0)
+    return given
 
 
 def _scaling(settings: dict[str, Any], rope_type: str) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def _scaling(settings: dict[str, Any], rope_type: str) -> dict[str, Any]:
         if key in fields:
             found[fields[key]] = value
         elif key not in HARMLESS and (key, value) != ("partial_rotary_factor", 1):
-            raise InputError(f"rope_parameters: {key} of type {rope_type} is not supported, got {value!r}")
+            raise InputError(f"rope_parameters: {shown(key)} of type {rope_type} is not supported, got {shown(value)}")
     if "factor" in fields and "rope_factor" not in found:
         raise InputError(f"rope_parameters: type {rope_type} needs factor, got none")
     return found

@@ -9,8 +9,11 @@ from torch import nn
 
 from minirlhf.adapters.lora import active_adapter
 from minirlhf.adapters.quantised import plain
+from minirlhf.errors import InputError
+from minirlhf.model.policy import core_of
 from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
-from minirlhf.pretrained.weights import load_into, save_pretrained
+from minirlhf.pretrained.weights import dtype_name, load_into, save_pretrained, size_of, stored_dtype
+from minirlhf.runtime.distributed import say
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -39,8 +42,23 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         load_into(model, folder)
 
 
-def save_final(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
-    """Write the whole model in the Hugging Face layout: adapters merged, 4-bit weights dequantised."""
-    save_pretrained(plain(model), folder, tokenizer and tokenizer.token_ids)
+def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
+    """Write the whole model in the Hugging Face layout: adapters merged, 4-bit weights dequantised.
+
+    A merged model gets the dtype of its base's files, even if the base was read as fp32: nothing but the update would
+    gain by more digits. A model without adapter keeps the dtype in which it was trained.
+    base: folder of the model that the training began with.
+    """
+    merged, base_dtype = has_adapter(model), None
+    try:
+        base_dtype = stored_dtype(base) if base else None
+    except InputError as error:  # a base that is gone must not lose the trained model
+        if merged:
+            say(f"the final model keeps the dtype in memory, because the base cannot be read: {error}")
+    save_pretrained(plain(model), folder, tokenizer and tokenizer.token_ids, base_dtype if merged else None)
     if tokenizer:
         tokenizer.save(folder)
+    if merged and base_dtype:
+        say(f"final model: {size_of(folder)}, as its base")
+    elif merged or base_dtype not in (None, core_of(model).model.embed_tokens.weight.dtype):
+        say(f"final model: {size_of(folder)}" + (f"; its base is {dtype_name(base_dtype)}" if base_dtype else ""))

@@ -10,64 +10,119 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minirlhf.adapters.lora import adapted_layers
+from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.names import name_here, name_in_family
+from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed
+from minirlhf.pretrained.locate import (
+    EMBEDDING,
+    HEAD,
+    WEIGHTS,
+    Location,
+    check_all_found,
+    check_shapes,
+    check_sizes,
+    find_weights,
+    locations,
+    weight_files,
+)
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
-from minirlhf.pretrained.safe import missing_weights, open_weights, read_json
+from minirlhf.pretrained.safe import check_type, open_weights, read_json
 
 CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
 SCALAR_HEADS = ("score.", "value_head.")  # heads with one output
-HEADS = ("lm_head.", *SCALAR_HEADS)
-NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers in older files
 
 
 # Save
 
 
 def save_pretrained(
-    model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path, token_ids: dict[str, Any] | None = None
+    model: Transformer | Policy | RewardModel | ValueModel,
+    folder: str | Path,
+    token_ids: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write config.json and model.safetensors into `folder`, and value_head.safetensors for a policy with a value head.
 
     token_ids: pad_token_id, bos_token_id and eos_token_id, from `Tokenizer.token_ids`. They go into config.json, for
     other tools. `Tokenizer.save` writes the tokenizer's files.
-    Raises: InputError if the family's config.json cannot hold the model's config.
+    dtype: of the weights in the file, except heads with one output. None keeps the model's dtype.
+    Raises: InputError if the family's config.json cannot hold the model's config, or for a model with adapters or with
+    weights in 4 bits: no tool knows their names.
     """
+    _check_plain(model)
     folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
     # null, because other tools take a default for a missing key
     unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    config = {**_config_json(transformer), **(token_ids or unknown)}  # may raise, so it comes before the first file
+    config = {
+        **_config_json(transformer, dtype),
+        **(token_ids or unknown),
+    }  # may raise, so it comes before the first file
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Policy):
         if model.value_head is not None:
             _save(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD)
         else:
             (folder / VALUE_HEAD).unlink(missing_ok=True)  # from an earlier policy in this folder
-    _save(_on_cpu(_as_in_family(transformer)), folder / WEIGHTS)
+    weights = _as_in_family(transformer)
+    if dtype:
+        weights = {name: w if name.startswith(SCALAR_HEADS) else w.to(dtype) for name, w in weights.items()}
+    _save(_on_cpu(weights), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _config_json(model: nn.Module) -> dict[str, Any]:
-    dtype = next(model.parameters()).dtype
+def _check_plain(model: nn.Module) -> None:
+    if adapted_layers(model):
+        raise InputError(
+            "save_pretrained: the model has adapters; save merge_lora(model) whole, or its adapter with save_adapter"
+        )
+    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        raise InputError("save_pretrained: the model has weights in 4 bits; save plain(model)")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def size_of(folder: str | Path) -> str:
+    """The size of the model in a folder, in words."""
+    found = _stored(folder).values()
+    numbers = sum(location.shape.numel() for location in found)
+    size = sum(location.shape.numel() * location.dtype.itemsize for location in found)
+    return f"{numbers:,} numbers in {dtype_name(stored_dtype(folder))}, {size / 1e6:,.1f} MB"
+
+
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """The dtype of the embedding in the files of a folder. Raises: InputError if no embedding can be read."""
+    found = _stored(folder)
+    if not (embedding := found.get(EMBEDDING) or found.get(HEAD)):
+        raise InputError(f"{folder}: needed the files of a language model, found no {EMBEDDING} in them")
+    return embedding.dtype
+
+
+def _stored(folder: str | Path) -> dict[str, Location]:
+    config, _ = read_config(folder)
+    return locations(weight_files(Path(folder))[0], config.model_type)
+
+
+def _config_json(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
     return {
         "architectures": [architecture(model.config.model_type, type(model))],
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(dtype or next(model.parameters()).dtype),
         **config_to(model.config),
         **(labels if isinstance(model, SCALAR_MODELS) else {}),
         **mark(model),
@@ -108,6 +163,7 @@ def load_pretrained(
     """
     folder = Path(folder)
     config, model_class = read_config(folder)
+    check_sizes(config, folder)
     with torch.device("meta"), Uninitialised():
         transformer = Transformer(config)
         model = transformer if model_class is Transformer else model_class(transformer)
@@ -158,12 +214,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
     if not path.is_file():
         advice = _advice_without_config(Path(folder))
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; {advice}")
-    raw = read_json(path, "a model's JSON with vocab_size and architectures", architectures=list)
+    raw = read_json(path, "a model's JSON with vocab_size and architectures")
     try:
         config = config_from(raw)
         model_class = class_of_architectures(raw, config.model_type)
-        if model_class is RewardModel and len(raw.get("id2label") or {0: ""}) != 1:
-            raise InputError(f"needed a reward model with one label, got {len(raw['id2label'])} labels")
+        labels = {} if raw.get("id2label") is None else raw["id2label"]
+        check_type("id2label", labels, dict)
+        if model_class is RewardModel and len(labels) > 1:
+            raise InputError(f"needed a reward model with one label, got {len(labels)} labels")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config, model_class
@@ -189,96 +247,7 @@ class Uninitialised(TorchFunctionMode):
         return kwargs["tensor"] if func in self.DRAWS else func(*args, **(kwargs or {}))
 
 
-# Find the weights in the files
-
-
-class Location(NamedTuple):
-    """The file of a weight, and its name and shape in the file."""
-
-    path: Path
-    name: str
-    shape: torch.Size  # in the model: [out, in], even if the file has [in, out]
-    transposed: bool
-
-
-def find_weights(model: nn.Module, folder: Path) -> dict[str, Location]:
-    """Our name -> location, for every weight of the model.
-
-    Raises: InputError if a file is missing or broken, or a weight is missing, surplus or of another shape.
-    """
-    expected, tied = model.state_dict(), {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    found = _locations(_weight_files(folder), model.config.model_type)
-    if isinstance(model, ValueModel):
-        found = {name.replace("score.", "value_head."): location for name, location in found.items()}
-    file = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
-    _check_all_found(expected, found, file)
-    if tied & found.keys() and not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
-        raise InputError(
-            f"{file}: config.json ties the head to the embedding, but lm_head.weight is not equal to it; if "
-            'the head is right, write "tie_word_embeddings": false; else delete the head from the file'
-        )
-    surplus = {name for name in found.keys() - expected.keys() - tied if not name.endswith(NOT_WEIGHTS)}
-    if surplus:
-        raise InputError(f"{file}: {len(surplus)} weights do not belong to the model: {_some(sorted(surplus))}")
-    _check_shapes(expected, found, "config.json says")
-    return {name: found[name] for name in expected}
-
-
-def _check_all_found(expected: dict[str, Tensor], found: dict[str, Location], file: Path) -> None:
-    if missing := sorted(expected.keys() - found.keys()):
-        raise InputError(f"{file}: {len(missing)} weights are missing: {_some(missing)}; is it another model?")
-
-
-def _check_shapes(expected: dict[str, Tensor], found: dict[str, Location], source: str) -> None:
-    for name, weight in expected.items():
-        path, family_name, shape, _ = found[name]
-        if shape != weight.shape:
-            raise InputError(f"{path}: {family_name} must be {tuple(weight.shape)} as {source}, got {tuple(shape)}")
-
-
-def _locations(files: list[Path], model_type: str) -> dict[str, Location]:
-    """Our name -> location, from the headers of the files."""
-    headers = []
-    for path in files:
-        with open_weights(path) as file:
-            headers += [(path, name, torch.Size(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
-    # in the first GPT-2 files the names lack the prefix "transformer."
-    bare = model_type == "gpt2" and not any(name.startswith("transformer.") for _, name, _ in headers)
-    found = {}
-    for path, name, shape in headers:
-        full_name = f"transformer.{name}" if bare and not name.startswith(HEADS) else name
-        transposed = is_transposed(model_type, full_name)
-        ours = name_here(model_type, full_name)
-        found[ours] = Location(path, name, shape[::-1] if transposed else shape, transposed)
-    return found
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The single file, or the shards that the index lists. Raises: InputError if a file is missing."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise missing_weights(folder / WEIGHTS, PICKLE)
-    names = read_json(folder / INDEX, "a JSON object with weight_map", weight_map=dict)["weight_map"].values()
-    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise InputError(f"{folder / INDEX}: a shard must be in the same folder, got {outside[0]!r}")
-    names = sorted(set(names))
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise InputError(f"{folder}: needed the shards that {INDEX} lists, found no {_some(missing)}; download them")
-    return [folder / name for name in names]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 # Read the weights
-
-
-def _read(file: Any, location: Location) -> Tensor:
-    """A view of the mapped file, in the model's orientation."""
-    tensor = file.get_tensor(location.name)
-    return tensor.T if location.transposed else tensor
 
 
 def _copy(location: Location, target: Tensor) -> Tensor:
@@ -287,43 +256,37 @@ def _copy(location: Location, target: Tensor) -> Tensor:
     The file is opened for this weight alone, because all pages that were read stay in memory while a file is mapped.
     """
     with open_weights(location.path) as file, torch.no_grad():
-        return target.copy_(_read(file, location))
+        tensor = file.get_tensor(location.name)
+        return target.copy_(tensor.T if location.transposed else tensor)
 
 
-def _read_all(locations: dict[str, Location], dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _read_all(found: dict[str, Location], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The weights by our names. A weight is mapped if its dtype and orientation fit, and copied otherwise.
 
     dtype: None takes the embedding's dtype for all weights; scalar heads keep their own dtype.
     """
-    embedding = locations["model.embed_tokens.weight"]
-    with open_weights(embedding.path) as file:
-        common = dtype or _read(file, embedding).dtype
+    common = dtype or found[EMBEDDING].dtype
     by_file = defaultdict(list)
-    for name, location in locations.items():
+    for name, location in found.items():
         by_file[location.path].append((name, location))
     weights = {}
     for path, group in by_file.items():
         with open_weights(path) as file:
             for name, location in group:
-                tensor = _read(file, location)
-                wanted = tensor.dtype if dtype is None and name.startswith(SCALAR_HEADS) else common
-                if location.transposed or tensor.dtype != wanted:
-                    tensor = _copy(location, torch.empty(location.shape, dtype=wanted))
-                weights[name] = tensor
+                wanted = location.dtype if dtype is None and name.startswith(SCALAR_HEADS) else common
+                if location.transposed or location.dtype != wanted:
+                    weights[name] = _copy(location, torch.empty(location.shape, dtype=wanted))
+                else:
+                    weights[name] = file.get_tensor(location.name)
     return weights
-
-
-def _equal(first: Location, second: Location) -> bool:
-    with open_weights(first.path) as first_file, open_weights(second.path) as second_file:
-        return torch.equal(_read(first_file, first), _read(second_file, second))
 
 
 def _load_value_head(value_head: nn.Module, folder: Path) -> None:
     path, weights = folder / VALUE_HEAD, value_head.state_dict()
     if not path.is_file():
         raise InputError(f"{path}: needed this file, found none; was the policy saved without a value head?")
-    found = _locations([path], "llama")  # the names in this file are ours
-    _check_all_found(weights, found, path)
-    _check_shapes(weights, found, "the policy needs")
+    found = locations([path], "llama")  # the names in this file are ours
+    check_all_found(weights, found, path)
+    check_shapes({name: weight.shape for name, weight in weights.items()}, found, "the policy needs")
     for name, weight in weights.items():
         _copy(found[name], weight)

@@ -11,13 +11,14 @@ import torch
 
 from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.data.encoding import encode_texts
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import RewardModel
 from minirlhf.text.tokenizer import Tokenizer
 
 Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
 # exact measures of each completion, by name
 Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
+LARGEST = 1e15  # Training squares scores in fp32, which ends at 3.4e38. The squares of 1e8 larger scores exceed it.
 
 
 def score_completions(
@@ -27,9 +28,9 @@ def score_completions(
 
     Args:
         optional: the function may return None for a completion that it does not apply to; None becomes nan.
-    Returns: one float per completion, finite (or nan for None).
-    Raises: InputError if the count is wrong, or a score is missing, not a number or not finite. The error names the
-        function and the first bad completion. Training on such a score would ruin the policy silently.
+    Returns: one float per completion, at most LARGEST in size (or nan for None).
+    Raises: InputError if the count is wrong, or a score is missing, not a number, not finite or too large. The error
+        names the function and the first bad completion. Training on such a score would ruin the policy silently.
     """
     from minirlhf.rewards.calling import call_reward
 
@@ -44,10 +45,11 @@ def score_completions(
         )
     numbers = [as_number(score) for score in scores]
     for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
-        if not (math.isfinite(number) or (score is None and optional)):
+        if not (abs(number) <= LARGEST or (score is None and optional)):
+            needed = f"a number of at most {LARGEST:g} in size" if math.isfinite(number) else "a finite number"
             raise InputError(
-                f"reward {name}: needed a finite number for every completion, got {score!r} for completion {i} "
-                f"({completions[i][:40]!r}); give every completion a number, even if it cannot be judged"
+                f"reward {name}: needed {needed} for every completion, got {shown(score)} for completion {i} "
+                f"({shown(completions[i], 40)}); give every completion a number, even if it cannot be judged"
             )
     return numbers
 
@@ -75,7 +77,7 @@ class RewardModelScorer:
         limit = self.model.config.max_position_embeddings
         device = next(self.model.parameters()).device
         texts = [{**row, "prompt": p, "completion": c} for row, p, c in zip(rows, prompts, completions, strict=True)]
-        encoded = encode_texts(self.tokenizer, texts, ("completion",))
+        encoded = encode_texts(self.tokenizer, texts, ("completion",), self.model.config.vocab_size, sampled=True)
         if refusal := next((row for row in encoded if isinstance(row, InputError)), None):
             raise refusal
         ids = [[*prompt, *response] for prompt, (response,) in encoded]

@@ -12,7 +12,7 @@ from minirlhf.runtime.distributed import all_sum
 
 
 def describe(rollout: Rollout) -> dict[str, float]:
-    """The metrics of the samples, before any update: means over the completions of all processes."""
+    """Metrics of the samples, before any update: means over the completions of all processes; no mean of no scores."""
     mask = rollout.completion_mask
     wide = wide_dtype(mask)
     scores = rollout.scores.to(wide)
@@ -29,8 +29,10 @@ def describe(rollout: Rollout) -> dict[str, float]:
     totals = all_sum(torch.stack([value.to(wide) for value in sums.values()])).tolist()
     n, judged, total, total_sq, *rest = totals
     means = {name: value / n for name, value in zip(list(sums)[4:], rest, strict=True)}
-    mean = total / max(judged, 1)
-    variance = max(total_sq / max(judged, 1) - mean**2, 0.0) * judged / max(judged - 1, 1)
+    if not judged:
+        return means
+    mean = total / judged
+    variance = max(total_sq / judged - mean**2, 0.0) * judged / max(judged - 1, 1)
     return {"score_mean": mean, "score_std": variance**0.5, **means}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.runtime import distributed
 from minirlhf.runtime.randomness import seed_everything
 
@@ -28,7 +28,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
     except RuntimeError:
-        raise InputError(f"device: needed auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
+        raise InputError(f"device: needed auto, cpu, cuda, cuda:N or mps, got {shown(name)}") from None
     if missing:
         raise InputError(f"device: needed {name}, but torch does not find it here; use --device auto")
     if device.type == "cuda" and device.index is None:
@@ -42,7 +42,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if name not in names:
-        raise InputError(f"precision: needed fp32, bf16 or auto, got {name!r}")
+        raise InputError(f"precision: needed fp32, bf16 or auto, got {shown(name)}")
     return names[name]
 
 

@@ -116,14 +116,10 @@ def gather(value: Any) -> list[Any]:
     """The list of the values of all ranks, on every rank. Values travel as JSON, so nothing is ever unpickled."""
     if world_size() == 1:
         return [value]
+    from minirlhf.runtime.vectors import gather_vectors
+
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
-    sizes = [torch.zeros(1, dtype=torch.int64, device=data.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([data.numel()], device=data.device))
-    width = max(int(size) for size in sizes)
-    parts = [torch.zeros(width, dtype=torch.uint8, device=data.device) for _ in sizes]
-    dist.all_gather(parts, torch.nn.functional.pad(data, (0, width - data.numel())))
-    texts = [bytes(part[: int(size)].tolist()) for part, size in zip(parts, sizes, strict=True)]
-    return [json.loads(text) for text in texts]
+    return [json.loads(bytes(part.tolist())) for part in gather_vectors(data)]
 
 
 def _device() -> torch.device:

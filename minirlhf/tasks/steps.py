@@ -6,11 +6,10 @@ A row is {"prompt": text, "steps": [text], "labels": [true or false]}.
 from __future__ import annotations
 
 import random
-import reprlib
 
 from minirlhf.data.columns import Columns
 from minirlhf.data.reading import read_values
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks import reviews
 from minirlhf.tasks.task import Task
@@ -69,7 +68,7 @@ def read_steps(path: str, ignore_columns: tuple[str, ...] = ()) -> list[dict]:
     rows, columns = [], Columns()
     for unit, number, value in read_values(path):
         try:
-            rows.append(_row(value))
+            rows.append(_row(value) | {"line": number})
         except InputError as error:
             needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
             raise InputError(f"{path}: {unit} {number}: needed {needed}, got {error}") from None
@@ -87,14 +86,14 @@ def _row(value: object) -> dict:
     if isinstance(value, InputError):
         raise value
     if not isinstance(value, dict) or not all(key in value for key in KEYS):
-        raise InputError(reprlib.repr(value))
+        raise InputError(shown(value))
     prompt, steps, labels = (value[key] for key in KEYS)
     texts = [prompt, *steps] if isinstance(steps, list) else [None]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"prompt {reprlib.repr(prompt)} and steps {reprlib.repr(steps)}")
+        raise InputError(f"prompt {shown(prompt)} and steps {shown(steps)}")
     # 1 is right in some data sets, and neutral or a rating in others
     if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):
-        raise InputError(f"labels {reprlib.repr(labels)}")
+        raise InputError(f"labels {shown(labels)}")
     if len(labels) != len(steps) or not steps or not all(steps):
         raise InputError(
             f"{len(labels)} labels for {len(steps)} steps, of which {len(steps) - sum(map(bool, steps))} are empty"

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.rewards.scoring import Gold, Reward
 from minirlhf.runtime.distributed import is_main
 from minirlhf.tasks import reviews
@@ -53,7 +53,7 @@ class Task:
 def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 20_000) -> Task:
     """The task `reviews` or `arithmetic`, a pure function of the arguments.   Raises: InputError for another name."""
     if name not in EMBEDDED:
-        raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {name!r}; or give your own rows with --data FILE")
+        raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {shown(name)}; or give rows with --data FILE")
     task = _module(name)
     writers = {
         "sft": lambda: task.sft_rows(sft_rows, seed),

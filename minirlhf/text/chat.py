@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 HEADERS = {"user": "User:\n", "assistant": "Assistant:\n", "system": "System:\n"}
@@ -14,7 +14,7 @@ TURN_END = "\n\n"
 def canonical_role(name: object) -> str:
     """A name in `ROLES` -> a key of `HEADERS`.   Raises: InputError for any other name."""
     if not isinstance(name, str) or name not in ROLES:
-        raise InputError(f"role: needed one of {', '.join(ROLES)}, got {name!r}; rename the role or drop the row")
+        raise InputError(f"role: needed one of {', '.join(ROLES)}, got {shown(name)}; rename the role or drop the row")
     return ROLES[name]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import tokenizers
 
@@ -35,3 +35,5 @@ class TokenizerParts:
     eos_ids: tuple[int, ...]  # the tokenizer's own end token first
     templates: dict[str, Template] = field(default_factory=dict)  # by name; "default" is the usual one
     files: dict[str, str] = field(default_factory=dict)  # texts of other files in the folder, by name
+    answer_end: Any = None  # how the default template ends an answer: an `AnswerEnd`, or None if a trial failed
+    notes: tuple[str, ...] = ()  # lines about the folder that a program should print

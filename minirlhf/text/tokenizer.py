@@ -114,15 +114,15 @@ class Tokenizer:
 
         write_folder(folder, self.parts, self.token_ids)
 
-    def with_template(self, template: str) -> Tokenizer:
+    def with_template(self, template: str | None = None, variables: dict[str, Any] | str | None = None) -> Tokenizer:
         """The same vocabulary with another chat template: the name of a built-in (see `LAYOUTS`), or Jinja.
 
-        If a built-in ends turns with a special token, that token becomes the end token.
+        If a built-in ends turns with a special token, it becomes the end token. variables: see `with_variables`.
         Raises: InputError if the vocabulary lacks a token that the template needs, or the template does harm.
         """
-        from minirlhf.text.checkpoint_tokenizer.changes import with_template
+        from minirlhf.text.checkpoint_tokenizer.changes import changed
 
-        return self.of(with_template(self.parts, template))
+        return self.of(changed(self.parts, template, variables))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         """The same tokenizer with more special tokens. A token that is in the vocabulary already keeps its id.
@@ -137,7 +137,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """The largest id + 1: the rows that a model needs. The count of tokens is smaller if ids have holes."""
+        return max(self.backend.get_vocab().values()) + 1
 
     @property
     def token_ids(self) -> dict[str, int | None]:
@@ -155,11 +156,13 @@ class Tokenizer:
         An empty prompt becomes BOS, or EOS in a tokenizer without BOS: a model needs a token to predict from.
         """
         empty = [self.eos_id if self.bos_id is None else self.bos_id]  # after EOS a new text begins
-        return [[*self.prefix, *encoding.ids] or empty for encoding in self._encode_batch(texts)]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*self.prefix, *encoding.ids] or empty for encoding in encodings]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text as ids, with EOS."""
-        return [[*encoding.ids, self.eos_id] for encoding in self._encode_batch(texts)]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*encoding.ids, self.eos_id] for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text without special tokens."""
@@ -193,14 +196,16 @@ class Tokenizer:
 
         return encode_with_offsets(self, text)[0]
 
-    def encode_turns(self, turns: list[dict], answers: Sequence[str] = ()) -> tuple[list[int], list[list[int]]]:
+    def encode_turns(
+        self, turns: list[dict], answers: Sequence[str] = (), sampled: bool = False
+    ) -> tuple[list[int], list[list[int]]]:
         """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-        Raises: InputError if the template refuses the turns.
+        See `text.turns.encode_turns`.
         """
         from minirlhf.text.turns import encode_turns
 
-        return encode_turns(self, turns, answers)
+        return encode_turns(self, turns, answers, sampled)
 
     def encode_chat(
         self, messages: list[dict], add_generation_prompt: bool = False, **options: Any
@@ -209,6 +214,3 @@ class Tokenizer:
         from minirlhf.text.turns import encode_chat
 
         return encode_chat(self, messages, add_generation_prompt, **options)
-
-    def _encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        return self.backend.encode_batch(list(texts), add_special_tokens=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.chat import answer_spans, render_chat
 
 # Each function takes a `Tokenizer`.
@@ -23,8 +23,9 @@ def render(
     template = templates.get("tool_use") if tools is not None else None
     template = template or templates.get("default")
     if template is None:
+        names = ", ".join(map(shown, sorted(templates)))
         raise InputError(
-            f"chat template: needed a template named default, got {', '.join(sorted(templates))}; choose one with "
+            f"chat template: needed a template named default, got {names}; choose one with "
             "with_template(tokenizer.templates[name].source)"
         )
     text, spans = template.render(messages, add_generation_prompt, tools, variables)
@@ -36,38 +37,67 @@ def encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tupl
 
     Special tokens that the template writes are tokens. Without a template the text is plain, after BOS as in prompts.
     """
-    backend, plain = tokenizer.backend, not tokenizer.templates
-    prefix = tokenizer.prefix if plain else []
-    backend.encode_special_tokens = plain or bool(tokenizer.parts.config.get("split_special_tokens"))
-    try:
-        encoding = backend.encode(text, add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = True
-    return [*prefix, *encoding.ids], [(-1, -1)] * len(prefix) + encoding.offsets
+    if not tokenizer.templates:
+        encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+        prefix = tokenizer.prefix
+        return [*prefix, *encoding.ids], [(-1, -1)] * len(prefix) + encoding.offsets
+    from minirlhf.text.checkpoint_tokenizer.answer_end import encode_rendered
+
+    encoding = encode_rendered(tokenizer.parts, text)
+    return encoding.ids, encoding.offsets
 
 
-def encode_turns(tokenizer: Any, turns: list[dict], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+def encode_turns(
+    tokenizer: Any, turns: list[dict], answers: Sequence[str], sampled: bool = False
+) -> tuple[list[int], list[list[int]]]:
     """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
-    This is how training reads a row of turns. Render prompt and answer, encode the text, cut off the prompt's ids, and
-    cut after the answer's end token. If a token spans the boundary, encode the answer separately. If the template
-    changes the prompt's text once an answer follows, use the plain answer and EOS.
+    This is how training reads a row of turns: render prompt and answer, cut after the answer's end token, encode, and
+    cut off the prompt's ids. If a token spans the boundary, the answer is encoded separately. An answer to which the
+    template adds no end token ends with EOS.
+
+    sampled: a model wrote the answers after such a prompt, so an answer may be incomplete.
+    Raises: InputError if the template refuses the turns, or does not show where an answer begins and ends.
     """
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
     ids = tokenizer.encode_rendered(prompt)
-    return ids, [_encode_answer(tokenizer, turns, prompt, ids, answer) for answer in answers]
+    return ids, [_encode_answer(tokenizer, turns, prompt, ids, answer, sampled) for answer in answers]
 
 
-def _encode_answer(tokenizer: Any, turns: list[dict], prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
-    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
-    if not whole.startswith(prompt):
+def _encode_answer(
+    tokenizer: Any, turns: list[dict], prompt: str, prompt_ids: list[int], answer: str, sampled: bool
+) -> list[int]:
+    if not tokenizer.templates:  # the plain layout of `encode_prompts` and `encode_responses`
         return tokenizer.encode_responses([answer])[0]
-    ids, start = tokenizer.encode_rendered(whole), len(prompt_ids)
-    ids = ids[start:] if ids[:start] == prompt_ids else tokenizer.encode_rendered(whole[len(prompt) :])
-    ends = [position for position, token in enumerate(ids) if token in tokenizer.eos_ids]
-    # end tokens in the answer's own text
-    inside = sum(token in tokenizer.eos_ids for token in tokenizer.encode_rendered(answer))
-    return ids[: ends[inside] + 1] if inside < len(ends) else [*ids, tokenizer.eos_id]
+    rest, token = _answer_text(tokenizer, turns, prompt, answer, sampled)
+    ids, start = tokenizer.encode_rendered(prompt + rest), len(prompt_ids)
+    ids = ids[start:] if ids[:start] == prompt_ids else tokenizer.encode_rendered(rest)
+    return ids if token is not None else [*ids, tokenizer.eos_id]
+
+
+def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sampled: bool) -> tuple[str, int | None]:
+    """-> (the text that the model writes after `prompt`, its end token or None)."""
+    from minirlhf.text.checkpoint_tokenizer.answer_end import continuation, find_answer_end, without_repeated_tag
+
+    def whole_with(content: str) -> str:
+        return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": content}])
+
+    whole, end = whole_with(answer), tokenizer.parts.answer_end
+    if whole.startswith(prompt) and (shorter := without_repeated_tag(prompt, whole[len(prompt) :], answer)) is not None:
+        whole = whole_with(shorter)
+    located = whole.startswith(prompt)
+    if end is None or not located or not whole.endswith(end.text + end.rest):
+        end = find_answer_end(tokenizer.apply_chat_template, tokenizer.parts, turns)  # these turns may differ
+    if end is not None and whole.endswith(end.text + end.rest):
+        if located:
+            return whole[len(prompt) : len(whole) - len(end.rest)], end.token
+        if sampled or (end.opening and whole.startswith(prompt.removesuffix(end.opening))):
+            return continuation(answer, end.opening or "", sampled) + end.text, end.token
+    raise InputError(
+        f"chat template: its generation prompt ends with {shown(prompt[-20:])}, and it renders these turns differently "
+        "once this answer follows, so the answer's tokens cannot be located; begin the answer as the prompt does, set "
+        "a variable of the template, or use another template"
+    )
 
 
 def encode_chat(

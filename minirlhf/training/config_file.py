@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError, shown
+from minirlhf.nearest import nearest
 from minirlhf.training.fields import TOP, checked
 
 
@@ -29,7 +30,7 @@ def read_toml(path: str, sections: list[str], hints: dict[str, Any]) -> dict[str
     for name, value in entries.items():
         if name not in hints:
             is_table = tables and (isinstance(value, dict) or name in tables)
-            closest = f"[{nearest(name, tables)}]" if is_table else nearest(name, hints)
+            closest = nearest(name, tables, "[{}]") if is_table else nearest(name, hints)
             noun = "table" if isinstance(value, dict) else "setting"
-            raise InputError(f"{path}: no {noun} {name!r}; the nearest is {closest}; see --help.")
+            raise InputError(f"{path}: no {noun} {shown(name)}{closest}; see --help.")
     return {name: checked(f"{path}: {name}", hints[name], value, is_text=False) for name, value in entries.items()}

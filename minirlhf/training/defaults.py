@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError
+from minirlhf.nearest import nearest
 from minirlhf.training.fields import TOP, checked, fields_of
 
 
@@ -17,7 +18,7 @@ def with_defaults(cls: type, **defaults: Any) -> type:
     fields = {name: hint for name, _, hint in fields_of(TOP, cls)}
     for name in defaults:
         if name not in fields:
-            raise InputError(f"{cls.__name__}: no field {name!r}; the nearest is {nearest(name, fields)}.")
+            raise InputError(f"{cls.__name__}: no field {name!r}{nearest(name, fields)}.")
     changed = []
     for name, value in defaults.items():
         value = list(value) if isinstance(value, tuple) else value  # TOML has no tuples

@@ -33,13 +33,17 @@ class Journal:
             for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt")
         }
 
-    def step(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+    def step(
+        self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]], evaluation: float | None = None
+    ) -> None:
+        """Write the lines of a step. evaluation: the seconds of the evaluation in it, if it had an evaluation."""
         now = time.perf_counter()
         self._write("metrics.jsonl", {"step": step, **metrics})
         memory = {"memory_mb": peak_memory_mb()}
         if torch.cuda.is_available():
             memory["gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 1_000_000
-        self._write("timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), **memory})
+        seconds = {} if evaluation is None else {"evaluation_seconds": round(evaluation, 4)}
+        self._write("timings.jsonl", {"step": step, "seconds": round(now - self._last, 4), **seconds, **memory})
         for sample in samples:
             self._write("samples.jsonl", {"step": step, **sample})
         self._last = now
@@ -49,6 +53,11 @@ class Journal:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self._files["log.txt"], flush=True)
         if show:
             tqdm.write(text, file=sys.stderr)
+
+    def show(self, text: str) -> None:
+        """Print a line on stdout, above the progress bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
 
     def sync(self) -> None:
         """Flush all files to the disk, so that no checkpoint exists without the lines of the steps before it."""

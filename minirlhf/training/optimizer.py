@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minirlhf.errors import check_range
+from minirlhf.errors import InputError, check_range
 from minirlhf.runtime.distributed import all_sum
 
 
@@ -17,7 +17,7 @@ from minirlhf.runtime.distributed import all_sum
 class OptimizerConfig:
     """The settings of the optimizer, in the config of every algorithm."""
 
-    lr: float = 1e-3  # [per update] peak learning rate
+    lr: float = 1e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     lr_final: float = 0.1  # [share of lr] learning rate of the last update
     warmup: float = 0.05  # [share of updates] linear rise of the learning rate at the start
     weight_decay: float = 0.0  # [per lr] decay of weight matrices; norms and biases do not decay
@@ -52,6 +52,7 @@ class Optimizer:
     Args:
         modules: name -> module; the names are the keys of the saved state.
         updates: the number of updates in the whole run, the length of the schedule.
+    Raises: InputError if a trained parameter is in half precision: most updates would be rounded away.
     """
 
     def __init__(self, modules: dict[str, nn.Module], config: OptimizerConfig, updates: int) -> None:
@@ -60,6 +61,12 @@ class Optimizer:
         for module_name, module in modules.items():
             named = {f"{module_name}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
             self.parameters.update(named)
+        half = [f"{name} ({p.dtype})" for name, p in self.parameters.items() if torch.finfo(p.dtype).bits < 32]
+        if half:
+            raise InputError(
+                f"Optimizer: trained weights must be fp32, got {half[0]} and {len(half) - 1} more in half precision, "
+                "which rounds small updates away; load the model with dtype=torch.float32, or freeze these weights"
+            )
         matrices = [p for p in self.parameters.values() if p.dim() > 1]
         vectors = [p for p in self.parameters.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

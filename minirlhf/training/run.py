@@ -21,8 +21,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
+from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
     discard,
@@ -69,7 +70,7 @@ class Trainer(Protocol):
     """The attributes and methods of an algorithm that Run uses."""
 
     models: dict[str, nn.Module]  # trained models by name; the first becomes the run's final model
-    headline: tuple[str, ...]  # metrics shown beside the progress bar
+    headline: tuple[str, ...]  # metrics shown beside the progress bar and in the table of evaluations
     best: tuple[str, str]  # (metric of an evaluation, "max" | "min"), to find the best checkpoint
     samples: list[dict[str, Any]]  # texts of the last step or evaluation, for samples.jsonl; `record` empties it
 
@@ -88,7 +89,7 @@ class ModelFiles(Protocol):
     def has_adapter(self, model: nn.Module) -> bool: ...
     def save_trained(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
     def load_trained(self, model: nn.Module, folder: Path) -> None: ...
-    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None) -> None: ...
+    def save_final(self, model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None: ...
 
 
 class Run:
@@ -139,15 +140,15 @@ class Run:
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=self.folder.name,
-            unit="step",
+            desc=self.folder.name[-12:],
+            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
         try:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(hash((self.config.seed, self.step, rank())))  # dropout of a step, resumed or not
+                torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
                 yield local_rows(self.batches[self.step])
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
@@ -175,17 +176,20 @@ class Run:
                     "look at this step's batch, or start a new run from that checkpoint with a lower learning rate"
                 )
         self.step += 1
-        improved = False
+        improved, evaluation, seconds = False, {}, None
         if self.evaluate and (self._due(self.config.eval_every) or self.step == len(self.batches)):
+            started = time.perf_counter()
             # every process takes rank 0's numbers: if only some processes saved, the barrier in `save` would hang
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
-            metrics = {**metrics, **evaluation}
+            metrics, seconds = {**metrics, **evaluation}, time.perf_counter() - started
             improved = self._is_best(evaluation)
             self._done = bool(self.until and self.until(evaluation))
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
         self.metrics = metrics
         if self._journal:
-            self._journal.step(self.step - 1, metrics, self.trainer.samples)
+            self._journal.step(self.step - 1, metrics, self.trainer.samples, seconds)
+            if evaluation:
+                self._journal.show(self._table.row(self.step, metrics))
             self.trainer.samples = []
             if self.on_metrics:
                 self.on_metrics(self.step - 1, metrics)
@@ -241,7 +245,10 @@ class Run:
                 remove_leftovers(folder)
             if not path.exists():
                 write_whole(path, settings)
+            from minirlhf.training.progress import EvaluationTable  # here, so that the core loads no leaf
+
             self._journal = Journal(self.folder, self.step)
+            self._table = EvaluationTable(self.folder.name, self.trainer.headline)
             self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
@@ -266,7 +273,7 @@ class Run:
                 with written_whole(self.folder / ADAPTER) as folder:
                     self.files.save_trained(model, folder, self.tokenizer, self.config.base)
             with written_whole(self.folder / FINAL) as folder:
-                self.files.save_final(model, folder, self.tokenizer)
+                self.files.save_final(model, folder, self.tokenizer, self.config.base)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:
@@ -290,7 +297,8 @@ class Run:
         return True
 
     def _headline(self) -> dict[str, str]:
-        return {name: f"{self.metrics[name]:.3g}" for name in self.trainer.headline if name in self.metrics}
+        names = [name for name in self.trainer.headline if name in self.metrics and not name.startswith("eval/")]
+        return {name: f"{self.metrics[name]:.3g}" for name in names}
 
     def _catch_signals(self) -> dict[int, Any]:
         """Make the first SIGINT or SIGTERM end the run after its step, and a second signal end it at once.
@@ -333,6 +341,6 @@ def check_same_settings(path: Path, settings: str) -> None:
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(
-            f"{path.parent}: holds another run: it began with {different[0]!r}, but the settings now say "
-            f"{different[1]!r}; resume with its own settings or choose another --output"
+            f"{path.parent}: holds another run: it began with {shown(different[0])}, but the settings now say "
+            f"{shown(different[1])}; resume with its own settings or choose another --output"
         )

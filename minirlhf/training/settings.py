@@ -13,7 +13,7 @@ import tomllib
 from contextlib import suppress
 from typing import Any, get_args
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError, shown
 from minirlhf.training.fields import TOP, as_toml, checked, default_of, fields_of, needed, read_value
 
 
@@ -26,16 +26,17 @@ def parse_settings(
         sections: name -> dataclass. A field of section "ppo" is the flag `--ppo.field` and a key of the table `[ppo]`.
                   A field of section "job" is a plain flag (`--seed`) and a top-level key of the file.
         argv:     the words after the program's name; None takes sys.argv.
-        description, epilogue: the text of `--help` above and below its table.
+        description, epilogue: the text of `--help` above its table, and below all tables.
     Raises: InputError for an unknown, repeated, missing or ill-typed setting, and for a file that cannot be read. A
         ValueError of a dataclass becomes an InputError with the same text.   SystemExit(0) after `--help`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every process reads the same flags
-            from minirlhf.training.help import help_text
+    if any(word.partition("=")[0] in ("--help", "-h") for word in argv):
+        from minirlhf.training.help import answer
 
-            print(help_text(sections, description, epilogue))
+        text = answer(argv, sections, description, epilogue)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process reads the same flags
+            print(text)
         raise SystemExit(0)
     hints = {name: hint for section, cls in sections.items() for name, _, hint in fields_of(section, cls)}
     flags = _read_flags(argv, {**hints, "config": str})
@@ -74,7 +75,7 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
             with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does
                 read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[field.name], is_text=False)
             if read_back != value and repr(read_back) != repr(value):  # nan differs from itself, but its repr does not
-                raise InputError(f"{name}: needed a value that TOML can give back, got {value!r}; choose another.")
+                raise InputError(f"{name}: needed a value that TOML can give back, got {shown(value)}; choose another.")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
@@ -86,16 +87,17 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
         flag, equals, text = (word := words.pop(0)).partition("=")
         name = flag.removeprefix("--").replace("-", "_")  # --stop-after means --stop_after
         if not flag.startswith("-"):
-            raise InputError(f"command line: needed --name value, got {word!r} alone; see --help.")
+            raise InputError(f"command line: needed --name value, got {shown(word)} alone; see --help.")
         if name not in hints or not flag.startswith("--"):
-            closest = nearest(name, hints)
-            raise InputError(f"command line: no setting {flag!r}; the nearest is --{closest}; see --help.")
+            from minirlhf.nearest import nearest  # here, so that the core loads no leaf
+
+            raise InputError(f"command line: no setting {shown(flag)}{nearest(name, hints, '--{}')}; see --help.")
         if not equals:
             alone = not words or words[0].startswith("--")  # -1 is a value; a text such as --x needs the = form
             if alone and bool not in (hints[name], *get_args(hints[name])):
                 raise InputError(f"{flag}: needed {needed(hints[name])}, got no value; give a value, or see --help.")
             text = "true" if alone else words.pop(0)
         if name in values:
-            raise InputError(f"{flag}: needed once, got a second time with {text!r}; keep one of the two.")
+            raise InputError(f"{flag}: needed once, got a second time with {shown(text)}; keep one of the two.")
         values[name] = checked(flag, hints[name], text, is_text=True)
     return values

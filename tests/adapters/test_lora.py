@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -234,7 +235,7 @@ def test_an_adapter_on_the_head_acts_in_every_loss_and_not_on_the_reference(make
 
 def test_a_head_with_adapters_cannot_grow_or_be_quantised(make):
     model = apply_lora(make(tie_word_embeddings=False), LoRAConfig(r=2, target_modules=("lm_head",)))
-    with refuses("resize_embeddings: the head has adapters of the old size; resize before apply_lora"):
+    with refuses("resize_embeddings: the embedding or the head has adapters of the old size; resize before apply_lora"):
         resize_embeddings(model, 40)
     with refuses("quantise_linears: lm_head must stay unquantised, because the losses read its weight; leave it out"):
         quantise_linears(make(tie_word_embeddings=False), ("q_proj", "lm_head"))
@@ -557,6 +558,20 @@ def test_loading_fills_an_existing_adapter_in_place(tmp_path, make, adapted, ids
             load_adapter(apply_lora(make(), config), tmp_path)
 
 
+def test_a_new_adapter_becomes_active_and_new_weights_for_an_older_one_do_not_change_which_is_active(
+    tmp_path, adapted, make, ids
+):
+    save_adapter(adapted(), tmp_path)
+    model = stir(apply_lora(make(), KINDS["LoRA"], "old"))
+    load_adapter(model, tmp_path, "new")
+    assert active_adapter(model) == "new" and torch.equal(model(ids), adapted()(ids))
+    model = stir(apply_lora(apply_lora(make(), KINDS["LoRA"], "old"), LoRAConfig(r=2), "newer"))
+    before = model(ids)
+    load_adapter(model, tmp_path, "old")
+    assert active_adapter(model) == "newer" and torch.equal(model(ids), before)
+    assert torch.equal(adapter_view(model, "old")(ids), adapted()(ids))
+
+
 def test_a_value_head_is_loaded_if_the_policy_has_one_and_the_file_has_one(tmp_path, make, loud):
     policy = apply_lora(Policy(make(), value_head=True), LoRAConfig(r=2))
     save_adapter(stir(policy), tmp_path / "with")
@@ -593,7 +608,7 @@ def rewrite(folder, **changes):
         ({"lora_alpha": None}, "needed JSON with peft_type, r and lora_alpha"),
         ({"bias": "all"}, "bias is not supported and must be unset, got 'all'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is not supported and must be unset, got 'pissa'"),
-        ({"rank_pattern": {"q_proj": 9}}, "rank_pattern is not supported and must be unset"),
+        ({"rank_pattern": {"q_proj": 9}}, "q_proj.lora_A.weight must be (9, 24) for the model and adapter_config.json"),
         ({"something_new": 1}, "something_new is not supported and must be unset, got 1"),
     ],
 )
@@ -619,7 +634,9 @@ def test_a_pickle_is_refused_and_the_error_converts_it(folder, make, adapted, id
     with refuses("found adapter_model.bin; a pickle can run any program and is not read") as caught:
         load_adapter(make(), folder)
     monkeypatch.chdir(folder)
-    exec("import torch, safetensors.torch\n" + str(caught.value).split("convert it: ")[1])
+    python, flag, code = shlex.split(str(caught.value).split("run in that folder: ")[1])
+    assert (python, flag) == ("python", "-c")
+    exec(code, {})
     model = make()
     load_adapter(model, folder)
     assert torch.equal(model(ids), adapted()(ids))

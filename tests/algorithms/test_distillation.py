@@ -1,18 +1,22 @@
 """GKD and MiniLLM: gradients from full distributions, on-policy steps, and every refusal."""
 
 import copy
+import json
 import math
 
 import pytest
 import tiny
+import tokenizers
 import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import DistillationConfig, DistillationTrainer
+from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import linear_token_logps
-from minirlhf.model import ModelConfig, Policy, Transformer
+from minirlhf.model import LoRAConfig, Policy, apply_lora
+from minirlhf.text import Tokenizer
 from minirlhf.training.vocabulary import METRICS
 
 
@@ -143,6 +147,74 @@ def test_microbatches_change_nothing(batch, settings):
     assert split[1] == pytest.approx(joined[1])
 
 
+def padded(policy, rows):
+    """The same model with more rows, which no token uses. Their logits are large, so that reading them shows."""
+    model = tiny.transformer(seed=9, layers=policy.transformer.config.num_hidden_layers, vocab_size=30 + rows)
+    with torch.no_grad():
+        for name, p in policy.transformer.named_parameters():
+            own = model.get_parameter(name)
+            (own[:30] if own.shape[0] == 30 + rows else own).copy_(p)
+        for p in model.parameters():
+            if p.shape[0] == 30 + rows:
+                p[30:] = 3 * p[3:4]
+    return Policy(model)
+
+
+@pytest.mark.parametrize("rows", [(0, 7), (7, 0), (7, 3), (7, 7)])
+@pytest.mark.parametrize(
+    "settings", [{"on_policy": 0.0}, {"on_policy": 1.0}, {"algorithm": "minillm", "beta": 1.0, "on_policy": 1.0}]
+)
+def test_rows_beyond_the_tokenizers_ids_change_nothing_and_get_no_gradient(batch, rows, settings):
+    plain, other = (tiny.distillation(temperature=0.7, **settings) for _ in range(2))
+    models = padded(plain.policy, rows[0]), padded(plain.teacher, rows[1])
+    other = DistillationTrainer(*models, tiny.tokenizer(), plain.config, 3)
+    assert other.write(batch) == plain.write(batch)
+    expected, metrics = tiny.gradients(plain, batch)
+    found, others = tiny.gradients(other, batch)
+    assert others == pytest.approx(metrics, rel=1e-9)
+    for name, gradient in expected.items():
+        own = found[name]
+        if gradient.shape[0] == 30:
+            assert (own[30:] == 0).all() and own.shape[0] == 30 + rows[0]
+            own = own[:30]
+        assert_close(own, gradient, rtol=1e-8, atol=1e-10)
+    evaluated = [trainer.evaluate([draw.row for draw in batch])["loss"] for trainer in (plain, other)]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-9)
+
+
+def test_the_teacher_is_read_through_its_own_forward(batch):
+    trainer, calls = tiny.distillation(on_policy=0.0, microbatch_tokens=10_000), []
+    trainer.teacher.register_forward_hook(lambda module, inputs, output: calls.append(output[0].shape))
+    trainer.step(batch)
+    trainer.evaluate([draw.row for draw in batch])
+    assert len(calls) == 2
+
+
+def test_the_dropout_of_the_students_adapters_is_off():
+    policy = Policy(tiny.transformer())
+    apply_lora(policy, LoRAConfig(r=2, dropout=0.5))
+    trainer = DistillationTrainer(policy, Policy(tiny.transformer(3)), tiny.tokenizer(), DistillationConfig(), 3)
+    assert {module.p for module in trainer.policy.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+
+
+def test_an_answer_has_the_room_that_its_prompt_leaves(batch):
+    # contexts of 64 and 12: an answer to a prompt of n tokens has at most min(8, 12 - n) tokens
+    student, teacher = Policy(tiny.transformer()), Policy(tiny.transformer(3, max_position_embeddings=12))
+    config = DistillationConfig(batch_size=8, max_tokens=8, on_policy=1.0)
+    trainer = DistillationTrainer(student, teacher, tiny.tokenizer(), config, 3)
+    short = [draw for draw in batch if len(draw.row.prompt) < 12]
+    assert {len(draw.row.prompt) for draw in short} & {5, 6, 7, 8, 9, 10, 11} and len({*map(id, short)}) > 4
+    plain = tiny.distillation(on_policy=1.0)
+    for draw, row, whole in zip(short, trainer.write(short), plain.write(short), strict=True):
+        room = min(8, 12 - len(draw.row.prompt))
+        assert row.prompt == draw.row.prompt and row.responses[0] == whole.responses[0][:room]
+    assert math.isfinite(trainer.step(short)["loss"])
+
+
+def test_no_rows_give_no_numbers():
+    assert tiny.distillation().evaluate([]) == {}
+
+
 def test_state_and_weights_continue_identically():
     batches = tiny.batches(8, 6)
     whole, first, second = (tiny.distillation(torch.float32, 6) for _ in range(3))
@@ -187,11 +259,47 @@ def test_settings_that_cannot_work_are_refused(settings, text):
         DistillationConfig(**settings)
 
 
-def test_a_teacher_of_another_vocabulary_is_refused():
-    other = Transformer(ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=32))
-    text = r"^DistillationTrainer: student and teacher need one vocabulary, got 30 and 31 ids$"
+@pytest.mark.parametrize("rows", [(30, 20), (20, 30)])
+def test_a_model_that_lacks_ids_of_the_tokenizer_is_refused(rows):
+    student, teacher = (Policy(tiny.transformer(vocab_size=n)) for n in rows)
+    text = rf"need a row for each of the tokenizer's 30 ids, got {rows[0]} and {rows[1]} rows; take two models with one"
+    with pytest.raises(InputError, match=f"^DistillationTrainer: student and teacher {text}"):
+        DistillationTrainer(student, teacher, tiny.tokenizer(), DistillationConfig(), 3)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_model_with_capped_logits_is_refused_by_name(who):
+    models = {"student": Policy(tiny.transformer()), "teacher": Policy(tiny.transformer(3))}
+    models[who] = Policy(tiny.transformer(4, final_logit_softcapping=0.5))
+    text = rf"^DistillationTrainer: the {who} caps its logits at 0.5 \(final_logit_softcapping\), which"
     with pytest.raises(InputError, match=text):
-        DistillationTrainer(Policy(tiny.transformer()), Policy(other), tiny.tokenizer(), DistillationConfig(), 3)
+        DistillationTrainer(*models.values(), tiny.tokenizer(), DistillationConfig(), 3)
+
+
+def words(changes=None, **parts):
+    """The tokenizer of `tiny` with other tokens or another part of the backend."""
+    backend = tiny.tokenizer().backend
+    if changes:
+        state = json.loads(backend.to_str())
+        state["model"]["vocab"] = {changes.get(token, token): i for token, i in state["model"]["vocab"].items()}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+    for name, part in parts.items():
+        setattr(backend, name, part)
+    return Tokenizer(backend)
+
+
+def test_a_students_tokenizer_must_be_the_teachers():
+    check_same_tokenizer("--student x", words(), words())
+    lower, split = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()
+    for other, text in [
+        (words({"a": "b", "b": "a"}), "id 3 differs: '[ab]' is in one of them only"),
+        (tiny.tokenizer().with_special_tokens(["<x>"]), "id 30 differs: '<x>' is in one of them only"),
+        (words(normalizer=lower), "their normalizer differs, so they split texts in different ways"),
+        (words(pre_tokenizer=split), "their pre_tokenizer differs"),
+    ]:
+        for pair in ((other, words()), (words(), other)):
+            with pytest.raises(InputError, match=f"^--student x: .*must be the teacher's, but {text}"):
+                check_same_tokenizer("--student x", *pair)
 
 
 def test_a_teacher_that_is_the_student_is_refused():

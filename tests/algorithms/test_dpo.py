@@ -223,6 +223,25 @@ def test_tr_dpo_moves_the_reference_at_every_second_step():
     assert not any(name.startswith("reference") for name in trainer.optimizer.parameters)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_tr_dpo_moves_the_reference_at_the_multiples_of_its_period_alone_resumed_or_not(every):
+    batches, resumed_at = tiny.batches(8, 7), 4
+    trainer, moves = tiny.dpo(ref_update_every=every, updates=7), []
+    for k in range(7):
+        if k == resumed_at:
+            resumed = tiny.dpo(ref_update_every=every, updates=7)
+            for name, model in resumed.models.items():
+                model.load_state_dict(trainer.models[name].state_dict())
+            resumed.load_state_dict(trainer.state_dict())
+            trainer = resumed
+        before = copy.deepcopy(trainer.ref_policy.transformer.state_dict())
+        trainer.step(batches[k])
+        after = trainer.ref_policy.transformer.state_dict()
+        if any(not torch.equal(before[name], after[name]) for name in before):
+            moves.append(k + 1)
+    assert moves == [step for step in range(1, 8) if step % every == 0]
+
+
 def test_without_tr_dpo_the_reference_never_moves():
     trainer = tiny.dpo(lr=0.1)
     before = copy.deepcopy(trainer.ref_policy.state_dict())
@@ -240,10 +259,26 @@ def test_eight_microbatches_of_one_pair_are_one_of_eight(batch, settings):
     assert split[1] == pytest.approx(joined[1])
 
 
+@pytest.mark.parametrize("settings", [{}, {"nll_coef": 0.5}])
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
-def test_losses_that_sort_the_batch_are_not_cut_into_microbatches(batch, name):
-    joined, split = (tiny.gradients(tiny.dpo(loss=name, microbatch_tokens=n), batch) for n in (10_000, 1))
-    assert_close(split[0], joined[0], rtol=0, atol=0)
+def test_losses_that_sort_read_micro_batches_and_compare_the_whole_batch(batch, name, settings):
+    joined, split = (tiny.dpo(loss=name, microbatch_tokens=n, **settings) for n in (10_000, 80))
+    sizes = []
+    for model in (split.policy, split.ref_policy):
+        model.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].numel()))
+    rows = [draw.row for draw in batch]
+    assert split.evaluate(rows) == pytest.approx(joined.evaluate(rows))
+    (found, metrics), (expected, expected_metrics) = (tiny.gradients(trainer, batch) for trainer in (split, joined))
+    assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert metrics == pytest.approx(expected_metrics)
+    assert len(sizes) > 12 and max(sizes) <= 80
+
+
+def test_a_batch_of_one_micro_batch_is_read_once():
+    trainer, sizes = tiny.dpo(loss="aot", microbatch_tokens=10_000), []
+    trainer.policy.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    trainer.step(tiny.batches(8)[0])
+    assert sizes == [16]
 
 
 def test_evaluation_is_the_mean_over_pairs_in_any_micro_batches():
@@ -285,6 +320,10 @@ def test_state_and_weights_continue_identically():
         ({"ref_update_every": -1}, "ref_update_every must be at least 0, got -1"),
         ({"nll_coef": -1.0}, "nll_coef must be at least 0, got -1.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"loss": "exo", "label_smoothing": 0.0}, "label_smoothing must be above 0, got 0.0"),
+        ({"loss": "simpo", "gamma": math.nan}, "gamma must be at least -1000000.0 and at most 1000000.0, got nan"),
+        ({"loss": "simpo", "gamma": math.inf}, "gamma must be at least -1000000.0 and at most 1000000.0, got inf"),
+        ({"loss": "alphapo", "alphapo_alpha": math.inf}, "alphapo_alpha must be at least -1000000.0"),
         ({"alphapo_alpha": 0}, "alphapo_alpha must not be 0, got 0; take the loss simpo"),
         ({"loss": "aot", "weighting": True}, "weighting needs a loss for each pair, but aot sorts the pairs"),
         ({"loss": "simpo", "divergence": "js"}, "divergence and ref_update_every need a reference, simpo has none"),
@@ -293,6 +332,9 @@ def test_state_and_weights_continue_identically():
             {"loss": "orpo", "length_alpha": 0.5},
             "length_alpha needs a loss that sums over tokens, orpo averages",
         ),
+        ({"loss": "orpo", "reference_free": True}, "the loss orpo has no reference anyway; leave reference_free out"),
+        ({"loss": "simpo", "reference_free": True}, "the loss simpo has no reference anyway"),
+        ({"ref_update_mix": 1.0}, "ref_update_mix 1.0 would have no effect, it needs ref_update_every above 0; leave"),
         ({"loss": "aot", "divergence": "js"}, "aot compares margins of log-probs, so divergence must be reverse_kl"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
-from minirlhf.algorithms.grpo_recipes import ALGORITHMS, DEFAULTS, PER_TOKEN_SURROGATES
+from minirlhf.algorithms.grpo_recipes import ALGORITHMS, DEFAULTS, PER_TOKEN_SURROGATES, WITHOUT_RATIO
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
 from minirlhf.generation import generate
@@ -274,7 +274,7 @@ def test_the_papers_rows_reach_the_recipe_and_single_settings_replace_them():
     mixed = GRPOConfig(algorithm="dapo", reduction="sequence", clip_eps=0.1, resample=0).recipe
     assert choices(mixed) == {**dapo, "reduction": "sequence", "clip_eps": 0.1, "resample": 0}
     assert GRPOConfig(algorithm="rloo").recipe.kl_estimator == "k1" and GRPOConfig().recipe.kl_estimator == "k3"
-    assert GRPOConfig(kl_in="reward").recipe.kl_estimator == "k1"
+    assert GRPOConfig(kl_in="reward", kl_coef=0.1).recipe.kl_estimator == "k1"
     assert GRPOConfig(algorithm="reinforce++_baseline").recipe.kl_estimator == "k2"
 
 
@@ -288,7 +288,7 @@ def test_a_recipe_leaves_the_settings_as_they_are_and_is_its_own_recipe():
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_row_chooses_settings_that_exist(name):
     assert ALGORITHMS[name].keys() <= {field.name for field in fields(GRPOConfig)}
-    GRPOConfig(**ALGORITHMS[name])  # each choice may be made as a setting too
+    GRPOConfig(**ALGORITHMS[name], kl_coef=0.1)  # each choice may be made as a setting too
 
 
 # Scores that teach nothing, or are missing
@@ -479,6 +479,34 @@ def test_the_adaptive_bonus_follows_its_rule():
     assert trainer.entropy.state_dict() == {"level": 0.0, "low": 0.0}
 
 
+@pytest.mark.parametrize("settings", [{}, {"high_entropy_share": 0.2}, {"sampler_cap": 2.0}, {"kl_coef": 0.0}])
+def test_updates_without_a_token_to_train_on_adapt_nothing_and_report_no_mean(settings):
+    # No completion ends at its first token, so the filter leaves no token. The entropy of nothing is no entropy.
+    filtered = {"max_tokens": 1, "stop_token": 0, "overlong_filter": True, "minibatch_size": 2}
+    trainer = one_update({**filtered, "entropy_target": 2.0, "entropy_coef": 0.5, **settings})
+    metrics = trainer.step(BATCH[0])
+    assert metrics["ended"] == 0 and trainer.entropy.state_dict() == {"level": 0.5, "low": 1.0}
+    assert metrics["entropy_coef"] == 0.5 and metrics["loss"] == metrics["grad_norm"] == 0
+    assert not {"entropy", "ratio", "approx_kl", "clip_fraction"} & metrics.keys()
+
+
+@pytest.mark.parametrize("name", {ALGORITHMS[name].get("advantage"): name for name in ALGORITHMS}.values())
+def test_no_statistic_breaks_or_is_reported_if_no_reward_applies(name):
+    functions = 2 if name == "gdpo" else 1
+    nothing = lambda p, c, rows: [None] * len(c)  # noqa: E731
+    settings = {"algorithm": name, "resample": 0, "reward_weights": (1.0,) * functions, "kl_coef": 0.0}
+    trainer = one_update(settings, rewards=[nothing] * functions)
+    metrics = trainer.step(BATCH[0])
+    assert metrics["loss"] == metrics["grad_norm"] == 0 and all(map(math.isfinite, metrics.values()))
+    assert not {"score_mean", "score_std", "ratio", "entropy"} & metrics.keys()
+    assert [sample["score"] for sample in trainer.samples] == [None] * 4  # NaN is no JSON
+
+
+def test_groups_of_one_completion_report_no_share_of_equal_groups():
+    assert "equal_groups" not in one_update({"algorithm": "remax", "group_size": 1}).step(BATCH[0])
+    assert "equal_groups" in one_update({}).step(BATCH[0])
+
+
 def test_correcting_for_a_sampler_that_is_the_trainer_changes_nothing():
     plain, corrected = one_update({}), one_update({"sampler_cap": 2.0})
     expected, metrics = tiny.gradients(plain, BATCH[0])
@@ -508,11 +536,11 @@ def test_a_sampler_of_other_weights_is_corrected_for():
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_metrics_are_finite_and_explained(name):
-    metrics = tiny.grpo(**settings_of(name) | {"resample": None, "epochs": 2, "entropy_target": 1.0}).step(
-        tiny.batches(8)[0]
-    )
+    epochs = 1 if GRPOConfig(algorithm=name).recipe.surrogate in WITHOUT_RATIO else 2
+    settings = {"resample": None, "epochs": epochs, "minibatch_size": None, "entropy_target": 1.0}
+    metrics = tiny.grpo(**settings_of(name) | settings).step(tiny.batches(8)[0])
     assert metrics.keys() <= METRICS.keys() and all(map(math.isfinite, metrics.values()))
-    assert metrics["updates"] == 4
+    assert metrics["updates"] == (1 if epochs == 1 else 4)
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence", "constant", "sum"])
@@ -544,11 +572,51 @@ def test_a_surrogate_that_clips_no_tokens_reports_no_clip_fraction(surrogate):
         ({"algorithm": "rloo", "scale_rewards": "batch"}, "scale_rewards has no part in leave_one_out advantages"),
         ({"gamma": 0.9}, "gamma has no part in group advantages; leave it out"),
         ({"algorithm": "reinforce", "group_size": 1, "resample": 1}, "resample needs groups of at least 2 completions"),
+        ({"kl_in": "reward"}, "kl_in has no part without a KL, kl_coef is 0; leave it out"),
+        ({"kl_estimator": "k2"}, "kl_estimator has no part without a KL, kl_coef is 0; leave it out"),
+        ({"entropy_delta": 0.1}, "entropy_delta has no part without an entropy_target; leave it out"),
+        (
+            {"algorithm": "remax", "overlong_filter": True, "missing_eos_penalty": 1.0},
+            "missing_eos_penalty has no part in greedy advantages beside overlong_filter; leave it out",
+        ),
+        ({"target_kl": 0.1, "epochs": 1, "minibatch_size": 64}, "target_kl has no part in a step of a single update"),
+        ({"algorithm": "cispo", "clip_eps": 0.1}, "clip_eps has no part in the surrogate cispo; leave it out"),
+        ({"allow_truncation": True}, "allow_truncation has no part without top_k or top_p; leave it out"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_refused(settings, text):
     with pytest.raises(InputError, match=f"^GRPOConfig: {text}"):
         GRPOConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"minibatch_size": 4}, {"epochs": 2}, {"minibatch_size": 2, "epochs": 3}])
+@pytest.mark.parametrize("choice", [{"algorithm": name} for name in ("reinforce", "rloo", "remax")])
+def test_a_surrogate_without_ratio_makes_one_update_of_each_batch(choice, settings):
+    # log pi of samples that another policy drew is no policy gradient, and no ratio corrects it
+    for asked in (choice, {"surrogate": "reinforce"}):
+        text = (
+            "^GRPOConfig: .* surrogate reinforce has no ratio .* one update .* epochs 1 and minibatch_size to 8 or none"
+        )
+        with pytest.raises(InputError, match=text):
+            GRPOConfig(**{"batch_size": 8, "minibatch_size": 8, **settings, **asked})
+    assert GRPOConfig(**{**choice, "surrogate": "clip", "batch_size": 8, "minibatch_size": 8, **settings})
+
+
+def test_without_a_minibatch_size_the_surrogate_decides_on_one_update_or_two():
+    # settings of a user, then of the paper: (batch, minibatch, updates of a step)
+    for settings, minibatch, updates in [
+        ({"algorithm": "rloo"}, 8, 1),
+        ({"algorithm": "grpo"}, 4, 2),
+        ({"algorithm": "grpo", "surrogate": "reinforce"}, 8, 1),
+        ({"algorithm": "remax", "surrogate": "clip"}, 4, 2),
+        ({"algorithm": "grpo", "epochs": 3}, 4, 6),
+        ({"algorithm": "grpo", "batch_size": 5}, 5, 1),  # an odd batch has no halves
+    ]:
+        config = GRPOConfig(**{"batch_size": 8, "minibatch_size": None, "steps": 10, **settings}).recipe
+        assert (config.minibatch_size, config.minibatches * config.epochs) == (minibatch, updates)
+        assert config.updates == 10 * updates
+    trainer = tiny.grpo(algorithm="rloo", minibatch_size=None)
+    assert trainer.step(tiny.batches(8)[0])["updates"] == 1 and trainer.optimizer.updates == tiny.STEPS
 
 
 def test_a_group_stands_side_by_side_and_its_completions_differ():

@@ -29,6 +29,10 @@ def test_a_run_makes_its_steps_or_fewer_on_few_rows(rows, steps):
     assert OfflineConfig(steps=100, max_epochs=4.0, batch_size=8).steps_for(rows) == steps
 
 
+def test_without_a_limit_of_epochs_a_run_makes_its_steps():
+    assert OfflineConfig(steps=100, max_epochs=float("inf"), batch_size=8).steps_for(1) == 100
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_refuses_the_same_settings(config):
     for settings, text in [

@@ -188,6 +188,7 @@ def test_the_surrogate_is_a_row_of_the_table(batch, monkeypatch):
     trainer, clipped = tiny.ppo(surrogate="spo", **settings), tiny.ppo(**settings)
     rollout = trainer.collect(batch)
     metrics, others = trainer.step(batch), clipped.step(batch)
+    assert "clip_fraction" in others and metrics.keys() == others.keys() - {"clip_fraction"}  # spo does not clip
     assert calls[0][1] is trainer.config and calls[0][0].sum() == rollout.completion_mask.sum()
     assert metrics["policy_loss"] != pytest.approx(others["policy_loss"], rel=1e-3)  # they differ once the ratio moves
     first = [tiny.gradients(tiny.ppo(surrogate=name, **settings), batch)[0] for name in ("spo", "clip")]

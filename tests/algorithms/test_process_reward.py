@@ -128,6 +128,25 @@ def test_steps_and_labels_of_different_number_are_refused_by_row(steps, labels, 
         encode_steps(tiny.tokenizer(), [good, {"prompt": "a", "steps": steps, "labels": labels}], 64)
 
 
+@pytest.mark.parametrize("label", [1, 0, 1.0, -1, "true", None])
+def test_a_label_that_is_neither_true_nor_false_is_refused(label):
+    for place, name in (({}, "row 0"), ({"line": 7}, "line 7")):
+        row = {"prompt": "a", "steps": ["b", "c"], "labels": [True, label], **place}
+        with pytest.raises(InputError, match=f"^{name}: needed labels of true or false, got {label!r}; convert"):
+            encode_steps(tiny.tokenizer(), [row], 64)
+
+
+def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
+    good, long = ({"prompt": "a", "steps": ["b" * n], "labels": [True]} for n in (1, 70))
+    with pytest.raises(InputError, match="^row 1: has 72 tokens, the model's context holds 64: 1 of 2 rows are too"):
+        encode_steps(tiny.tokenizer(), [good, long], 64)
+    assert len(encode_steps(tiny.tokenizer(), [good, long], 64, max_refused=0.5)) == 1
+    assert encode_steps(tiny.tokenizer(), [{**long, "line": 9}], 64, max_refused=1.0) == []
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "1 of 2 rows are left out: row 1: has 72 tokens, the model's context holds 64"
+    assert second.startswith("1 of 1 rows are left out: line 9: has 72 tokens")
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -1,11 +1,16 @@
 """The reward model: Bradley-Terry with margin and centring, in any micro-batches."""
 
 import math
+import re
 
 import pytest
 import tiny
 import torch
 from torch.testing import assert_close
+
+from minirlhf.data.batches import Draw
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError
 
 
 @pytest.fixture
@@ -77,3 +82,22 @@ def test_state_and_weights_continue_identically():
     second.load_state_dict(first.state_dict())
     assert [second.step(batches[k]) for k in range(3, 6)] == log[3:]
     assert_close(tiny.weights(second), tiny.weights(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("margin", ["0.5", "high", [1], math.nan, math.inf, 1e39, 1e30])
+def test_a_margin_that_is_no_usable_number_is_refused_with_its_row(margin):
+    row = tiny.rows(1)[0]
+    for place, name in (({"line": 7}, "line 7"), ({}, repr(row.source["prompt"]))):
+        bad = EncodedRow({**row.source, **place, "margin": margin}, row.prompt, row.responses)
+        text = f"{name}: margin must be a number of at most 1e+15 in size, got {margin!r}"
+        with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+            tiny.reward().step([Draw(bad, 0, 0)])
+
+
+def test_a_margin_of_null_is_no_margin():
+    row = tiny.rows(1)[0]
+    losses = []
+    for source in ({"margin": None}, {"margin": 0}, {}):
+        rest = {key: value for key, value in row.source.items() if key != "margin"}
+        losses.append(tiny.reward().step([Draw(EncodedRow(rest | source, row.prompt, row.responses), 0, 0)])["loss"])
+    assert losses[0] == losses[1] == losses[2]

@@ -13,6 +13,7 @@ from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
 from minirlhf.algorithms.prompt_classifier import fit_logistic
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
+from minirlhf.data.batches import Draw
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
@@ -98,7 +99,8 @@ def test_the_first_loss_of_a_policy_that_is_the_reference_is_known(batch, name, 
     policy = Policy(tiny.transformer())
     trainer = UnpairedTrainer(policy, copy_of(policy), tiny.tokenizer(), UnpairedConfig(loss=name), 3)
     metrics = trainer.step(batch)
-    assert metrics["loss"] == pytest.approx(loss) and metrics["reward_mean"] == metrics["kl"] == 0
+    assert metrics["loss"] == pytest.approx(loss) and metrics["reward_mean"] == 0
+    assert metrics.get("kl") == (0 if name == "kto" else None)  # only KTO's loss has a KL
     assert metrics.keys() <= METRICS.keys()
 
 
@@ -165,6 +167,46 @@ def test_each_pair_becomes_two_rows_with_an_answer_to_another_prompt_each():
     assert all(row.source["prompt"] == pair.source["prompt"] for row, pair in zip(rows[::2], pairs, strict=True))
 
 
+def pair_of(prompt, i):
+    return EncodedRow({"prompt": "x"}, prompt, ([2 * i], [2 * i + 1]))
+
+
+@pytest.mark.parametrize(
+    "prompts", ["", "a", "aa", "ab", "aaba", "abba", "aaab", "baaa", "abcabc", "aabbccaa", "aaaaaaab"]
+)
+def test_the_other_answer_is_the_nearest_before_with_another_prompt_in_a_circle(prompts):
+    pairs = [pair_of([ord(letter)], i) for i, letter in enumerate(prompts)]
+    found = [row.responses[1][0] // 2 for row in single_rows(pairs, 64)[::2]]
+    expected = []
+    for i, letter in enumerate(prompts):
+        circle = [(i - back) % len(prompts) for back in range(1, len(prompts) + 1)]
+        expected.append(next((k for k in circle if prompts[k] != letter), circle[0]))
+    assert found == expected
+
+
+class Counted(list):
+    """A prompt that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = None
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return list.__eq__(self, other)
+
+    def __ne__(self, other):
+        Counted.compared += 1
+        return list.__ne__(self, other)
+
+
+@pytest.mark.parametrize("different", [0, 1])
+def test_many_pairs_of_one_prompt_are_compared_a_few_times_each(different):
+    pairs = [pair_of(Counted([1, 5]), i) for i in range(2000)] + [pair_of(Counted([1, 6]), 2000)] * different
+    Counted.compared = 0
+    assert len(single_rows(pairs, 64)) == 2 * len(pairs)
+    assert Counted.compared <= 3 * len(pairs)
+
+
 # Prompts
 
 
@@ -180,9 +222,11 @@ def separable(n=24):
 
 
 def weighted(rows, dtype=torch.float32):
-    policy = Policy(tiny.transformer(dtype=dtype))
+    """dtype: of the frozen base, beside an fp32 adapter."""
+    policy = tiny.adapted(Policy(tiny.transformer(dtype=dtype)))
     config = UnpairedConfig(loss="bco", prompt_weighting=True, batch_size=8, lr=1e-2)
-    return UnpairedTrainer(policy, tiny.near(policy), tiny.tokenizer(), config, 3, rows=rows)
+    reference = Policy(tiny.transformer(dtype=dtype))
+    return UnpairedTrainer(policy, reference, tiny.tokenizer(), config, 3, rows=rows)
 
 
 def test_the_prompt_classifier_separates_separable_prompts():
@@ -212,6 +256,51 @@ def test_a_disliked_answer_counts_more_if_liked_answers_have_similar_prompts():
     assert_close(liked[0], -logsigmoid(0.1 * ratio(trainer, rows[0], rows[0].responses[0])))
 
 
+def whole_only_in_forwards(model):
+    """Break all weights except inside a forward of the whole model, like weights that are spread over processes."""
+    stored = {name: p.clone() for name, p in model.named_parameters()}
+
+    def gather(*_):
+        for name, p in model.named_parameters():
+            p.data.copy_(stored[name])
+
+    def scatter(*_):
+        for p in model.parameters():
+            p.data.fill_(torch.nan)
+
+    model.register_forward_pre_hook(gather)
+    model.register_forward_hook(scatter)
+    scatter()
+
+
+@pytest.mark.parametrize("microbatch_tokens", [1, 20, 10_000])
+def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(microbatch_tokens):
+    rows, config = separable(), {"loss": "bco", "prompt_weighting": True, "batch_size": 8, "lr": 1e-2}
+    plain = weighted(rows, torch.float64)
+    policy = Policy(tiny.transformer(dtype=torch.float64))
+    reference = tiny.near(policy)
+    embedding = reference.transformer.model.embed_tokens.weight.clone()
+    whole_only_in_forwards(reference)
+    config = UnpairedConfig(**config, microbatch_tokens=microbatch_tokens)
+    trainer = UnpairedTrainer(policy, reference, tiny.tokenizer(), config, 3, rows=rows)
+    assert_close(trainer.prompt_classifier.weights, plain.prompt_classifier.weights)
+    unseen = EncodedRow({"prompt": "aby"}, tiny.tokenizer().encode_prompts(["aby"])[0], ([5],))
+    mean = embedding[unseen.prompt].mean(0).float()
+    expected = mean @ plain.prompt_classifier.weights[:-1] + plain.prompt_classifier.weights[-1]
+    assert_close(trainer.prompt_classifier.logits([unseen])[0], expected)
+    batches = Batches(rows, batch_size=8, steps=2, seed=0, stream="x")
+    assert tiny.train(trainer, batches)[-1] == pytest.approx(tiny.train(plain, batches)[-1])
+
+
+@pytest.mark.parametrize("desirable", [1, 0, 1.0, "true", None, [True]])
+def test_a_label_that_is_neither_true_nor_false_is_refused_with_its_row(desirable):
+    row = EncodedRow({"prompt": "ab", "line": 3, "desirable": desirable}, [1, 4], ([5], [6]))
+    with pytest.raises(InputError, match=r"^line 3: desirable must be true or false, got .*; convert it first$"):
+        tiny.unpaired().step([Draw(row, 0, 0)])
+    with pytest.raises(InputError, match=r"^line 3: desirable must be true or false, got .*; convert it first$"):
+        weighted([*separable(), row])
+
+
 def test_logistic_regression_finds_the_boundary():
     # x >= 3 is liked, so slope * x + bias changes its sign near 2.5
     x = torch.arange(6.0)
@@ -236,6 +325,14 @@ def test_prompt_weighting_works_in_every_precision(dtype):
         ({"beta": 0.0}, "beta must be above 0, got 0.0"),
         ({"desirable_weight": -1.0}, "desirable_weight must be at least 0, got -1.0"),
         ({"prompt_weighting": True}, "prompt_weighting belongs to bco, got kto"),
+        (
+            {"loss": "bco", "desirable_weight": 2.0},
+            "desirable_weight 2.0 would have no effect, it needs the loss kto; ",
+        ),
+        (
+            {"loss": "apo_zero", "undesirable_weight": 0.0},
+            "undesirable_weight 0.0 would have no effect, it needs the loss",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minirlhf.cli.main import main
 from minirlhf.model import (
@@ -101,17 +102,40 @@ def test_show_gives_settings_and_the_size_of_each_update(call, folders):
     norm = layer.adapters["default"].delta(layer.base).norm().item()
     shown = next(line.split() for line in out.splitlines() if "layers.1.self_attn.v_proj" in line)
     assert shown[1:3] == ["8", "16"] and float(shown[3]) == pytest.approx(norm, rel=1e-3)
+    assert "of single modules" not in out and "whole weights" not in out
+
+
+def test_show_gives_ranks_of_single_modules_and_whole_weights(call, folders, tmp_path):
+    shutil.copytree(folders / "two", tmp_path / "two")
+    path, config = tmp_path / "two" / "adapter_model.safetensors", tmp_path / "two" / "adapter_config.json"
+    save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(3, 16)}, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {"layers.1.self_attn.v_proj": 8}}))
+    code, out, _ = call("show", tmp_path / "two")
+    assert code == 0 and re.search(r"^of single modules +alpha 8 for layers.1.self_attn.v_proj$", out, re.MULTILINE)
+    assert re.search(r"^whole weights +lm_head$", out, re.MULTILINE)
+    pattern = re.compile(r"^\S*layers\.1\.self_attn\.v_proj +8 +16 +(\S+)$", re.MULTILINE)
+    norms = [float(pattern.search(text)[1]) for text in (out, call("show", folders / "two")[1])]
+    assert norms[0] == pytest.approx(2 * norms[1], rel=1e-3)  # alpha 8 where the others have 4
 
 
 def test_a_merged_folder_is_a_model_with_its_tokenizer(call, folders, tmp_path):
     code, out, _ = call("merge", folders / "one", "--output", tmp_path / "merged")
-    assert code == 0 and "1 * " in out
+    assert code == 0 and "1 * " in out and " numbers in float32, 0.0 MB" in out
     adapted = load_pretrained(folders / "base")
     load_adapter(adapted, folders / "one")
     merged = load_pretrained(tmp_path / "merged")
     torch.testing.assert_close(merged(IDS), adapted(IDS), rtol=1e-5, atol=1e-5)
     assert Tokenizer.load(tmp_path / "merged").encode("words") == Tokenizer.load(folders / "base").encode("words")
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_merged_folder_has_the_dtype_of_its_base(call, folders, tmp_path):
+    shutil.copytree(folders / "base", tmp_path / "half")
+    save_pretrained(load_pretrained(folders / "base").bfloat16(), tmp_path / "half")
+    code, out, _ = call("merge", folders / "one", "--base", tmp_path / "half", "--output", tmp_path / "merged")
+    assert code == 0 and " numbers in bfloat16, 0.0 MB" in out
+    assert {w.dtype for w in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_merging_two_adapters_adds_them_with_weights(call, folders, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from minirlhf.model import (
     save_pretrained,
 )
 from minirlhf.text import Tokenizer
+from minirlhf.training.checkpoint import written_whole
 from minirlhf.training.help import field_help
 
 TEXTS = ["User:\nhello\n\nAssistant:\nYes.\n\n", "<|im_start|>user\nthe kettle is good. it is bad.<|im_end|>\n"] * 8
@@ -184,11 +186,62 @@ def test_an_answer_that_reaches_max_tokens_is_marked(chat, folder_of, kettle):
     assert notes[-1].startswith("20 tokens")  # half the context
 
 
-def test_without_a_template_turns_are_plain_text_and_an_answer_ends_before_a_user_turn(chat, folder_of, tmp_path):
-    out, notes = chat(["hello", "/save dialogue.jsonl"], folder_of("Yes.\n\nUser:", template=None))
-    assert "no chat template, so turns are plain text; --template NAME takes a built-in template" in notes[0]
-    assert out == "Yes.\n\n"  # the model wrote one newline, the program the other
+def test_without_a_template_each_line_is_sent_as_typed(chat, folder_of, tmp_path):
+    folder = folder_of(None, template=None)
+    out, notes = chat([" it is", "hello", "/system be good", "/save rows.jsonl"], folder, "--max_tokens", "6")
+    assert notes[0] == (
+        f"{folder}: no chat template, so each line is sent as typed; --raw false sends turns of plain text, "
+        "--template NAME takes a built-in template"
+    )
+    assert notes[-2].startswith("error: system: each line is sent as typed, without turns; give --raw false")
+    tokenizer, model = Tokenizer.load(folder), load_policy(folder).transformer
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == [" it is", "hello"]
+    sampling = SamplingConfig(max_tokens=6, temperature=0.7, top_p=0.95, stop_ids=tokenizer.eos_ids)
+    for turn, row in enumerate(rows):  # each line alone, with its spaces
+        ids = tokenizer.encode_prompts([row["prompt"]])
+        (done,) = generate(model, ids, sampling, seed=0, stream="chat", keys=[(0, 2 * turn + 1, 0)])
+        assert row["response"] == tokenizer.decode(done.ids)
+    assert out == "".join(row["response"] + "\n" for row in rows)
+
+
+def test_raw_needs_no_folder_without_a_template_and_a_long_line_is_refused(chat, kettle, random_folder):
+    out, notes = chat(["hello", "the kettle " * 60], random_folder, "--raw", "--max_tokens", "4", "--temperature", "0")
+    tokenizer, model = Tokenizer.load(random_folder), load_policy(random_folder).transformer
+    greedy = SamplingConfig(max_tokens=4, temperature=0, stop_ids=tokenizer.eos_ids)
+    assert out == tokenizer.decode(generate(model, tokenizer.encode_prompts(["hello"]), greedy)[0].ids) + "\n"
+    assert notes[-1].startswith("error: this text needs ") and notes[-1].endswith(" 92 fit; use fewer words")
+
+
+def test_without_a_template_raw_false_writes_turns_and_an_answer_ends_before_a_user_turn(chat, folder_of, tmp_path):
+    folder = folder_of("Yes.\n\nUser:", template=None)
+    out, notes = chat(["hello", "/save dialogue.jsonl"], folder, "--raw", "false")
+    assert (
+        out == "Yes.\n\n" and "no chat template" not in notes[0]
+    )  # the model wrote one newline, the program the other
     assert saved(tmp_path / "dialogue.jsonl") == turns("hello", "Yes.")
+
+
+def test_a_pipelines_folder_takes_its_last_policy(chat, kettle, random_folder, tmp_path):
+    for stage, model in (("sft", random_folder), ("ppo", kettle)):
+        (tmp_path / "job" / stage).mkdir(parents=True)
+        (tmp_path / "job" / stage / "config.toml").write_text("")
+        with written_whole(tmp_path / "job" / stage / "model") as aside:
+            shutil.copytree(model, aside, dirs_exist_ok=True)
+    out, notes = chat(["hello"], tmp_path / "job")
+    assert out == "the kettle is good.\n" and notes[0].startswith(f"{tmp_path / 'job' / 'ppo' / 'model'}: ")
+
+
+def test_template_variables_are_set_for_the_conversation(chat, folder_of, tmp_path):
+    folder = folder_of(None)
+    source = Tokenizer.load(folder).templates["default"].source + "{{ 'it is' if brief }}"
+    Tokenizer.load(folder).with_template(source).save(folder)
+    flags = "--max_tokens", "6", "--temperature", "0"
+    plain, brief, off = (
+        chat(["hello"], folder, *flags, *words)[0]
+        for words in ([], ["--template_variables", '{"brief": true}'], ["--template_variables", '{"brief": false}'])
+    )
+    assert plain == off != brief
 
 
 def test_with_the_built_in_plain_template_an_answer_ends_before_a_user_turn_too(chat, folder_of):
@@ -414,6 +467,8 @@ def test_an_adapter_folder_without_an_adapter_is_refused(refusal, kettle):
 
 def test_impossible_settings_are_refused(refusal, kettle):
     assert "needed one of chatml" in refusal(kettle, "--template", "nonsense")
+    assert "--raw sends text without a template" in refusal(kettle, "--raw", "--template", "chatml")
+    assert "does not read 'x'; it reads no variables" in refusal(kettle, "--template_variables", '{"x": 1}')
     assert "needed temperature 0 or from 0.001 up" in refusal(kettle, "--temperature", "-1")
     assert "max_tokens and batch_size must be at least 1" in refusal(kettle, "--max_tokens", "0")
 

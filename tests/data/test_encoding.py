@@ -152,7 +152,9 @@ def test_turns_that_the_template_refuses_are_counted_and_named(chatml):
     assert encoded.rows[0].responses[0] == [*strict.encode("cd"), strict.eos_id]
 
 
-def test_a_template_that_changes_earlier_text_gets_the_plain_answer_and_eos(chatml):
+def test_a_row_is_refused_by_name_if_the_template_changes_earlier_text(chatml):
     forgetful = chatml.with_template("{% for m in messages[-1:] %}{{ m.role }}:{{ m.content }}{% endfor %}")
-    row = encode_rows(forgetful, [CHAT], ("chosen",), context=99).rows[0]
-    assert row.prompt == forgetful.encode("user:ab") and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]
+    encoded = encode_rows(forgetful, [CHAT | {"line": 7}], ("chosen",), context=99, max_refused=1.0)
+    (reason,) = encoded.refused
+    assert reason.startswith("line 7: chat template: its generation prompt ends with 'user:ab', and it renders these")
+    assert encoded.rows == []

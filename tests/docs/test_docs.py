@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,11 +21,13 @@ from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli.main import main as minirlhf_command
 from minirlhf.jobs import opened
+from minirlhf.training.journal import Journal
 from minirlhf.training.vocabulary import METRICS
 
 from ..examples.conftest import small_task
 from ..test_imports import CORE, module
 from ..test_imports import FILES as PACKAGE_FILES
+from .output import BLOCK, shape, shortened
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +37,8 @@ COMMAND = re.compile(r"^(?:minirlhf|pip|pytest|python|torchrun)\b.*$", re.MULTIL
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 PROSE = {page: FENCE.sub("", text) for page, text in TEXT.items()}
 BLOCKS = [(page, *match.groups()) for page in PAGES for match in FENCE.finditer(TEXT[page])]
-PYTHON = [(page, code) for page, info, code in BLOCKS if info == "python"]
+DRAWINGS = [code for _, _, code in BLOCKS if "matplotlib" in code]  # no package of the tests
+PYTHON = [(page, code) for page, info, code in BLOCKS if info == "python" and code not in DRAWINGS]
 EXCERPTS = [(page, info.split()[1], code) for page, info, code in BLOCKS if info.startswith("python ")]
 # commands stand in ```sh blocks or, indented, in the prose; those that begin with pip are the CI script's
 INDENTED = [line.strip() for page in PAGES for line in re.findall(r"^    .+$", PROSE[page], re.MULTILINE)]
@@ -173,6 +177,25 @@ def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
 
 
+def test_the_lines_that_draw_metrics_read_the_file_of_a_run(tmp_path, monkeypatch):
+    (code,) = DRAWINGS
+    journal = tmp_path / "runs/ppo-001/ppo"
+    journal.mkdir(parents=True)
+    for k in range(3):
+        Journal(journal, k).step(k, {"kl": k / 2}, [])
+    drawn = []
+    pyplot = ModuleType("matplotlib.pyplot")
+    pyplot.plot, pyplot.savefig = lambda *lines: drawn.append(lines), drawn.append
+    matplotlib = ModuleType("matplotlib")
+    matplotlib.pyplot = pyplot
+    monkeypatch.setitem(sys.modules, "matplotlib", matplotlib)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/runs.md", "exec"), {})
+    assert drawn == [([0, 1, 2], [0.0, 0.5, 1.0]), "kl.png"]
+    assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 3
+
+
 @pytest.mark.parametrize(("page", "source", "code"), EXCERPTS, ids=name_of)
 def test_excerpts_stand_in_the_source(page, source, code):
     """Each line of an excerpt stands in the file it names, as it is and in this order; `...` leaves lines out."""
@@ -283,6 +306,18 @@ def test_commands_work(command, workshop):
     code, out, err = workshop.run(command)
     assert code == 0, err[-2000:]
     assert "Traceback" not in err and "error: " not in err
+
+
+def test_the_output_in_the_readme_is_that_of_the_program(workshop):
+    """As tests/docs/output.py writes it; numbers and samples differ. The rows of the embedded task, as in README.md."""
+    tables = {"": {"device": "cpu", "vocab_size": 400}} | {name: TINY[name] for name in SECTIONS["ppo"]}
+    tables |= {"run": {"eval_every": 1}, "ppo": TINY["ppo"] | {"steps": 3}}
+    (workshop.folder / "shown.toml").write_text("\n".join(toml(name, table) for name, table in tables.items()))
+    code, out, err = workshop.call(["python", "examples/ppo.py", "--config", "shown.toml"])
+    assert code == 0, err[-2000:]
+    shown = BLOCK.search(TEXT[ROOT / "README.md"])[2]
+    assert shape(shown) == shape(shortened(out))
+    assert max(map(len, out.splitlines())) <= 80 and len(shape(shown)) > 20
 
 
 def test_a_pipeline_looks_as_runs_md_says(workshop):

@@ -1,10 +1,12 @@
 """The report of a tiny random policy: every measure equals its definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from minirlhf.data import EncodedRow, encode_rows
-from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, side_by_side, summary
+from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evaluate_policy, summary, win_rate
 from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
@@ -120,6 +122,27 @@ def test_greedy_evaluation_with_a_reference_has_no_kl(policy):
     assert report.measures["kl"] is None
 
 
+def test_without_prompts_nothing_is_measured(policy):
+    def never(*_):
+        raise AssertionError("called without prompts")
+
+    report = evaluate_policy(policy, TOKENIZER, [], SAMPLING, reward=never, gold=never, ref_policy=copy_of(policy))
+    assert report.known() == {} and report.measures.keys() == MEASURES.keys() and report.prompts == []
+    assert win_rate(report, report) is None and summary(report, report)["after"]["gold_reward"] is None
+    assert comparison(report, report, "PPO").startswith("on held-out prompts")
+
+
+def test_a_prompt_gets_the_room_that_it_leaves_and_without_room_it_is_left_out(policy):
+    # the context holds 64 tokens
+    rows = [EncodedRow({"prompt": str(n)}, [1] + [5] * (n - 1), ()) for n in (3, 64, 63, 100, 60)]
+    free = replace(SAMPLING, stop_ids=())
+    with pytest.warns(UserWarning, match="^2 of 5 prompts leave no room in the context of 64: left out$"):
+        report = evaluate_policy(policy, TOKENIZER, rows, free, ref_policy=copy_of(policy))
+    assert report.prompts == ["3", "63", "60"] and len(report.completions) == 3
+    assert report.measures["length"] == pytest.approx((12 + 1 + 4) / 3)
+    assert report.measures["ended"] == 0 and report.measures["kl"] == pytest.approx(0, abs=1e-5)
+
+
 def report_of(**measures):
     return Report(dict.fromkeys(MEASURES) | measures, ["a prompt"], ["a text"])
 
@@ -148,30 +171,3 @@ def test_comparison_shows_the_measures_that_either_report_has():
         "KL to the reference (nats)           -      3.000",
         "",
     ]
-
-
-def test_side_by_side_layout():  # prompts 0 and 2 of 3
-    before = Report({}, ["a prompt", "x", "b"], ["one two three four five", "x", ""])
-    after = Report({}, before.prompts, ["six", "x", "seven\n\neight"])
-    assert side_by_side(before, after, n=2, width=10).splitlines() == [
-        "prompt      before      after",
-        "----------  ----------  ----------",
-        "a prompt    one two     six",
-        "            three four",
-        "            five",
-        "",
-        "b           (empty)     seven",
-        "                        eight",
-    ]
-
-
-def test_side_by_side_shows_few_prompts_and_the_end_of_long_texts():
-    report = Report({}, ["p"], ["x" * 60 + "end"])
-    lines = side_by_side(report, report, n=5, width=10).splitlines()
-    assert len(lines) == 2 + 4 and lines[-1].endswith("xxxxxxxend")
-
-
-@pytest.mark.parametrize("prompts", [6, 11])
-def test_side_by_side_shows_n_prompts(prompts):
-    report = Report({}, [f"p{i}" for i in range(prompts)], ["x"] * prompts)
-    assert side_by_side(report, report, n=5).count("\np") == 5

@@ -260,7 +260,7 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--sft.learning_rate", "1"], "command line: no setting '--sft.learning_rate'; the nearest is --sft."),
+        (["--sft.learning_rate", "1"], "command line: no setting '--sft.learning_rate'; see --help."),
         (
             ["--ppo.clip_epz", "1"],
             "command line: no setting '--ppo.clip_epz'; the nearest is --ppo.clip_eps; see --help.",

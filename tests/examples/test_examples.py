@@ -184,7 +184,7 @@ def test_embedded_tasks_have_gold_measures(call, tmp_path, monkeypatch, name, gr
 )
 def test_help_shows_the_settings_and_the_metrics(call, tmp_path, capsys, program):
     with pytest.raises(SystemExit) as caught:
-        call(program, tmp_path, "--help")
+        call(program, tmp_path, "--help", "all")
     text = capsys.readouterr().out
     assert caught.value.code == 0 and list(tmp_path.iterdir()) == []
     for flag in ("--output", "--seed", "--data", "--resume", f"--{program}.lr", "docs/metrics.md"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from minirlhf.data import Batches, encode_rows, read_rows
+from minirlhf.jobs import learning_rates
 from minirlhf.model import (
     LoRAConfig,
     Transformer,
@@ -126,6 +128,49 @@ def test_a_student_has_no_base_to_adapt(call, inputs, tmp_path, capsys):
     assert stop.value.code == 2 and "this program trains all weights of a new model" in capsys.readouterr().err
 
 
+def test_a_large_folder_has_its_own_learning_rate_and_a_resumed_job_the_same(
+    call, inputs, finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(learning_rates, "SMALL", 10.0), monkeypatch.setattr(learning_rates, "LARGE", 100.0)
+    argv = ["--data", inputs / "pairs.jsonl", "--policy", finished / "sft", "--output", tmp_path / "job"]
+    call("dpo", tmp_path, *argv)
+    assert "million parameters, --train all: dpo.lr 1e-06\n" in capsys.readouterr().out
+    config = (tmp_path / "job" / "dpo" / "config.toml").read_text()
+    assert "\nlr = 1e-06\n" in config
+    lines = (tmp_path / "job" / "dpo" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["lr"] for line in lines) <= 1e-6
+    call("dpo", tmp_path, *argv, "--resume")  # the same settings: nothing is refused
+    with pytest.raises(SystemExit):
+        call("dpo", tmp_path, *argv, "--resume", "--dpo.lr", "1e-3")
+    assert "it began with 'lr = 1e-06', but the settings now say 'lr = 0.001'" in capsys.readouterr().err
+    rates = [tomllib.loads((finished / stage / "config.toml").read_text()) for stage in ("sft", "reward", "ppo")]
+    assert [rates[0]["sft"]["lr"], rates[1]["reward_model"]["lr"], rates[2]["ppo"]["lr"]] == [8e-3, 4e-3, 1e-3]
+
+
+def test_a_student_that_exists_is_trained(call, inputs, finished, tmp_path, capsys):
+    # teacher and student come from one job, so they have one tokenizer
+    student = finished / "sft"
+    argv = ["--data", inputs / "pairs.jsonl", "--policy", finished / "ppo", "--student", student]
+    call("distillation", tmp_path, *argv, "--output", tmp_path / "job")
+    before, after = (load_policy(folder / "model") for folder in (student, tmp_path / "job" / "distillation"))
+    assert before.transformer.config == after.transformer.config
+    moved = [(p - q).abs().max() for p, q in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1  # three steps away from the folder's weights
+    call("sft", tmp_path, "--vocab_size", "270", "--data", inputs / "pairs.jsonl", "--output", tmp_path / "other")
+    for wrong, text in [
+        (
+            ["--student", tmp_path / "other" / "sft"],
+            "the student's tokenizer must be the teacher's, but id 270 differs",
+        ),
+        (["--student", student, "--student_width", "8"], "--student is a trained model already; drop both"),
+        (["--student", tmp_path / "nothing"], "nothing"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            call("distillation", tmp_path, *argv[:4], *wrong, "--output", tmp_path / "refused")
+        assert stop.value.code == 2 and text in capsys.readouterr().err
+        assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize(("program", "train"), [("sft", "all"), ("sft", "lora"), ("ppo", "qlora"), ("grpo", "all")])
 def test_turns_are_written_by_the_folders_chat_template(call, folder_of, tmp_path, inputs, program, train):
     folder = folder_of("qwen3")
@@ -230,7 +275,11 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         ("dpo", ["--policy", "DIR", "--train", "lora", "--lora.target_modules", "query"], "'query' fits no Linear"),
         ("dpo", ["--policy", "DIR", "--train", "lora", "--dpo.ref_update_every", "1"], "ref_update_mix must be 1"),
         ("dpo", ["--policy", "DIR", "--lora.r", "4"], "--lora.r: all weights are trained; give --train lora"),
-        ("dpo", ["--template", "zephyr"], "--template: needs a model folder without a chat template"),
+        (
+            "dpo",
+            ["--template", "zephyr"],
+            "--template_variables: need the tokenizer of a model's folder",
+        ),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
 )
@@ -307,7 +356,7 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_
         call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
     assert stop.value.code == 2
     found = capsys.readouterr().err
-    assert f"{reward}: this reward model's chat template refuses 1 of 40 prompts, such as line 8 (" in found
+    assert f"{reward}: this reward model's tokenizer refuses 1 of 40 prompts, such as line 8 (" in found
 
 
 @pytest.mark.parametrize(
@@ -324,3 +373,22 @@ def test_what_is_no_models_folder_is_told_with_what_was_meant(
     with pytest.raises(SystemExit) as stop:
         call("sft", tmp_path, *flags(wrong, inputs, tmp_path))
     assert stop.value.code == 2 and text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "qlora"])
+def test_a_half_precision_folder_is_written_back_in_the_type_that_training_kept(
+    call, folder_of, inputs, tmp_path, capsys, train
+):
+    """Adapters are merged into the base's own type. All weights are trained in fp32 and stay fp32."""
+    folder = folder_of("qwen3")
+    save_pretrained(load_pretrained(folder).bfloat16(), folder, Tokenizer.load(folder).token_ids)
+    words = flags(folder, inputs, tmp_path, "--train", train)
+    call("dpo", tmp_path, *words)
+    model = tmp_path / "job" / "dpo" / "model"
+    dtype = torch.float32 if train == "all" else torch.bfloat16
+    assert {w.dtype for w in load_file(model / "model.safetensors").values()} == {dtype}
+    assert json.loads((model / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    said = capsys.readouterr().out
+    assert ("in float32, " if train == "all" else "in bfloat16, ") in said and "final model: " in said
+    call("dpo", tmp_path, *words, "--resume")  # the finished stage is read in the type in which the job computes
+    assert "nan" not in capsys.readouterr().out

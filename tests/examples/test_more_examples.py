@@ -65,11 +65,22 @@ def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, capsys)
 def test_process_rewards_on_the_embedded_rows_and_on_your_own(call, tmp_path, capsys, kind):
     wide = ["--kind", kind, "--model.max_position_embeddings", "200"]
     call("process_reward", tmp_path, *wide, "--rows", "60", "--output", tmp_path / "job")
-    assert "on held-out labels" in capsys.readouterr().out
+    assert "held-out labels" in capsys.readouterr().out
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in step_rows(60, 1)))
     call("process_reward", tmp_path, *wide, "--data", data, "--output", tmp_path / "own")
     assert (tmp_path / "own" / "process_reward" / "model" / "config.json").exists()
+
+
+def test_process_rewards_on_rows_whose_held_out_part_is_too_long(call, tmp_path, capsys):
+    rows = [{**row, "steps": [*row["steps"], "x" * 300], "labels": [*row["labels"], True]} for row in step_rows(2, 1)]
+    data = tmp_path / "rows.jsonl"  # of 30 rows the first two are held out
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *step_rows(28, 1)]))
+    call("process_reward", tmp_path, "--model.max_position_embeddings", "200", "--data", data, "--output", "job")
+    out = capsys.readouterr().out
+    assert "2 of 2 rows are left out: line 1: has " in out and "on 0 held-out labels" in out
+    metrics = [json.loads(line) for line in (tmp_path / "job/process_reward/metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3 and "eval/accuracy" not in metrics[-1]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"prompt": "a", "steps": 3, "labels": [true]}'])

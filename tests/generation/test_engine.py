@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -244,6 +245,16 @@ def test_the_token_that_completes_a_stop_string_ends_the_completion(tokenizer):
     assert tokenizer.decode(completion.ids) == "the word stops" and completion.finish == "stop"
 
 
+@pytest.mark.parametrize("stop_strings", [("z", "xwvutsqpomlk"), ("xwvutsqpomlk", "z")])
+def test_the_longest_of_several_stop_strings_is_found_whole(tokenizer, stop_strings):
+    # each letter is a token, so a window over the shortest string sees a part of the longest
+    ids = tokenizer.encode("xwvutsqpomlkji")
+    assert len(ids) == len(set(ids)) == 14
+    config = SamplingConfig(max_tokens=14, stop_strings=stop_strings)
+    completion = generate(chain(1, *ids), [[1]], config, tokenizer=tokenizer)[0]
+    assert (completion.ids, completion.finish) == (ids[:12], "stop")
+
+
 def test_stop_string_split_inside_a_character(tokenizer):
     ids = tokenizer.encode("a\u00e9z")
     assert len(ids) == 4  # two bytes make the character
@@ -321,6 +332,31 @@ def test_prompt_and_completion_may_fill_the_context(transformer):
     assert len(generate(transformer, [[3] * 40, [4]], SamplingConfig(max_tokens=8))[0].ids) == 8
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("batch_size", [2, 40])
+def test_each_prompt_gets_the_room_that_it_leaves(transformer, temperature, batch_size):
+    # context 48; the prompts leave 48 - n tokens, up to 20. Completions are as in a context without an end.
+    lengths = [47, 1, 40, 47, 46, 28, 27, 29, 45, 3]
+    prompts = [[3 + (7 * i + k) % 20 for k in range(n)] for i, n in enumerate(lengths)]
+    wide = Transformer(replace(transformer.config, max_position_embeddings=128))
+    wide.load_state_dict(transformer.state_dict())
+    config = SamplingConfig(max_tokens=20, temperature=temperature, stop_ids=(EOS,), batch_size=batch_size)
+    found, free = (generate(model, prompts, config) for model in (transformer, wide))
+    assert any(completion.finish == "stop" for completion in free)
+    for prompt, completion, longer in zip(prompts, found, free, strict=True):
+        room = min(20, 48 - len(prompt))
+        assert completion.ids == longer.ids[:room]
+        assert completion.logps == pytest.approx(longer.logps[:room], abs=1e-5)
+        assert completion.finish == (longer.finish if len(longer.ids) <= room else "length")
+
+
+def test_an_end_token_in_the_last_column_of_the_context_is_an_end():
+    model = chain(3, 4, EOS)
+    model.config = replace(model.config, max_position_embeddings=4)
+    first, second = generate(model, [[6, 3], [6, 6, 4]], SamplingConfig(max_tokens=9, stop_ids=(EOS,)))
+    assert (first.ids, first.finish, second.ids, second.finish) == ([4, EOS], "stop", [EOS], "stop")
+
+
 # ---- requests that are refused
 
 
@@ -333,12 +369,9 @@ def test_empty_prompt_is_refused(transformer):
         generate(transformer, [[3], []], SamplingConfig(max_tokens=1))
 
 
-def test_prompt_longer_than_the_context_is_refused(transformer):
-    with refuses(
-        "generate: the 41 tokens of prompt 1 and max_tokens 8 exceed the context of 48; shorten the prompt or lower "
-        "max_tokens"
-    ):
-        generate(transformer, [[3], [3] * 41], SamplingConfig(max_tokens=8))
+def test_a_prompt_that_leaves_no_room_is_refused(transformer):
+    with refuses("generate: the 48 tokens of prompt 1 leave no room in the context of 48; shorten it"):
+        generate(transformer, [[3], [3] * 48], SamplingConfig(max_tokens=8))
 
 
 def test_stop_strings_without_tokenizer_are_refused(transformer):
@@ -386,8 +419,10 @@ def test_a_prompt_of_another_vocabulary_is_refused(transformer):
         generate(transformer, [[3], [99_999]], SamplingConfig(max_tokens=1))
 
 
-def test_broken_weights_are_refused_and_not_sampled_from(transformer):
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_broken_weights_are_refused_and_not_sampled_from(transformer, settings, value):
     broken = Transformer(transformer.config)
-    torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
+    torch.nn.init.constant_(broken.model.norm.weight, value)
     with pytest.raises(InputError, match="logits are not finite"):
-        generate(broken, [[3]], SamplingConfig(max_tokens=1))
+        generate(broken, [[3]], SamplingConfig(max_tokens=1, **settings))

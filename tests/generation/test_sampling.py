@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.generation.sampling import first_exceeding, sample, truncate
+from minirlhf.generation.sampling import first_exceeding, sample
+from minirlhf.generation.truncation import truncate
 from minirlhf.runtime.randomness import keyed_uniforms
 
 P = torch.tensor([[0.1, 0.2, 0.3, 0.4]])  # cumulative 0.1, 0.3, 0.6, 1.0
@@ -113,6 +114,16 @@ def test_greedy_takes_the_largest_logit_whatever_the_uniform():
     tokens, logps, mass_kept = draw([0.0, 0.5, LARGEST_UNIFORM], temperature=0)
     assert tokens.tolist() == [3, 3, 3]
     assert not logps.any() and mass_kept.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_row_with_a_broken_logit_has_no_finite_log_prob(settings, dtype):
+    broken = [[torch.nan, 0, 1], [0, 1, torch.nan], [torch.inf, 0, 0], [0, torch.inf, torch.inf], [-torch.inf] * 3]
+    logits = torch.tensor([*broken, [0, 2, 1], [-torch.inf, 0, -torch.inf]], dtype=dtype)
+    tokens, logps, _ = sample(logits, torch.full((7,), 0.5), **settings)
+    assert logps.isfinite().tolist() == [False] * 5 + [True] * 2  # -inf forbids a token and breaks nothing
+    assert tokens[5:].tolist() == [1, 1] and logps[6] == 0
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,13 @@ def test_a_causal_mask_and_plain_causal_attention_are_the_same(cap):
     assert_close(attend(q, k, v, inputs(mask), None, cap), attend(q, k, v, inputs(), None, cap))
 
 
+def test_a_cap_bounds_attention_scores_by_hand():
+    # scores 0 and 3 with cap 2: 2 tanh(3 / 2) = 1.810297, so the second weight is 1 / (1 + exp(-1.810297)) = 0.859398
+    q, k, v = torch.ones(1, 1, 2, 1), torch.tensor([0.0, 3.0]), torch.tensor([0.0, 1.0])
+    out = attend(q, k.view(1, 1, 2, 1), v.view(1, 1, 2, 1), inputs(), 1.0, 2.0).flatten()
+    assert_close(out, torch.tensor([0.0, 0.859398]))
+
+
 def test_a_very_large_cap_changes_nothing():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 5, 4, generator=generator) for heads in (6, 2, 2))
@@ -48,6 +55,9 @@ def test_a_very_large_cap_changes_nothing():
 def test_softcap_is_the_identity_near_0_and_never_passes_the_cap():
     # 2 tanh(2 / 2) = 1.523188
     assert_close(softcap(torch.tensor([2.0]), 2.0), torch.tensor([1.523188]))
+    # 2 tanh(3 / 2) = 1.810297, 3 tanh(2 / 3) = 1.748349: number and cap have different parts
+    assert_close(softcap(torch.tensor([3.0]), 2.0), torch.tensor([1.810297]))
+    assert_close(softcap(torch.tensor([2.0]), 3.0), torch.tensor([1.748349]))
     x = torch.tensor([-1e9, -1e-4, 0.0, 1e-4, 1e9])
     assert_close(softcap(x, 3.0), torch.tensor([-3.0, -1e-4, 0.0, 1e-4, 3.0]))
     assert softcap(x, None) is x

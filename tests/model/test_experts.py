@@ -250,10 +250,13 @@ def test_settings_missing_in_config_json_get_the_familys_defaults():
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        ({"mlp_only_layers": 1}, "needed a list of mlp_only_layers and decoder_sparse_step >= 1, got 1 and 1"),
-        ({"decoder_sparse_step": 0}, "needed a list of mlp_only_layers and decoder_sparse_step >= 1, got [] and 0"),
+        ({"mlp_only_layers": 1}, "mlp_only_layers must be a list, got 1"),
+        (
+            {"decoder_sparse_step": 0},
+            "decoder_sparse_step must be a whole number from 1 to 1,000,000,000,000,000, got 0",
+        ),
         ({"num_experts": 4}, "ModelConfig: num_experts_per_tok must be at most num_experts, got 8 and 4"),
-        ({"num_experts": None}, "num_experts must be int, got None"),
+        ({"num_experts": None}, "num_experts must be a whole number, got None"),
     ],
 )
 def test_an_impossible_config_json_is_refused(raw, text):
@@ -265,10 +268,10 @@ def test_an_impossible_config_json_is_refused(raw, text):
     ("settings", "text"),
     [
         ({"num_experts": 1}, "num_experts_per_tok must be at most num_experts, got 2 and 1"),
-        ({"num_experts": -1}, "num_experts must be at least 0, got -1"),
-        ({"num_experts_per_tok": 0}, "num_experts_per_tok must be at least 1, got 0"),
-        ({"moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1, got 0"),
-        ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef must be at least 0, got -0.1"),
+        ({"num_experts": -1}, "num_experts must be at least 0 and at most 16384, got -1"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok must be at least 1 and at most 16384, got 0"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1 and at most 16777216, got 0"),
+        ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef must be at least 0 and at most 16384, got -0.1"),
     ],
 )
 def test_impossible_mixtures_are_refused(settings, text):

@@ -60,15 +60,15 @@ def test_the_halves_of_a_cache_are_its_layers_in_the_same_storage():
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_of_full_forwards_of_mixed_logits(two):
     weight = 0.4
-    found = generate(GeometricMixture(*two, weight), PROMPTS, SamplingConfig(max_tokens=9, temperature=0.0))
+    found = generate(GeometricMixture(*two, weight), PROMPTS, SamplingConfig(max_tokens=14, temperature=0.0))
     for prompt, completion in zip(PROMPTS, found, strict=True):
         ids = list(prompt)
         for token in completion.ids:
             logits = [model(torch.tensor([ids]))[0, -1] for model in two]
             assert token == int(((1 - weight) * logits[0] + weight * logits[1]).argmax())
             ids.append(token)
-        assert len(completion.ids) == 9
-    alone = [generate(model, PROMPTS, SamplingConfig(max_tokens=9, temperature=0.0)) for model in two]
+        assert len(completion.ids) == min(14, 16 - len(prompt))  # the context holds 16 tokens
+    alone = [generate(model, PROMPTS, SamplingConfig(max_tokens=14, temperature=0.0)) for model in two]
     assert all([c.ids for c in found] != [c.ids for c in other] for other in alone)
 
 

@@ -65,7 +65,7 @@ def test_the_forward_equals_the_equations_written_as_loops(make, ids, changes):
 def test_rotary_positions_turn_pairs_of_the_two_halves_by_hand():
     # E = 4, theta = 10,000: pairs (0, 2) and (1, 3) turn by p and p / 100
     config = ModelConfig(head_dim=4, max_position_embeddings=8)
-    cos, sin = (table[[0, 3], None] for table in rope_tables(config, FULL, None, torch.device("cpu")))
+    cos, sin = (table[[0, 3], None] for table in rope_tables(config, FULL, 4, torch.device("cpu")))
     turned = rotate(torch.tensor([1.0, 1, 0, 0]).expand(1, 2, 1, 4), cos, sin)[0, :, 0]
     c3, s3, c03, s03 = math.cos(3), math.sin(3), math.cos(0.03), math.sin(0.03)
     assert_close(turned, torch.tensor([[1.0, 1, 0, 0], [c3, c03, s3, s03]]))
@@ -194,6 +194,12 @@ def test_context_too_long_is_refused(make, cached):
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         model(torch.zeros(1, 7 if cached else 17, dtype=torch.int64), cache=cache)
+
+
+def test_a_cap_bounds_the_logits(make, ids):
+    plain, capped = make()(ids), make(final_logit_softcapping=2.0)(ids)
+    assert_close(capped, 2 * torch.tanh(plain / 2))
+    assert plain.abs().max() > 3 and capped.abs().max() < 2
 
 
 def test_context_may_be_filled_to_the_last_token(make):

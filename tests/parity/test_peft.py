@@ -1,5 +1,7 @@
 """Adapters of peft give the same logits in minirlhf, and adapters of minirlhf give the same logits in peft."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -7,8 +9,18 @@ from torch.testing import assert_close
 
 from minirlhf.adapters.lora import LoRAConfig, apply_lora, merge_lora
 from minirlhf.errors import InputError
-from minirlhf.model import ModelConfig, RewardModel, Transformer, load_pretrained, load_reward_model, save_pretrained
+from minirlhf.model import (
+    ModelConfig,
+    RewardModel,
+    Transformer,
+    load_pretrained,
+    load_reward_model,
+    resize_embeddings,
+    save_pretrained,
+)
+from minirlhf.pretrained.adapter_config import NEUTRAL, NO_EFFECT, READ, REFUSED
 from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
+from minirlhf.pretrained.config_json import config_from
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.parity
@@ -231,3 +243,151 @@ def test_gpt2_whose_weights_have_other_names_and_are_stored_transposed(tmp_path,
         loud(model, seed=7, only="adapters")
         save_adapter(model, tmp_path / "minirlhf", base=str(tmp_path / "base"))
         same(model(ids), peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "minirlhf")(ids).logits)
+
+
+def test_every_field_of_pefts_config_is_read_or_without_effect_or_refused(tmp_path):
+    fields = {item.name for item in dataclasses.fields(peft.LoraConfig)}
+    assert fields - (READ | NO_EFFECT | REFUSED | NEUTRAL.keys()) == set()
+    assert READ | NO_EFFECT | REFUSED | NEUTRAL.keys() <= fields | {"value_model"}  # and no key of ours is misspelt
+
+
+# Adapters that change the embedding or the head, and ranks and alphas by pattern
+
+EMBEDDING = {
+    "modules_to_save embedding": {"modules_to_save": ["embed_tokens"]},
+    "modules_to_save head": {"modules_to_save": ["lm_head"]},
+    "modules_to_save both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "modules_to_save tied": {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    "LoRA embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "rsLoRA embedding": {"target_modules": ["q_proj", "embed_tokens"], "use_rslora": True},
+    "LoRA embedding alone": {"target_modules": ["embed_tokens"]},
+    "LoRA both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "LoRA tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "LoRA head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding LoRA, head saved": {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
+    "patterns": {
+        "target_modules": ["q_proj", "up_proj", "embed_tokens"],
+        "rank_pattern": {r"layers\.0\.(self_attn|mlp)\..*_proj": 2, "embed_tokens": 3},
+        "alpha_pattern": {"^model.layers.1.self_attn.q_proj": 3, "up_proj": 5, "tokens": 9, "embed_tokens": 2},
+    },
+}
+
+
+def stirred(other):
+    """Noise on everything that peft has put on the model."""
+    return loud(loud(other, seed=3, only="lora_"), seed=6, only="modules_to_save.default")
+
+
+@pytest.mark.parametrize("options", EMBEDDING.values(), ids=EMBEDDING)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_with_an_embedding_or_a_head_goes_both_ways(tmp_path, ids, options, tied):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    save_pretrained(loud(Transformer(ModelConfig(**SHAPE, tie_word_embeddings=tied))), base)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options}
+    other = stirred(peft.get_peft_model(plain, peft.LoraConfig(**config)))
+    other.save_pretrained(tmp_path / "peft")
+    model = load_pretrained(base).eval()
+    before = model(ids)
+    load_adapter(model, tmp_path / "peft")
+    with torch.no_grad():
+        expected = other(ids).logits
+        assert_close(model.eval()(ids), expected, atol=1e-5, rtol=1e-5)
+        assert (expected - before).abs().max() > 0.1
+        save_adapter(model, tmp_path / "minirlhf", base=str(base))
+        if config["target_modules"] != ["embed_tokens"]:  # peft needs a module to adapt
+            back = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "minirlhf").eval()
+            assert_close(back(ids).logits, expected, atol=1e-5, rtol=1e-5)
+        save_pretrained(merge_lora(model), tmp_path / "merged")
+        whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert_close(whole(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+FAMILIES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gemma2": {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["LoRA", "modules_to_save"])
+def test_families_with_other_names_or_a_scaled_embedding(tmp_path, ids, family, kind):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    save_pretrained(loud(Transformer(config_from({"model_type": family, "vocab_size": 61, **FAMILIES[family]}))), base)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    embedding, target = ("wte", "c_attn") if family == "gpt2" else ("embed_tokens", "q_proj")
+    options = {"target_modules": [target, embedding]} if kind == "LoRA" else {"modules_to_save": [embedding, "lm_head"]}
+    config = peft.LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": [target], **options})
+    config.fan_in_fan_out = family == "gpt2"
+    other = stirred(peft.get_peft_model(plain, config))
+    other.save_pretrained(tmp_path / "peft")
+    model = load_pretrained(base)
+    load_adapter(model, tmp_path / "peft")
+    with torch.no_grad():
+        assert_close(model.eval()(ids), other(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_made_after_new_tokens_were_added(tmp_path, ids, tied):
+    """peft then saves embedding and head without a word in its config."""
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    save_pretrained(loud(Transformer(ModelConfig(**SHAPE, tie_word_embeddings=tied))), base)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    plain.resize_token_embeddings(64)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    other = loud(peft.get_peft_model(plain, config), seed=3, only="lora_")
+    other.save_pretrained(tmp_path / "peft")
+    model = load_pretrained(base)
+    with pytest.raises(InputError, match=r"resize_embeddings\(model, 64\) first"):
+        load_adapter(model, tmp_path / "peft")
+    load_adapter(resize_embeddings(model, 64), tmp_path / "peft")
+    with torch.no_grad():
+        assert_close(model.eval()(ids + 3), other(ids + 3).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_token_indices": [1, 2]},
+        {"lora_bias": True},
+        {"bias": "lora_only"},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        {"modules_to_save": ["norm"]},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"alora_invocation_tokens": [1]},
+    ],
+)
+def test_adapters_of_peft_that_compute_something_else_are_refused_by_name(tmp_path, base, options):
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options})
+    peft.get_peft_model(plain, config).save_pretrained(tmp_path / "peft")
+    name = {"target_modules": "embed_tokens", "modules_to_save": "norm.weight"}.get(min(options), min(options))
+    with pytest.raises(InputError, match=name):
+        load_adapter(load_pretrained(base), tmp_path / "peft")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "mica"},
+        {"exclude_modules": ["up_proj"], "target_modules": "all-linear"},
+        {"layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": r".*\.1\..*_proj"},
+    ],
+)
+def test_settings_without_effect_on_the_function_give_the_same_logits(tmp_path, base, ids, options):
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options})
+    other = loud(peft.get_peft_model(plain, config), seed=3, only="lora_")
+    other.save_pretrained(tmp_path / "peft")
+    model = load_pretrained(base)
+    load_adapter(model, tmp_path / "peft")
+    with torch.no_grad():
+        same(model.eval()(ids), other(ids).logits)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError
 from minirlhf.model import Policy, RewardModel, Transformer, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.families import (
     FAMILIES,
     all_sliding,
@@ -47,7 +48,7 @@ def test_which_layers_have_no_rope():
     assert layers_without_rope({}, 9) == (3, 7)
     assert layers_without_rope({"no_rope_layer_interval": 2}, 5) == (1, 3)
     assert layers_without_rope({"no_rope_layers": [1, 0, 0]}, 3) == (1, 2)
-    with pytest.raises(InputError, match="one entry for each of the 4 layers, got 3"):
+    with pytest.raises(InputError, match=r"0 or 1 for each of the 4 layers, got \[1, 0, 0\]"):
         layers_without_rope({"no_rope_layers": [1, 0, 0]}, 4)
 
 
@@ -55,9 +56,6 @@ def test_which_layers_have_no_experts():
     assert layers_without_experts({}, 3) == ()
     assert layers_without_experts({"mlp_only_layers": None, "decoder_sparse_step": 2}, 4) == (0, 2)
     assert layers_without_experts({"mlp_only_layers": [1, 9]}, 3) == (1,)
-    for raw in ({"mlp_only_layers": 5}, {"decoder_sparse_step": 0}):
-        with pytest.raises(InputError, match="needed a list of mlp_only_layers and decoder_sparse_step >= 1"):
-            layers_without_experts(raw, 3)
 
 
 def test_a_map_of_equal_names():
@@ -86,6 +84,6 @@ def test_a_policy_is_a_language_model_and_so_is_an_unknown_task(make):
 
 
 def test_the_nearest_name_is_alike_as_a_whole_and_in_its_last_part():
-    assert nearest("gemma", FAMILIES) == "gemma2"
-    assert nearest("gmma_beta", ["gamma", "ppo.gamma", "dpo.beta", "kl.gamma_beta"]) == "kl.gamma_beta"
-    assert nearest("sft.beta", ["sft.lr", "dpo.beta"]) == "dpo.beta"
+    assert nearest("gemma", FAMILIES) == "; the nearest is gemma2"
+    assert nearest("gmma_beta", ["gamma", "ppo.gamma", "dpo.beta", "kl.gamma_beta"]) == "; the nearest is kl.gamma_beta"
+    assert nearest("sft.beta", ["sft.lr", "dpo.beta"]) == "; the nearest is dpo.beta"

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minirlhf.errors import InputError
@@ -33,25 +34,42 @@ def test_read_json_returns_the_object_with_keys_that_nobody_asked_for(tmp_path):
     assert read_json(tmp_path / "x.json", "JSON with size", size=int) == {"size": 3, "more": None}
 
 
-def test_a_weights_file_is_read_and_an_error_while_reading_names_it(tmp_path):
+def test_a_weights_file_is_read_and_a_broken_file_is_named(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.arange(3)}, path)
     with open_weights(path) as file:
         assert file.get_tensor("a").tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: needed a complete"), open_weights(path) as file:
-        file.get_tensor("b")
+    path.write_bytes(path.read_bytes()[:-1])
+    for broken in (path, tmp_path / "absent.safetensors"):
+        with pytest.raises(InputError, match=f"^{re.escape(str(broken))}: needed a complete"), open_weights(broken):
+            pass
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("of another file"), KeyError("a")])
+def test_an_error_of_the_body_is_no_error_of_the_file(tmp_path, error):
+    save_file({"a": torch.arange(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(type(error)) as caught, open_weights(tmp_path / "x.safetensors"):
+        raise error
+    assert caught.value is error
 
 
 def test_a_folder_without_weights_gets_advice_that_depends_on_its_files(tmp_path):
     path = tmp_path / "model.safetensors"
-    assert str(missing_weights(path, "usual.bin")) == (
-        f"{path}: needed this file, found no weights; is the download complete?"
-    )
+
+    def advice():
+        return str(missing_weights(path, "usual.bin")).removeprefix(f"{path}: needed this file, found ")
+
+    assert advice() == "no weights; is the download complete?"
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    assert advice() == "optimizer.pt; is the download complete?"
+    (tmp_path / "optimizer.pt").unlink()
     (tmp_path / "other.safetensors").write_bytes(b"")
-    assert "found other.safetensors; is the download complete?" in str(missing_weights(path, "usual.bin"))
-    for name, source in (("optimizer.pt", "optimizer.pt"), ("usual.bin", "usual.bin")):
-        (tmp_path / name).write_bytes(pickle.dumps({}))
-        assert str(missing_weights(path, "usual.bin")).endswith(
-            "; a pickle can run any program and is not read; if you trust it, convert it: safetensors.torch."
-            f"save_file(torch.load('{source}', weights_only=True), 'model.safetensors')"
-        )
+    assert advice().endswith("; if other.safetensors holds the weights, rename it to model.safetensors")
+    (tmp_path / "usual.bin").write_bytes(pickle.dumps({}))
+    (tmp_path / "large.pt").write_bytes(b"0" * 1000)
+    words = (
+        "; a pickle can run any program and is not read; if you trust it, convert it: run in that folder: python -c '"
+    )
+    assert words in advice() and 'glob.glob("usual*.bin")' in advice()
+    (tmp_path / "usual.bin").unlink()
+    assert words in advice() and '["large.pt"]' in advice()

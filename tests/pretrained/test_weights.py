@@ -163,7 +163,6 @@ def test_missing_folder_or_config_is_refused(tmp_path, folder):
     [
         ('{"vocab_size": 3', "Expecting ',' delimiter"),
         ("[]", "it is no object"),
-        ('{"vocab_size": 37}', "architectures is missing"),
         ("\udcff", "'utf-8' codec can't decode"),
     ],
 )
@@ -202,10 +201,15 @@ def test_unknown_architecture_is_refused_with_the_known_ones(folder):
         load_pretrained(folder)
 
 
-def test_null_architectures_are_refused(folder):
+@pytest.mark.parametrize("architectures", [None, [], ...])
+def test_without_architectures_a_folder_holds_a_language_model(folder, architectures):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": None}))
-    with pytest.raises(InputError, match="architecture"):
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key != "architectures"}
+    path.write_text(json.dumps(config | ({} if architectures is ... else {"architectures": architectures})))
+    assert type(load_pretrained(folder)) is Transformer
+    del config["model_type"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="model_type and architectures are missing"):
         load_pretrained(folder)
 
 

@@ -72,6 +72,23 @@ def test_a_score_that_is_not_a_finite_number_is_refused_by_name(score, text_of_s
         score_completions(bonus, PROMPTS, TEXTS, ROWS)
 
 
+@pytest.mark.parametrize("score", [1e39, -1e39, 3.5e38, 1e30, 1e20, -1e16, 10**30, torch.tensor(1e30)])
+def test_a_score_whose_squares_overflow_fp32_is_refused_by_name(score):
+    def bonus(prompts, completions, rows):
+        return [1.0, score]
+
+    text = r"^reward bonus: needed a number of at most 1e\+15 in size for every completion, got .* for completion 1 "
+    with pytest.raises(InputError, match=text):
+        score_completions(bonus, PROMPTS, TEXTS, ROWS)
+    with pytest.raises(InputError, match=text):
+        score_completions(bonus, PROMPTS, TEXTS, ROWS, optional=True)
+
+
+@pytest.mark.parametrize("score", [1e15, -1e15, 1e-45, 0, 2**40])
+def test_a_score_that_fp32_can_square_is_accepted(score):
+    assert score_completions(lambda *_: [score], ["p"], ["x"], [{}]) == [score]
+
+
 def test_an_error_of_a_reward_without_name_names_its_class():
     class Judge:
         def __call__(self, prompts, completions, rows):
@@ -122,7 +139,8 @@ def test_turns_are_read_with_the_template_of_the_reward_model(model):
     turns = [{"role": "user", "content": "ab"}]
     reader = TOKENIZER.with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     scores = RewardModelScorer(model, reader)(["plain"], ["cd"], [{"prompt_turns": turns}])
-    ids = [*TOKENIZER.encode("<ab>"), *TOKENIZER.encode("<cd>"), TOKENIZER.eos_id]
+    # ">" is no end token, so EOS ends the answer in its place
+    ids = [*TOKENIZER.encode("<ab>"), *TOKENIZER.encode("<cd"), TOKENIZER.eos_id]
     batch = pad_sequences([ids], [[]], 0)
     assert close(scores, [model(batch.input_ids, batch.attention_mask).item()])
     strict = TOKENIZER.with_template("{{ raise_exception('no') if messages[0].content == 'ab' else 'x' }}")

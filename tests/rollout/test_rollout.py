@@ -1,10 +1,12 @@
 """Rows of a rollout are cut and replaced; only the fields per token have columns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.rollout import Rollout
+from minirlhf.rollout import Rollout, describe
 from minirlhf.rollout.rollout import PER_TOKEN
 
 
@@ -55,3 +57,11 @@ def test_every_field_with_columns_is_named():
     whole = rollout([4, 2, 3], 1)
     tensors = {name: value for name, value in vars(whole).items() if isinstance(value, torch.Tensor)}
     assert tuple(name for name, value in tensors.items() if value.shape == (3, 4)) == PER_TOKEN
+
+
+def test_scores_that_no_function_gave_have_no_mean():
+    whole = rollout([4, 2, 3], 1)
+    assert describe(whole)["score_mean"] == 1 and describe(whole)["score_std"] == 1  # the scores 0, 1 and 2
+    one, none = (replace(whole, scores=torch.tensor([score, torch.nan, torch.nan])) for score in (5.0, torch.nan))
+    assert (describe(one)["score_mean"], describe(one)["score_std"]) == (5, 0)
+    assert describe(none) == {name: value for name, value in describe(one).items() if not name.startswith("score")}

@@ -12,11 +12,13 @@ from torch import nn
 
 from minirlhf.errors import InputError
 from minirlhf.runtime import distributed
+from minirlhf.runtime.vectors import gather_vectors
 
 PROGRAM = """
 import json, sys, torch
 from minirlhf.errors import InputError
 from minirlhf.runtime import distributed as d
+from minirlhf.runtime.vectors import gather_vectors
 torch.set_num_threads(1)
 with d.process_group(torch.device("cpu")):
     rank = d.rank()
@@ -27,6 +29,8 @@ with d.process_group(torch.device("cpu")):
     result["any"] = [d.any_rank(flag) for flag in (False, rank == 1, True)]
     value = {"text": "\\u00e9" * (1 + 9 * rank), "row": [rank, None, 1.5], "empty": []}
     result["gathered"] = d.gather(value)
+    vectors = [torch.arange(3.0 * rank).half(), torch.zeros(0), torch.arange(3 - rank)]
+    result["vectors"] = [[part.tolist() for part in gather_vectors(x)] for x in vectors]
     result["rows"] = [d.local_rows(range(6)), d.local_rows(range(5), even=False)]
     result["rows"] = [list(part) for part in result["rows"]]
     try:
@@ -124,6 +128,11 @@ def test_gather_keeps_the_order_of_ranks_and_ragged_values(two):
     assert all(result["gathered"] == expected for result in two)
 
 
+def test_vectors_are_gathered_in_the_order_of_ranks_empty_vectors_too(two):
+    expected = [[[], [0, 1, 2]], [[], []], [[0, 1, 2], [0, 1]]]
+    assert all(result["vectors"] == expected for result in two)
+
+
 def test_local_rows_are_every_second_row_and_must_be_even(two):
     assert [result["rows"] for result in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
     assert {result["refusal"] for result in two} == {"batch_size must be a multiple of the 2 processes, got 3"}
@@ -140,6 +149,7 @@ def test_one_process_needs_no_group():
     with distributed.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
     assert distributed.all_sum(x).equal(torch.ones(2)) and not distributed.all_sum(x).requires_grad
+    assert gather_vectors(torch.ones(2))[0].equal(torch.ones(2))
     assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.local_rows([1, 2, 3]) == [1, 2, 3]
     assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
     assert distributed.wrap(layer) is layer and distributed.is_main() and distributed.barrier() is None

@@ -46,7 +46,14 @@ def test_the_tokenizer_learns_from_training_rows_only(file):
     assert task.texts() == ["1", "b. c. ", "2", "b. c. "]
 
 
-@pytest.mark.parametrize("row", ["{", [1], {"prompt": "a"}, {**ROW, "labels": ["no"]}, {**ROW, "steps": 3}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *("{", [1], {"prompt": "a"}, {**ROW, "steps": 3}, {**ROW, "steps": "bc"}, {**ROW, "steps": ["b", 1]}),
+        *({**ROW, "prompt": prompt} for prompt in (None, 1, ["a"])),
+        *({**ROW, "labels": labels} for labels in (["no"], [1, 0], [True, 0], [True, 1.0], [True, None], True, "ab")),
+    ],
+)
 def test_a_value_that_is_no_row_is_refused_with_its_line(file, row):
     path = file(ROW, "", row)
     with pytest.raises(InputError, match=rf'^{path}: line 3: needed {{"prompt": text, "steps": \[text\], "labels"'):

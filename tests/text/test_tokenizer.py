@@ -94,6 +94,18 @@ def test_training_learns_merges_up_to_vocab_size():
     assert Tokenizer.train(["ab"], 2048).vocab_size == 259  # the pair occurs only once
 
 
+def test_every_digit_is_a_token_in_a_new_tokenizer():
+    tokenizer = Tokenizer.train(["2026 - 1999 = 27; 202 + 2 = 204, a12b"] * 50, 400)
+    for text in ("2026", "1999", "12 3", "a12b", " 27", "202"):
+        digits = [
+            token
+            for token in map(tokenizer.backend.id_to_token, tokenizer.encode(text))
+            if set(token) & set("0123456789")
+        ]
+        assert digits == [letter for letter in text if letter.isdigit()]
+    assert len(tokenizer.encode(" = ")) < 3  # other pairs are merged
+
+
 def test_training_is_deterministic():
     assert Tokenizer.train(iter(TEXTS), 300).backend.to_str() == TOKENIZER.backend.to_str()
 

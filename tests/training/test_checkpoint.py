@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,43 @@ def test_all_files_are_flushed_before_the_folder_has_its_name(tmp_path, monkeypa
         (aside / "deep" / "file").write_text("1")
     early = {name for name, renamed in flushed if not renamed}
     assert {"deep", "file", "manifest.json"} < early and (tmp_path.name, True) in flushed
+
+
+@pytest.fixture
+def syncs(monkeypatch):
+    """(real path, names in the folder) of each os.fsync so far. A rename is safe only once its folder is flushed."""
+    opened, flushed, real_open, real_sync = {}, [], os.open, os.fsync
+
+    def recorded_open(path, *rest, **options):
+        handle = real_open(path, *rest, **options)
+        opened[handle] = Path(path)
+        return handle
+
+    def recorded_sync(handle):
+        path = opened[handle]
+        flushed.append((path, {p.name for p in path.iterdir()} if path.is_dir() else None))
+        real_sync(handle)
+
+    monkeypatch.setattr(os, "open", recorded_open)
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    return flushed
+
+
+def test_the_parent_folder_of_a_text_file_is_flushed_after_the_rename(tmp_path, syncs):
+    write_whole(tmp_path / "deep" / "x.toml", "text")
+    (file, _), (parent, names) = syncs
+    assert file.name.startswith(".x.toml.") and (parent, names) == (tmp_path / "deep", {"x.toml"})
+
+
+def test_the_parent_folder_of_a_folder_is_flushed_after_the_rename(tmp_path, syncs):
+    for content in ("old", "new"):  # the second time the folder replaces another
+        syncs.clear()
+        with written_whole(tmp_path / "deep" / "x") as aside:
+            (aside / "file").write_text(content)
+        *inside, (parent, names) = syncs
+        assert {path.name for path, _ in inside} >= {"file", "manifest.json"}
+        assert all(path.is_relative_to(aside) for path, _ in inside)
+        assert parent == tmp_path / "deep" and "x" in names and aside.name not in names
 
 
 @pytest.mark.parametrize("file", ["policy/weights", "state.json", "state.safetensors"])

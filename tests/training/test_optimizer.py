@@ -32,6 +32,19 @@ def weights(net):
     return [p.detach().clone() for p in net.parameters()]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trained_weights_in_half_precision_are_refused_and_frozen_ones_stay(dtype):
+    # In bf16 a weight near 1 has steps of 0.0078, so updates of 0.001 change nothing.
+    net = model()
+    net[2].to(dtype)
+    text = rf"^Optimizer: trained weights must be fp32, got net.2.weight \({dtype}\) and 1 more in half precision, .*"
+    with pytest.raises(InputError, match=text + "load the model with dtype=torch.float32, or freeze these weights$"):
+        optimizer(net)
+    net[2].requires_grad_(False)
+    assert [*optimizer(net).parameters] == ["net.0.weight", "net.0.bias"] and net[2].weight.dtype == dtype
+    assert optimizer(model().double()).parameters
+
+
 def test_schedule_rises_linearly_and_falls_in_half_a_cosine():
     # 10 updates, warm-up of 2: 1/2, 1, then 0.2 + 0.8 (1 + cos(pi k / 8)) / 2 for k = 1..8; k = 4 is half-way: 0.6
     factors = [cosine_schedule(k, updates=10, warmup=0.2, final=0.2) for k in range(10)]

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from minirlhf.algorithms import SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.model import Policy
+from minirlhf.runtime import keyed_uniforms
 from minirlhf.training import Run, RunConfig, finished_model
 from minirlhf.training.run import check_same_settings
 from minirlhf.training.settings import settings_to_toml
@@ -112,6 +113,14 @@ def test_a_steps_noise_is_a_function_of_seed_and_step(tmp_path):
         torch.manual_seed(len(noise))  # another state of the generator
         go(tmp_path / name, after=lambda k, name=name: noise[name].append(torch.rand(()).item()), seed=seed)
     assert noise["a"] == noise["b"] and len({*noise["a"], *noise["c"]}) == 12
+
+
+def test_a_steps_noise_is_a_fixed_number_and_no_hash_of_python(tmp_path):
+    # splitmix64 is arithmetic, so these numbers hold in every version of Python
+    noise = []
+    go(tmp_path / "run", after=lambda k: noise.append(torch.initial_seed()), seed=7)
+    keys = [keyed_uniforms(7, "dropout", step, 0).item() for step in range(6)]
+    assert noise == [int(key * 2**53) for key in keys] and noise[0] == 3673605186640744
 
 
 def test_forgetting_record_is_an_error_at_once(tmp_path):
@@ -224,7 +233,7 @@ class TextFiles:
         weight = float((folder / "weight.txt").read_text().split()[0])
         torch.nn.init.constant_(model.transformer.model.norm.weight, weight)
 
-    def save_final(self, model, folder, tokenizer=None):
+    def save_final(self, model, folder, tokenizer=None, base=None):
         (folder / "final.txt").write_text("final")
 
 

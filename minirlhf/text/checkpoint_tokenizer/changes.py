@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import tokenizers
-
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
+from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
+from minirlhf.text.checkpoint_tokenizer.backend import add_special_tokens
 from minirlhf.text.checkpoint_tokenizer.folder import NAMES, choose_pad
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
+from minirlhf.text.checkpoint_tokenizer.variables import with_variables
 from minirlhf.text.parts import TokenizerParts
+
+
+def changed(parts: TokenizerParts, template: str | None, variables: dict[str, Any] | str | None) -> TokenizerParts:
+    """See `Tokenizer.with_template`."""
+    parts = with_template(parts, template) if template is not None else parts
+    return with_variables(parts, variables) if variables else parts
 
 
 def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
     """template: the name of a built-in layout, or Jinja.   Raises: InputError, see `Tokenizer.with_template`."""
     if template not in LAYOUTS and "{" not in template:
-        raise InputError(f"chat template: needed one of {', '.join(LAYOUTS)} or Jinja text, got {template!r}")
+        raise InputError(f"chat template: needed one of {', '.join(LAYOUTS)} or Jinja text, got {shown(template)}")
     layout = LAYOUTS.get(template)
     missing = [token for token in layout.needs if parts.backend.token_to_id(token) is None] if layout else []
     if missing:
@@ -35,7 +43,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         config = config | special
         files = {name: text for name, text in files.items() if name != NAMES}  # NAMES holds the old end token
     source = layout.template if layout else template
-    return replace(
+    other = replace(
         parts,
         config=config,
         special=special,
@@ -44,12 +52,12 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
         templates={"default": ChatTemplate(source, special)},
         files=files,
     )
+    return with_answer_end(other)
 
 
 def with_special_tokens(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
     """Raises: InputError if a token is empty."""
     if isinstance(tokens, str) or not all(isinstance(token, str) and token for token in tokens):
-        raise InputError(f"with_special_tokens: needed a list of strings that are not empty, got {tokens!r}")
-    backend = tokenizers.Tokenizer.from_str(parts.backend.to_str())
-    backend.add_special_tokens(list(tokens))
-    return replace(parts, backend=backend, pad=choose_pad(backend, parts.special))
+        raise InputError(f"with_special_tokens: needed a list of strings that are not empty, got {shown(tokens)}")
+    backend = add_special_tokens(parts.backend, tokens)
+    return with_answer_end(replace(parts, backend=backend, pad=choose_pad(backend, parts.special)))

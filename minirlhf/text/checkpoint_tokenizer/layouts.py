@@ -94,7 +94,7 @@ _ALPACA = """\
 {%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}
 """
 
-# The text of `render_chat`. No end token: a blank line ends an answer.
+# The text of `render_chat`. It has no end token, so EOS ends an answer in training.
 _PLAIN = """\
 {{- bos_token -}}
 {%- for message in messages -%}

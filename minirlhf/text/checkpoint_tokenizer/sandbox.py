@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
@@ -76,8 +77,21 @@ def strftime_now(layout: str) -> str:
     return datetime.datetime.now().strftime(layout)
 
 
+def variables_of(source: str) -> set[str]:
+    """The names that a template reads and does not set itself. The template must have passed its trial."""
+    sandbox = environment()
+    try:
+        return jinja2.meta.find_undeclared_variables(sandbox.parse(source)) - sandbox.globals.keys()
+    except (jinja2.TemplateError, RecursionError):
+        return set()
+
+
 def compiled(source: str) -> jinja2.Template:
     """The template in its own sandbox, because a sandbox holds the marks of a single template."""
+    return environment().from_string(source)
+
+
+def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Marks, jinja2.ext.loopcontrols]
     )
@@ -85,7 +99,7 @@ def compiled(source: str) -> jinja2.Template:
     sandbox.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     sandbox.globals |= {"dict": Dict(), "namespace": Names}
     sandbox.marks = sandbox.extensions[Marks.identifier]
-    return sandbox.from_string(source)
+    return sandbox
 
 
 def reply(template: jinja2.Template, data: dict, max_characters: int) -> dict:

@@ -19,6 +19,7 @@ from minirlhf.text.checkpoint_tokenizer.worker import Worker, limits_for
 
 OLDEST_JINJA = (3, 1, 6)  # older versions have known ways out of the sandbox
 MAX_SOURCE = 1 << 20  # characters; the longest real template has 30 thousand
+SURROGATE = re.compile("[\ud800-\udfff]")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 WAY_OUT = "choose a built-in layout, or delete the template"
 BUILT_IN = {layout.template for layout in LAYOUTS.values()}
@@ -80,6 +81,8 @@ class ChatTemplate:
             raise InputError(
                 f"chat template: it refuses this conversation: {reply['refused']}; change the turns or the template"
             )
+        if SURROGATE.search(reply["text"]):
+            raise InputError("chat template: it writes half of a surrogate pair, which is no text; change the template")
         return reply["text"], [(start, end) for start, end in reply["spans"]]
 
 

@@ -2,8 +2,9 @@
 
 The sandbox alone bounds neither time nor memory: a single expression can build a string of 10 GB or a number of 100
 million digits, and a list of all dangerous expressions would never be complete. The operating system bounds each render
-of the child. A timer of processor time kills the child. An allocation beyond the limit of address space fails. A
-render in the child takes about 0.1 ms longer than a render in this process.
+of the child. A timer of processor time kills the child. An allocation beyond the limit of address space fails. The
+parent kills a child that gives no answer, because a stopped process uses no processor time. A render in the child takes
+about 0.1 ms longer than a render in this process.
 
 The parent writes lines of JSON: first [source, trials], then a conversation in each line. The child answers every line
 with a line of JSON; see `sandbox.reply`.
@@ -15,25 +16,31 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
+
+PATIENCE = 30  # seconds for each second of processor time
 
 
 class Limits(NamedTuple):
     """Bounds of a render. They grow with the conversation, so that no honest template reaches them."""
 
-    seconds: float  # of processor time; limits on wall time would refuse honest templates on a busy machine
+    seconds: float  # of processor time
+    patience: float  # seconds until the answer; so many more that a busy machine refuses no honest template
     memory: int  # bytes of address space
     characters: int  # of output
 
 
 def limits_for(size: int) -> Limits:
     """size: characters of the conversation as JSON."""
-    return Limits(seconds=1 + size / 1e6, memory=(1 << 29) + 64 * size, characters=10**6 + 20 * size)
+    seconds = 1 + size / 1e6
+    return Limits(seconds, PATIENCE * seconds, memory=(1 << 29) + 64 * size, characters=10**6 + 20 * size)
 
 
 class Worker:
@@ -58,9 +65,11 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
             env=os.environ | {"PYTHONPATH": paths},
             start_new_session=True,  # Ctrl-C in the terminal must not reach the child; it ends when its parent ends
         )
+        os.set_blocking(self.process.stdin.fileno(), False)  # a stopped child does not empty a full pipe
         self.pid = os.getpid()
         self.stop = weakref.finalize(self, _stop, self.process)
         return self._ask(self.first_line).get("fault")
@@ -73,17 +82,21 @@ class Worker:
         return {"fault": self.fault} if self.fault else self._ask(data_json)
 
     def _ask(self, line: str) -> dict:
+        limits = limits_for(len(line))
         try:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.write(line.encode() + b"\n")
-                self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+            answer = _exchange(self.process, line.encode() + b"\n", limits.patience)
         except BaseException:  # after an interrupt the next question must not read this answer
             self.process.kill()
             self.stop()
             self.process = None
             raise
-        reply = json.loads(answer) if answer else {"fault": self._cause_of_death(limits_for(len(line)))}
+        if answer is None:
+            self.process.kill()
+            reply = {
+                "fault": f"its process gave no answer for {limits.patience:.0f} s: stopped, or the machine too busy"
+            }
+        else:
+            reply = json.loads(answer) if answer.endswith(b"\n") else {"fault": self._cause_of_death(limits)}
         if "fault" in reply:
             self.fault = reply["fault"]
             self.stop()
@@ -94,6 +107,33 @@ class Worker:
         if self.process.wait() == -signal.SIGPROF:
             return f"it ran for more than {limits.seconds:.0f} s of processor time"
         return f"its process ended with {self.process.returncode}: {errors[-300:]}"
+
+
+def _exchange(process: subprocess.Popen, question: bytes, patience: float) -> bytes | None:
+    """Write a line to the child -> its answer, without a line end if the child ended; None after `patience` seconds."""
+    source, sink, deadline = process.stdout.fileno(), process.stdin.fileno(), time.monotonic() + patience
+
+    def ready(end: int, event: int) -> bool:
+        poller = select.poll()
+        poller.register(end, event)
+        return bool(poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
+
+    unsent, answer = memoryview(question), b""
+    while unsent:
+        try:
+            unsent = unsent[os.write(sink, unsent) :]
+        except BlockingIOError:  # the pipe is full
+            if not ready(sink, select.POLLOUT):
+                return None
+        except BrokenPipeError:  # the child died, and its output ends
+            break
+    while not answer.endswith(b"\n"):
+        if not ready(source, select.POLLIN):
+            return None
+        if not (part := os.read(source, 1 << 16)):
+            break
+        answer += part
+    return answer
 
 
 def _stop(process: subprocess.Popen) -> None:

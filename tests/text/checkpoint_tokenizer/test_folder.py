@@ -172,8 +172,8 @@ def test_decoding_leaves_out_tokens_that_only_the_config_calls_special(tmp_path,
 def test_a_listed_token_with_another_id_is_refused(tmp_path):
     listed = {"999": {"content": "<|im_end|>", "special": True}}
     folder = checkpoint(tmp_path, {"eos_token": EOS, "added_tokens_decoder": listed})
-    text = f"tokenizer_config.json gives '<|im_end|>' the id 999, tokenizer.json gives {OWN.vocab_size}; the two files"
-    with pytest.raises(InputError, match=f"^{re.escape(f'{folder}: {text}')} are from different checkpoints$"):
+    text = f"tokenizer_config.json gives '<|im_end|>' the id 999, the tokenizers library gives {OWN.vocab_size}: it"
+    with pytest.raises(InputError, match=f"^{re.escape(f'{folder}: {text}')} numbers added tokens .* original files$"):
         Tokenizer.load(folder)
 
 
@@ -228,7 +228,7 @@ def test_tools_use_the_folders_template_for_tools(tmp_path):
 def test_templates_without_a_default_are_named(tmp_path):
     templates = [{"name": "rag", "template": "x"}]
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS, "chat_template": templates}))
-    with pytest.raises(InputError, match="^chat template: needed a template named default, got rag; choose one with"):
+    with pytest.raises(InputError, match="^chat template: needed a template named default, got 'rag'; choose one with"):
         tokenizer.apply_chat_template([USER])
     assert tokenizer.with_template(tokenizer.templates["rag"].source + "{{ 1 }}").apply_chat_template([USER]) == "x1"
 
@@ -238,11 +238,15 @@ def test_templates_without_a_default_are_named(tmp_path):
     [
         ({"pad_token": PAD}, {}, 'no end token is named; write "eos_token": "..." into tokenizer_config.json'),
         ({"eos_token": "</s>"}, {}, "eos token '</s>' is not in the vocabulary; name another token"),
-        ({"eos_token": 2}, {}, "tokenizer_config.json: needed a token as a string or an object with content, got 2"),
+        (
+            {"eos_token": 2},
+            {},
+            "tokenizer_config.json: eos_token: needed a token as a string or an object with content, got 2",
+        ),
         (
             {"eos_token": EOS},
             {"generation_config": {"eos_token_id": "2"}},
-            "eos_token_id: needed an id or a list of ids, got '2'",
+            "generation_config.json: eos_token_id: needed an id or a list of ids, got '2'",
         ),
         (
             {"eos_token": EOS, "chat_template": 7},
@@ -261,6 +265,124 @@ def test_templates_without_a_default_are_named(tmp_path):
 def test_bad_folders_are_refused(tmp_path, config, files, text):
     with pytest.raises(InputError, match=f"^{re.escape(f'{tmp_path}: {text}')}$"):
         Tokenizer.load(checkpoint(tmp_path, config, **files))
+
+
+NEEDED_TOKEN = "needed a token as a string or an object with content, got "
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "text"),
+    [
+        ("tokenizer_config", {"bos_token": ["<s>"]}, f"bos_token: {NEEDED_TOKEN}['<s>']"),
+        ("tokenizer_config", {"unk_token": {"content": {}}}, f"unk_token: {NEEDED_TOKEN}" + "{'content': {}}"),
+        ("special_tokens_map", {"pad_token": True}, f"pad_token: {NEEDED_TOKEN}True"),
+        ("tokenizer_config", {"additional_special_tokens": "<x>"}, "needed a list of tokens, got '<x>'"),
+        ("tokenizer_config", {"extra_special_tokens": [[]]}, f"extra_special_tokens: {NEEDED_TOKEN}[]"),
+        ("tokenizer_config", {"extra_special_tokens": {"a": 1}}, f"extra_special_tokens: {NEEDED_TOKEN}1"),
+        ("tokenizer_config", {"added_tokens_decoder": []}, "needed an object of ids and tokens, got []"),
+        ("tokenizer_config", {"added_tokens_decoder": {"x": {}}}, "needed ids from 0 to 16,777,215, got 'x'"),
+        ("tokenizer_config", {"added_tokens_decoder": {"1" * 30: {}}}, "needed ids from 0 to 16,777,215, got '1111"),
+        ("tokenizer_config", {"added_tokens_decoder": {"1": "a"}}, "1: needed an object with content, got 'a'"),
+        ("tokenizer_config", {"added_tokens_decoder": {"1": {"content": 1}}}, "1: needed an object with content, got"),
+        (
+            "tokenizer_config",
+            {"added_tokens_decoder": {"300": {"content": "a", "lstrip": "no"}}},
+            "added_tokens_decoder: 300: lstrip: needed true or false, got 'no'",
+        ),
+        ("tokenizer_config", {"split_special_tokens": "false"}, "split_special_tokens: needed true or false, got 'fal"),
+        ("tokenizer_config", {"add_bos_token": 1}, "add_bos_token: needed true or false, got 1"),
+        (
+            "tokenizer_config",
+            {"chat_template": [{"name": "a"}]},
+            "needed text or a list of name and template, got [",
+        ),
+        (
+            "tokenizer_config",
+            {"chat_template": ["a"]},
+            "chat_template: needed text or a list of name and template, got",
+        ),
+        ("chat_template", {"chat_template": 3}, "chat_template: needed text, got 3"),
+        ("generation_config", {"eos_token_id": True}, "eos_token_id: needed an id or a list of ids, got True"),
+        ("generation_config", {"eos_token_id": [[2]]}, "eos_token_id: needed an id or a list of ids, got [[2]]"),
+        ("generation_config", {"eos_token_id": 1.5}, "eos_token_id: needed an id or a list of ids, got 1.5"),
+    ],
+    ids=range(20),
+)
+def test_values_of_wrong_types_are_refused_in_one_line(tmp_path, file, value, text):
+    files = {} if file == "tokenizer_config" else {file: value}
+    folder = checkpoint(tmp_path, {"eos_token": EOS} | (value if file == "tokenizer_config" else {}), **files)
+    with pytest.raises(InputError, match=f"^{re.escape(str(folder))}: {file}.json: .*{re.escape(text)}"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_config", "special_tokens_map", "generation_config"])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff", b"[1]", b"null", b'{"a": ' + b"9" * 5000 + b"}"], ids=["deep", *"abcd"]
+)
+def test_files_that_are_no_json_object_are_refused_in_one_line(tmp_path, name, content):
+    folder = checkpoint(tmp_path, {"eos_token": EOS}, special_tokens_map={}, generation_config={})
+    (folder / f"{name}.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"^{re.escape(str(folder))}: needed a readable tokenizer .{name}.json: ") as e:
+        Tokenizer.load(folder)
+    assert len(str(e.value)) < 1000 and str(e.value).isprintable()
+
+
+def test_half_a_surrogate_pair_in_a_file_is_written_back(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS, "note": "\ud800"})
+    Tokenizer.load(folder).save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["note"] == "\ud800"
+
+
+def test_the_template_of_a_processor_is_read(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS}, chat_template={"chat_template": "{{ messages[0].content }}!"})
+    assert Tokenizer.load(folder).apply_chat_template([USER]) == "Hi!"
+
+
+FOLLOWED = {"add_bos_token": True, "add_eos_token": False, "add_prefix_space": False, "do_lower_case": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        (FOLLOWED | {"clean_up_tokenization_spaces": True, "legacy": True, "model_input_names": ["input_ids"]}, []),
+        ({key: not value for key, value in FOLLOWED.items()}, [
+            f"tokenizer_config.json: {key} {str(not value).lower()} is not followed; tokenizer.json does otherwise"
+            for key, value in FOLLOWED.items()
+        ]),
+        ({"add_bos_token": None, "do_lower_case": None}, []),
+        ({"auto_map": {"AutoTokenizer": ["x.py", None]}},
+         ["tokenizer_config.json: auto_map names Python code, which is not run; tokenizer.json decides"]),
+        ({"extra_special_tokens": ["<a>", PAD], "unk_token": "<unk>"},
+         ["tokenizer_config.json: '<a>', '<unk>': called special, but not in the vocabulary, so not tokens here"]),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_keys_that_would_change_ids_and_are_not_followed_are_named(tmp_path, config, lines):
+    config |= {"eos_token": EOS, "bos_token": BOS}
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, config, bos_first=True))
+    assert list(tokenizer.parts.notes) == lines
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "key"),
+    [
+        ("pre_tokenizer", tokenizers.pre_tokenizers.Metaspace(), "add_prefix_space"),
+        ("pre_tokenizer", tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True), "add_prefix_space"),
+        ("normalizer", tokenizers.normalizers.Prepend("_"), "add_prefix_space"),
+        ("normalizer", tokenizers.normalizers.Lowercase(), "do_lower_case"),
+        ("normalizer", tokenizers.normalizers.BertNormalizer(lowercase=True), "do_lower_case"),
+    ],
+    ids=range(5),
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_tokenizer_json_does_itself_is_known(tmp_path, part, value, key, nested):
+    for setting in (True, False):
+        folder = checkpoint(tmp_path, {"eos_token": EOS, key: setting})
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        room = tokenizers.normalizers if part == "normalizer" else tokenizers.pre_tokenizers
+        setattr(backend, part, room.Sequence([value]) if nested else value)
+        backend.save(str(folder / "tokenizer.json"))
+        assert bool(Tokenizer.load(folder).parts.notes) == (not setting)
 
 
 def test_the_error_for_an_older_folder_names_the_file_to_convert(tmp_path):

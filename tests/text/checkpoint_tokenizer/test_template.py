@@ -142,6 +142,14 @@ def test_the_conversation_is_not_changed_and_must_be_json():
         ChatTemplate("x").render([USER | {"content": {1}}])
 
 
+@pytest.mark.parametrize("source", ["{{ '\\ud800' }}", "{{ messages[0].content[:1] }}"])
+def test_half_a_surrogate_pair_in_the_output_is_refused(source):
+    # no tokenizer can encode it, and no terminal can show it
+    text = "chat template: it writes half of a surrogate pair, which is no text; change the template"
+    with pytest.raises(InputError, match=f"^{text}$"):
+        rendered(source, USER | {"content": "\ud83d"})
+
+
 @pytest.mark.parametrize("turns", [[], ["Hi"]])
 def test_no_turns_are_refused(turns):
     with pytest.raises(

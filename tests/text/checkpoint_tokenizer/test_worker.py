@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import signal
 import time
 
 import pytest
@@ -73,8 +74,8 @@ def test_the_sandbox_alone_bounds_neither_sizes_nor_steps():
 
 
 def test_limits_grow_with_the_conversation():
-    assert limits_for(0) == Limits(seconds=1.0, memory=2**29, characters=10**6)
-    assert limits_for(500_000) == Limits(seconds=1.5, memory=2**29 + 32_000_000, characters=11_000_000)
+    assert limits_for(0) == Limits(seconds=1.0, patience=30.0, memory=2**29, characters=10**6)
+    assert limits_for(500_000) == Limits(1.5, patience=45.0, memory=2**29 + 32_000_000, characters=11_000_000)
 
 
 def test_a_long_conversation_is_rendered():
@@ -122,7 +123,7 @@ def test_a_trial_may_be_refused_but_must_not_leave_the_sandbox():
 
 def test_an_interrupt_leaves_no_answer_behind():
     class Interrupted:
-        def readline(self):
+        def fileno(self):
             raise KeyboardInterrupt
 
         def close(self):
@@ -134,6 +135,19 @@ def test_an_interrupt_leaves_no_answer_behind():
     with pytest.raises(KeyboardInterrupt):
         echo.reply(data(word="first"))
     assert echo.reply(data(word="second"))["text"] == "second"
+
+
+@pytest.mark.parametrize("size", [1, 10**6], ids=["reading", "writing"])  # a pipe holds 65,536 bytes
+def test_a_child_that_is_stopped_does_not_block(monkeypatch, size):
+    echo = worker("{{ word }}")
+    assert echo.start() is None and echo.reply(data(word="a"))["text"] == "a"
+    monkeypatch.setattr("minirlhf.text.checkpoint_tokenizer.worker.PATIENCE", 0.1)
+    child = echo.process
+    child.send_signal(signal.SIGSTOP)
+    seconds = f"{limits_for(size).patience:.0f}"
+    fault = {"fault": f"its process gave no answer for {seconds} s: stopped, or the machine too busy"}
+    assert echo.reply(data(word="b" * size)) == echo.reply(data(word="c")) == fault
+    assert child.poll() == -signal.SIGKILL
 
 
 def test_a_fork_of_the_process_gets_a_child_of_its_own():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "mutation.py"
+TOOL = Path(__file__).with_name("mutation.py")
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ LAST += ["drop .detach()", "0 to 1"]
 def test_mutants_of_an_example_leave_text_alone(mutation):
     last = EXAMPLE.splitlines()[-1].strip()
     wanted = [f"example | {change}" for change in (*WANTED, *(f"{change} | {last}" for change in LAST))]
-    assert sorted(mutant.name for mutant in mutation.mutants("example.py", EXAMPLE)) == sorted(wanted)
+    assert sorted(mutant.name for mutant in mutation.mutants("losses/example.py", EXAMPLE)) == sorted(wanted)
 
 
 def test_a_mutant_is_the_code_with_one_change(mutation):
     source = "def f(x):\n    return x + 2\n"
     results = {}
-    for mutant in mutation.mutants("f.py", source):
+    for mutant in mutation.mutants("losses/f.py", source):
         exec(mutant.code, scope := {})
         results[mutant.name.split(" | ")[1]] = scope["f"](5)
     assert results == {"return 0 times it": 0, "+ to -": 3, "2 to 3": 8}
@@ -58,15 +58,43 @@ def test_a_mutant_is_the_code_with_one_change(mutation):
 def test_every_equivalent_mutant_exists_and_has_a_reason(mutation):
     table = tomllib.loads(mutation.EQUIVALENT.read_text(encoding="utf-8"))
     for file, entries in table.items():
-        names = {mutant.name for mutant in mutation.mutants(file, (mutation.LOSSES / file).read_text(encoding="utf-8"))}
+        names = {
+            mutant.name for mutant in mutation.mutants(file, (mutation.PACKAGE / file).read_text(encoding="utf-8"))
+        }
         assert entries.keys() <= names, sorted(entries.keys() - names)
         assert all(len(reason) > 10 for reason in entries.values())
 
 
 def test_every_file_of_the_losses_has_tests_of_its_own(mutation):
-    for path in mutation.LOSSES.glob("*.py"):
-        for test in mutation.TESTS.get(path.name, [f"test_{path.name}"]):
-            assert path.name == "__init__.py" or (Path(__file__).parent / test).is_file(), f"{path.name}: {test}"
+    for path in (mutation.PACKAGE / "losses").glob("*.py"):
+        for test in mutation.tests_of(f"losses/{path.name}"):
+            assert path.name == "__init__.py" or (TOOL.parent / test).is_file(), f"{path.name}: {test}"
+
+
+def test_outside_the_losses_defaults_and_messages_are_left_alone(mutation):
+    source = (
+        "class C:\n    steps: int = 3\n\ndef f(x, low=2):\n    say(x)\n    g(x)\n    return zip(x, low, strict=True)\n"
+    )
+    names = [mutant.name for mutant in mutation.mutants("training/example.py", source)]
+    assert names == ["f | drop the statement | g(x)", "f | return 0 times it | return zip(x, low, strict=True)"]
+    assert len(mutation.mutants("losses/example.py", source)) == 4
+
+
+def test_the_changed_file_is_loaded_here_and_in_programs(mutation, tmp_path):
+    program = f"""
+import importlib.util, subprocess, sys
+spec = importlib.util.spec_from_file_location("mutation", {str(TOOL)!r})
+sys.modules["mutation"] = mutation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mutation)
+code = compile("CHANGED = 7", "errors.py", "exec")
+mutation.load_in_place("errors.py", code, {str(tmp_path)!r})
+import minirlhf.errors
+assert minirlhf.errors.CHANGED == 7
+"""
+    inner = "from minirlhf.errors import CHANGED; print(CHANGED)"
+    program += f"subprocess.run([sys.executable, '-c', {inner!r}], check=True)\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,54 @@
+"""Text and JSON values that a stranger wrote. They may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+
+def one_line(text: str, most: int = 4000) -> str:
+    """The text with its unprintable letters escaped, so that a terminal cannot obey them. A long middle is left out."""
+    text = text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object. Raises: ValueError for a key that stands twice, because readers differ in the value
+    that they take.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {beginning_of_repr(twice, 80)} stands twice in an object")
+    return found
+
+
+def beginning_of_repr(value: Any, most: int) -> str:
+    """The beginning of repr(value). repr escapes newlines, controls, invisible letters and halves of surrogate pairs.
+
+    A value of more than `most` letters is cut, with "..." and the whole length.
+    """
+    text, is_text = "".join(islice(_pieces(value, most), most + 3)), isinstance(value, str)
+    if len(text) <= most + 2:  # two quotes
+        return text
+    size = f" ({len(value):,} {'letters' if is_text else 'entries'})" if hasattr(value, "__len__") else ""
+    return f"{text[:most]}...{text[0] if is_text else ''}{size}"
+
+
+def _pieces(value: Any, most: int) -> Iterator[str]:
+    """repr(value) in pieces of one letter or more. Only the pieces that are asked for are made."""
+    if isinstance(value, list | dict):
+        yield "{" if isinstance(value, dict) else "["
+        for i, part in enumerate(value):
+            yield from [", "] * (i > 0)
+            yield from _pieces(part, most)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[part], most)
+        yield "}" if isinstance(value, dict) else "]"
+    elif isinstance(value, int) and abs(value) >= 1 << 999:  # Python refuses to write more than 4,300 digits
+        yield hex(value)
+    else:
+        yield repr(value[: most + 1] if isinstance(value, str) else value)

@@ -1,0 +1,79 @@
+"""Learning rates for `--policy DIR`. The defaults in the settings are for models of a few 100,000 parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+from minirlhf.jobs.models import resolve_model
+from minirlhf.model.config import ModelConfig
+from minirlhf.pretrained.weights import read_config
+from minirlhf.training.defaults import with_defaults
+from minirlhf.training.settings import parse_settings
+
+SMALL, LARGE = 1e6, 1e8  # parameters
+# Section -> peak learning rate of a model of LARGE or more parameters, all of them trained. The rates are common ones
+# for models of 0.5 to 7 billion parameters; TRL has the same or, for reward models, a larger one.
+RATES = {
+    "sft": 2e-5,
+    "reward_model": 1e-5,
+    "process_reward": 1e-5,
+    "ppo": 1e-6,
+    "grpo": 1e-6,
+    "online_dpo": 5e-7,
+    "dpo": 1e-6,
+    "unpaired": 1e-6,
+    "distillation": 2e-5,
+}
+ADAPTERS = 10  # times the rate of whole models: Schulman et al. 2025, "LoRA Without Regret"
+
+
+def settings_for_model(classes: dict[str, type], job: Any) -> dict[str, Any]:
+    """Read the settings again, with defaults for the size of the model that the job is given, and print the rates.
+
+    classes: section -> dataclass.   A learning rate of the user's flags or TOML file stays.
+    Raises: InputError if the folder holds no model.
+    """
+    folder = getattr(job, job.trained)
+    if folder is None:
+        return parse_settings(classes, description="")
+    n = parameters(read_config(resolve_model(folder))[0])
+    classes = {section: with_rate(section, cls, n, job.train != "all") for section, cls in classes.items()}
+    settings = parse_settings(classes, description="")
+    used = [section for section in RATES if section in classes]
+    if len(used) > 1:  # SFT is skipped: the folder takes its place
+        used.remove("sft")
+    if os.environ.get("RANK", "0") == "0":  # the processes have not joined yet
+        rates = ", ".join(f"{section}.lr {settings[section].lr:g}" for section in used)
+        print(f"{folder}: about {n / 1e6:,.1f} million parameters, --train {job.train}: {rates}", flush=True)
+    return settings
+
+
+def with_rate(section: str, cls: type, n: int, adapters: bool) -> type:
+    """The dataclass of a section with a default `lr` for a model of n parameters."""
+    if section not in RATES:
+        return cls
+    small = next(field.default for field in dataclasses.fields(cls) if field.name == "lr")
+    lr = peak_rate(small, RATES[section] * (ADAPTERS if adapters else 1), n)
+    return cls if lr == small else with_defaults(cls, lr=lr)
+
+
+def peak_rate(small: float, large: float, n: int) -> float:
+    """`small` up to SMALL parameters, `large` from LARGE on; between them a straight line in the logarithms."""
+    share = math.log(n / SMALL) / math.log(LARGE / SMALL)
+    if share <= 0:
+        return small
+    return float(f"{small ** (1 - min(share, 1)) * large ** min(share, 1):.1e}")  # two digits, as people write rates
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of weights in the matrices of a model: all its parameters but norms and biases."""
+    width, experts = config.hidden_size, [config.has_experts(layer) for layer in range(config.num_hidden_layers)]
+    matrices = 3 if config.gated_mlp else 2
+    attention = 2 * width * config.head_width * (config.num_attention_heads + config.num_key_value_heads)
+    mlp = matrices * width * config.intermediate_size
+    mixture = config.num_experts * (matrices * width * config.moe_intermediate_size + width)  # experts and router
+    embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
+    return embeddings + sum(attention + (mixture if has_experts else mlp) for has_experts in experts)

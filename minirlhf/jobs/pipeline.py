@@ -1,0 +1,28 @@
+"""The policy that a pipeline's folder stands for: sft/, reward/ and ppo/ stand for the policy of ppo/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minirlhf.errors import InputError
+from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.weights import read_config
+from minirlhf.training.run import finished_model
+
+
+def last_policy(folder: Path) -> Path | None:
+    """The final policy of the last stage; None if no stage has a policy.
+
+    SFT comes first, so SFT's policy is the last only if no other stage has one.
+    Raises: InputError if a stage has not finished, or several stages after SFT have a policy.
+    """
+    stages = sorted(path.parent for path in folder.glob("*/config.toml"))
+    finals = {stage: final for stage in stages if (final := finished_model(stage))}
+    policies = {stage: final for stage, final in finals.items() if read_config(final)[1] is Transformer}
+    last = [stage for stage in policies if stage.name != "sft"] or list(policies)
+    choices = ", ".join(map(str, policies))
+    if policies and (unfinished := [stage.name for stage in stages if stage not in finals]):
+        raise InputError(f"{folder}: its stage {unfinished[0]} has not finished; name a stage that has: {choices}")
+    if len(last) > 1:
+        raise InputError(f"{folder}: several stages after SFT have a policy; name one stage: {choices}")
+    return policies[last[0]] if last else None

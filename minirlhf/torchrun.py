@@ -1,0 +1,67 @@
+"""The end of a program that torchrun started: an error in the input is one line for all processes.
+
+torchrun answers a process that ends with an error by a report of 34 lines, with a traceback through its own files. An
+exit code, `record`, an error file, SIGTERM and SIGINT change nothing about the report. Only a signal without a handler
+ends torchrun in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE = 5.0  # seconds to wait for the other processes to end with the same error
+
+
+def end(message: str) -> None:
+    """Print a last message on stderr, once for all processes that end with it.
+
+    If all processes end with it, torchrun has nothing to add: end torchrun too. The processes meet in the folder that
+    torchrun makes for error files: each makes a file there, named by its rank. torchrun lives and reports if a process
+    goes on, because torchrun then has to end that process. Elsewhere (no torchrun, several machines, another launcher)
+    the message is printed and nothing else happens.
+    """
+    launcher, rank, ranks = os.getppid(), os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    line = f"[rank {rank}] {message}" if ranks != "1" else message
+    folder = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or "none/none/none").parents[1]
+    folder = folder / hashlib.sha256(message.encode(errors="replace")).hexdigest()[:16]
+    try:
+        folder.mkdir()  # the first process makes the folder and prints
+    except FileExistsError:
+        pass
+    except OSError:
+        return print(line, file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+    (folder / rank).touch()
+    if os.environ.get("LOCAL_WORLD_SIZE") == ranks and _is_torchrun(launcher):
+        sys.stdout.flush()
+        if _wait(lambda: len(list(folder.iterdir())) == int(ranks), PATIENCE):
+            if rank == "0":
+                os.kill(launcher, signal.SIGUSR1)
+            _wait(lambda: os.getppid() != launcher, 1.0)  # a process that ended earlier would start the report
+
+
+def _is_torchrun(process: int) -> bool:
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:  # macOS has no /proc
+        command = ["ps", "-o", "command=", "-p", str(process)]
+        words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return any(Path(word).name == "torchrun" or word == "torch.distributed.run" for word in words[:4])
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """True as soon as the condition holds; False if it does not hold within that time."""
+    last = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > last:
+            return False
+        time.sleep(0.02)
+    return True

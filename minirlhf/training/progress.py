@@ -1,0 +1,68 @@
+"""The numbers of a run in the terminal: a table that grows by a row at each evaluation, and the time they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+WIDTH = 80  # columns
+# Columns of the table in their order, as far as a run has them and they fit: metric -> label.
+LABELS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "win_prob": "win",
+    "margin": "margin",
+    "gold_reward": "gold",
+    "model_reward": "reward",
+    "grammatical": "grammar",
+    "kl": "KL",
+    "length": "length",
+    "entropy": "entropy",
+    "score_mean": "score",
+    "distinct_2": "distinct",
+    "ended": "ended",
+}
+
+
+class EvaluationTable:
+    """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean."""
+
+    def __init__(self, name: str, headline: Iterable[str]) -> None:
+        self.first = f"{name[-12:]} step"
+        self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
+        self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
+
+    def row(self, step: int, metrics: dict[str, float]) -> str:
+        """The line of one evaluation, below the header if it is the first. eval/NAME goes before NAME."""
+        numbers = {name: value for name, value in metrics.items() if name in self.wanted}
+        numbers |= {name.removeprefix("eval/"): x for name, x in metrics.items() if name.startswith("eval/")}
+        lines = []
+        if not self.widths:
+            self._choose_columns(numbers)
+            lines = [self._line(self.first, {name: LABELS.get(name, name) for name in self.widths})]
+        return "\n".join([*lines, self._line(str(step), {name: _number(x) for name, x in numbers.items()})])
+
+    def _choose_columns(self, names: Iterable[str]) -> None:
+        known = list(LABELS)  # measures of the user's own come first
+        room = WIDTH - len(self.first)
+        for name in sorted(names, key=lambda name: known.index(name) if name in known else -1):
+            width = max(7, len(LABELS.get(name, name)))
+            if width + 2 <= room:
+                self.widths[name] = width
+                room -= width + 2
+
+    def _line(self, first: str, cells: dict[str, str]) -> str:
+        cut = [cells.get(name, "-").rjust(width) for name, width in self.widths.items()]
+        return "  ".join([first.rjust(len(self.first)), *cut])
+
+
+def evaluation_seconds(folder: Path) -> tuple[float, float]:
+    """-> (seconds in evaluations, seconds in all), over the steps of all runs in a folder."""
+    files = folder.glob("*/timings.jsonl")
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return sum(row.get("evaluation_seconds", 0.0) for row in rows), sum(row["seconds"] for row in rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.0e}"

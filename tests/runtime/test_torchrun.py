@@ -1,0 +1,68 @@
+"""The end of a program under torchrun: one line for an error in the input, and a report where processes differ."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minirlhf import torchrun
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+from minirlhf.errors import InputError, exits_cleanly
+
+@exits_cleanly
+def main():
+    raise InputError("x: needed y, got z")
+
+main()
+"""
+
+
+def test_an_error_of_all_processes_is_one_line_without_a_report(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "program.py"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0 and done.stdout == ""
+    assert done.stderr in [f"[rank {rank}] error: x: needed y, got z\n" for rank in range(2)]
+
+
+@pytest.mark.parametrize(("others", "signals"), [([], []), (["1"], [(7, signal.SIGUSR1)])])
+def test_torchrun_lives_unless_all_processes_end_with_the_same_error(tmp_path, monkeypatch, capsys, others, signals):
+    sent = []
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    monkeypatch.setattr(torchrun, "PATIENCE", 0.05)
+    monkeypatch.setattr(torchrun, "_is_torchrun", lambda process: True)
+    monkeypatch.setattr(torchrun.os, "getppid", lambda: 8 if sent else 7)
+    monkeypatch.setattr(torchrun.os, "kill", lambda *call: sent.append(call))
+    torchrun.end("error: x")
+    (folder,) = tmp_path.iterdir()
+    for rank in others:
+        (folder / rank).touch()
+    if others:
+        torchrun.end("error: x")
+    torchrun.end("error: y")  # alone with this error
+    assert sent == signals and capsys.readouterr().err == "[rank 0] error: x\n[rank 0] error: y\n"
+
+
+def test_without_torchrun_no_other_process_is_touched(tmp_path, monkeypatch, capsys):
+    """The variables of torchrun, handed on by another program: the parent of this process is no torchrun."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(torchrun.os, "kill", lambda *_: pytest.fail("a signal to a program that is no torchrun"))
+    torchrun.end("error: x")
+    torchrun.end("error: x")  # a second process, as far as the folder knows
+    torchrun.end("error: y")
+    assert capsys.readouterr().err == "error: x\nerror: y\n"
+
+
+def test_a_folder_that_is_gone_prevents_no_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "attempt_0" / "0" / "error.json"))
+    torchrun.end("error: x")
+    assert capsys.readouterr().err == "error: x\n"

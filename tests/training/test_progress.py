@@ -1,0 +1,106 @@
+"""The table of evaluations: one header, one short row each, also in a resumed run; and the time evaluations take."""
+
+import io
+import json
+
+import pytest
+import tiny
+
+from minirlhf.training.progress import LABELS, EvaluationTable, evaluation_seconds
+
+from .test_run import go, lines
+
+
+def test_a_row_has_the_numbers_of_the_evaluation_and_of_the_step_in_fixed_columns():
+    table = EvaluationTable("ppo", ("score_mean", "kl", "eval/gold_reward"))
+    metrics = {"kl": 9.0, "score_mean": 1.5, "lr": 1e-3, "entropy": 0.25, "eval/kl": 3.25, "eval/gold_reward": -0.0294}
+    assert table.row(8, metrics).split("\n") == [
+        "ppo step     gold       KL  entropy    score",
+        "       8   -0.029    3.250    0.250    1.500",
+    ]
+    del metrics["entropy"], metrics["eval/gold_reward"]
+    assert table.row(16, metrics | {"eval/kl": 12345.0}) == "      16        -    1e+04        -    1.500"
+
+
+def test_the_users_own_measures_come_first_and_no_line_is_wider_than_80_columns():
+    names = [f"eval/{name}" for name in ("my_measure_of_success", *LABELS)]
+    table = EvaluationTable("a-folder-with-a-long-name", ("loss",))
+    for value in (1.0, -99.999, -9999.9, -1e30, float("nan"), float("-inf")):
+        text = table.row(123_456, dict.fromkeys(names, value))
+        assert max(map(len, text.split("\n"))) <= 80
+        assert text.count("\n") == (value == 1.0)
+        if value == 1.0:
+            assert text.split("\n")[0].split()[:4] == ["-a-long-name", "step", "my_measure_of_success", "loss"]
+
+
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_every_trainers_table_and_bar_fit_80_columns(case):
+    trainer = tiny.CASES[case]()
+    metrics = trainer.step(tiny.batches(8)[0]) | {"eval/gold_reward": 0.5, "eval/kl": 3.0, "eval/length": 12.5}
+    header, row = EvaluationTable("multi_adapter", trainer.headline).row(8, metrics).split("\n")
+    assert len(header) == len(row) <= 80 and "gold" in header
+    shown = ", ".join(f"{name}=-0.00123" for name in trainer.headline if not name.startswith("eval/"))
+    assert len(f"ulti_adapter  37%|{' ' * 10}| 300/800 [00:22<00:36, {shown}]") <= 110
+
+
+def test_a_run_prints_a_row_after_each_evaluation_on_stdout(tmp_path, capsys):
+    go(tmp_path / "sum", evaluate=lambda: {"goodness": 0.5}, eval_every=2)
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()] == [
+        ["sum", "step", "goodness", "loss"],
+        ["2", "0.500", "0.125"],
+        ["4", "0.500", "0.042"],
+        ["6", "0.500", "0.021"],
+    ]
+    assert "goodness" not in err and "eval/" not in err  # the bar has the numbers of steps
+
+
+def test_a_resumed_run_goes_on_with_the_table_and_a_run_without_numbers_has_none(tmp_path, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop(k):
+        if k == 4:
+            raise Stop
+
+    options = {"evaluate": lambda: {"goodness": 0.5}, "eval_every": 1, "save_every": 1}
+    with pytest.raises(Stop):
+        go(tmp_path / "sum", after=stop, **options)
+    first = capsys.readouterr().out.splitlines()
+    go(tmp_path / "sum", resume=True, **options)
+    second = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in first] == ["sum", "1", "2", "3", "4"]
+    assert [line.split()[0] for line in second] == ["sum", "5", "6"] and first[0] == second[0]
+    go(tmp_path / "none", evaluate=dict, eval_every=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_bar_fits_80_columns_and_has_the_steps_metrics(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    go(tmp_path / "a-folder-with-a-long-name", evaluate=lambda: {"goodness": 0.5}, eval_every=1)
+    bars = [line for line in screen.getvalue().replace("\r", "\n").split("\n") if "|" in line]
+    assert max(map(len, bars)) <= 80 and "6/6 [" in bars[-1] and bars[-1].rstrip().endswith("loss=0.0208]")
+
+
+def test_timings_have_the_seconds_of_evaluations_and_metrics_have_not(tmp_path):
+    run, _ = go(tmp_path / "job" / "sum", evaluate=lambda: {"goodness": 0.5}, eval_every=2)
+    timings = lines(run.folder, "timings.jsonl")
+    assert ["evaluation_seconds" in row for row in timings] == [False, True] * 3
+    assert all(0 <= row.get("evaluation_seconds", 0) <= row["seconds"] + 1e-3 for row in timings)
+    assert "evaluation_seconds" not in lines(run.folder)[1]
+    other = tmp_path / "job" / "other"
+    other.mkdir()
+    rows = [{"step": 0, "seconds": 3.0, "evaluation_seconds": 1.0}, {"step": 1, "seconds": 5.0}]
+    (other / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluations, seconds = evaluation_seconds(tmp_path / "job")
+    assert evaluations == pytest.approx(1.0 + sum(row.get("evaluation_seconds", 0) for row in timings))
+    assert seconds == pytest.approx(8.0 + sum(row["seconds"] for row in timings))
+
+
+def test_evaluations_leave_training_as_it_is(tmp_path):
+    with_table, _ = go(tmp_path / "a", evaluate=lambda: {"goodness": 0.5}, eval_every=1)
+    without, _ = go(tmp_path / "b")
+    strip = [{name: x for name, x in row.items() if "/" not in name} for row in lines(with_table.folder)]
+    assert strip == lines(without.folder)
