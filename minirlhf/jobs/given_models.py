@@ -13,14 +13,13 @@ from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_repor
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.models import resolve_model, to_device
+from minirlhf.jobs.models import computes_in_bf16, resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained import load_policy, load_reward_model
 from minirlhf.rewards.scoring import RewardModelScorer
-from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.tokenizer import Tokenizer
@@ -49,10 +48,6 @@ def weights_dtype(job: JobConfig) -> torch.dtype | None:
     the job computes in bf16 or will quantise them.
     """
     return None if job.train == "qlora" or (job.train == "lora" and computes_in_bf16(job)) else torch.float32
-
-
-def computes_in_bf16(job: JobConfig) -> bool:
-    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
 
 
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:

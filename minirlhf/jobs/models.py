@@ -11,6 +11,7 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.runtime.compile import maybe_compile
+from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.training.run import finished_model
 
 SMALL_MODEL = 1_000_000  # parameters; a smaller model trains faster on one thread
@@ -19,7 +20,6 @@ ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job c
 
 def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
     """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
-    from minirlhf.jobs.given_models import computes_in_bf16
     from minirlhf.pretrained import load_policy
 
     return to_device(load_policy(folder, dtype=None if computes_in_bf16(job) else torch.float32), job, device)
@@ -39,6 +39,10 @@ def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Modu
             module.gradient_checkpointing = job.gradient_checkpointing
             module.run_block = maybe_compile(run_block, compiles(job, device))
     return model.to(device)
+
+
+def computes_in_bf16(job: JobConfig) -> bool:
+    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
 
 
 def compiles(job: JobConfig, device: torch.device) -> bool:

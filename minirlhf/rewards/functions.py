@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minirlhf.errors import InputError, nearest
+from minirlhf.errors import InputError
+from minirlhf.nearest import nearest
 from minirlhf.rewards.calling import call_reward
 from minirlhf.rewards.scoring import Reward, score_completions
 
@@ -37,10 +38,10 @@ class FileReward:
         known = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         found = getattr(module, function, None) if function else None
         if not callable(found):
-            hint = f"did you mean {nearest(function, known)}?" if function and known else "write FILE.py:FUNCTION"
+            hint = nearest(function, known) if function and known else ""
             raise InputError(
                 f"reward {name}: needed a function of {file}, got {function or 'no name'}; it has "
-                f"{', '.join(known) or 'none'}; {hint}"
+                f"{', '.join(known) or 'none'}{hint or '; write FILE.py:FUNCTION'}"
             )
         self.function = found
 

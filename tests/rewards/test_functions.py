@@ -102,7 +102,7 @@ def test_a_missing_file_or_function_is_named_with_those_that_are_there(file, tmp
         FileReward(f"{gone}:f")
     known = "it has Settings, length, late, broken, lazy_and_broken, no_key, leaves, many_lines, two; "
     for name, hint in (
-        (f"{file}:lenght", "got lenght; " + known + "did you mean length"),
+        (f"{file}:lenght", "got lenght; " + known + "the nearest is length"),
         (str(file), "got no name; "),
     ):
         with pytest.raises(InputError, match=hint):
