@@ -10,7 +10,6 @@ from torch import nn
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
-from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.training.run import finished_model
 
@@ -34,10 +33,12 @@ def reference_for(policy: Policy) -> Policy:
 
 def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     """Move a model to the device, with the job's settings of memory and speed."""
-    for module in model.modules():
-        if isinstance(module, Trunk):
-            module.gradient_checkpointing = job.gradient_checkpointing
-            module.run_block = maybe_compile(run_block, compiles(job, device))
+    for trunk in [module for module in model.modules() if isinstance(module, Trunk)]:
+        trunk.gradient_checkpointing = job.gradient_checkpointing
+        if compiles(job, device):
+            from minirlhf.runtime.compile import maybe_compile  # here, so that the core loads no leaf
+
+            trunk.run_block = maybe_compile(run_block, enabled=True)
     return model.to(device)
 
 
