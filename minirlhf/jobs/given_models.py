@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def given_student(job: Opened, student: str) -> Policy:
     policy = load_policy(folder, dtype=torch.float32)
     check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
     return to_device(policy, job.common, job.device)
+
+
+def narrower(shape: ModelConfig, width: int) -> ModelConfig:
+    """A shape with another hidden size; the MLP shrinks in the same ratio.   Raises: InputError if it fits no model."""
+    inner = int(width / shape.hidden_size * shape.intermediate_size)
+    return replace(shape, hidden_size=width, intermediate_size=inner)
 
 
 def weights_dtype(job: JobConfig) -> torch.dtype | None:
