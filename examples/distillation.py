@@ -16,7 +16,7 @@ from minirlhf.data import Batches
 from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.evaluation import win_rate
 from minirlhf.jobs import Job, JobConfig
-from minirlhf.jobs.given_models import given_student
+from minirlhf.jobs.given_models import given_student, narrower
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.model import Policy, Transformer
 from minirlhf.runtime import seed_everything
@@ -28,7 +28,6 @@ class DistillationJobConfig(JobConfig):
     student_width: int = 32  # [numbers] hidden size of a new student; its MLP shrinks in the same ratio
     student_steps: int = 100  # [steps] of SFT before a new student meets the teacher
     trained: ClassVar[str] = "student"  # --policy is the teacher
-    # the teacher ignores these settings
     later_stages_only: ClassVar[tuple[str, ...]] = ("student", "student_width", "student_steps")
 
     def __post_init__(self) -> None:
@@ -42,10 +41,8 @@ class DistillationJobConfig(JobConfig):
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
     """A smaller model after a few steps of SFT: the teacher can only correct a student that writes words."""
     choose_threads(teacher, job.common, job.device)
-    width, shape = job.common.student_width, teacher.transformer.config
-    inner = int(width / shape.hidden_size * shape.intermediate_size)
     seed_everything(job.seed)
-    student = Policy(Transformer(replace(shape, hidden_size=width, intermediate_size=inner)))
+    student = Policy(Transformer(narrower(teacher.transformer.config, job.common.student_width)))
     student = to_device(student, job.common, job.device)
     config = replace(job.settings["sft"], steps=job.common.student_steps)
     trainer = SFTTrainer(student, job.tokenizer, config, updates=config.steps)

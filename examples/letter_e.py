@@ -24,7 +24,7 @@ def main(steps=30):
         policy = Policy(Transformer(ModelConfig(vocab_size=tokenizer.vocab_size)), value_head=True)
         trainer = PPOTrainer(policy, copy_of(policy), reward, tokenizer, config)
         prompts = encode_rows(tokenizer, rows, (), context=64).rows
-        for step, batch in enumerate(Batches(prompts, batch_size=64, steps=config.steps, seed=0, stream="ppo")):
+        for step, batch in enumerate(Batches.of(prompts, config, stream="ppo")):
             metrics = trainer.step(batch)
             print(f"step {step:2}  share of e {metrics['score_mean']:.3f}  {trainer.samples[0]['completion']!r}")
     return metrics

@@ -11,7 +11,7 @@ from typing import Literal
 
 from minirlhf.algorithms import ProcessRewardConfig, ProcessRewardTrainer
 from minirlhf.algorithms.process_reward import encode_steps
-from minirlhf.errors import exits_cleanly
+from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.jobs import Job, JobConfig, open_stage
 from minirlhf.jobs.models import choose_threads
 from minirlhf.jobs.prepare import prepare
@@ -25,6 +25,11 @@ from minirlhf.training.table import table
 class ProcessRewardJobConfig(JobConfig):
     kind: Literal["process", "outcome"] = "process"  # [-] a label for each step, or a label for the whole answer
     rows: int = 20_000  # [rows] of the embedded task
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task != JobConfig.task:
+            raise InputError("--task: this program has a task of its own; drop the flag")
 
 
 def load_task(job: ProcessRewardJobConfig) -> Task:

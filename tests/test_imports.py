@@ -29,7 +29,7 @@ CORE_FILES = {
     "lazy": "",
     "errors": "",
     "losses": "masking logprobs kl advantages policy reward supervised",
-    "runtime": "device compile distributed randomness",
+    "runtime": "device distributed randomness",
     "model": "config rope norms cache context attention transformer policy",
     "text": "parts tokenizer",
     "data": "encoding batches",

@@ -59,6 +59,10 @@ class OnPolicyConfig(OptimizerConfig):
         """Optimizer steps of the whole run, if target_kl never ends a step early."""
         return self.steps * self.epochs * self.minibatches
 
+    def steps_for(self, rows: int) -> int:
+        """Steps of a run on this number of prompts. They do not depend on it, because each epoch samples anew."""
+        return self.steps
+
     def sampling(self, eos_ids: tuple[int, ...]) -> SamplingConfig:
         """The settings of `generate`. `eos_ids` are the tokenizer's end tokens."""
         return SamplingConfig(

@@ -108,12 +108,12 @@ class SFTTrainer:
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
         """{loss}: mean nats per response token on held-out rows; {} without rows. The first four rows are samples."""
-        total, tokens = torch.zeros((), device=self.device), sum(len(row.responses[0]) for row in rows)
+        total = torch.zeros((), device=self.device)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             logps = self.policy(batch.input_ids, batch.attention_mask).logps
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
-        self.samples = self.write(rows[:4])
+        self.samples, tokens = self.write(rows[:4]), sum(len(row.responses[0]) for row in rows)
         return {"loss": total.item() / tokens} if tokens else {}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:

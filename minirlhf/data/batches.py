@@ -27,10 +27,19 @@ class Batches:
     """
 
     def __init__(self, rows: Sequence, *, batch_size: int, steps: int, seed: int, stream: str) -> None:
-        if not rows:
+        from minirlhf.data.rows import check_sized
+
+        check_sized("Batches", rows)
+        if not len(rows):
             raise InputError(f"{stream}: needed at least one row to train on, got none")
         self.rows, self.batch_size, self.steps, self.seed, self.stream = rows, batch_size, steps, seed, stream
         self._order: dict[int, list[int]] = {}
+
+    @classmethod
+    def of(cls, rows: Sequence, config: Any, *, seed: int = 0, stream: str = "rows", times: int = 1) -> Batches:
+        """Batches as an algorithm's settings say: their size and the number of steps. times: for this many runs."""
+        steps = times * config.steps_for(len(rows))
+        return cls(rows, batch_size=config.batch_size, steps=steps, seed=seed, stream=stream)
 
     def __len__(self) -> int:
         return self.steps
@@ -92,6 +101,9 @@ def row_groups(rows: Sequence[EncodedRow], max_tokens: int, sides: int = 1) -> l
 
     sides: the number of a row's responses in one forward (2 for chosen and rejected).
     """
+    from minirlhf.data.rows import check_encoded
+
+    check_encoded("row_groups", rows, EncodedRow)
     lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
     return [[rows[i] for i in group] for group in microbatches(lengths, max_tokens // sides)]
 

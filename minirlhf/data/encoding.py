@@ -59,6 +59,9 @@ def encode_rows(
         vocabulary:  rows of the model's embedding; 0: unknown.
     Raises: InputError if more than `max_refused` of the rows are refused.
     """
+    from minirlhf.data.rows import listed
+
+    rows = listed("encode_rows", rows, ("prompt", *responses), TURNS)
     encoded_rows, truncated, refused = [], 0, []
     for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses, vocabulary), strict=True):
         where = f"{unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"

@@ -74,6 +74,8 @@ def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01, ignore_colu
     Raises: InputError if the file cannot be read, no row is usable, more than `max_refused` of the rows are refused, or
         a column has a meaning that nothing uses.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"read_rows: needed the path of a file, got {_got(path)}; rows in memory need no reading")
     path = os.fspath(path)
     if not 0 <= max_refused <= 1:
         raise InputError(f"max_refused: needed a fraction from 0 to 1, got {max_refused}; 0.01 is 1% of the rows")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from minirlhf.adapters import apply_lora, freeze
+from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.jobs.folder import take_output, write_refused
+from minirlhf.jobs.given_models import narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
@@ -20,8 +24,10 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
+from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
+MAY_CHANGE = ("resume", "output", "stop_after", "device", "threads")  # settings that a resumed job may change
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
@@ -48,6 +54,8 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     if on_policy:
         check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
     check_trainable(job, shape, stages)
+    if width := getattr(job.common, "student_width", None):  # of distillation
+        narrower(shape, width)
     refused = list(job.task.refused)
     for part in dict.fromkeys(needs):
         reserve = job.config.max_tokens if part == "prompts" else 1
@@ -112,6 +120,8 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
         folder = job.folder / stage
         if folder.is_dir() and holds_anything(folder) and not (folder / "config.toml").exists():
             raise InputError(f"{folder}: holds files that are not a run's; choose another --output")
+    if (settings := job.folder / job.section / "config.toml").exists():
+        check_same_job(job, settings)
     for section in [*(SECTIONS[stage] for stage in stages), job.section]:
         for size in ("batch_size", "minibatch_size"):
             rows = getattr(job.settings[section], size, 0)
@@ -120,6 +130,20 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
                     f"{section}.{size}: needed a multiple of the {world_size()} processes, got {rows}; change one of "
                     "the two"
                 )
+
+
+def check_same_job(job: Opened, path: Path) -> None:
+    """Refuse to train stages before a stage that an earlier start has begun with other settings of its own."""
+    ours = {name: job.settings[name] for name in ("job", job.section)}
+    old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
+    for name in ours:
+        before, now = (old, new) if name == "job" else (old.get(name, {}), new[name])
+        keys = [key for key, value in {**before, **now}.items() if not isinstance(value, dict)]
+        for key in [key for key in keys if key not in MAY_CHANGE and before.get(key) != now.get(key)]:
+            raise InputError(
+                f"{path.parent}: holds another run: it began with {key} {shown(before.get(key))}, but the settings "
+                f"now say {shown(now.get(key))}; resume with its own settings or choose another --output"
+            )
 
 
 def check_trainable(job: Opened, shape: ModelConfig, stages: list[str]) -> None:
@@ -133,6 +157,8 @@ def check_trainable(job: Opened, shape: ModelConfig, stages: list[str]) -> None:
                 raise InputError(f"--freeze {','.join(common.freeze)}: no parameter is left to train; freeze fewer")
         return
     apply_lora(policy, job.settings["lora"])
+    if isinstance(job.config, DPOConfig):
+        check_models(apply_lora(empty(shape), job.settings["lora"]), empty(shape), job.config)
     # beside adapters that share one base (their only choices of `train`), a reward model is no model of its own
     if "reward" in stages and type(common).train == "all":
         apply_lora(RewardModel(empty(shape).transformer), job.settings["lora"])

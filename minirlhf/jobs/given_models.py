@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
 from minirlhf.runtime.randomness import seed_everything
+from minirlhf.text.checkpoint_tokenizer.answer_end import lines_about_answers
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.text.vocabulary import largest_needed_id, names_beyond
 
@@ -42,6 +44,12 @@ def given_student(job: Opened, student: str) -> Policy:
     policy = load_policy(folder, dtype=torch.float32)
     check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
     return to_device(policy, job.common, job.device)
+
+
+def narrower(shape: ModelConfig, width: int) -> ModelConfig:
+    """A shape with another hidden size; the MLP shrinks in the same ratio.   Raises: InputError if it fits no model."""
+    inner = int(width / shape.hidden_size * shape.intermediate_size)
+    return replace(shape, hidden_size=width, intermediate_size=inner)
 
 
 def weights_dtype(job: JobConfig) -> torch.dtype | None:
@@ -89,7 +97,8 @@ def check_vocabulary(
     config: ModelConfig, tokenizer: Tokenizer, folder: str | Path, tell: Callable[[str], None] = say
 ) -> None:
     """Raise InputError if the tokenizer gives ids that the model does not know. Tell of the tokens that only some texts
-    contain, if the model does not know them, and of all that the tokenizer's folder says and no code here follows.
+    contain, if the model does not know them, of all that the tokenizer's folder says and no code here follows, and of
+    answers that end with another token than the folder names.
     """
     if (largest := largest_needed_id(tokenizer)) >= config.vocab_size:
         raise InputError(
@@ -98,7 +107,7 @@ def check_vocabulary(
         )
     if names := names_beyond(tokenizer, config.vocab_size):
         tell(f"{folder}: the model has no row for {shown(names)}; texts with these tokens are refused")
-    for line in tokenizer.parts.notes:
+    for line in (*tokenizer.parts.notes, *lines_about_answers(tokenizer.parts)):
         tell(f"{folder}: {line}")
 
 
@@ -117,11 +126,14 @@ def check_readable(
     """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
-    encoded = encode_texts(tokenizer, prompts, (), vocabulary)
-    refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
-    if refusals:
-        row, error = refusals[0]
-        raise InputError(
-            f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
-            f"{unit} {row.get('line')} ({error}); leave these rows out"
-        )
+    rows = [{**row, "completion": "Yes."} for row in prompts]
+    for responses in ((), ("completion",)):
+        encoded = encode_texts(tokenizer, rows, responses, vocabulary, sampled=True)
+        refusals = [(row, error) for row, error in zip(rows, encoded, strict=True) if isinstance(error, InputError)]
+        if refusals:
+            row, error = refusals[0]
+            raise InputError(
+                f"{folder}: this reward model's {'chat template' if tokenizer.templates else 'tokenizer'} refuses "
+                f"{len(refusals)} of {len(rows)} {'answers to ' if responses else ''}prompts, such as {unit} "
+                f"{row.get('line')} ({error}); leave these rows out"
+            )

@@ -10,7 +10,7 @@ from torch import nn
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
-from minirlhf.runtime.compile import maybe_compile
+from minirlhf.runtime.device import resolve_precision
 from minirlhf.training.run import finished_model
 
 SMALL_MODEL = 1_000_000  # parameters; a smaller model trains faster on one thread
@@ -19,10 +19,10 @@ ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job c
 
 def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
     """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
-    from minirlhf.jobs.given_models import computes_in_bf16
     from minirlhf.pretrained import load_policy
 
-    return to_device(load_policy(folder, dtype=None if computes_in_bf16(job) else torch.float32), job, device)
+    dtype = None if resolve_precision(job.precision, device) == torch.bfloat16 else torch.float32
+    return to_device(load_policy(folder, dtype=dtype), job, device)
 
 
 def reference_for(policy: Policy) -> Policy:
@@ -34,10 +34,12 @@ def reference_for(policy: Policy) -> Policy:
 
 def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     """Move a model to the device, with the job's settings of memory and speed."""
-    for module in model.modules():
-        if isinstance(module, Trunk):
-            module.gradient_checkpointing = job.gradient_checkpointing
-            module.run_block = maybe_compile(run_block, compiles(job, device))
+    for trunk in [module for module in model.modules() if isinstance(module, Trunk)]:
+        trunk.gradient_checkpointing = job.gradient_checkpointing
+        if compiles(job, device):
+            from minirlhf.runtime.compile import maybe_compile  # here, so that the core loads no leaf
+
+            trunk.run_block = maybe_compile(run_block, enabled=True)
     return model.to(device)
 
 

@@ -91,14 +91,9 @@ def load_task(job: JobConfig) -> Task:
     """The embedded task, or a task from the rows of the user's file. The counts of a file are printed."""
     if job.data is None:
         return embedded_task(job.task, job.seed)
-    from minirlhf.data.formats import read_rows
-    from minirlhf.tasks.user_rows import task_from_rows
+    from minirlhf.tasks.user_rows import task_from_file
 
-    dataset = read_rows(job.data, max_refused=job.max_refused, ignore_columns=job.ignore_columns)
-    task = task_from_rows(dataset)
-    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
-    say(f"{dataset.summary()}\n{dataset.path}: {counts}")
-    return task
+    return task_from_file(job.data, job.max_refused, job.ignore_columns)
 
 
 def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokenizer:

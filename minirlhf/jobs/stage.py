@@ -45,11 +45,7 @@ class Stage:
 
     def batches(self, rows: list, stream: str | None = None, times: int = 1) -> Batches:
         """The batches of the stage. stream: name of the shuffle.   times: make batches for this many runs."""
-        config = self.config
-        steps = config.steps if isinstance(config, OnPolicyConfig) else config.steps_for(len(rows))
-        return Batches(
-            rows, batch_size=config.batch_size, steps=times * steps, seed=self.job.seed, stream=stream or self.name
-        )
+        return Batches.of(rows, self.config, seed=self.job.seed, stream=stream or self.name, times=times)
 
     def run(
         self,

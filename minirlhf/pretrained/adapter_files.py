@@ -34,7 +34,7 @@ from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.locate import DTYPES, some
+from minirlhf.pretrained.locate import DTYPES, some, unwrapped
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
 from minirlhf.pretrained.safe import missing_weights, open_weights
 
@@ -56,6 +56,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
     parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
     whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
+    whole += ["score"] * isinstance(model, SCALAR_MODELS)
     config = next(iter(configs.values()), LoRAConfig())
     raw = {
         "peft_type": "LORA",
@@ -69,7 +70,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "target_modules": _shortest(list(configs), [name_in_files(model, module) for module in linears_of(model)]),
-        "modules_to_save": ["score"] if isinstance(model, SCALAR_MODELS) else whole or None,
+        "modules_to_save": whole or None,
         **mark(model),
         "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in configs),
         "bias": "none",
@@ -92,6 +93,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     another type or does not fit the model.
     """
     settings, weights = read_settings(folder), _read_weights(Path(folder))
+    _check_saved_modules(folder, model, weights, settings.saved)
     heads, layers = _heads(model), frozen_layers(model)
     # a policy without value head can load the adapter of a policy with value head
     weights = {key: w for key, w in weights.items() if key in heads or not key.startswith("value_head.")}
@@ -172,6 +174,9 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
     sizes = {}
     for module, config in settings.of_modules(sorted(pairs)).items():
         A, B = (matrix.double() for matrix in pairs[module])
+        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            raise InputError(f"{folder}: {module}: needed A [r, in] and B [out, r], got {shapes}; save it again")
         norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
         sizes[module] = (len(B), A.shape[1]), norm
     return sizes
@@ -191,7 +196,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         if packed := [name for name in names if file.get_slice(name).get_dtype() not in DTYPES]:
             raise InputError(f"{path}: needed weights in {', '.join(DTYPES)}, got another type for {packed[0]}")
-        return {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+        weights = {unwrapped(name).removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    if len(weights) < len(names):
+        raise InputError(f"{path}: two weights have one name apart from prefixes of wrappers; save the adapter again")
+    return weights
 
 
 def _adapted_modules(
@@ -207,6 +215,17 @@ def _adapted_modules(
             f"base? {CONFIG} names its base"
         )
     return {file_name: module for file_name, module in file_names.items() if file_name in adapted}
+
+
+def _check_saved_modules(
+    folder: str | Path, model: nn.Module, weights: dict[str, Tensor], saved: tuple[str, ...]
+) -> None:
+    """Raise InputError if modules_to_save names a module of the model whose weight the file lacks."""
+    modules = [name_in_files(model, name) for name, _ in core_of(model).named_modules()]
+    for name in saved:
+        fitting = [module for module in modules if f".{module}".endswith(f".{name}")]
+        if fitting and not any(key.startswith(f"{module}.") for key in weights for module in fitting):
+            raise InputError(f"{folder}: {CONFIG} has {name} in modules_to_save, but the file has no weight of it")
 
 
 def _with_whole_embedding(

@@ -38,10 +38,10 @@ class FileReward:
         known = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         found = getattr(module, function, None) if function else None
         if not callable(found):
-            hint = nearest(function, known) if function and known else "; write FILE.py:FUNCTION"
+            hint = nearest(function, known) if function and known else ""
             raise InputError(
                 f"reward {name}: needed a function of {file}, got {function or 'no name'}; it has "
-                f"{', '.join(known) or 'none'}{hint}"
+                f"{', '.join(known) or 'none'}{hint or '; write FILE.py:FUNCTION'}"
             )
         self.function = found
 

@@ -40,6 +40,7 @@ from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
 ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
+BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class RunConfig(RunSettings):
 
     output: str = "runs/run"  # [folder] of all files of the run
     resume: bool = False  # [-] continue the run in `output`
+    overwrite: bool = False  # [-] delete the earlier run in `output`, and nothing else
     base: str | None = None  # [folder] of the model under the adapters; adapter files name it
     seed: int = 0  # [-] seed of dropout
 
@@ -139,8 +141,8 @@ class Run:
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=self.folder.name[-12:],
-            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            desc=self.folder.name[:12],
+            bar_format=BAR,
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
@@ -226,6 +228,10 @@ class Run:
     def _open(self, settings: str) -> None:
         """Begin a run in an empty folder, or load the last checkpoint of the run in it."""
         path = self.folder / "config.toml"
+        if self.config.overwrite and not restarted():
+            from minirlhf.training.overwrite import delete_run
+
+            delete_run(self.folder, self.config.resume)
         if holds_anything(self.folder):
             if not path.exists():
                 raise InputError(f"{self.folder}: holds files that are not a run's; choose another --output")
@@ -330,7 +336,7 @@ def finished_model(run: str | Path) -> Path | None:
 
 def check_same_settings(path: Path, settings: str) -> None:
     """Raise InputError with the first difference if `settings` differ from the settings in the file `path`."""
-    ignored = ("resume", "output", "stop_after", "device", "threads")
+    ignored = ("resume", "overwrite", "output", "stop_after", "device", "threads")
     texts = path.read_text(), settings
     old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in ignored] for text in texts)
     if old != new:

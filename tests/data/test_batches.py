@@ -137,3 +137,15 @@ def test_pad_rows_takes_the_sides_that_are_asked_for():
     rows = [row([5], [8], [9]), row([7], [6], [2])]
     assert pad_rows(rows, (1,), 0, "cpu").input_ids.tolist() == [[5, 9], [7, 2]]
     assert pad_rows(rows, (1, 0), 0, "cpu").input_ids.tolist() == [[5, 9], [7, 2], [5, 8], [7, 6]]
+
+
+def test_batches_of_settings_say_size_and_steps_once():
+    from minirlhf.algorithms import PPOConfig, SFTConfig
+
+    rows = list(range(10))
+    sft = Batches.of(rows, SFTConfig(steps=7, batch_size=4), seed=3, stream="sft")
+    plain = Batches(rows, batch_size=4, steps=7, seed=3, stream="sft")
+    assert [sft[k] for k in range(len(sft))] == [plain[k] for k in range(7)]
+    assert len(Batches.of(rows, SFTConfig(steps=70, batch_size=5, max_epochs=2.0))) == 4  # 2 epochs of 10 rows
+    ppo = PPOConfig(steps=70, batch_size=5, minibatch_size=5)
+    assert [len(Batches.of(rows, ppo)), len(Batches.of(rows, ppo, times=2))] == [70, 140]

@@ -234,7 +234,14 @@ class Workshop:
         steps = [
             {"prompt": f"{n}:", "steps": [f"{n} is {n}. ", "it is. "], "labels": [n % 2 == 0, True]} for n in range(40)
         ]
-        for name, rows in {"pairs.jsonl": pairs, "turns.jsonl": turns, "steps.jsonl": steps}.items():
+        answers = [{"prompt": f"{n} + 2 =", "answer": n + 2} for n in range(40)]
+        (folder / "my.py").write_text(next(code for _, code in PYTHON if code.startswith("# my.py")))
+        for name, rows in {
+            "pairs.jsonl": pairs,
+            "turns.jsonl": turns,
+            "steps.jsonl": steps,
+            "answers.jsonl": answers,
+        }.items():
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self, command: str) -> tuple[int, str, str]:

@@ -41,6 +41,7 @@ def refusal(call, tmp_path, capsys):
 
     def refusal(program, *argv):
         before = sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts)
+        capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             call(program, tmp_path, *argv)
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "writing rows" not in line]
@@ -143,6 +144,26 @@ def test_a_model_of_the_wrong_kind_leaves_no_folder(refusal, finished, inputs):
     data = "--data", inputs / "pairs.jsonl"
     assert "needed a language model, got a RewardModel" in refusal("ppo", *data, "--policy", finished / "reward")
     assert "needed a reward model, got a Transformer" in refusal("ppo", *data, "--reward", finished / "sft")
+
+
+def test_settings_of_a_later_stage_that_fit_no_model_are_refused_first(refusal, inputs, tmp_path):
+    data = "--data", inputs / "pairs.jsonl"
+    assert "hidden_size" in refusal("distillation", *data, "--student_width", "13")
+    lora = "--train", "lora", "--dpo.ref_update_every", "1", "--dpo.ref_update_mix", "0.5"
+    assert refusal("dpo", *data, *lora).startswith("DPOTrainer: ref_update_mix must be 1 if adapters are trained")
+    text = refusal("process_reward", "--task", "arithmetic")
+    assert text == "--task: this program has a task of its own; drop the flag"
+
+
+def test_a_later_stage_that_began_with_other_settings_ends_the_job_before_the_first_stage(
+    call, refusal, my, finished, inputs, tmp_path
+):
+    argv = ("--data", inputs / "pairs.jsonl", "--reward", "my.py:length", "--output", "job")
+    call("ppo", tmp_path, *argv, "--policy", finished / "sft")
+    text = refusal("ppo", *argv, "--resume")
+    assert text.startswith("job/ppo: holds another run: it began with policy ") and "now say None;" in text
+    text = refusal("ppo", *argv, "--policy", finished / "sft", "--resume", "--ppo.kl_coef", "0.5")
+    assert text.startswith("job/ppo: holds another run: it began with kl_coef")
 
 
 def test_a_foreign_folder_in_the_place_of_a_later_stage(call, refusal, inputs, tmp_path):

@@ -377,17 +377,44 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_
         call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
     assert stop.value.code == 2
     found = capsys.readouterr().err
-    assert f"{reward}: this reward model's tokenizer refuses 1 of 40 prompts, such as line 8 (" in found
+    assert f"{reward}: this reward model's chat template refuses 1 of 40 prompts, such as line 8 (" in found
+
+
+def test_a_reward_model_whose_template_leaves_answers_out_is_refused_before_anything_is_trained(
+    call, finished, folder_of, tmp_path, capsys
+):
+    reward, data = tmp_path / "reward", tmp_path / "turns.jsonl"
+    shutil.copytree(finished / "reward" / "model", reward)
+    Tokenizer.load(reward).with_template("{% for m in messages %}x{% endfor %}").save(reward)
+    turns = [[{"role": "user", "content": f"{n}?"}] for n in range(40)]
+    data.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in turns))
+    with pytest.raises(SystemExit) as stop:
+        call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
+    assert stop.value.code == 2
+    assert "this reward model's chat template refuses 40 of 40 answers to prompts" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_pipeline_stands_for_its_last_policy(call, finished, inputs, tmp_path):
+    call("sft", tmp_path, *flags(finished, inputs, tmp_path), "--train", "lora")
+    (config,) = (tmp_path / "job" / "sft" / "adapter").glob("adapter_config.json")
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(finished / "ppo" / "model")
 
 
 @pytest.mark.parametrize(
     ("place", "text"),
-    [("", "did you mean "), ("nowhere", "a hub's model must be downloaded first"), ("lora", "minirlhf adapter merge")],
+    [
+        ("only", "did you mean "),
+        ("nowhere", "a hub's model must be downloaded first"),
+        ("lora", "minirlhf adapter merge"),
+    ],
 )
 def test_what_is_no_models_folder_is_told_with_what_was_meant(
     call, finished, folder_of, inputs, tmp_path, capsys, place, text
 ):
     wrong = finished / place
+    if place == "only":  # a pipeline without a policy
+        wrong = tmp_path / "only"
+        shutil.copytree(finished / "reward", wrong / "reward")
     if place == "lora":
         wrong = tmp_path / "lora"
         save_adapter(apply_lora(load_pretrained(folder_of("qwen3")), LoRAConfig(r=1)), wrong)

@@ -89,6 +89,24 @@ def test_the_batches_of_a_stage_last_as_long_as_its_settings_say(job):
     assert [draw.index for draw in one[0]] != [draw.index for draw in other[0]]
 
 
+@pytest.mark.parametrize(
+    ("given", "checked", "stages"),
+    [
+        ({}, False, "sft -> reward -> ppo"),
+        ({"stop_after": "reward"}, False, "sft -> reward"),
+        ({"stop_after": "sft"}, False, "sft"),
+        ({"policy": "DIR"}, False, "reward -> ppo"),
+        ({"reward": "DIR"}, False, "sft -> ppo"),
+        ({"policy": "DIR", "reward": "DIR"}, False, "ppo"),
+        ({}, True, "sft -> ppo"),  # the task checks answers
+    ],
+)
+def test_the_start_names_the_stages_that_will_run(given, checked, stages):
+    task = Task("tiny", [], [], [], [], [], [], reward=(lambda *_: []) if checked else None)
+    job = Job("ppo", {"job": PipelineConfig(**given)}, "runs/x", task, None, torch.device("cpu"), 0.0)
+    assert " -> ".join(job._stages("ppo", ("sft", "reward"))) == stages
+
+
 def test_stop_after_ends_a_job_behind_its_stage(job):
     with pytest.raises(Stopped, match="sft"):
         job(stop_after="sft").policy()

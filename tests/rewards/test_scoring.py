@@ -99,7 +99,7 @@ def test_an_error_of_a_reward_without_name_names_its_class():
 
 
 def test_an_error_shows_the_beginning_of_a_long_completion():
-    with pytest.raises(InputError, match=rf"completion 0 \('{'x' * 39}\.\.\.' \(50 letters\)\);"):
+    with pytest.raises(InputError, match=r"completion 0 \('x{39}\.\.\.' \(50 letters\)\);"):
         score_completions(lambda *_: [None], ["p"], ["x" * 50], [{}])
 
 

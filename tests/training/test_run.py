@@ -512,3 +512,59 @@ def test_an_sft_run_resumes_bit_for_bit_after_a_stop(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     evaluated = [m for m in lines(tmp_path / "cut") if "eval/loss" in m]
     assert [m["step"] for m in evaluated] == [1, 3, 5, 7] and evaluated[-1]["eval/loss"] < evaluated[0]["eval/loss"]
+
+
+# A cell of a notebook that runs twice
+
+
+def test_overwrite_deletes_the_earlier_run_and_begins_anew(tmp_path):
+    go(tmp_path / "run", save_every=2, overwrite=True)
+    first = everything(tmp_path / "run")
+    (tmp_path / "run" / ".model.1.tmp").mkdir()
+    run, _ = go(tmp_path / "run", save_every=2, overwrite=True, batches=BATCHES[:4])
+    assert (run.step, len(lines(tmp_path / "run"))) == (4, 4) and len(first) > 5
+    assert checkpoints(tmp_path / "run") == ["step-2", "step-4"]
+    go(tmp_path / "run", save_every=2, resume=True, batches=BATCHES[:4])  # resume ignores how the run began
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.bak", ".git", "checkpoints"])
+def test_overwrite_deletes_nothing_but_a_run(tmp_path, name):
+    folder = tmp_path / "run"
+    go(folder, save_every=2)
+    if name == "checkpoints":  # a link that leads elsewhere
+        (folder / name).rename(tmp_path / "elsewhere")
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    elif name == ".git":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("mine")
+    before = everything(tmp_path)
+    text = refusal(start, folder, overwrite=True)
+    assert text == (
+        f"{folder}: overwrite deletes a run's own files only, found {name}; move them, or choose another output"
+    )
+    assert everything(tmp_path) == before
+
+
+def test_overwrite_wants_a_run(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("weights of mine")
+    text = refusal(start, tmp_path, overwrite=True)
+    assert text == f"{tmp_path}: overwrite needs the folder of a run, found no config.toml or log.txt in it"
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert refusal(start, tmp_path, overwrite=True, resume=True).endswith("got both; leave one out")
+
+
+def test_an_elastic_restart_resumes_although_the_run_began_with_overwrite(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        go(tmp_path / "run", save_every=1, overwrite=True, after=stop)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run, _ = start(tmp_path / "run", save_every=1, overwrite=True)
+    assert run.step == 3
