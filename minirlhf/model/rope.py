@@ -42,8 +42,7 @@ def _tables(
         speeds, factor = frequencies(config, layer_type, length)
         angles = torch.arange(rows)[:, None] * speeds
         halves = (factor * angles.cos()).float(), (factor * angles.sin()).float()
-        cos, sin = (torch.cat((half, half), dim=-1).to(device) for half in halves)
-        return cos, sin
+        return tuple(torch.cat((half, half), dim=-1).to(device) for half in halves)
 
 
 def table_length(config: ModelConfig, needed: int) -> int | None:
