@@ -18,6 +18,7 @@ from minirlhf.adapters.lora import (
     attach,
     base_of,
     check_names,
+    check_new_name,
     linears_of,
 )
 from minirlhf.adapters.select import HEAD, core_of, name_in_files
@@ -110,6 +111,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     )
     own = {module: configs[n] for n, module in modules.items()}
     if name not in adapter_names(model):
+        check_new_name(name)  # before the head is untied
         if has_tied_head(model) and (whole or HEAD in own):
             untie(model)
         attach(model, own, name)
