@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
     whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
     whole += ["score"] * isinstance(model, SCALAR_MODELS)
-    config = next(iter(configs.values()), LoRAConfig())
+    config = Counter(configs.values()).most_common(1)[0][0] if configs else LoRAConfig()
     raw = {
         "peft_type": "LORA",
         "task_type": task_of(model),
