@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from minirlhf.adapters.lora import (
     attach,
     base_of,
     check_names,
+    check_new_name,
     linears_of,
 )
 from minirlhf.adapters.select import HEAD, core_of, name_in_files
@@ -57,7 +59,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
     whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
     whole += ["score"] * isinstance(model, SCALAR_MODELS)
-    config = next(iter(configs.values()), LoRAConfig())
+    config = Counter(configs.values()).most_common(1)[0][0] if configs else LoRAConfig()
     raw = {
         "peft_type": "LORA",
         "task_type": task_of(model),
@@ -110,6 +112,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     )
     own = {module: configs[n] for n, module in modules.items()}
     if name not in adapter_names(model):
+        check_new_name(name)  # before the head is untied
         if has_tied_head(model) and (whole or HEAD in own):
             untie(model)
         attach(model, own, name)

@@ -269,6 +269,16 @@ def test_more_rows_than_the_model_has_are_refused_until_it_has_grown(make, write
         resize_embeddings(model, V + 4)
 
 
+def test_a_refused_name_or_another_adapter_leaves_a_tied_model_tied(make, whole, ids):
+    folder, *_ = whole((HEAD,))
+    model = apply_lora(make(), LoRAConfig(r=2), "other")
+    before = model(ids)
+    for name, text in (("a.b", "an adapter cannot be named 'a.b'"), ("other", "differs from the adapter 'other'")):
+        with refuses(text):
+            load_adapter(model, folder, name)
+    assert model.config.tie_word_embeddings and torch.equal(model(ids), before)
+
+
 # LoRA on the embedding
 
 
