@@ -278,7 +278,7 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         (
             "dpo",
             ["--template", "zephyr"],
-            "--template_variables: need the tokenizer of a model's folder",
+            "--template: needs a model folder; give --policy",
         ),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
