@@ -44,7 +44,8 @@ def read_values(path: str) -> Iterator[Source]:
         try:
             value = json.loads(line, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
-            value = InputError(f"broken JSON, {getattr(error, 'msg', error)}: {shown(line.strip(), 30)}")
+            fault = str(getattr(error, "msg", error)).partition(";")[0]
+            value = InputError(f"broken JSON, {fault}: {shown(line.strip(), 60)}")
         yield Source("line", number, value)
 
 

@@ -53,7 +53,8 @@ class Task:
 def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: int = 20_000) -> Task:
     """The task `reviews` or `arithmetic`, a pure function of the arguments.   Raises: InputError for another name."""
     if name not in EMBEDDED:
-        raise InputError(f"task: needed {' or '.join(EMBEDDED)}, got {shown(name)}; or give rows with --data FILE")
+        known = " or ".join(EMBEDDED)
+        raise InputError(f"task: needed {known}, got {shown(name)}; or give your own rows with --data FILE")
     task = _module(name)
     writers = {
         "sft": lambda: task.sft_rows(sft_rows, seed),

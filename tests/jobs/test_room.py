@@ -117,7 +117,7 @@ def test_pairs_that_do_not_fit_are_refused_before_the_first_stage(make, tmp_path
 
 
 def test_rows_that_are_all_refused_end_the_job_before_the_first_stage(make, tmp_path):
-    with pytest.raises(InputError, match="^mine: needed pairs to train on, but all rows are refused: mine: 'aqq"):
+    with pytest.raises(InputError, match="^mine: needed pairs to train on, but all are refused: mine: 'aqq"):
         make("dpo", task_of(rows([97, 120]), rows([30])), needs=("pairs",), max_refused=1.0)
     assert not (tmp_path / "job" / "sft").exists()
 
@@ -128,8 +128,8 @@ def test_rows_that_were_checked_are_encoded_once_and_not_kept(make, capsys):
     printed = capsys.readouterr().out
     pairs, prompts = job.rows("pairs", config), job.rows("prompts", config, reserve=20)
     assert [len(part) for part in (*pairs, *prompts)] == [8, 2, 8, 2]
-    assert printed.count("in ids") == 2 and "in ids" not in capsys.readouterr().out
-    assert job.checked == {}
+    assert printed.count("in ids") == 3 and "in ids" not in capsys.readouterr().out
+    assert [part for part, *_ in job.encoded] == ["sft"]  # the first stage takes it
     assert job.rows("prompts", config, reserve=1)[0] == prompts[0]  # another reserve is another check
     assert "prompts in ids" in capsys.readouterr().out
 
