@@ -8,6 +8,7 @@ import torch
 from minirlhf.algorithms import DPOConfig, DPOTrainer, PPOConfig, RewardConfig, SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import Job, JobConfig, open_stage
+from minirlhf.jobs.checks import plan
 from minirlhf.jobs.job import Stopped
 from minirlhf.jobs.settings import PipelineConfig
 from minirlhf.model import ModelConfig
@@ -103,8 +104,9 @@ def test_the_batches_of_a_stage_last_as_long_as_its_settings_say(job):
 )
 def test_the_start_names_the_stages_that_will_run(given, checked, stages):
     task = Task("tiny", [], [], [], [], [], [], reward=(lambda *_: []) if checked else None)
-    job = Job("ppo", {"job": PipelineConfig(**given)}, "runs/x", task, None, torch.device("cpu"), 0.0)
-    assert " -> ".join(job._stages("ppo", ("sft", "reward"))) == stages
+    reward = task.reward or given.get("reward")  # at its start a job loads the reward of `--reward`
+    job = Job("ppo", {"job": PipelineConfig(**given)}, "runs/x", task, None, torch.device("cpu"), 0.0, reward)
+    assert plan(job, "ppo", ("sft", "reward")) == stages
 
 
 def test_stop_after_ends_a_job_behind_its_stage(job):
