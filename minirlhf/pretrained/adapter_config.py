@@ -39,7 +39,7 @@ NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "or
 REFUSED = {"trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_qalora", "use_bdlora"}
 REFUSED |= {"alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
 TYPES = {"use_rslora": bool, "use_dora": bool, "rank_pattern": dict, "alpha_pattern": dict}
-TYPES |= {"target_modules": (str, list), "modules_to_save": list}
+TYPES |= {"target_modules": (str, list), "modules_to_save": list, "base_model_name_or_path": str, "task_type": str}
 LARGEST = 1e9  # of ranks and alphas
 MATCHES = 10_000_000  # steps to match patterns with names, at most: a stranger's pattern must not run for hours
 

@@ -191,7 +191,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(refusal, broken, inputs):
     more = Tokenizer.train(texts, vocab_size=400)
     folder = broken("sft", more.save)
     text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--policy", folder)
-    assert str(folder) in text and str(more.vocab_size) in text
+    assert "rows cannot be used" in text and "pairs.jsonl: line 1: the model lacks '" in text
 
 
 # The reward
@@ -235,7 +235,7 @@ def test_an_output_that_holds_a_run_with_other_settings(refusal, call, inputs, t
     call("sft", tmp_path, "--data", inputs / "pairs.jsonl", "--output", "job")
     text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume", "--sft.lr", "0.5")
     assert text == (
-        "job/sft: holds another run: it began with 'lr = 0.008', but the settings now say 'lr = 0.5'; resume with "
+        "job/sft: holds another run: it began with lr 0.008, but the settings now say 0.5; resume with "
         "its own settings or choose another --output"
     )
 

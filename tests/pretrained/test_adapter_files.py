@@ -112,7 +112,7 @@ def test_a_module_has_the_rank_and_the_alpha_of_the_first_pattern_that_fits_it(
         ({"alpha_pattern": {"(.*.*.*.*.*)q": 1}}, "cost too much to match"),
         ({"lora_alpha": True}, "lora_alpha must be a number up to 1e+09, got True"),
         ({"lora_alpha": float("inf")}, "lora_alpha must be a number up to 1e+09, got inf"),
-        ({"r": True}, "r must be a whole number up to 1e+09, got True"),
+        ({"r": True}, "r must be a whole number, got True"),
         ({"lora_alpha": 10**400}, "lora_alpha must be a number up to 1e+09"),
         ({"lora_dropout": "0.1"}, "lora_dropout must be a number up to 1e+09, got '0.1'"),
         ({"lora_dropout": 1.5}, "dropout must be at least 0 and at most 0.999"),

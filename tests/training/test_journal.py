@@ -24,12 +24,15 @@ def steps(folder, name="metrics.jsonl"):
     return [json.loads(line)["step"] for line in (folder / name).read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+NOT_MEASURED = {"reinforce++": {"equal_groups"}, "bco": {"kl"}}  # headlines without meaning for a recipe
+
+
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_metric_a_trainer_emits_is_explained(case):
     trainer = tiny.CASES[case]()
     emitted = trainer.step(tiny.batches(8)[0]).keys()
     assert emitted <= METRICS.keys()
-    assert {name for name in trainer.headline if "/" not in name} <= emitted
+    assert {name for name in trainer.headline if "/" not in name} - emitted == NOT_MEASURED.get(case, set())
 
 
 def test_help_shows_every_metric_with_its_unit_and_meaning():
