@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
+    classifiers=["Operating System :: POSIX"],  # Linux and macOS; on Windows in WSL
     packages=find_packages(include=["minirlhf", "minirlhf.*"]),
     package_data={"minirlhf": ["py.typed"]},
     entry_points={"console_scripts": ["minirlhf = minirlhf.cli.main:main"]},

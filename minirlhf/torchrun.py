@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def end(message: str) -> None:
 def _is_torchrun(process: int) -> bool:
     try:
         words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:  # macOS has no /proc
+    except OSError:  # macOS has no /proc, but ps
+        if not shutil.which("ps"):
+            return False
         command = ["ps", "-o", "command=", "-p", str(process)]
         words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     return any(Path(word).name == "torchrun" or word == "torch.distributed.run" for word in words[:4])

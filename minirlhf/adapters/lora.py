@@ -197,8 +197,7 @@ def attach(model: nn.Module, configs: Mapping[str, LoRAConfig], adapter_name: st
 
     configs: name of a Linear -> the settings of its matrices.
     """
-    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-        raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
+    check_new_name(adapter_name)
     for name, p in model.named_parameters():
         if ".adapters." not in name and not {*name.split(".")} & {*SCALAR_HEADS}:
             p.requires_grad_(False)
@@ -210,6 +209,11 @@ def attach(model: nn.Module, configs: Mapping[str, LoRAConfig], adapter_name: st
             core_of(model).set_submodule(name, layer)
         layer.adapters[adapter_name] = Adapter(layer.base, config).train(layer.training)
     activate(model, adapter_name)
+
+
+def check_new_name(adapter_name: str) -> None:
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+        raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
 
 
 def activate(model: nn.Module, adapter_name: str) -> None:

@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from minirlhf.adapters.lora import merge_lora
@@ -94,13 +95,16 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     tokenizer = Tokenizer.load(source) if source else None
     if tokenizer:
         check_vocabulary(model.config, tokenizer, source)
-    try:
-        with written_whole(output) as part:
-            save_pretrained(model, part, tokenizer and tokenizer.token_ids)
-            if tokenizer:
-                tokenizer.save(part)
-    except OSError as error:
-        raise InputError(f"{output}: needed a folder that can be made for --output, got: {error.strerror}") from None
+    with ExitStack() as stack:
+        try:
+            part = stack.enter_context(written_whole(output))
+        except OSError as error:
+            raise InputError(
+                f"{output}: needed a folder that can be made for --output, got: {error.strerror}"
+            ) from None
+        save_pretrained(model, part, tokenizer and tokenizer.token_ids)
+        if tokenizer:
+            tokenizer.save(part)
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
     named = {file.base for file in files if file.base}
     others = sorted(name for name in named if not os.path.isdir(name) or not base.samefile(name))

@@ -249,11 +249,10 @@ def load(folder: str, config: ChatConfig, device: torch.device) -> tuple[Policy,
     """The model and tokenizer of a folder, ready for sampling. Raises: InputError."""
     path = resolve_model(folder)
     policy = load_policy(path, dtype=resolve_precision(config.precision, device))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path).with_template(config.template, config.template_variables)
     check_vocabulary(policy.transformer.config, tokenizer, path, tell=note)
     if config.adapter:
         load_adapter(policy, config.adapter)
-    tokenizer = tokenizer.with_template(config.template, config.template_variables)
     if not tokenizer.templates and config.raw is None:
         note(
             f"{path}: no chat template, so each line is sent as typed; --raw false sends turns of plain text, "

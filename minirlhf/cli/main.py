@@ -1,7 +1,7 @@
 """minirlhf: RLHF for language models. Each command has its own --help.
 
-minirlhf adapter list | show | merge           # look at LoRA adapters, merge them into their base
-minirlhf chat DIR                              # talk to a model in the terminal
+minirlhf adapter list | show | merge    # look at LoRA adapters, merge them
+minirlhf chat DIR                       # talk to a model in the terminal
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,7 +127,7 @@ def _convert(source: object, columns: Columns, where: str) -> tuple[Layout, dict
     if layout.kind == "preference" and texts["chosen"].strip() == texts["rejected"].strip():
         raise InputError("chosen and rejected are identical")
     margin = source.get("margin")
-    if margin is not None and not (type(margin) in (int, float) and math.isfinite(margin)):
+    if margin is not None and not (type(margin) in (int, float) and abs(margin) <= sys.float_info.max):
         raise InputError(f"margin: needed a finite number, got {_got(margin)}")
     unread = (*TEXT_KEYS, TURNS, *(("margin",) if margin is None else ()))
     rest = {key: value for key, value in source.items() if key not in unread}

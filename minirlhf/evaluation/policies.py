@@ -111,7 +111,7 @@ def evaluate_policy(
 
 def win_rate(before: Report, after: Report) -> float | None:
     """Share of prompts whose gold reward is higher in `after`; a tie counts 0.5. None without gold rewards."""
-    if before.gold is None or after.gold is None:
+    if not before.gold or not after.gold:
         return None
     wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before.gold, after.gold, strict=True))
     return wins / len(before.gold)

@@ -68,9 +68,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     first = [*stages, *(stage for stage, section in SECTIONS.items() if section == job.section), job.section][0]
     job = replace(job, folder=take_output(job.folder, job.common, name, first))
     write_refused(job.folder, refused)
-    planned, last = [*stages, name], job.common.stop_after
-    planned = planned[: planned.index(last) + 1] if last in planned else planned
-    say(f"stages: {' -> '.join(planned)}; results in {job.folder}")
+    say(f"stages: {plan(job, name, after)}; results in {job.folder}")
     save_tokenizer(job)
     return job
 
@@ -86,6 +84,12 @@ def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
     """The stages that the job trains before its own."""
     replaced = {"sft": job.common.policy, "reward": job.given_reward}
     return [stage for stage in after if not replaced[stage]]
+
+
+def plan(job: Opened, name: str, after: tuple[str, ...]) -> str:
+    """The stages of the job in words, as far as `--stop-after`."""
+    stages, last = [*stages_of(job, after), name], job.common.stop_after
+    return " -> ".join(stages[: stages.index(last) + 1] if last in stages else stages)
 
 
 def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:

@@ -14,15 +14,17 @@ from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_repor
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.models import computes_in_bf16, resolve_model, to_device
+from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained import load_policy, load_reward_model
 from minirlhf.rewards.scoring import RewardModelScorer
+from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
 from minirlhf.runtime.randomness import seed_everything
+from minirlhf.text.checkpoint_tokenizer.answer_end import lines_about_answers
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.text.vocabulary import largest_needed_id, names_beyond
 
@@ -63,6 +65,10 @@ def weights_dtype(job: JobConfig) -> torch.dtype | None:
     return None if job.train == "qlora" or (job.train == "lora" and computes_in_bf16(job)) else torch.float32
 
 
+def computes_in_bf16(job: JobConfig) -> bool:
+    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
+
+
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
     """Freeze, quantise and add LoRA as `--train` and `--freeze` ask, in place; then move the model to the device."""
     job = settings["job"]
@@ -97,7 +103,8 @@ def check_vocabulary(
     config: ModelConfig, tokenizer: Tokenizer, folder: str | Path, tell: Callable[[str], None] = say
 ) -> None:
     """Raise InputError if the tokenizer gives ids that the model does not know. Tell of the tokens that only some texts
-    contain, if the model does not know them, and of all that the tokenizer's folder says and no code here follows.
+    contain, if the model does not know them, of all that the tokenizer's folder says and no code here follows, and of
+    answers that end with another token than the folder names.
     """
     if (largest := largest_needed_id(tokenizer)) >= config.vocab_size:
         raise InputError(
@@ -106,7 +113,7 @@ def check_vocabulary(
         )
     if names := names_beyond(tokenizer, config.vocab_size):
         tell(f"{folder}: the model has no row for {shown(names)}; texts with these tokens are refused")
-    for line in tokenizer.parts.notes:
+    for line in (*tokenizer.parts.notes, *lines_about_answers(tokenizer.parts)):
         tell(f"{folder}: {line}")
 
 
@@ -125,11 +132,14 @@ def check_readable(
     """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.
     """
-    encoded = encode_texts(tokenizer, prompts, (), vocabulary)
-    refusals = [(row, error) for row, error in zip(prompts, encoded, strict=True) if isinstance(error, InputError)]
-    if refusals:
-        row, error = refusals[0]
-        raise InputError(
-            f"{folder}: this reward model's tokenizer refuses {len(refusals)} of {len(prompts)} prompts, such as "
-            f"{unit} {row.get('line')} ({error}); leave these rows out"
-        )
+    rows = [{**row, "completion": "Yes."} for row in prompts]
+    for responses in ((), ("completion",)):
+        encoded = encode_texts(tokenizer, rows, responses, vocabulary, sampled=True)
+        refusals = [(row, error) for row, error in zip(rows, encoded, strict=True) if isinstance(error, InputError)]
+        if refusals:
+            row, error = refusals[0]
+            raise InputError(
+                f"{folder}: this reward model's {'chat template' if tokenizer.templates else 'tokenizer'} refuses "
+                f"{len(refusals)} of {len(rows)} {'answers to ' if responses else ''}prompts, such as {unit} "
+                f"{row.get('line')} ({error}); leave these rows out"
+            )

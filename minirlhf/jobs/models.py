@@ -10,7 +10,7 @@ from torch import nn
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
-from minirlhf.runtime.device import resolve_device, resolve_precision
+from minirlhf.runtime.device import resolve_precision
 from minirlhf.training.run import finished_model
 
 SMALL_MODEL = 1_000_000  # parameters; a smaller model trains faster on one thread
@@ -21,7 +21,8 @@ def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
     """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
     from minirlhf.pretrained import load_policy
 
-    return to_device(load_policy(folder, dtype=None if computes_in_bf16(job) else torch.float32), job, device)
+    dtype = None if resolve_precision(job.precision, device) == torch.bfloat16 else torch.float32
+    return to_device(load_policy(folder, dtype=dtype), job, device)
 
 
 def reference_for(policy: Policy) -> Policy:
@@ -40,10 +41,6 @@ def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Modu
 
             trunk.run_block = maybe_compile(run_block, enabled=True)
     return model.to(device)
-
-
-def computes_in_bf16(job: JobConfig) -> bool:
-    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
 
 
 def compiles(job: JobConfig, device: torch.device) -> bool:

@@ -70,7 +70,8 @@ class Opened:
         train = encode_rows(self.tokenizer, self.task.need(part), RESPONSES[part], **limits)
         say(train.summary(f"{self.task.name}: {part} in ids"))
         if not train.rows:
-            raise InputError(f"{self.task.name}: needed {part} to train on, but all are refused: {train.refused[0]}")
+            why = f"but all rows are refused: {train.refused[0]}"
+            raise InputError(f"{self.task.name}: needed {part} to train on, {why}")
         self.encoded[part, model.max_position_embeddings, reserve] = train.rows, self.held_out(part, model)
         return train.refused
 

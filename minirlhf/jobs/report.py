@@ -25,5 +25,5 @@ def report(job: Opened, title: str, before: Report, after: Report, **extra: floa
             say(f"{name.replace('_', ' ')}: {value:.3f}")
     evaluations, steps = evaluation_seconds(job.folder)
     known = before.seconds + after.seconds
-    share = (evaluations + known) / (steps + known)
+    share = (evaluations + known) / max(steps + known, 1e-9)
     say(f"{seconds:.0f} s, {share:.0%} of them for evaluations; everything is in {job.folder}")

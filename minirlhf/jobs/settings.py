@@ -129,7 +129,7 @@ def check_effects(settings: dict[str, Any]) -> None:
     if not job.policy:
         config_to(settings["model"])
     if (job.template or job.template_variables) and not job.policy:
-        raise InputError("--template, --template_variables: need the tokenizer of a model's folder; give --policy DIR")
+        raise InputError(f"--template{'' if job.template else '_variables'}: needs a model folder; give --policy DIR")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):

@@ -25,10 +25,8 @@ def rope_tables(config: ModelConfig, layer_type: str, columns: int, device: torc
 
     A context of a million tokens costs nothing until a text is long: the number of rows doubles as texts grow.
     """
-    rows = 1024
-    while rows < columns:
-        rows *= 2
-    return _tables(config, layer_type, min(rows, config.max_position_embeddings), table_length(config, columns), device)
+    rows = min(max(1024, 1 << (columns - 1).bit_length()), config.max_position_embeddings)
+    return _tables(config, layer_type, rows, table_length(config, columns), device)
 
 
 @lru_cache(maxsize=32)
@@ -44,8 +42,7 @@ def _tables(
         speeds, factor = frequencies(config, layer_type, length)
         angles = torch.arange(rows)[:, None] * speeds
         halves = (factor * angles.cos()).float(), (factor * angles.sin()).float()
-        cos, sin = (torch.cat((half, half), dim=-1).to(device) for half in halves)
-        return cos, sin
+        return tuple(torch.cat((half, half), dim=-1).to(device) for half in halves)
 
 
 def table_length(config: ModelConfig, needed: int) -> int | None:

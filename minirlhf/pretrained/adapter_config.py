@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from minirlhf.adapters.lora import LoRAConfig
 from minirlhf.adapters.select import ALL
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.pretrained.model_classes import IS_VALUE_MODEL
 from minirlhf.pretrained.safe import not_as_needed, read_json
 
@@ -27,10 +26,10 @@ READ = {
     "use_rslora",
     "use_dora",
 }
-READ |= {"rank_pattern", "alpha_pattern", IS_VALUE_MODEL}
-# The weights' names in the file tell which modules are adapted or saved whole, so the keys that chose them say nothing
-# more. The file holds the matrices after training, so settings of their start say nothing either.
-NO_EFFECT = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
+READ |= {"rank_pattern", "alpha_pattern", "modules_to_save", IS_VALUE_MODEL}
+# The weights' names in the file tell which modules are adapted, so the keys that chose them say nothing more. The file
+# holds the matrices after training, so settings of their start say nothing either.
+NO_EFFECT = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 NO_EFFECT |= {"ensure_weight_tying", "fan_in_fan_out", "inference_mode", "auto_mapping", "peft_version", "revision"}
 NO_EFFECT |= {"megatron_config", "megatron_core", "runtime_config", "qalora_group_size"}
 NO_EFFECT |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
@@ -39,13 +38,9 @@ NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "or
 # Keys that change the function when they are set, as every key that is not known
 REFUSED = {"trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_qalora", "use_bdlora"}
 REFUSED |= {"alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
-TYPES = {
-    "use_rslora": bool,
-    "use_dora": bool,
-    "rank_pattern": dict,
-    "alpha_pattern": dict,
-    "lora_dropout": (int, float),
-}
+TYPES = {"use_rslora": bool, "use_dora": bool, "rank_pattern": dict, "alpha_pattern": dict}
+TYPES |= {"target_modules": (str, list), "modules_to_save": list}
+LARGEST = 1e9  # of ranks and alphas
 MATCHES = 10_000_000  # steps to match patterns with names, at most: a stranger's pattern must not run for hours
 
 
@@ -56,6 +51,7 @@ class AdapterSettings:
     lora: LoRAConfig
     ranks: Mapping[str, int] = field(default_factory=dict)  # pattern -> rank
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> alpha
+    saved: tuple[str, ...] = ()  # modules_to_save
 
     @property
     def patterns(self) -> str:
@@ -86,7 +82,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_settings(folder: str | Path) -> AdapterSettings:
     """adapter_config.json -> AdapterSettings. Raises: InputError if a setting is missing, broken or not supported."""
     path, raw = Path(folder) / CONFIG, read_config(folder)
-    _check_types(path, raw)
+    if reason := _wrong_type(raw):
+        raise not_as_needed(path, CONTENT, reason)
+    if raw["peft_type"] != "LORA":
+        raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {shown(raw['peft_type'])}")
+    for key, value in raw.items():
+        if value and key not in READ | NO_EFFECT and value not in NEUTRAL.get(key, ()):
+            raise InputError(
+                f"{path}: {shown(key)[1:-1]} is not supported and must be unset, got {shown(value)}; use PEFT to merge"
+            )
     targets = raw.get("target_modules") or ALL
     try:
         lora = LoRAConfig(
@@ -97,37 +101,34 @@ def read_settings(folder: str | Path) -> AdapterSettings:
             use_rslora=bool(raw.get("use_rslora")),
             use_dora=bool(raw.get("use_dora")),
         )
-        settings = AdapterSettings(lora, raw.get("rank_pattern") or {}, raw.get("alpha_pattern") or {})
+        patterns = raw.get("rank_pattern") or {}, raw.get("alpha_pattern") or {}
+        settings = AdapterSettings(lora, *patterns, saved=tuple(raw.get("modules_to_save") or ()))
         for alpha in settings.alphas.values():  # each is checked as the common setting is
             replace(lora, alpha=alpha)
         for rank in settings.ranks.values():
             replace(lora, r=rank)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise not_as_needed(path, CONTENT, repr(error)) from None
-    if raw["peft_type"] != "LORA":
-        raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {raw['peft_type']!r}")
-    for key, value in raw.items():
-        if value and key not in READ | NO_EFFECT and value not in NEUTRAL.get(key, ()):
-            raise InputError(f"{path}: {key} is not supported and must be unset, got {value!r}; use PEFT to merge")
     return settings
 
 
-def _check_types(path: Path, raw: dict[str, Any]) -> None:
-    numbers = {"r": raw["r"], "lora_alpha": raw.get("lora_alpha")}
-    for key in ("rank_pattern", "alpha_pattern"):
-        if isinstance(raw.get(key), dict):
-            numbers |= {f"{key} of {name}": value for name, value in raw[key].items()}
-    whole = {name for name in numbers if name.startswith("r")}  # r and rank_pattern
-    for name, value in numbers.items():
-        allowed = int if name in whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
-            kind = "a whole number" if name in whole else "a number"
-            raise not_as_needed(path, CONTENT, f"{name} must be {kind}, got {value!r}")
+def _wrong_type(raw: dict[str, Any]) -> str | None:
+    """The first key whose value has a wrong type, in words."""
     for key, kind in TYPES.items():
         if raw.get(key) is not None and not isinstance(raw[key], kind):
-            raise not_as_needed(path, CONTENT, f"{key} has another type: {raw[key]!r}")
+            return f"{key} has another type: {shown(raw[key])}"
+    for key in ("target_modules", "modules_to_save"):
+        if not all(isinstance(name, str) for name in raw.get(key) or ()):
+            return f"{key} must be a list of texts, got {shown(raw[key])}"
+    numbers = {"r": raw["r"], "lora_alpha": raw.get("lora_alpha"), "lora_dropout": raw.get("lora_dropout") or 0}
+    for key in ("rank_pattern", "alpha_pattern"):
+        numbers |= {f"{key} of {shown(name)[1:-1]}": value for name, value in (raw.get(key) or {}).items()}
+    for name, value in numbers.items():
+        whole = name.startswith("r")  # r and rank_pattern
+        allowed = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not abs(value) <= LARGEST:
+            return f"{name} must be {'a whole number' if whole else 'a number'} up to {LARGEST:g}, got {shown(value)}"
+    return None
 
 
 def _first_fits(patterns: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from minirlhf.adapters.lora import (
     attach,
     base_of,
     check_names,
+    check_new_name,
     linears_of,
 )
 from minirlhf.adapters.select import HEAD, core_of, name_in_files
@@ -30,11 +32,11 @@ from minirlhf.adapters.whole import (
     has_tied_head,
     untie,
 )
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.locate import DTYPES
+from minirlhf.pretrained.locate import DTYPES, some, unwrapped
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
 from minirlhf.pretrained.safe import missing_weights, open_weights
 
@@ -56,7 +58,8 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
     parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
     whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
-    config = next(iter(configs.values()), LoRAConfig())
+    whole += ["score"] * isinstance(model, SCALAR_MODELS)
+    config = Counter(configs.values()).most_common(1)[0][0] if configs else LoRAConfig()
     raw = {
         "peft_type": "LORA",
         "task_type": task_of(model),
@@ -69,7 +72,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "target_modules": _shortest(list(configs), [name_in_files(model, module) for module in linears_of(model)]),
-        "modules_to_save": ["score"] if isinstance(model, SCALAR_MODELS) else whole or None,
+        "modules_to_save": whole or None,
         **mark(model),
         "fan_in_fan_out": any(is_transposed(core_of(model).config.model_type, f"{n}.weight") for n in configs),
         "bias": "none",
@@ -92,6 +95,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     another type or does not fit the model.
     """
     settings, weights = read_settings(folder), _read_weights(Path(folder))
+    _check_saved_modules(folder, model, weights, settings.saved)
     heads, layers = _heads(model), frozen_layers(model)
     # a policy without value head can load the adapter of a policy with value head
     weights = {key: w for key, w in weights.items() if key in heads or not key.startswith("value_head.")}
@@ -108,6 +112,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     )
     own = {module: configs[n] for n, module in modules.items()}
     if name not in adapter_names(model):
+        check_new_name(name)  # before the head is untied
         if has_tied_head(model) and (whole or HEAD in own):
             untie(model)
         attach(model, own, name)
@@ -115,7 +120,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     present = adapters_of(model, name)
     needed = own | dict.fromkeys(whole.values())
     if {module: _function(part) for module, part in present.items()} != {m: _settings(c) for m, c in needed.items()}:
-        raise InputError(f"{folder}: differs from the adapter {name!r} on the model; load it under another name")
+        raise InputError(f"{folder}: differs from the adapter {shown(name)} on the model; load it under another name")
     with torch.no_grad():
         for key, p in _parameters(model, name).items():
             if key in weights:  # the folder may lack a value head
@@ -152,8 +157,6 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     """Read an adapter's folder without its base model. Raises: InputError as `load_adapter`."""
     settings, raw = read_settings(folder), read_config(folder)
     base = raw.get("base_model_name_or_path")
-    if not isinstance(base, str | None):
-        raise InputError(f"{Path(folder) / CONFIG}: base_model_name_or_path must be text or null, got {base!r}")
     weights = _read_weights(Path(folder))
     numbers = sum(weight.numel() for weight in weights.values())
     whole = (key.removesuffix(".weight") for key in sorted(weights) if key.endswith(".weight"))
@@ -174,6 +177,9 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
     sizes = {}
     for module, config in settings.of_modules(sorted(pairs)).items():
         A, B = (matrix.double() for matrix in pairs[module])
+        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            raise InputError(f"{folder}: {module}: needed A [r, in] and B [out, r], got {shapes}; save it again")
         norm = config.scale * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
         sizes[module] = (len(B), A.shape[1]), norm
     return sizes
@@ -193,7 +199,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         if packed := [name for name in names if file.get_slice(name).get_dtype() not in DTYPES]:
             raise InputError(f"{path}: needed weights in {', '.join(DTYPES)}, got another type for {packed[0]}")
-        return {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+        weights = {unwrapped(name).removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    if len(weights) < len(names):
+        raise InputError(f"{path}: two weights have one name apart from prefixes of wrappers; save the adapter again")
+    return weights
 
 
 def _adapted_modules(
@@ -203,12 +212,23 @@ def _adapted_modules(
     adapted = {key.split(".lora_")[0] for key in weights if ".lora_" in key}
     unknown = sorted(adapted - file_names.keys())
     if unknown or (needed and not adapted):
-        found = f"{len(unknown)} not in the model, such as {unknown[0]}" if adapted else "none"
+        found = f"{len(unknown)} not in the model, such as {shown(unknown[0])[1:-1]}" if adapted else "none"
         raise InputError(
             f"{folder}: needed lora_A and lora_B for modules of the model, found {found}; is the adapter for another "
             f"base? {CONFIG} names its base"
         )
     return {file_name: module for file_name, module in file_names.items() if file_name in adapted}
+
+
+def _check_saved_modules(
+    folder: str | Path, model: nn.Module, weights: dict[str, Tensor], saved: tuple[str, ...]
+) -> None:
+    """Raise InputError if modules_to_save names a module of the model whose weight the file lacks."""
+    modules = [name_in_files(model, name) for name, _ in core_of(model).named_modules()]
+    for name in saved:
+        fitting = [module for module in modules if f".{module}".endswith(f".{name}")]
+        if fitting and not any(key.startswith(f"{module}.") for key in weights for module in fitting):
+            raise InputError(f"{folder}: {CONFIG} has {name} in modules_to_save, but the file has no weight of it")
 
 
 def _with_whole_embedding(
@@ -262,10 +282,10 @@ def _check_shapes(
             needed[f"{file_name}.{PARTS['magnitude']}"] = (base.out_features,)
     needed |= {f"{file_name}.weight": tuple(layers[module].weight.shape) for file_name, module in whole.items()}
     if missing := sorted(needed.keys() - weights.keys()):
-        raise InputError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}; save it again")
+        raise InputError(f"{folder}: {len(missing)} weights are missing: {some(missing)}; save it again")
     if surplus := sorted(weights.keys() - needed.keys()):
         raise InputError(
-            f"{folder}: {len(surplus)} weights do not belong to the model: {', '.join(surplus[:3])}; is it an adapter "
+            f"{folder}: {len(surplus)} weights do not belong to the model: {some(surplus)}; is it an adapter "
             "of another model class? Of modules_to_save the embedding and the head are read; merge others with PEFT"
         )
     for key in sorted(needed):

@@ -25,7 +25,7 @@ from minirlhf.pretrained.safe import missing_weights, open_weights, read_json
 from minirlhf.runtime.distributed import say
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
+PICKLE, ADAPTER = "pytorch_model.bin", "adapter_config.json"
 # model.safetensors, model-00001-of-00003.safetensors, model.fp16.safetensors and both names of a shard of a variant
 FILE_NAME = re.compile(r"model(?:\.(\w+))?(?:-(\d{5})-of-(\d{5}))?(?:\.(\w+))?\.safetensors")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -138,7 +138,7 @@ def names_in_family(names: list[str], model_type: str) -> dict[str, str]:
     All layers must have one prefix: what stands before "layers.0." in a name. That prefix is replaced by the family's
     ("model."). The head stands outside of the trunk, so it loses only what stands before the family's prefix.
     """
-    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    plain = {name: unwrapped(name) for name in names}
     root, layers = re.fullmatch(r"(\w+\.)(\w+\.)", name_in_family(model_type, "model.layers.")).groups()
     prefixes = _prefixes(plain.values(), layers)
     if len(prefixes) != 1:
@@ -151,6 +151,10 @@ def names_in_family(names: list[str], model_type: str) -> dict[str, str]:
         return root + name.removeprefix(prefix) if inside else name.removeprefix(outer)
 
     return {name: renamed(inner) for name, inner in plain.items()}
+
+
+def unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _prefixes(names: Iterable[str], layers: str) -> set[str]:
@@ -189,6 +193,8 @@ def weight_files(folder: Path) -> tuple[list[Path], Path]:
         if match := FILE_NAME.fullmatch(path.name):
             sets[match[1] or match[4] or "", match[3] or ""].append(path)
     chosen = [key for key in sets if not key[0]] or list(sets)
+    if not chosen and (folder / ADAPTER).is_file():
+        raise InputError(f"{folder}: needed the weights of a model, found an adapter; {merge_advice(folder)}")
     if not chosen:
         raise missing_weights(folder / WEIGHTS, PICKLE)
     if len(chosen) > 1:
@@ -204,6 +210,10 @@ def weight_files(folder: Path) -> tuple[list[Path], Path]:
     if variant:
         say(f"{folder}: reads the variant {variant}, because the folder has no other weights")
     return files, files[0] if len(files) == 1 else folder
+
+
+def merge_advice(folder: Path) -> str:
+    return f"minirlhf adapter merge {folder} --output DIR makes a model of it"
 
 
 def _check_complete(folder: Path, files: list[Path], total: str) -> None:

@@ -45,8 +45,8 @@ def load_trained(model: nn.Module, folder: Path) -> None:
 def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
     """Write the whole model in the Hugging Face layout: adapters merged, 4-bit weights dequantised.
 
-    A merged model gets the dtype of its base's files, even if the base was read as fp32: nothing but the update would
-    gain by more digits. A model without adapter keeps the dtype in which it was trained.
+    A merged model gets the dtype of its base's files, even if it was read as fp32: the base's numbers have no more
+    digits. A model without adapter keeps the dtype in which it was trained.
     base: folder of the model that the training began with.
     """
     merged, base_dtype = has_adapter(model), None

@@ -28,6 +28,7 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import (
+    ADAPTER,
     EMBEDDING,
     HEAD,
     WEIGHTS,
@@ -37,6 +38,7 @@ from minirlhf.pretrained.locate import (
     check_sizes,
     find_weights,
     locations,
+    merge_advice,
     weight_files,
 )
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
@@ -228,8 +230,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
 
 
 def _advice_without_config(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return f"it is an adapter: minirlhf adapter merge {folder} --output DIR makes a model of it"
+    if (folder / ADAPTER).is_file():
+        return f"it is an adapter: {merge_advice(folder)}"
     if finished := sorted(folder.glob("*/model/config.json")):
         return f"did you mean {finished[-1].parents[1]}?"
     return "check the path; a hub's model must be downloaded first"

@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.text.parts import TokenizerParts
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
@@ -33,10 +33,10 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str = PAD, bos: str = BOS, eos: str = EOS) -> None:
         for role, token in (("pad", pad), ("bos", bos), ("eos", eos)):
             if backend.token_to_id(token) is None:
-                raise InputError(f"Tokenizer: {role} token {token!r} is not in the vocabulary; name another token")
+                raise InputError(f"Tokenizer: {role} token {shown(token)} is not in the vocabulary; name another token")
         if backend.token_to_id(pad) == backend.token_to_id(eos):
             raise InputError(
-                f"Tokenizer: pad and EOS must be two tokens, got {pad!r} for both: a model trained this way never "
+                f"Tokenizer: pad and EOS must be two tokens, got {shown(pad)} for both: a model trained this way never "
                 "learns to stop; add a pad token"
             )
         # Some tools read only tokenizer.json. This makes them begin a text with BOS, as `encode_prompts` does.

@@ -77,22 +77,28 @@ def _encode_answer(
 
 def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sampled: bool) -> tuple[str, int | None]:
     """-> (the text that the model writes after `prompt`, its end token or None)."""
-    from minirlhf.text.checkpoint_tokenizer.answer_end import continuation, find_answer_end, without_repeated_tag
+    from minirlhf.text.checkpoint_tokenizer.answer_end import begun_tag, continuation, find_answer_end, repeats
 
-    def whole_with(content: str) -> str:
-        return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": content}])
+    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
+    located, tag, end = whole.startswith(prompt), begun_tag(prompt), tokenizer.parts.answer_end
 
-    whole, end = whole_with(answer), tokenizer.parts.answer_end
-    if whole.startswith(prompt) and (shorter := without_repeated_tag(prompt, whole[len(prompt) :], answer)) is not None:
-        whole = whole_with(shorter)
-    located = whole.startswith(prompt)
-    if end is None or not located or not whole.endswith(end.text + end.rest):
+    def opening(end: Any) -> str:
+        return next((text for text in (end.opening, tag) if text and whole.startswith(prompt.removesuffix(text))), "")
+
+    def fits(end: Any) -> bool:
+        known = end is not None and whole.endswith(end.text + end.rest)
+        return known and (located or sampled or opening(end) != "")
+
+    if not fits(end):
         end = find_answer_end(tokenizer.apply_chat_template, tokenizer.parts, turns)  # these turns may differ
-    if end is not None and whole.endswith(end.text + end.rest):
-        if located:
-            return whole[len(prompt) : len(whole) - len(end.rest)], end.token
-        if sampled or (end.opening and whole.startswith(prompt.removesuffix(end.opening))):
-            return continuation(answer, end.opening or "", sampled) + end.text, end.token
+    if fits(end) and not located:
+        return continuation(answer, opening(end), sampled) + end.text, end.token
+    if fits(end):
+        rest = whole[len(prompt) : len(whole) - len(end.rest)]
+        if tag and (tag.strip() in answer or f"</{tag.strip()[1:]}" in answer):  # the answer has the reasoning
+            expected = continuation(answer, tag, sampled) + end.text
+            rest = expected if repeats(rest, expected, tag) else rest
+        return rest, end.token
     raise InputError(
         f"chat template: its generation prompt ends with {shown(prompt[-20:])}, and it renders these turns differently "
         "once this answer follows, so the answer's tokens cannot be located; begin the answer as the prompt does, set "

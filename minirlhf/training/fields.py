@@ -9,10 +9,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 
 TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
-TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", NoneType: "none"}
 
 
 def fields_of(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
@@ -30,7 +29,9 @@ def checked(who: str, hint: Any, value: Any, is_text: bool) -> Any:
     try:
         return read_value(hint, value, is_text)
     except (ValueError, OverflowError):
-        raise InputError(f"{who}: needed {needed(hint)}, got {as_toml(value)}; see --help.") from None
+        from minirlhf.training.needed import needed
+
+        raise InputError(f"{who}: needed {needed(hint)}, got {shown(value)}; see --help.") from None
 
 
 def read_value(hint: Any, value: Any, is_text: bool) -> Any:
@@ -56,23 +57,14 @@ def read_value(hint: Any, value: Any, is_text: bool) -> Any:
             return origin(read_value(*pair, is_text) for pair in zip(hints, items, strict=True))
     elif is_text and hint is bool and value in ("true", "false"):
         return value == "true"
-    elif (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str)):
-        return hint(value)
-    elif type(value) is hint:  # not isinstance, because isinstance(True, int) is True
-        return value
+    else:
+        converts = (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str))
+        found = hint(value) if converts else value
+        # nothing can use nan, an integer beyond 64 bits, or text with a zero byte
+        usable = found == found and not (isinstance(found, int) and abs(found) >= 2**63) and "\0" not in str(found)
+        if usable and (converts or type(value) is hint):  # not isinstance, because isinstance(True, int) is True
+            return found
     raise ValueError
-
-
-def needed(hint: Any) -> str:
-    """The type `hint` in words, for error messages and `--help`."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(map(needed, args))
-    if origin is Literal:
-        return "one of " + ", ".join(map(as_text, args))
-    if origin is list or (origin is tuple and args[-1] is ...):
-        return f"a list (each {needed(args[0])})"
-    return f"a list of {len(args)} ({', '.join(map(needed, args))})" if origin is tuple else TYPES[hint]
 
 
 def as_text(value: Any) -> str:
@@ -85,8 +77,6 @@ def as_text(value: Any) -> str:
 def as_toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(as_toml, value)) + "]"
-    if isinstance(value, dict):
-        return "a table"  # for error messages; no field is a table
     if isinstance(value, bool | int | float):
         return str(value).lower()
     text = "none" if value is None else str(value)

@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Any
 
 from minirlhf.errors import InputError, shown
-from minirlhf.training.fields import TOP, as_text, default_of, fields_of, needed
+from minirlhf.training.fields import TOP, as_text, default_of, fields_of
+from minirlhf.training.needed import needed
 
 SCREEN = 24  # lines of the first screen
 # The settings on the first screen: plain flags, then those of the program's own section. A program has some of them.

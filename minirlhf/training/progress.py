@@ -29,7 +29,7 @@ class EvaluationTable:
     """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean."""
 
     def __init__(self, name: str, headline: Iterable[str]) -> None:
-        self.first = f"{name[-12:]} step"
+        self.first = f"{name[:12]} step"
         self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
 
@@ -64,5 +64,7 @@ def evaluation_seconds(folder: Path) -> tuple[float, float]:
     return sum(row.get("evaluation_seconds", 0.0) for row in rows), sum(row["seconds"] for row in rows)
 
 
-def _number(value: float) -> str:
+def _number(value: object) -> str:
+    if not isinstance(value, int | float):  # of the user's own evaluation
+        return str(value)[:7]
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.0e}"

@@ -40,6 +40,7 @@ from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
 ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
+BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class Run:
         bar = tqdm(
             total=len(self.batches),
             initial=self.step,
-            desc=self.folder.name[-12:],
-            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            desc=self.folder.name[:12],
+            bar_format=BAR,
             disable=not is_main(),
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )

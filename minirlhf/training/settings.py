@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, get_args
 
 from minirlhf.errors import InputError, shown
-from minirlhf.training.fields import TOP, as_toml, checked, default_of, fields_of, needed, read_value
+from minirlhf.training.fields import TOP, as_toml, checked, default_of, fields_of, read_value
 
 
 def parse_settings(
@@ -49,6 +49,8 @@ def parse_settings(
     for section, cls in sections.items():
         for name, field, hint in fields_of(section, cls):
             if name not in values and default_of(field) is dataclasses.MISSING:
+                from minirlhf.training.needed import needed
+
                 raise InputError(f"--{name}: needed {needed(hint)}, got nothing; give a value, or see --help.")
         given = {field.name: values[name] for name, field, _ in fields_of(section, cls) if name in values}
         try:
@@ -74,7 +76,7 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
             lines.append(f"{field.name} = {as_toml(value)}")
             with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does
                 read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[field.name], is_text=False)
-            if read_back != value and repr(read_back) != repr(value):  # nan differs from itself, but its repr does not
+            if read_back != value:
                 raise InputError(f"{name}: needed a value that TOML can give back, got {shown(value)}; choose another.")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
@@ -95,6 +97,8 @@ def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
         if not equals:
             alone = not words or words[0].startswith("--")  # -1 is a value; a text such as --x needs the = form
             if alone and bool not in (hints[name], *get_args(hints[name])):
+                from minirlhf.training.needed import needed
+
                 raise InputError(f"{flag}: needed {needed(hints[name])}, got no value; give a value, or see --help.")
             text = "true" if alone else words.pop(0)
         if name in values:

@@ -245,7 +245,8 @@ def test_reductions_by_hand(name):
 def test_fused_is_open(name):
     found = {}
     for fused in (False, True):
-        trainer = one_update(settings_of(name) | {"fused": fused, "overlong_filter": True, "sampler_cap": 1.1})
+        settings = {"fused": fused, "overlong_filter": True, "sampler_cap": 1.1, "missing_eos_penalty": 0.0}
+        trainer = one_update(settings_of(name) | settings)
         moved(trainer)
         found[fused] = tiny.gradients(trainer, BATCH[0])
     assert_close(found[True][0], found[False][0], rtol=1e-6, atol=1e-9)

@@ -180,7 +180,7 @@ def test_refusals(call, folders, tmp_path):
     cases = {
         ("show", tmp_path / "r"): "needed JSON with peft_type, r and lora_alpha",
         ("show", tmp_path / "lora_alpha"): "needed JSON with peft_type, r and lora_alpha",
-        ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text or null, got 5",
+        ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text, got 5",
         ("merge", one, "--weights", "nan", "--output", out): "needed finite numbers, got nan",
         ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be made for --output",
         ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",
@@ -224,3 +224,17 @@ def test_a_merge_keeps_the_adapters_tokenizer_and_notes_another_base(call, folde
     code, out, _ = call("merge", tmp_path / "one", "--base", tmp_path / "base", "--output", tmp_path / "merged")
     assert code == 0 and f"note: adapters made for {folders / 'base'}" in out
     assert Tokenizer.load(tmp_path / "merged").templates
+
+
+def test_a_strangers_names_reach_the_terminal_printable_and_short(call, folders, tmp_path):
+    for base in ("\x1b[2J\nbase", "a" * 100_000, "\0"):
+        folder = tmp_path / f"adapter{len(base)}"
+        save_adapter(apply_lora(load_pretrained(folders / "base"), LoRAConfig(r=1)), folder, base=base)
+        for words in (["show", folder], ["list", folder]):
+            code, out, _ = call(*words)
+            assert code == 0 and len(out) < 4000 and "\x1b" not in out and "\0" not in out
+        code, _, error = call("merge", folder, "--output", tmp_path / "out")
+        assert code == 2 and len(error) < 1000 and error.strip().isprintable()
+        assert "its base must be a folder" in error
+        code, out, _ = call("merge", folder, "--base", folders / "base", "--output", tmp_path / f"merged{len(base)}")
+        assert code == 0 and "note: adapters made for" in out and "\x1b" not in out and len(out) < 4000

@@ -13,6 +13,7 @@ def test_without_a_command_the_help_names_every_command(monkeypatch, capsys, wor
     main()
     out = capsys.readouterr().out
     assert all(f"minirlhf {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_an_unknown_command_is_refused(monkeypatch, capsys):

@@ -267,6 +267,10 @@ REASONS = {
     "empty answer list": (PAIR | {"rejected": []}, "rejected: empty response"),
     "identical": (PAIR | {"rejected": "c "}, "chosen and rejected are identical"),
     "half a surrogate pair": (SFT | {"prompt": "\ud800"}, "prompt: needed Unicode text, got half of a surrogate pair"),
+    "margin that no float holds": (
+        PAIR | {"margin": 10**400},
+        f"margin: needed a finite number, got int {hex(10**400)[:80]}...",
+    ),
     "margin of a wrong type": (PAIR | {"margin": "0.5"}, "margin: needed a finite number, got str '0.5'"),
 }
 
@@ -281,7 +285,7 @@ def test_broken_json_line_is_refused_in_one_short_line(read, line):
     refused = read(f"{json.dumps(SFT)}\n\n{line}\n", max_refused=0.5).refused
     assert [refusal.line for refusal in refused] == [3]  # the blank line is not a row, but it counts as a line
     assert refused[0].reason.startswith("broken JSON, ")
-    assert len(refused[0].reason) < 200 and "\n" not in refused[0].reason
+    assert len(refused[0].reason) < 220 and "\n" not in refused[0].reason
 
 
 def test_summary_names_layout_counts_and_every_refused_row(read, tmp_path):

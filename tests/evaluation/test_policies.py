@@ -128,7 +128,8 @@ def test_without_prompts_nothing_is_measured(policy):
 
     report = evaluate_policy(policy, TOKENIZER, [], SAMPLING, reward=never, gold=never, ref_policy=copy_of(policy))
     assert report.known() == {} and report.measures.keys() == MEASURES.keys() and report.prompts == []
-    assert win_rate(report, report) is None and summary(report, report)["after"]["gold_reward"] is None
+    assert win_rate(report, report) is None and win_rate(*[Report({}, [], [], [])] * 2) is None
+    assert summary(report, report)["after"]["gold_reward"] is None
     assert comparison(report, report, "PPO").startswith("on held-out prompts")
 
 

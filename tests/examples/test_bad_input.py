@@ -266,8 +266,8 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
             "command line: no setting '--ppo.clip_epz'; the nearest is --ppo.clip_eps; see --help.",
         ),
         (["--out", "x"], "command line: no setting '--out'; the nearest is --output; see --help."),
-        (["--ppo.steps", "many"], '--ppo.steps: needed an integer, got "many"; see --help.'),
-        (["--ppo.kl_estimator", "k4"], '--ppo.kl_estimator: needed one of k1, k2, k3, got "k4"; see --help.'),
+        (["--ppo.steps", "many"], "--ppo.steps: needed an integer, got 'many'; see --help."),
+        (["--ppo.kl_estimator", "k4"], "--ppo.kl_estimator: needed one of k1, k2, k3, got 'k4'; see --help."),
         (["--ppo.lr", "0"], "PPOConfig: lr must be above 0, got 0.0"),
         (["--ppo.batch_size", "10"], "PPOConfig: batch_size must be a multiple of minibatch_size, got 10 and 4"),
         (["--ppo.top_k", "5"], "PPOConfig: top_k 5 and top_p 1.0 sample from a truncated distribution"),
@@ -332,11 +332,13 @@ def test_a_settings_file_that_is_wrong(refusal, tmp_path, content, text):
     assert refusal("ppo", "--config", path).startswith(text.format(path))
 
 
-def test_held_out_rows_that_were_all_refused_are_no_division_by_zero(refusal, data, pairs):
-    # the one held-out prompt does not fit, and the user allows such rows
+def test_held_out_rows_that_were_all_refused_stop_no_program(call, tmp_path, data, pairs, capsys):
+    # the one held-out prompt does not fit
     rows = [row for row in pairs(60) if _held_out(row)][:1]
     path = data([row | {"prompt": _longer(row["prompt"])} for row in rows] + [r for r in pairs(60) if not _held_out(r)])
-    assert refusal("ppo", "--data", path, "--max_refused", "1")
+    call("ppo", tmp_path, "--data", path, "--output", "job")
+    assert f"{path}: held-out prompts: 0 kept, 0 truncated, 1 refused" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "job" / "summary.json").read_text())["after"].values()) == {None}
 
 
 def _held_out(row):

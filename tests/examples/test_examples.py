@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,10 @@ def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages
     for text in ("before PPO", "after PPO", "KL to the reference", "distinct-2", "preference rows from", "parameters"):
         assert text in output
     assert output.count("prompt  ") == 1 and "ppo-001" in output.splitlines()[-1]
+    assert output.count("stages: sft -> reward -> ppo; results in runs/ppo-001") == 1
+    assert re.search(r"\d+ s, \d+% of them for evaluations; everything is in runs/ppo-001\n$", output)
+    for stage in ("sft", "reward", "ppo"):
+        assert output.count(f"{stage} step  ") == 1
 
 
 def test_summary_has_the_issues_keys_and_no_gold_on_the_users_own_data(programs):

@@ -278,7 +278,7 @@ def test_a_finished_reward_stage_is_put_back_on_its_base(call, folder_of, inputs
         (
             "dpo",
             ["--template", "zephyr"],
-            "--template_variables: need the tokenizer of a model's folder",
+            "--template: needs a model folder; give --policy",
         ),
         ("ppo", ["--reward", "DIR", "--stop_after", "reward"], "--stop-after reward would do nothing; drop one"),
     ],
@@ -334,6 +334,27 @@ def test_a_folder_that_pads_with_its_end_token_is_trained_to_end_its_answers(cal
     assert written["pad_token"] == "<|pad|>"  # a tool that masks by the id would leave the ends of answers out
 
 
+def test_template_variables_act_in_training_and_are_the_same_after_resuming(call, folder_of, tmp_path, capsys):
+    folder = folder_of("qwen3")
+    template = "{% for m in messages %}{{ m.content }}{{ '#' if short }}{{ eos_token }}{% endfor %}"
+    Tokenizer.load(folder).with_template(template).save(folder)
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
+    data = tmp_path / "turns.jsonl"
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    words = ["sft", tmp_path, "--policy", folder, "--data", data, "--output", tmp_path / "job"]
+    call(*words, "--template_variables", '{"short": true}')
+    written = Tokenizer.load(tmp_path / "job" / "sft" / "model")
+    assert written.apply_chat_template(rows[0][:1]) == "0?#<|eos|>"
+    call(*words, "--template_variables", '{"short": true}', "--resume")
+    for value, text in (
+        ('{"short": false}', "holds another run"),
+        ('{"shot": 1}', "does not read 'shot'; it reads short"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*words, "--template_variables", value, "--resume")
+        assert text in capsys.readouterr().err
+
+
 def test_a_folder_without_a_chat_template_is_given_one(call, folder_of, tmp_path):
     folder, data = folder_of("qwen3"), tmp_path / "turns.jsonl"
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
@@ -356,17 +377,44 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_
         call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
     assert stop.value.code == 2
     found = capsys.readouterr().err
-    assert f"{reward}: this reward model's tokenizer refuses 1 of 40 prompts, such as line 8 (" in found
+    assert f"{reward}: this reward model's chat template refuses 1 of 40 prompts, such as line 8 (" in found
+
+
+def test_a_reward_model_whose_template_leaves_answers_out_is_refused_before_anything_is_trained(
+    call, finished, folder_of, tmp_path, capsys
+):
+    reward, data = tmp_path / "reward", tmp_path / "turns.jsonl"
+    shutil.copytree(finished / "reward" / "model", reward)
+    Tokenizer.load(reward).with_template("{% for m in messages %}x{% endfor %}").save(reward)
+    turns = [[{"role": "user", "content": f"{n}?"}] for n in range(40)]
+    data.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in turns))
+    with pytest.raises(SystemExit) as stop:
+        call("grpo", tmp_path, "--policy", folder_of("qwen3"), "--data", data, "--reward", reward)
+    assert stop.value.code == 2
+    assert "this reward model's chat template refuses 40 of 40 answers to prompts" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_pipeline_stands_for_its_last_policy(call, finished, inputs, tmp_path):
+    call("sft", tmp_path, *flags(finished, inputs, tmp_path), "--train", "lora")
+    (config,) = (tmp_path / "job" / "sft" / "adapter").glob("adapter_config.json")
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(finished / "ppo" / "model")
 
 
 @pytest.mark.parametrize(
     ("place", "text"),
-    [("", "did you mean "), ("nowhere", "a hub's model must be downloaded first"), ("lora", "minirlhf adapter merge")],
+    [
+        ("only", "did you mean "),
+        ("nowhere", "a hub's model must be downloaded first"),
+        ("lora", "minirlhf adapter merge"),
+    ],
 )
 def test_what_is_no_models_folder_is_told_with_what_was_meant(
     call, finished, folder_of, inputs, tmp_path, capsys, place, text
 ):
     wrong = finished / place
+    if place == "only":  # a pipeline without a policy
+        wrong = tmp_path / "only"
+        shutil.copytree(finished / "reward", wrong / "reward")
     if place == "lora":
         wrong = tmp_path / "lora"
         save_adapter(apply_lora(load_pretrained(folder_of("qwen3")), LoRAConfig(r=1)), wrong)

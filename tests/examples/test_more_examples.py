@@ -1,14 +1,18 @@
 """The examples of the other algorithms, from their first line to their last, with sizes that take a second."""
 
+import importlib
 import json
 import sys
 
 import pytest
 
+from minirlhf.algorithms.grpo_recipes import ALGORITHMS, GRPOConfig
 from minirlhf.jobs import opened, stage
+from minirlhf.jobs.settings import sections
 from minirlhf.tasks.steps import step_rows
+from minirlhf.training.settings import parse_settings
 
-from .conftest import small_task
+from .conftest import EXAMPLES, small_task
 
 PROGRAMS = {
     "grpo": ["--stop_sft_at", "none"],
@@ -46,6 +50,16 @@ def test_it_trains_on_your_own_rows_from_a_policy_and_a_reward_you_have(call, in
     call(program, tmp_path, *argv, *reward, *PROGRAMS[program])
     found = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert found["after"]["gold_reward"] is None and isinstance(found["after"]["length"], float)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_name_of_an_algorithm_is_flag_enough(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    grpo = importlib.import_module("grpo")
+    classes = sections("grpo", GRPOConfig, job=grpo.GRPOJobConfig, after=("sft", "reward"), defaults=grpo.DEFAULTS)
+    config = parse_settings(classes, ["--grpo.algorithm", name], description="")["grpo"].recipe
+    assert (config.batch_size, config.group_size, config.lr) == (256, 4, 1e-3)
+    assert config.minibatches == (1 if config.surrogate == "reinforce" else 2)
 
 
 def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, capsys):

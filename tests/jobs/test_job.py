@@ -8,6 +8,7 @@ import torch
 from minirlhf.algorithms import DPOConfig, DPOTrainer, PPOConfig, RewardConfig, SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import Job, JobConfig, open_stage
+from minirlhf.jobs.checks import plan
 from minirlhf.jobs.job import Stopped
 from minirlhf.jobs.settings import PipelineConfig
 from minirlhf.model import ModelConfig
@@ -87,6 +88,25 @@ def test_the_batches_of_a_stage_last_as_long_as_its_settings_say(job):
     assert len(stage.batches([0])) == 1
     one, other = stage.batches(list(range(20))), stage.batches(list(range(20)), "another shuffle")
     assert [draw.index for draw in one[0]] != [draw.index for draw in other[0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "checked", "stages"),
+    [
+        ({}, False, "sft -> reward -> ppo"),
+        ({"stop_after": "reward"}, False, "sft -> reward"),
+        ({"stop_after": "sft"}, False, "sft"),
+        ({"policy": "DIR"}, False, "reward -> ppo"),
+        ({"reward": "DIR"}, False, "sft -> ppo"),
+        ({"policy": "DIR", "reward": "DIR"}, False, "ppo"),
+        ({}, True, "sft -> ppo"),  # the task checks answers
+    ],
+)
+def test_the_start_names_the_stages_that_will_run(given, checked, stages):
+    task = Task("tiny", [], [], [], [], [], [], reward=(lambda *_: []) if checked else None)
+    reward = task.reward or given.get("reward")  # at its start a job loads the reward of `--reward`
+    job = Job("ppo", {"job": PipelineConfig(**given)}, "runs/x", task, None, torch.device("cpu"), 0.0, reward)
+    assert plan(job, "ppo", ("sft", "reward")) == stages
 
 
 def test_stop_after_ends_a_job_behind_its_stage(job):

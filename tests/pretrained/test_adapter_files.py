@@ -101,18 +101,26 @@ def test_a_module_has_the_rank_and_the_alpha_of_the_first_pattern_that_fits_it(
     ("patterns", "text"),
     [
         ({"rank_pattern": {"q_proj": 3}}, f"{Q.format(0)}.lora_A.weight must be (3, 24)"),
-        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern of q_proj must be a whole number, got '2'"),
-        ({"rank_pattern": {"q_proj": True}}, "rank_pattern of q_proj must be a whole number, got True"),
+        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern of q_proj must be a whole number up to 1e+09, got '2'"),
+        ({"rank_pattern": {"q_proj": True}}, "rank_pattern of q_proj must be a whole number up to 1e+09, got True"),
         ({"rank_pattern": {"q_proj": 0}}, "r must be at least 1, got 0"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern has another type"),
-        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern of q_proj must be a number, got nan"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern of q_proj must be a number up to 1e+09, got nan"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha must be above 0, got -1"),
         ({"alpha_pattern": {"(q_proj": 1}}, "needed patterns of module names"),
         ({"alpha_pattern": {"(a*)*q": 1}}, "cost too much to match"),
         ({"alpha_pattern": {"(.*.*.*.*.*)q": 1}}, "cost too much to match"),
-        ({"lora_alpha": True}, "lora_alpha must be a number, got True"),
-        ({"lora_alpha": float("inf")}, "lora_alpha must be a number, got inf"),
-        ({"r": True}, "r must be a whole number, got True"),
+        ({"lora_alpha": True}, "lora_alpha must be a number up to 1e+09, got True"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a number up to 1e+09, got inf"),
+        ({"r": True}, "r must be a whole number up to 1e+09, got True"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number up to 1e+09"),
+        ({"lora_dropout": "0.1"}, "lora_dropout must be a number up to 1e+09, got '0.1'"),
+        ({"lora_dropout": 1.5}, "dropout must be at least 0 and at most 0.999"),
+        ({"target_modules": 5}, "target_modules has another type: 5"),
+        ({"target_modules": ["q_proj", 5]}, "target_modules must be a list of texts, got ['q_proj', 5]"),
+        ({"modules_to_save": "score"}, "modules_to_save has another type: 'score'"),
+        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens in modules_to_save, but the file has no weight of it"),
+        ({"modules_to_save": ["classifier", "norm"]}, "norm in modules_to_save, but the file has no weight of it"),
         ({"use_rslora": "false"}, "use_rslora has another type: 'false'"),
         ({"use_dora": 1}, "use_dora has another type: 1"),
     ],
@@ -216,7 +224,7 @@ def test_half_precision_bases_keep_their_outputs_dtype(make, whole, ids):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, ids, mask):
+def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, tmp_path, ids, mask):
     model = RewardModel(make())
     folder, *_ = whole((EMBEDDING,))
     weights = load_file(folder / "adapter_model.safetensors")
@@ -224,8 +232,20 @@ def test_a_reward_model_takes_an_embedding_and_refuses_a_head(make, whole, ids, 
     before = model(ids, mask)
     load_adapter(model, folder)
     assert not torch.allclose(model(ids, mask), before)
-    save_file(weights | {"base_model.model.lm_head.weight": torch.ones(V, D)}, folder / "adapter_model.safetensors")
-    with refuses("weights are missing: score.weight"):
+    save_adapter(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["modules_to_save"] == [
+        "embed_tokens",
+        "score",
+    ]
+    again = RewardModel(make())
+    load_adapter(again, tmp_path / "again")
+    assert torch.equal(again(ids, mask), model(ids, mask))
+    save_file(
+        weights
+        | {"base_model.model.lm_head.weight": torch.ones(V, D), "base_model.model.score.weight": torch.ones(1, D)},
+        folder / "adapter_model.safetensors",
+    )
+    with refuses("1 weights do not belong to the model: lm_head.weight"):
         load_adapter(RewardModel(make()), folder)
 
 
@@ -247,6 +267,16 @@ def test_more_rows_than_the_model_has_are_refused_until_it_has_grown(make, write
     assert model(ids + 3).shape[-1] == V + 3
     with refuses("resize_embeddings: the embedding or the head has adapters"):
         resize_embeddings(model, V + 4)
+
+
+def test_a_refused_name_or_another_adapter_leaves_a_tied_model_tied(make, whole, ids):
+    folder, *_ = whole((HEAD,))
+    model = apply_lora(make(), LoRAConfig(r=2), "other")
+    before = model(ids)
+    for name, text in (("a.b", "an adapter cannot be named 'a.b'"), ("other", "differs from the adapter 'other'")):
+        with refuses(text):
+            load_adapter(model, folder, name)
+    assert model.config.tie_word_embeddings and torch.equal(model(ids), before)
 
 
 # LoRA on the embedding
@@ -330,3 +360,23 @@ def test_numbers_of_other_types_are_refused(make, write, dtype):
     name = f"{Q.format(0)}.lora_A.weight"
     with refuses("needed weights in F64, F32, F16, BF16, got another type for base_model.model." + name):
         load_adapter(make(), write(weights | {name: weights[name].to(dtype)}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_names_with_the_prefixes_of_wrappers_are_read(make, write, ids, prefix):
+    weights, model, other = lora(Q.format(0), D, D), make(), make()
+    load_adapter(model, write(weights))
+    load_adapter(other, write({prefix + name: weight for name, weight in weights.items()}))
+    assert torch.equal(other(ids), model(ids))
+    with refuses("two weights have one name"):
+        load_adapter(make(), write(weights | {prefix + name: weight + 1 for name, weight in weights.items()}))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, D, 1), (3, D), ()])
+def test_matrices_of_other_shapes_are_refused_with_and_without_a_model(make, write, shape):
+    name = f"{Q.format(0)}.lora_A.weight"
+    folder = write(lora(Q.format(0), D, D) | {name: torch.zeros(shape)})
+    with refuses(f"{name} must be (4, {D})", f"got {shape}"):
+        load_adapter(make(), folder)
+    with refuses("needed A [r, in] and B [out, r]", str(shape)):
+        update_sizes(folder)

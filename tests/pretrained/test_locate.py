@@ -263,6 +263,15 @@ def test_weights_under_another_name_are_refused_with_the_usual_name(folder):
         load_pretrained(folder)
 
 
+def test_an_adapter_beside_a_config_is_refused_with_the_way_to_merge(folder):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    with refuses(
+        f"{folder}: needed the weights of a model, found an adapter; minirlhf adapter merge {folder} --output"
+    ):
+        load_pretrained(folder)
+
+
 def test_gguf_is_refused_as_what_it_is(folder):
     (folder / "model.safetensors").rename(folder / "model-Q4_K_M.gguf")
     with refuses("found model-Q4_K_M.gguf", "GGUF", "safetensors"):

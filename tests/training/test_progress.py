@@ -5,8 +5,10 @@ import json
 
 import pytest
 import tiny
+from tqdm import tqdm
 
 from minirlhf.training.progress import LABELS, EvaluationTable, evaluation_seconds
+from minirlhf.training.run import BAR
 
 from .test_run import go, lines
 
@@ -30,7 +32,12 @@ def test_the_users_own_measures_come_first_and_no_line_is_wider_than_80_columns(
         assert max(map(len, text.split("\n"))) <= 80
         assert text.count("\n") == (value == 1.0)
         if value == 1.0:
-            assert text.split("\n")[0].split()[:4] == ["-a-long-name", "step", "my_measure_of_success", "loss"]
+            assert text.split("\n")[0].split()[:4] == ["a-folder-wit", "step", "my_measure_of_success", "loss"]
+
+
+def test_what_is_no_number_ends_no_run(tmp_path, capsys):
+    go(tmp_path / "sum", evaluate=lambda: {"a": None, "b": "a long text", "c": 3, "d": True}, eval_every=0)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["6", "None", "a", "long", "3.000", "1.000", "0.021"]
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
@@ -39,8 +46,10 @@ def test_every_trainers_table_and_bar_fit_80_columns(case):
     metrics = trainer.step(tiny.batches(8)[0]) | {"eval/gold_reward": 0.5, "eval/kl": 3.0, "eval/length": 12.5}
     header, row = EvaluationTable("multi_adapter", trainer.headline).row(8, metrics).split("\n")
     assert len(header) == len(row) <= 80 and "gold" in header
-    shown = ", ".join(f"{name}=-0.00123" for name in trainer.headline if not name.startswith("eval/"))
-    assert len(f"ulti_adapter  37%|{' ' * 10}| 300/800 [00:22<00:36, {shown}]") <= 110
+    name = type(trainer).__module__.rpartition(".")[2][:12]
+    shown = ", ".join(f"{name}=-0.0123" for name in trainer.headline if not name.startswith("eval/"))
+    bar = tqdm.format_meter(300, 800, 22.0, ncols=80, prefix=name, bar_format=BAR, postfix=shown)
+    assert len(bar) <= 80 and bar.endswith(f"{shown}]")
 
 
 def test_a_run_prints_a_row_after_each_evaluation_on_stdout(tmp_path, capsys):

@@ -43,6 +43,19 @@ def with_answer_end(parts: TokenizerParts) -> TokenizerParts:
     return replace(parts, answer_end=end, eos_ids=tuple(dict.fromkeys([*parts.eos_ids, *own])))
 
 
+def lines_about_answers(parts: TokenizerParts) -> list[str]:
+    """A line if answers do not end with the end token that the folder's files name."""
+    end, own = parts.answer_end, parts.special["eos_token"]
+    if "default" not in parts.templates or (end and end.token == parts.backend.token_to_id(own)):
+        return []
+    if end is None:
+        return ["chat template: it leaves a trial answer out, so each row is tried"]
+    if end.token is None:
+        return [f"chat template: it writes no end token after an answer, so {shown(own)} ends answers"]
+    token = parts.backend.id_to_token(end.token)
+    return [f"chat template: it ends answers with {shown(token)}, the folder names {shown(own)}; both end answers"]
+
+
 def find_answer_end(render: Render, parts: TokenizerParts, turns: list[dict]) -> AnswerEnd | None:
     """Render a trial answer to these turns. Returns: None if the template refuses it or leaves the answer out."""
     answer = {"role": "assistant", "content": TRIAL}
@@ -118,7 +131,7 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     Raises: InputError if the answer does not fit after the opening.
     """
     begun = opening.strip()
-    if answer.lstrip().startswith(begun):
+    if begun and answer.lstrip().startswith(begun):
         return answer.lstrip().removeprefix(begun).removeprefix(opening[len(opening.rstrip()) :])
     names = {True: set(), False: set()}
     for slash, name in TAG.findall(opening):
@@ -132,11 +145,14 @@ def continuation(answer: str, opening: str, sampled: bool) -> str:
     )
 
 
-def without_repeated_tag(prompt: str, rest: str, answer: str) -> str | None:
-    """The answer without its first tag, if the prompt ends with this tag and `rest`, the text after the prompt, repeats
-    the tag; else None.
-    """
-    tag = prompt.rstrip()[prompt.rstrip().rfind("<") :] if "<" in prompt else ""
-    if TAG.fullmatch(tag) and rest.lstrip().startswith(tag) and answer.lstrip().startswith(tag):
-        return answer.lstrip().removeprefix(tag).removeprefix(prompt[len(prompt.rstrip()) :])
-    return None
+def begun_tag(prompt: str) -> str:
+    """The tag that ends a generation prompt, and the white space after it: "<think>\\n"; "" without such a tag."""
+    text = prompt.rstrip()
+    tag = TAG.fullmatch(text[text.rfind("<") :]) if text.endswith(">") else None
+    return prompt[len(text) - len(tag[0]) :] if tag and not tag[1] else ""
+
+
+def repeats(rest: str, expected: str, tag: str) -> bool:
+    """True if `rest` has the tag, or the end of its element, more often than `expected`."""
+    name = TAG.match(tag)[2]
+    return any(rest.count(text) > expected.count(text) for text in (f"<{name}>", f"</{name}>"))

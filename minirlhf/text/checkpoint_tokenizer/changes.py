@@ -31,7 +31,7 @@ def with_template(parts: TokenizerParts, template: str) -> TokenizerParts:
     if missing:
         possible = [name for name, other in LAYOUTS.items() if not other.needs]
         raise InputError(
-            f"chat template {template!r}: the vocabulary lacks {', '.join(missing)}; choose one of "
+            f"chat template {shown(template)}: the vocabulary lacks {', '.join(missing)}; choose one of "
             f"{', '.join(possible)}"
         )
     # With "split_special_tokens" other tools would read the template's own special tokens as text.

@@ -19,7 +19,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 FLAGS = (
     "add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "clean_up_tokenization_spaces",
-    "split_special_tokens",
+    "split_special_tokens", "strip_accents", "tokenize_chinese_chars", "fix_mistral_regex",
 )  # fmt: skip
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -91,6 +91,9 @@ def unfollowed(config: dict, content: dict, backend: tokenizers.Tokenizer, speci
         "add_eos_token": backend.token_to_id(special["eos_token"]) in encoding.ids[inner:],
         "add_prefix_space": any(map(_adds_space, steps)),
         "do_lower_case": any(step["type"] == "Lowercase" or step.get("lowercase") is True for step in steps),
+        "strip_accents": any(step["type"] == "StripAccents" or _strips_accents(step) for step in steps),
+        "tokenize_chinese_chars": any(step.get("handle_chinese_chars") is True for step in steps),
+        "fix_mistral_regex": False,
         "clean_up_tokenization_spaces": False,
     }
     is_bpe = type(backend.model).__name__ == "BPE"  # other tools leave the texts of BPE unchanged as well
@@ -99,6 +102,12 @@ def unfollowed(config: dict, content: dict, backend: tokenizers.Tokenizer, speci
         for key, value in here.items()
         if config.get(key) is not None and config[key] != value and not (is_bpe and key.startswith("clean_up"))
     ]
+    if config.get("sp_model_kwargs"):
+        lines.append("tokenizer_config.json: sp_model_kwargs is not followed; tokenizer.json decides")
+    if content.get("truncation"):
+        lines.append("tokenizer.json: truncation is not followed; only the model's context cuts a text")
+    if content["model"].get("dropout"):
+        lines.append("tokenizer.json: dropout is not followed; a text always has the same ids")
     if "auto_map" in config:
         lines.append("tokenizer_config.json: auto_map names Python code, which is not run; tokenizer.json decides")
     unknown = dict.fromkeys(name for name in listed_special(config) if backend.token_to_id(name) is None)
@@ -119,6 +128,11 @@ def _steps(part: Any) -> Iterator[dict]:
             yield from _steps(step)
         if isinstance(part.get("type"), str):
             yield part
+
+
+def _strips_accents(step: dict) -> bool:
+    default = step["type"] == "BertNormalizer" and step.get("lowercase") is True
+    return default if step.get("strip_accents") is None else step["strip_accents"] is True
 
 
 def _adds_space(step: dict) -> bool:

@@ -9,6 +9,8 @@ import pytest
 import tokenizers
 
 from minirlhf.errors import InputError
+from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.model import ModelConfig
 from minirlhf.text import LAYOUTS, Tokenizer
 from minirlhf.text.checkpoint_tokenizer import template
 from minirlhf.text.tokenizer import EOS
@@ -168,6 +170,22 @@ def test_a_folder_whose_files_name_another_end_token(tmp_path):
     assert written["eos_token_id"] == [OWN.eos_id, end] and written["top_p"] == 0.8
 
 
+def test_a_line_tells_of_answers_that_end_otherwise_than_the_folder_says():
+    chatml = with_template(FAMILIES["ChatML"][0], "<|im_start|>", "<|im_end|>")
+    lines = {
+        chatml: ["it ends answers with '<|im_end|>', the folder names '<|eos|>'; both end answers"],
+        with_template(LAYOUTS["plain"].template): ["it writes no end token after an answer, so '<|eos|>' ends answers"],
+        with_template("{{ messages[-1].role }}"): ["it leaves a trial answer out, so each row is tried"],
+        with_template(LAYOUTS["zephyr"].template): [],
+        chatml.with_template("chatml"): [],  # the built-in layout sets the end token
+        OWN: [],
+    }
+    for tokenizer, expected in lines.items():
+        said = []
+        check_vocabulary(ModelConfig(OWN.vocab_size + 2), tokenizer, "DIR", tell=said.append)
+        assert said == [f"DIR: chat template: {line}" for line in expected]
+
+
 def test_an_end_token_inside_an_answer_does_not_end_it():
     tokenizer = with_template(FAMILIES["ChatML"][0], "<|im_start|>", "<|im_end|>")
     (answer,) = tokenizer.encode_turns([USER], ["it<|im_end|> is"])[1]
@@ -203,10 +221,14 @@ TWICE = KEEPS.replace(
     "{{ m.content if m.role == 'assistant' else",
     "{{ '<think>\\n' if m.role == 'assistant' }}{{ m.content if m.role == 'assistant' else",
 )
+CLOSES = TWICE.replace("{{ '<think>\\n' if", "{{ '<think>\\n\\n</think>\\n\\n' if")  # reasoning only from another key
+REPLACES = CLOSES.replace("<think>\\n\\n</think>\\n\\n' if", "<think></think>' if")
 REASONED = "the kettle\n</think>\n\nit is good."
 
 
-@pytest.mark.parametrize("source", [THINKS, KEEPS, TWICE], ids=["drops", "keeps", "adds"])
+@pytest.mark.parametrize(
+    "source", [THINKS, KEEPS, TWICE, CLOSES, REPLACES], ids=["drops", "keeps", "adds", "closes", "replaces"]
+)
 @pytest.mark.parametrize("written", ["<think>\n", "<think>", "\n<think>\n", ""])
 def test_reasoning_that_the_prompt_begins_is_written_once(source, written):
     tokenizer = with_template(source, "<|im_start|>", "<|im_end|>")
@@ -234,7 +256,8 @@ def test_a_sampled_answer_that_ends_in_its_reasoning_is_read(reasoning):
         "{{ m.content.split", f"{{{{ '{reasoning}' if m.role == 'assistant' }}}}{{{{ m.content.split"
     )
     tokenizer = with_template(source, "<|im_start|>", "<|im_end|>")
-    assert text_of(tokenizer, tokenizer.encode_turns([USER], [ANSWER], sampled=True)[1][0]) == ANSWER + "<|im_end|>"
+    for answer in (ANSWER, "\n  " + ANSWER):
+        assert text_of(tokenizer, tokenizer.encode_turns([USER], [answer], sampled=True)[1][0]) == answer + "<|im_end|>"
 
 
 def test_an_empty_reasoning_in_the_prompt_needs_no_reasoning_in_the_answer():

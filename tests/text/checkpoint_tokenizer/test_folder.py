@@ -327,6 +327,28 @@ def test_files_that_are_no_json_object_are_refused_in_one_line(tmp_path, name, c
     assert len(str(e.value)) < 1000 and str(e.value).isprintable()
 
 
+def test_dropout_of_merges_and_truncation_are_named_and_have_no_effect(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS})
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.model.dropout = 0.9
+    backend.enable_truncation(2)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    assert all(tokenizer.encode("the kettle is good.") == OWN.encode("the kettle is good.") for _ in range(20))
+    assert tokenizer.parts.notes == (
+        "tokenizer.json: truncation is not followed; only the model's context cuts a text",
+        "tokenizer.json: dropout is not followed; a text always has the same ids",
+    )
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").parts.notes == ()
+
+
+def test_special_tokens_of_the_map_are_special_too(tmp_path):
+    names = {"additional_special_tokens": ["bad"]}
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, special_tokens_map=names))
+    assert tokenizer.decode([tokenizer.backend.token_to_id("bad")]) == ""
+
+
 def test_half_a_surrogate_pair_in_a_file_is_written_back(tmp_path):
     folder = checkpoint(tmp_path, {"eos_token": EOS, "note": "\ud800"})
     Tokenizer.load(folder).save(tmp_path / "again")
@@ -349,13 +371,18 @@ FOLLOWED = {"add_bos_token": True, "add_eos_token": False, "add_prefix_space": F
             f"tokenizer_config.json: {key} {str(not value).lower()} is not followed; tokenizer.json does otherwise"
             for key, value in FOLLOWED.items()
         ]),
-        ({"add_bos_token": None, "do_lower_case": None}, []),
+        ({"add_bos_token": None, "do_lower_case": None, "strip_accents": False, "sp_model_kwargs": {}}, []),
+        ({"sp_model_kwargs": {"enable_sampling": True}, "strip_accents": True, "fix_mistral_regex": True}, [
+            "tokenizer_config.json: strip_accents true is not followed; tokenizer.json does otherwise",
+            "tokenizer_config.json: fix_mistral_regex true is not followed; tokenizer.json does otherwise",
+            "tokenizer_config.json: sp_model_kwargs is not followed; tokenizer.json decides",
+        ]),
         ({"auto_map": {"AutoTokenizer": ["x.py", None]}},
          ["tokenizer_config.json: auto_map names Python code, which is not run; tokenizer.json decides"]),
         ({"extra_special_tokens": ["<a>", PAD], "unk_token": "<unk>"},
          ["tokenizer_config.json: '<a>', '<unk>': called special, but not in the vocabulary, so not tokens here"]),
     ],
-    ids=range(5),
+    ids=range(6),
 )  # fmt: skip
 def test_keys_that_would_change_ids_and_are_not_followed_are_named(tmp_path, config, lines):
     config |= {"eos_token": EOS, "bos_token": BOS}
@@ -371,8 +398,11 @@ def test_keys_that_would_change_ids_and_are_not_followed_are_named(tmp_path, con
         ("normalizer", tokenizers.normalizers.Prepend("_"), "add_prefix_space"),
         ("normalizer", tokenizers.normalizers.Lowercase(), "do_lower_case"),
         ("normalizer", tokenizers.normalizers.BertNormalizer(lowercase=True), "do_lower_case"),
+        ("normalizer", tokenizers.normalizers.BertNormalizer(lowercase=True), "strip_accents"),
+        ("normalizer", tokenizers.normalizers.BertNormalizer(lowercase=False), "tokenize_chinese_chars"),
+        ("normalizer", tokenizers.normalizers.StripAccents(), "strip_accents"),
     ],
-    ids=range(5),
+    ids=range(8),
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_tokenizer_json_does_itself_is_known(tmp_path, part, value, key, nested):
