@@ -117,7 +117,7 @@ def test_pairs_that_do_not_fit_are_refused_before_the_first_stage(make, tmp_path
 
 
 def test_rows_that_are_all_refused_end_the_job_before_the_first_stage(make, tmp_path):
-    with pytest.raises(InputError, match="^mine: needed pairs to train on, but all are refused: mine: 'aqq"):
+    with pytest.raises(InputError, match="^mine: needed pairs to train on, but all rows are refused: mine: 'aqq"):
         make("dpo", task_of(rows([97, 120]), rows([30])), needs=("pairs",), max_refused=1.0)
     assert not (tmp_path / "job" / "sft").exists()
 
