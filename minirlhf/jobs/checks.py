@@ -14,7 +14,7 @@ from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
 from minirlhf.jobs.folder import take_output, write_refused
-from minirlhf.jobs.given_models import narrower
+from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
@@ -24,6 +24,7 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
+from minirlhf.training.fields import as_toml
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
@@ -53,7 +54,11 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     shape = shape_of(job)
     if on_policy:
         check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
+    if job.common.policy:
+        check_vocabulary(shape, job.tokenizer, job.common.policy, tell=lambda line: None)
     check_trainable(job, shape, stages)
+    if student := getattr(job.common, "student", None):  # of distillation
+        check_student(job, student)
     if width := getattr(job.common, "student_width", None):  # of distillation
         narrower(shape, width)
     refused = list(job.task.refused)
@@ -144,9 +149,10 @@ def check_same_job(job: Opened, path: Path) -> None:
         before, now = (old, new) if name == "job" else (old.get(name, {}), new[name])
         keys = [key for key, value in {**before, **now}.items() if not isinstance(value, dict)]
         for key in [key for key in keys if key not in MAY_CHANGE and before.get(key) != now.get(key)]:
+            began, says = (shown(f"{key} = {as_toml(table.get(key))}") for table in (before, now))
             raise InputError(
-                f"{path.parent}: holds another run: it began with {key} {shown(before.get(key))}, but the settings "
-                f"now say {shown(now.get(key))}; resume with its own settings or choose another --output"
+                f"{path.parent}: holds another run: it began with {began}, but the settings now say {says}; resume "
+                "with its own settings or choose another --output"
             )
 
 

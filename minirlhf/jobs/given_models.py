@@ -40,10 +40,16 @@ def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
 
 def given_student(job: Opened, student: str) -> Policy:
     """The model of the folder `student`, all of it trained. Raises: InputError if its tokenizer is not the job's."""
-    folder = resolve_model(student)
-    policy = load_policy(folder, dtype=torch.float32)
-    check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
+    policy = load_policy(resolve_model(student), dtype=torch.float32)
+    check_student(job, student)
     return to_device(policy, job.common, job.device)
+
+
+def check_student(job: Opened, student: str) -> None:
+    """Raise InputError if the folder is no policy, or its tokenizer is not the job's. The weights are not read."""
+    folder = resolve_model(student)
+    load_policy(folder)
+    check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
 
 
 def narrower(shape: ModelConfig, width: int) -> ModelConfig:

@@ -161,9 +161,9 @@ def test_a_later_stage_that_began_with_other_settings_ends_the_job_before_the_fi
     argv = ("--data", inputs / "pairs.jsonl", "--reward", "my.py:length", "--output", "job")
     call("ppo", tmp_path, *argv, "--policy", finished / "sft")
     text = refusal("ppo", *argv, "--resume")
-    assert text.startswith("job/ppo: holds another run: it began with policy ") and "now say None;" in text
+    assert text.startswith("job/ppo: holds another run: it began with 'policy = ") and "policy = " in text
     text = refusal("ppo", *argv, "--policy", finished / "sft", "--resume", "--ppo.kl_coef", "0.5")
-    assert text.startswith("job/ppo: holds another run: it began with kl_coef")
+    assert text.startswith("job/ppo: holds another run: it began with 'kl_coef = ")
 
 
 def test_a_foreign_folder_in_the_place_of_a_later_stage(call, refusal, inputs, tmp_path):
