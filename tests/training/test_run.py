@@ -550,9 +550,35 @@ def test_overwrite_wants_a_run(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_text("weights of mine")
     text = refusal(start, tmp_path, overwrite=True)
-    assert text == f"{tmp_path}: overwrite needs the folder of a run, found no config.toml or log.txt in it"
+    assert text.startswith(f"{tmp_path}: overwrite deletes a run's own files only, found model/model.safetensors; ")
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert refusal(start, tmp_path, overwrite=True, resume=True).endswith("got both; leave one out")
+
+
+@pytest.mark.parametrize("name", ["model/notes.txt", "checkpoints/mine", "checkpoints/step-6/a.bin", "model/config.json"])
+def test_overwrite_deletes_nothing_that_the_run_did_not_write_into_its_folders(tmp_path, name):
+    folder = tmp_path / "run"
+    go(folder, save_every=2)
+    (folder / name).write_text("mine")
+    before = everything(tmp_path)
+    assert f"found {name}; move them" in refusal(start, folder, overwrite=True)
+    assert everything(tmp_path) == before
+
+
+def test_overwrite_leaves_the_files_of_another_program(tmp_path):
+    for name in ("config.toml", "log.txt", "metrics.jsonl"):
+        (tmp_path / name).write_text("lr = 1\n")
+    text = refusal(start, tmp_path, overwrite=True)
+    assert text == f"{tmp_path}: overwrite needs the folder of a run, found no config.toml or log.txt of a run in it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "log.txt", "metrics.jsonl"]
+
+
+def test_an_overwrite_that_was_cut_short_can_be_repeated(tmp_path, monkeypatch):
+    go(tmp_path / "run", save_every=2)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
+        patch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(OSError("no power")))
+        start(tmp_path / "run", overwrite=True)
+    assert go(tmp_path / "run", overwrite=True)[0].step == len(BATCHES)
 
 
 def test_an_elastic_restart_resumes_although_the_run_began_with_overwrite(tmp_path, monkeypatch):
