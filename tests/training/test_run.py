@@ -555,7 +555,9 @@ def test_overwrite_wants_a_run(tmp_path):
     assert refusal(start, tmp_path, overwrite=True, resume=True).endswith("got both; leave one out")
 
 
-@pytest.mark.parametrize("name", ["model/notes.txt", "checkpoints/mine", "checkpoints/step-6/a.bin", "model/config.json"])
+@pytest.mark.parametrize(
+    "name", ["model/notes.txt", "checkpoints/mine", "checkpoints/step-6/a.bin", "model/config.json"]
+)
 def test_overwrite_deletes_nothing_that_the_run_did_not_write_into_its_folders(tmp_path, name):
     folder = tmp_path / "run"
     go(folder, save_every=2)
