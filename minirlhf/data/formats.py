@@ -27,7 +27,8 @@ from typing import NamedTuple
 from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
-from minirlhf.errors import InputError, shown
+from minirlhf.data.rows import with_type
+from minirlhf.errors import InputError
 from minirlhf.text.chat import canonical_role, render_chat
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a surrogate pair, but UTF-8 and tokenizers cannot
@@ -277,7 +278,7 @@ def _hh_turns(text: str, key: str) -> list[dict]:
 
 
 def _got(value: object) -> str:
-    return f"{type(value).__name__} {shown(value)}" if value is not None else "null"
+    return "null" if value is None else with_type(value)
 
 
 def _braces(keys: tuple[str, ...]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from minirlhf.errors import InputError
+from minirlhf.data.columns import names_of
+from minirlhf.errors import InputError, shown
 
 
 def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict]:
@@ -21,10 +20,11 @@ def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict
     found = list(rows) if isinstance(rows, Collection) else [rows[i] for i in range(len(rows))]
     for number, row in enumerate(found):
         if not isinstance(row, dict):
-            raise InputError(f"{who}: row {number}: needed a dict with texts, got {shown(row)}; convert the rows first")
+            got = with_type(row)
+            raise InputError(f"{who}: row {number}: needed a dict with texts, got {got}; convert the rows first")
         for key in keys:
             if not isinstance(row.get(key), str) and not (key == "prompt" and turns in row):
-                got = shown(row[key]) if key in row else f"only {', '.join(map(str, row)) or 'an empty dict'}"
+                got = with_type(row[key]) if key in row else f"only {names_of(map(str, row)) or 'an empty dict'}"
                 raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
     return found
 
@@ -35,8 +35,9 @@ def check_encoded(who: str, rows: object, kind: type) -> None:
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         check_sized(who, rows, needed)
         raise InputError(f"{who}: needed {needed}, got {article(rows)}; write [rows[i] for i in range(len(rows))]")
-    if wrong := next((row for row in rows if not isinstance(row, kind)), None):
-        raise InputError(f"{who}: needed {needed}, got {shown(wrong)} in them; call encode_rows first")
+    for row in rows:
+        if not isinstance(row, kind):
+            raise InputError(f"{who}: needed {needed}, got {with_type(row)} in them; call encode_rows first")
 
 
 def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
@@ -45,7 +46,7 @@ def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
     if "DataLoader" in {base.__name__ for base in type(rows).__mro__}:
         advice = "it makes batches of its own; give its dataset"
     elif isinstance(rows, str | bytes | Mapping) or rows is None or isinstance(rows, int | float):
-        kind, advice = shown(rows), "put the rows into a list"
+        kind, advice = with_type(rows), "put the rows into a list"
     elif isinstance(rows, Iterator):
         advice = "it can be read only once, and its length is unknown; write list(rows)"
     elif not hasattr(rows, "__len__"):
@@ -63,6 +64,6 @@ def article(value: object) -> str:
     return f"{'an' if type(value).__name__[0].lower() in 'aeiou' else 'a'} {type(value).__name__}"
 
 
-def shown(value: Any) -> str:
-    """A short value with its type."""
-    return "None" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
+def with_type(value: object) -> str:
+    """A value with its type, for a message."""
+    return "None" if value is None else f"{type(value).__name__} {shown(value)}"

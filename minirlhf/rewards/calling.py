@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError
 
 NAMES = ("prompts", "completions", "rows")
@@ -40,9 +41,10 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
 
 
 def _column(rows: list[dict], name: str) -> list:
-    if lacking := next((row for row in rows if name not in row), None):
-        raise InputError(
-            f"the parameter {name} is neither prompts, completions nor rows, and a row has no column {name}; it has "
-            f"{', '.join(map(str, lacking))}; rename the parameter, or give it a default value"
-        )
+    for row in rows:
+        if name not in row:
+            raise InputError(
+                f"the parameter {name} is neither prompts, completions nor rows, and a row has no column {name}; it "
+                f"has {names_of(map(str, row)) or 'none'}; rename the parameter, or give it a default value"
+            )
     return [row[name] for row in rows]

@@ -109,7 +109,7 @@ def test_the_trainers_of_given_rows_refuse_rows_that_are_not_ids():
     dpo = DPOTrainer(policy, copy_of(policy), TOKENIZER, DPOConfig(), 1)
     reward = RewardTrainer(RewardModel(copy_of(policy).transformer), TOKENIZER, RewardConfig(), updates=1)
     for trainer in (SFT, dpo, reward):
-        for rows in (ROWS, Sized()):
+        for rows in (ROWS, Sized(), [[], []], [None], [{}]):
             with pytest.raises(InputError, match="needed the rows of encode_rows"):
                 trainer.evaluate(rows)
 

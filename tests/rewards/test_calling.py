@@ -79,6 +79,8 @@ def test_a_parameter_that_is_no_column_is_named():
         InputError, match="^the parameter gold is neither .* has no column gold; it has prompt, answer;"
     ):
         call_reward(lambda completions, gold: [], P, C, ROWS)
+    with pytest.raises(InputError, match="a row has no column gold; it has none;"):
+        call_reward(lambda completions, gold: [], P, C, [{}, {}])
 
 
 def test_scores_come_from_functions_of_every_form():
