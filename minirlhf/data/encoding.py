@@ -61,7 +61,7 @@ def encode_rows(
     """
     from minirlhf.data.rows import listed
 
-    rows = listed("encode_rows", rows, ("prompt", *responses), TURNS)
+    rows = listed("encode_rows", rows, ("prompt", *responses))
     encoded_rows, truncated, refused = [], 0, []
     for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses, vocabulary), strict=True):
         where = f"{unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"

@@ -8,10 +8,10 @@ from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError, shown
 
 
-def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict]:
+def listed(who: str, rows: object, keys: Iterable[str]) -> list[dict]:
     """The rows as a list of dicts.
 
-    keys: each row has a text under these names; a row with the key `turns` needs no prompt.
+    keys: each row has a text under these names.
 
     An object with a length and an index (a map-style Dataset of torch) is read by index: its end is its length, because
     its index may raise nothing beyond it.
@@ -23,7 +23,7 @@ def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict
             got = with_type(row)
             raise InputError(f"{who}: row {number}: needed a dict with texts, got {got}; convert the rows first")
         for key in keys:
-            if not isinstance(row.get(key), str) and not (key == "prompt" and turns in row):
+            if not isinstance(row.get(key), str):
                 got = with_type(row[key]) if key in row else f"only {names_of(map(str, row)) or 'an empty dict'}"
                 raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
     return found

@@ -96,6 +96,7 @@ def test_what_is_no_list_of_rows_is_refused_in_one_line(taker, rows, text):
         ({"prompt": 3, "response": "b"}, "row 1: needed text under 'prompt', got int 3"),
         ({"prompt": "a", "response": ["b"]}, "row 1: needed text under 'response', got list ['b']"),
         ({}, "row 1: needed text under 'prompt', got only an empty dict"),
+        ({"prompt_turns": [], "response": "b"}, "row 1: needed text under 'prompt', got only prompt_turns, response"),
     ],
 )
 def test_a_row_of_another_form_is_named_by_its_number(row, text):
