@@ -27,11 +27,9 @@ from typing import NamedTuple
 from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
-from minirlhf.data.rows import with_type
+from minirlhf.data.rows import HALF_PAIR, with_type
 from minirlhf.errors import InputError
 from minirlhf.text.chat import canonical_role, render_chat
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a surrogate pair, but UTF-8 and tokenizers cannot
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _convert(source: object, columns: Columns, where: str) -> tuple[Layout, dict
             continue
         if key != "prompt" and not text.strip():
             raise InputError(f"{key}: empty response")
-        if SURROGATE.search(text):
+        if HALF_PAIR.search(text):
             raise InputError(f"{key}: needed Unicode text, got half of a surrogate pair")
     if layout.kind == "preference" and texts["chosen"].strip() == texts["rejected"].strip():
         raise InputError("chosen and rejected are identical")

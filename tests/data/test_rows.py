@@ -96,6 +96,7 @@ def test_what_is_no_list_of_rows_is_refused_in_one_line(taker, rows, text):
         ({"prompt": 3, "response": "b"}, "row 1: needed text under 'prompt', got int 3"),
         ({"prompt": "a", "response": ["b"]}, "row 1: needed text under 'response', got list ['b']"),
         ({}, "row 1: needed text under 'prompt', got only an empty dict"),
+        ({"prompt": "a", "response": "\ud800"}, "row 1: response: needed Unicode text, got half of a surrogate pair"),
         ({"prompt_turns": [], "response": "b"}, "row 1: needed text under 'prompt', got only prompt_turns, response"),
     ],
 )

@@ -50,7 +50,7 @@ def test_the_tokenizer_learns_from_training_rows_only(file):
     "row",
     [
         *("{", [1], {"prompt": "a"}, {**ROW, "steps": 3}, {**ROW, "steps": "bc"}, {**ROW, "steps": ["b", 1]}),
-        *({**ROW, "prompt": prompt} for prompt in (None, 1, ["a"])),
+        *({**ROW, "prompt": prompt} for prompt in (None, 1, ["a"], "\ud800")),
         *({**ROW, "labels": labels} for labels in (["no"], [1, 0], [True, 0], [True, 1.0], [True, None], True, "ab")),
     ],
 )
