@@ -119,10 +119,19 @@ def on_policy(**changes: Any) -> dict[str, Any]:
 def grpo_settings(name: str) -> dict[str, Any]:
     """Groups of 8. The reinforce surrogate is exact only for the policy that sampled: one update for each batch."""
     changes = on_policy(algorithm=name, kl_coef=KL_COEF if name != "bnpo" else 0.0, **sizes(8))
-    if GRPOConfig(algorithm=name).recipe.surrogate == "reinforce":
-        prompts = COMPLETIONS // 8 // UPDATES
-        changes |= {"steps": UPDATES * STEPS, "batch_size": prompts, "minibatch_size": prompts, "epochs": 1}
-    return changes
+    return {**changes, **single_updates(8)} if GRPOConfig(algorithm=name).recipe.surrogate == "reinforce" else changes
+
+
+def single_updates(completions_per_prompt: int) -> dict[str, int]:
+    """The completions and updates of `sizes`, with smaller batches: each batch is learned in one update."""
+    prompts = COMPLETIONS // completions_per_prompt // UPDATES
+    return {"steps": UPDATES * STEPS, "batch_size": prompts, "minibatch_size": prompts, "epochs": 1}
+
+
+def online_settings(name: str) -> dict[str, Any]:
+    """Nash-MD is a policy gradient without a ratio: one update for each batch."""
+    changes = on_policy(algorithm=name, beta=ONLINE_BETA, **sizes(2))
+    return {**changes, **single_updates(2)} if name == "nash_md" else changes
 
 
 def dpo_settings(loss: str) -> dict[str, Any]:
@@ -137,11 +146,10 @@ def offline_sizes(rows_per_pair: int) -> dict[str, int]:
 def recipes() -> dict[str, Recipe]:
     """Name -> recipe, for all algorithms that are compared."""
     unpaired = {**OPTIMIZER, "lr": UNPAIRED_LR, **offline_sizes(2)}
-    online = on_policy(beta=ONLINE_BETA, **sizes(2))
     return {
         "ppo": Recipe("ppo", on_policy(kl_coef=KL_COEF, **sizes(1))),
         **{name: Recipe("grpo", grpo_settings(name)) for name in grpo.ALGORITHMS},
-        **{name: Recipe("online_dpo", {"algorithm": name, **online}) for name in ("online_dpo", "xpo", "nash_md")},
+        **{name: Recipe("online_dpo", online_settings(name)) for name in ("online_dpo", "xpo", "nash_md")},
         **{f"dpo_{loss}": Recipe("dpo", dpo_settings(loss)) for loss in dpo.LOSSES},
         **{f"unpaired_{loss}": Recipe("unpaired", {"loss": loss, **unpaired}) for loss in ("kto", "apo_zero", "bco")},
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
 from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, microbatches, pad_sequences
-from minirlhf.errors import check_range
+from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
 from minirlhf.model.mixture import GeometricMixture
@@ -49,6 +49,11 @@ class OnlineDPOConfig(OnPolicyConfig):
         check_range(self, "mixture", "missing_eos_penalty", least=0, most=1)
         if self.algorithm == "nash_md":
             refuse_changed(self, "loss", needed="the algorithm online_dpo or xpo")
+            if (updates := self.epochs * self.minibatches) > 1:
+                raise InputError(
+                    "OnlineDPOConfig: nash_md has no ratio to correct for old samples, so it needs one update of each "
+                    f"batch, got {updates}; set epochs to 1 and minibatch_size to {self.batch_size}"
+                )
         for name, algorithm in {"xpo_alpha": "xpo", "mixture": "nash_md"}.items():
             if self.algorithm != algorithm:
                 refuse_changed(self, name, needed=f"the algorithm {algorithm}")

@@ -102,7 +102,10 @@ def test_a_process_reward_evaluation_without_labels_gives_no_numbers():
 
 
 TRAINERS = {"sft_experts": OFFLINE["sft_experts"], "online_dpo": tiny.online_dpo, "ppo": tiny.ppo, **OFFLINE}
-TRAINERS |= {"xpo": lambda: tiny.online_dpo(algorithm="xpo"), "nash_md": lambda: tiny.online_dpo(algorithm="nash_md")}
+TRAINERS |= {
+    "xpo": lambda: tiny.online_dpo(algorithm="xpo"),
+    "nash_md": lambda: tiny.online_dpo(algorithm="nash_md", microbatch_tokens=400),
+}
 
 
 @pytest.mark.parametrize("name", TRAINERS)

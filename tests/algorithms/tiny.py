@@ -214,8 +214,9 @@ def unpaired(dtype: torch.dtype = torch.float64, updates: int = STEPS, **setting
 
 
 def online_dpo(dtype: torch.dtype = torch.float64, judge: Callable | None = None, **settings) -> OnlineDPOTrainer:
-    defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 60, "max_tokens": 8}
-    config = OnlineDPOConfig(**{**defaults, "lr": 1e-2, **settings})
+    defaults = {"steps": STEPS, "batch_size": 8, "microbatch_tokens": 60, "max_tokens": 8, "lr": 1e-2}
+    defaults["minibatch_size"] = 8 if settings.get("algorithm") == "nash_md" else 4
+    config = OnlineDPOConfig(**{**defaults, **settings})
     policy = Policy(transformer(dtype=dtype))
     return OnlineDPOTrainer(policy, near(policy), judge or judge_by(likes_e), tokenizer(), config)
 
@@ -267,7 +268,7 @@ CASES: dict[str, Callable] = {
     "bco": lambda: unpaired(loss="bco"),
     "online_dpo": lambda: online_dpo(missing_eos_penalty=0.2),
     "xpo": lambda: online_dpo(algorithm="xpo", xpo_alpha=0.05),
-    "nash_md": lambda: online_dpo(algorithm="nash_md", epochs=2, temperature=0.7),
+    "nash_md": lambda: online_dpo(algorithm="nash_md", temperature=0.7),
     "gkd": lambda: distillation(temperature=0.7),
     "minillm": lambda: distillation(algorithm="minillm", beta=1.0, on_policy=1.0),
     "process_reward": process_reward,
