@@ -45,8 +45,9 @@ def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
     student = Policy(Transformer(narrower(teacher.transformer.config, job.common.student_width)))
     student = to_device(student, job.common, job.device)
     config = replace(job.settings["sft"], steps=job.common.student_steps)
-    trainer = SFTTrainer(student, job.tokenizer, config, updates=config.steps)
-    for batch in Batches(rows, batch_size=config.batch_size, steps=config.steps, seed=job.seed, stream="student"):
+    batches = Batches.of(rows, config, seed=job.seed, stream="student")
+    trainer = SFTTrainer(student, job.tokenizer, config, updates=len(batches))
+    for batch in batches:
         trainer.step(batch)
     return student
 
