@@ -25,13 +25,15 @@ def end(message: str) -> None:
 
     If all processes end with it, torchrun has nothing to add: end torchrun too. The processes meet in the folder that
     torchrun makes for error files: each makes a file there, named by its rank. torchrun lives and reports if a process
-    goes on, because torchrun then has to end that process. Elsewhere (no torchrun, several machines, another launcher)
-    the message is printed and nothing else happens.
+    goes on, because torchrun then has to end that process, and if the processes run on several machines. Without
+    torchrun the message is printed and nothing else happens.
     """
     launcher, rank, ranks = os.getppid(), os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     line = f"[rank {rank}] {message}" if ranks != "1" else message
-    folder = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or "none/none/none").parents[1]
-    folder = folder / hashlib.sha256(message.encode(errors="replace")).hexdigest()[:16]
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file or not _is_torchrun(launcher):
+        return print(line, file=sys.stderr, flush=True)
+    folder = Path(error_file).parent.parent / hashlib.sha256(message.encode(errors="replace")).hexdigest()[:16]
     try:
         folder.mkdir()  # the first process makes the folder and prints
     except FileExistsError:
@@ -41,7 +43,7 @@ def end(message: str) -> None:
     else:
         print(line, file=sys.stderr, flush=True)
     (folder / rank).touch()
-    if os.environ.get("LOCAL_WORLD_SIZE") == ranks and _is_torchrun(launcher):
+    if os.environ.get("LOCAL_WORLD_SIZE") == ranks:
         sys.stdout.flush()
         if _wait(lambda: len(list(folder.iterdir())) == int(ranks), PATIENCE):
             if rank == "0":

@@ -42,9 +42,10 @@ def settings_for_model(classes: dict[str, type], job: Any) -> dict[str, Any]:
     n = parameters(read_config(resolve_model(folder))[0])
     classes = {section: with_rate(section, cls, n, job.train != "all") for section, cls in classes.items()}
     settings = parse_settings(classes, description="")
+    # SFT is skipped, because the folder takes its place; the only stage of a program is never skipped
+    skipped = {"sft", "reward_model"} if job.reward else {"sft"}
     used = [section for section in RATES if section in classes]
-    if len(used) > 1:  # SFT is skipped: the folder takes its place
-        used.remove("sft")
+    used = [section for section in used if section not in skipped] or used
     if os.environ.get("RANK", "0") == "0":  # the processes have not joined yet
         rates = ", ".join(f"{section}.lr {settings[section].lr:g}" for section in used)
         print(f"{folder}: about {n / 1e6:,.1f} million parameters, --train {job.train}: {rates}", flush=True)

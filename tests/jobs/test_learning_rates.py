@@ -89,6 +89,11 @@ def test_a_large_model_has_the_rates_of_its_size_and_of_its_adapters(monkeypatch
     settings = read(monkeypatch, classes, "--policy", folder, "--train", "lora", "--ppo.lr_final", "0.5")
     assert (settings["ppo"].lr, settings["ppo"].lr_final, settings["reward_model"].lr) == (1e-5, 0.5, 1e-4)
     assert "lr = 1e-05" in settings_to_toml({"ppo": settings["ppo"]})  # what config.toml says
+    capsys.readouterr()
+    read(monkeypatch, classes, "--policy", folder, "--reward", "my.py:f")  # trains no reward model
+    assert capsys.readouterr().out.endswith("--train all: ppo.lr 1e-06\n")
+    read(monkeypatch, sections("ppo", algorithms.PPOConfig, after=("reward",)), "--policy", folder)
+    assert capsys.readouterr().out.endswith("--train all: reward_model.lr 1e-05, ppo.lr 1e-06\n")
 
 
 def test_a_small_model_keeps_the_rates_of_the_embedded_task(monkeypatch, tmp_path, capsys):

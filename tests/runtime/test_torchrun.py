@@ -57,12 +57,21 @@ def test_without_torchrun_no_other_process_is_touched(tmp_path, monkeypatch, cap
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setattr(torchrun.os, "kill", lambda *_: pytest.fail("a signal to a program that is no torchrun"))
     torchrun.end("error: x")
-    torchrun.end("error: x")  # a second process, as far as the folder knows
+    torchrun.end("error: x")  # a second program: its message is not lost
     torchrun.end("error: y")
-    assert capsys.readouterr().err == "error: x\nerror: y\n"
+    assert capsys.readouterr().err == "error: x\nerror: x\nerror: y\n" and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_gone_prevents_no_message(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "attempt_0" / "0" / "error.json"))
+    monkeypatch.setattr(torchrun, "_is_torchrun", lambda process: True)
     torchrun.end("error: x")
     assert capsys.readouterr().err == "error: x\n"
+
+
+def test_a_folder_of_the_user_is_no_meeting_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    torchrun.end("error: x")
+    assert capsys.readouterr().err == "error: x\n" and not list((tmp_path / "none").iterdir())
