@@ -25,10 +25,10 @@ from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
+from minirlhf.training.run import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
-MAY_CHANGE = ("resume", "output", "stop_after", "device", "threads")  # settings that a resumed job may change
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
@@ -65,8 +65,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     for part in dict.fromkeys(needs):
         reserve = job.config.max_tokens if part == "prompts" else 1
         refused += job.encode(part, shape, reserve)
-    first = [*stages, *(stage for stage, section in SECTIONS.items() if section == job.section), job.section][0]
-    job = replace(job, folder=take_output(job.folder, job.common, name, first))
+    job = replace(job, folder=take_output(job.folder, job.common, name, [*stages, own_stage(job)][0]))
     write_refused(job.folder, refused)
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
     save_tokenizer(job)
@@ -84,6 +83,11 @@ def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
     """The stages that the job trains before its own."""
     replaced = {"sft": job.common.policy, "reward": job.given_reward}
     return [stage for stage in after if not replaced[stage]]
+
+
+def own_stage(job: Opened) -> str:
+    """The name of the program's own stage, and of its folder."""
+    return next((stage for stage, section in SECTIONS.items() if section == job.section), job.section)
 
 
 def plan(job: Opened, name: str, after: tuple[str, ...]) -> str:
@@ -125,11 +129,11 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
     unused = [SECTIONS[stage] for stage in after if stage not in stages]
     if unread := [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]:
         say(f"not read, because no such stage is trained: {', '.join(unread)}")
-    for stage in [*stages, job.section]:
+    for stage in [*stages, own_stage(job)]:
         folder = job.folder / stage
         if folder.is_dir() and holds_anything(folder) and not (folder / "config.toml").exists():
             raise InputError(f"{folder}: holds files that are not a run's; choose another --output")
-    if (settings := job.folder / job.section / "config.toml").exists():
+    if (settings := job.folder / own_stage(job) / "config.toml").exists():
         check_same_job(job, settings)
     for section in [*(SECTIONS[stage] for stage in stages), job.section]:
         for size in ("batch_size", "minibatch_size"):
@@ -144,7 +148,10 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
 def check_same_job(job: Opened, path: Path) -> None:
     """Refuse to train stages before a stage that an earlier start has begun with other settings of its own."""
     ours = {name: job.settings[name] for name in ("job", job.section)}
-    old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
+    try:
+        old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
+    except ValueError as error:
+        raise InputError(f"{path}: needed the settings of a run, got: {error}; choose another --output") from None
     for name in ours:
         before, now = (old, new) if name == "job" else (old.get(name, {}), new[name])
         keys = [key for key, value in {**before, **now}.items() if not isinstance(value, dict)]

@@ -40,6 +40,7 @@ from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
 ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
+MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads")  # settings, in a resumed run
 BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
@@ -336,9 +337,8 @@ def finished_model(run: str | Path) -> Path | None:
 
 def check_same_settings(path: Path, settings: str) -> None:
     """Raise InputError with the first difference if `settings` differ from the settings in the file `path`."""
-    ignored = ("resume", "overwrite", "output", "stop_after", "device", "threads")
     texts = path.read_text(), settings
-    old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in ignored] for text in texts)
+    old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in MAY_CHANGE] for text in texts)
     if old != new:
         different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
         raise InputError(

@@ -166,11 +166,21 @@ def test_a_later_stage_that_began_with_other_settings_ends_the_job_before_the_fi
     assert text.startswith("job/ppo: holds another run: it began with 'kl_coef = ")
 
 
+def test_settings_of_a_run_that_are_no_toml(refusal, inputs, tmp_path):
+    (tmp_path / "job" / "ppo").mkdir(parents=True)
+    (tmp_path / "job" / "ppo" / "config.toml").write_text("[")
+    text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume")
+    assert text.startswith("job/ppo/config.toml: needed the settings of a run, got: ")
+
+
 def test_a_foreign_folder_in_the_place_of_a_later_stage(call, refusal, inputs, tmp_path):
     (tmp_path / "job" / "ppo").mkdir(parents=True)
     (tmp_path / "job" / "ppo" / "notes.txt").write_text("notes")
     text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume")
     assert text == "job/ppo: holds files that are not a run's; choose another --output"
+    (tmp_path / "job" / "ppo").rename(tmp_path / "job" / "reward")  # the folder of the program reward_model.py
+    text = refusal("reward_model", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume")
+    assert text == "job/reward: holds files that are not a run's; choose another --output"
 
 
 # Rewards that work
