@@ -117,6 +117,11 @@ def test_flags_that_need_a_data_file(refusal):
     assert refusal("sft", "--ignore_columns", "label").startswith("--ignore_columns: the embedded task has no columns")
 
 
+def test_sft_cannot_stop_early_on_a_task_that_does_not_check_answers(refusal, my, inputs):
+    argv = ["--data", inputs / "pairs.jsonl", "--reward", "my.py:length", "--stop_sft_at", "0.9"]
+    assert refusal("grpo", *argv).startswith("--stop_sft_at: this task does not check answers")
+
+
 def test_a_stage_that_the_task_replaces_is_no_place_to_stop(refusal):
     text = refusal("ppo", "--task", "arithmetic", "--stop_after", "reward")
     assert (
