@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ def evaluate_policy(
         "ended": [float(completion.finish == "stop") for completion in completions],
     }
     if reward:
-        measured["model_reward"] = score_completions(reward, prompts, texts, sources)
+        measured["model_reward"] = score_completions(reward, prompts, texts, sources, optional=True)
     if gold:
         measured |= gold(prompts, texts, sources)
     if ref_policy and sampling.temperature > 0:  # greedy samples are not drawn from the distribution
@@ -100,13 +101,17 @@ def evaluate_policy(
             joined.setdefault(name, []).extend(values)
     order = sorted(range(len(rows)), key=joined["row"].__getitem__)
     texts = [joined["text"][i] for i in order]
-    means = {
-        name: sum(joined[name]) / len(rows) if name in joined else None for name in MEASURES if name != "distinct_2"
-    }
+    means = {name: _mean(joined[name]) if name in joined else None for name in MEASURES if name != "distinct_2"}
     gold_rewards = [joined["gold_reward"][i] for i in order] if gold else None
     prompts = [row.source["prompt"] for row in rows]
     seconds = time.perf_counter() - started
     return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards, seconds)
+
+
+def _mean(values: list[float]) -> float | None:
+    """The mean of the values that are numbers: a reward may have no score for a completion."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def win_rate(before: Report, after: Report) -> float | None:

@@ -126,6 +126,9 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
             f"--stop-after {common.stop_after}: this job has no such stage, because the task checks its "
             "answers itself; drop the flag"
         )
+    stops = "stop_sft_at" in changed(common) and common.stop_sft_at is not None  # of GRPO
+    if stops and "sft" in stages and not job.task.reward:
+        raise InputError("--stop_sft_at: this task does not check answers, so SFT cannot stop early; drop the flag")
     unused = [SECTIONS[stage] for stage in after if stage not in stages]
     if unread := [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]:
         say(f"not read, because no such stage is trained: {', '.join(unread)}")

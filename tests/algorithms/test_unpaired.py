@@ -277,8 +277,8 @@ def whole_only_in_forwards(model):
 def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(microbatch_tokens):
     rows, config = separable(), {"loss": "bco", "prompt_weighting": True, "batch_size": 8, "lr": 1e-2}
     plain = weighted(rows, torch.float64)
-    policy = Policy(tiny.transformer(dtype=torch.float64))
-    reference = tiny.near(policy)
+    policy = tiny.adapted(Policy(tiny.transformer(dtype=torch.float64)))
+    reference = Policy(tiny.transformer(dtype=torch.float64))
     embedding = reference.transformer.model.embed_tokens.weight.clone()
     whole_only_in_forwards(reference)
     config = UnpairedConfig(**config, microbatch_tokens=microbatch_tokens)

@@ -75,6 +75,13 @@ def test_measures_are_means_over_the_completions(policy, completions):
     assert "kl" not in report.known() and len(report.known()) == 6
 
 
+@pytest.mark.parametrize(("scores", "mean"), [([3.0, None, None, 1.0, None, 8.0], 4.0), ([None] * 6, None)])
+def test_completions_without_a_score_are_left_out_of_the_mean(policy, scores, mean):
+    """Training accepts such a reward in GRPO, so an evaluation must not end the run."""
+    reward = lambda prompts, texts, rows: [scores[row["n"]] for row in rows]  # noqa: E731
+    assert evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING, reward=reward).measures["model_reward"] == mean
+
+
 def test_measures_that_a_task_does_not_have_are_none(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING)
     assert set(report.known()) == {"length", "distinct_2", "ended"}

@@ -235,7 +235,7 @@ def test_an_output_that_holds_a_run_with_other_settings(refusal, call, inputs, t
     call("sft", tmp_path, "--data", inputs / "pairs.jsonl", "--output", "job")
     text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume", "--sft.lr", "0.5")
     assert text == (
-        "job/sft: holds another run: it began with lr 0.008, but the settings now say 0.5; resume with "
+        "job/sft: holds another run: it began with 'lr = 0.008', but the settings now say 'lr = 0.5'; resume with "
         "its own settings or choose another --output"
     )
 

@@ -89,7 +89,7 @@ COMBINATIONS = [
         "--reward my.py:length,my.py:polite --reward_weights 1",
         "--reward_weights: needed a weight for each of the 2 rew",
     ),
-    ("--reward my.py:length --reward_weights nan", "--reward_weights: needed finite weights other than 0, got nan"),
+    ("--reward my.py:length --reward_weights nan", "--reward_weights: needed a list (each a number), got 'nan'"),
     ("--reward my.py:length --reward_weights 0", "--reward_weights: needed finite weights other than 0, got 0.0"),
     ("--reward_weights 1", "--reward_weights: needs rewards to weigh; give --reward"),
     ("--task arithmetic", "--task arithmetic: --data "),
@@ -115,6 +115,11 @@ def test_flags_that_do_not_go_together(refusal, my, inputs, argv, text):
 
 def test_flags_that_need_a_data_file(refusal):
     assert refusal("sft", "--ignore_columns", "label").startswith("--ignore_columns: the embedded task has no columns")
+
+
+def test_sft_cannot_stop_early_on_a_task_that_does_not_check_answers(refusal, my, inputs):
+    argv = ["--data", inputs / "pairs.jsonl", "--reward", "my.py:length", "--stop_sft_at", "0.9"]
+    assert refusal("grpo", *argv).startswith("--stop_sft_at: this task does not check answers")
 
 
 def test_a_stage_that_the_task_replaces_is_no_place_to_stop(refusal):
