@@ -16,8 +16,8 @@ EMBEDDED = ("reviews", "arithmetic")
 # part of a task: (stage that needs it, form of its rows)
 STAGES = {
     "sft": ("SFT", "{prompt, response}"),
-    "pairs": ("a reward model", "{prompt, chosen, rejected}"),
-    "prompts": ("PPO", "{prompt}"),
+    "pairs": ("training on pairs", "{prompt, chosen, rejected}"),
+    "prompts": ("sampling", "{prompt}"),
 }
 
 
