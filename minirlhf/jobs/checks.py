@@ -29,6 +29,7 @@ from minirlhf.training.run import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
+INSTEAD = {"sft": "a trained model with --policy DIR", "reward": "--reward FILE.py:FUNCTION or DIR"}  # of a stage
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
@@ -44,12 +45,11 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in needs:
-        if part == "sft" and "sft" in stages and not job.task.sft:
-            raise InputError(
-                f"{job.task.name}: SFT needs rows {{prompt, response}}, but the task has none; give a trained model "
-                "with --policy DIR, or --data FILE with such rows"
-            )
-        job.task.need(part)
+        try:
+            job.task.need(part)
+        except InputError as error:
+            others = [f", or {INSTEAD[stage]}" for stage in stages if PARTS[stage] == part and takes(job, stage)]
+            raise InputError(f"{error}{''.join(others)}") from None
     check_stages(job, after, stages)
     shape = shape_of(job)
     if on_policy:
@@ -70,6 +70,11 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
     save_tokenizer(job)
     return job
+
+
+def takes(job: Opened, stage: str) -> bool:
+    """True if the program has a flag that replaces the stage."""
+    return {"sft": "policy", "reward": "reward"}[stage] in {field.name for field in fields(job.common)}
 
 
 def shape_of(job: Opened) -> ModelConfig:
