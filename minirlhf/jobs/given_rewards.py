@@ -21,10 +21,10 @@ def with_reward(job: Opened) -> Opened:
     An algorithm with weights of its own (GRPO) gets the weights as its setting `reward_weights`.
     """
     common, config = job.common, job.config
-    names, own = common.reward.split(","), getattr(config, "reward_weights", (1.0,))
+    names, own = [name.strip() for name in common.reward.split(",")], getattr(config, "reward_weights", (1.0,))
     if common.reward_weights and own not in ((1.0,), common.reward_weights):
         raise InputError(f"--reward_weights: needed the weights once, got --{job.section}.reward_weights too; drop one")
-    weights = common.reward_weights or (own if len(own) > 1 else (1.0,) * len(names))
+    weights = common.reward_weights or (own if own != (1.0,) else own * len(names))
     if len(weights) != len(names):
         raise InputError(
             f"--reward_weights: needed a weight for each of the {len(names)} rewards {', '.join(names)}, got "
@@ -32,6 +32,8 @@ def with_reward(job: Opened) -> Opened:
         )
     if not all(map(math.isfinite, weights)) or not all(weights):
         raise InputError(f"--reward_weights: needed finite weights other than 0, got {','.join(map(str, weights))}")
+    if not all(names):
+        raise InputError(f"--reward: needed a name before and after each comma, got {common.reward}; drop a comma")
     if len(names) != len(set(names)):
         raise InputError(f"--reward: needed each reward once, got {common.reward}; a weight of 2 counts twice")
     rewards = [reward_of(job, name) for name in names]

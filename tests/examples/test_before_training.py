@@ -63,6 +63,7 @@ REWARDS = [
     ("my.py:right", "reward my.py:right: the parameter answer is neither prompts, completions nor rows, and a row has"),
     ("my.py:length,nowhere", "nowhere: needed a reward model's folder or"),
     ("my.py:length,my.py:length", "--reward: needed each reward once, got my.py:length,my.py:length"),
+    ("my.py:length,", "--reward: needed a name before and after each comma, got my.py:length,; drop a comma"),
     (".", ".: needed a model folder with config.json, found none"),
     ("", "--reward: needed a value, got empty text"),
 ]
@@ -214,6 +215,13 @@ def test_grpo_on_prompts_with_answers_needs_a_function_and_no_pairs(call, my, fi
     call("grpo", tmp_path, *policy, "--reward", "my.py:right", "--output", "job")
     metrics = [json.loads(line) for line in (tmp_path / "job" / "grpo" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 2 and all("score_mean" in line for line in metrics)
+
+
+@pytest.mark.parametrize("flag", ["--reward_weights", "--grpo.reward_weights"])
+def test_the_weight_of_a_single_reward_reaches_grpo(call, my, finished, inputs, tmp_path, flag):
+    reward = "--reward", "my.py:length", flag, "2"
+    call("grpo", tmp_path, "--data", inputs / "pairs.jsonl", "--policy", finished / "sft", *reward, "--output", "job")
+    assert "\nreward_weights = [2.0]\n" in (tmp_path / "job" / "grpo" / "config.toml").read_text().split("[grpo]")[1]
 
 
 def test_a_reward_model_and_a_function_are_weighed_together(call, my, finished, inputs, tmp_path):
