@@ -61,11 +61,18 @@ class FileReward:
 
 
 class RewardSum:
-    """The weighted sum of several rewards. A reward may return None for a completion; the others then count alone."""
+    """The weighted sum of several rewards. A reward may return None for a completion; the others then count alone.
 
-    def __init__(self, functions: Sequence[Reward], weights: Sequence[float]) -> None:
-        self.functions, self.weights = list(functions), tuple(weights)
-        self.__name__ = " + ".join(getattr(f, "__name__", type(f).__name__) for f in functions)
+    weights: one for each function; default: 1 each.
+    """
+
+    def __init__(self, functions: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
+        self.functions = list(functions)
+        self.weights = (1.0,) * len(self.functions) if weights is None else tuple(weights)
+        if len(self.weights) != len(self.functions):
+            got = f"{len(self.functions)} functions and {len(self.weights)} weights"
+            raise InputError(f"RewardSum: needed a weight for each function, got {got}")
+        self.__name__ = " + ".join(getattr(f, "__name__", type(f).__name__) for f in self.functions)
 
     def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float | None]:
         columns = [score_completions(f, prompts, completions, rows, optional=True) for f in self.functions]

@@ -116,6 +116,11 @@ def test_a_sum_weighs_its_rewards_and_leaves_out_those_that_do_not_apply():
     total = RewardSum([ones, lengths], (1.0, 0.5))
     assert total(P, C, ROWS) == [1.5, 1.0]
     assert RewardSum([ones, ones], (1.0, 2.0))(P, C, ROWS) == [3.0, None]
+    assert RewardSum([ones, lengths])(P, C, ROWS) == [2.0, 2.0]
+    with pytest.raises(
+        InputError, match="^RewardSum: needed a weight for each function, got 2 functions and 1 weights"
+    ):
+        RewardSum([ones, lengths], [1.0])
     assert parts_of(total) == [ones, lengths] and parts_of(ones) == [ones]
     with pytest.raises(InputError, match="^reward broken: needed 2 scores"):
 
