@@ -78,7 +78,7 @@ class Columns:
             )
 
     def notes(self, kind: str) -> list[str]:
-        """Lines for the user: what is in the file and has no effect."""
+        """Lines for the user: columns and turns of the file that have no effect."""
         listed = [name for name in self.listed if not (name == "margin" and kind == "preference")]
         unread = [*self.meant, *listed]
         notes = [f"not read: {names_of(unread)} (only your own reward functions read columns)"] if unread else []

@@ -53,7 +53,7 @@ class Dataset:
     layout: str  # the keys of the source rows, in words
     rows: list[dict]
     refused: list[Refusal]
-    notes: tuple[str, ...] = ()  # what the rows have and nothing reads
+    notes: tuple[str, ...] = ()  # columns and turns that nothing reads
     unit: str = "line"  # what the "line" of a row counts: lines, or rows of an array
 
     def summary(self) -> str:
@@ -68,7 +68,7 @@ def read_rows(path: str | os.PathLike, *, max_refused: float = 0.01, ignore_colu
     Args:
         path:           JSONL or a JSON array in UTF-8, plain or gzipped.
         max_refused:    fraction of the rows, 0 to 1, that may be refused.
-        ignore_columns: columns, or keys of turns, that have a meaning which nothing here uses; see columns.py.
+        ignore_columns: columns and keys of turns to leave unused, although they have a meaning; see columns.py.
     Returns: a Dataset with at least one row.
     Raises: InputError if the file cannot be read, no row is usable, more than `max_refused` of the rows are refused, or
         a column has a meaning that nothing uses.

@@ -1,4 +1,4 @@
-"""What a caller passes as rows: checked once, before anything reads them."""
+"""The rows that a caller passes are checked once, before they are read."""
 
 from __future__ import annotations
 

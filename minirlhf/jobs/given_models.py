@@ -102,9 +102,10 @@ def convert_base(model: nn.Module, job: JobConfig) -> None:
 def check_vocabulary(
     config: ModelConfig, tokenizer: Tokenizer, folder: str | Path, tell: Callable[[str], None] = say
 ) -> None:
-    """Raise InputError if the tokenizer gives ids that the model does not know. Tell of the tokens that only some texts
-    contain, if the model does not know them, of all that the tokenizer's folder says and no code here follows, and of
-    answers that end with another token than the folder names.
+    """Raise InputError if the tokenizer gives ids that the model does not know.
+
+    Tell of unknown tokens that only some texts contain, of settings in the tokenizer's folder that no code here
+    follows, and of answers that end with another token than the folder names.
     """
     if (largest := largest_needed_id(tokenizer)) >= config.vocab_size:
         raise InputError(

@@ -23,7 +23,7 @@ class JobConfig:
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
     data: str | None = None  # [file] your own rows instead of the embedded task: JSONL or JSON, plain or .gz
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
-    ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows that have a meaning which nothing here uses
+    ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows to leave unused, although they have a meaning
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`

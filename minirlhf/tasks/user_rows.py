@@ -9,7 +9,7 @@ from minirlhf.tasks.task import Task
 
 
 def task_from_file(path: str, max_refused: float, ignore_columns: tuple[str, ...]) -> Task:
-    """The task of a user's file. Its counts, and all in it that nothing reads, are printed."""
+    """The task of a user's file. The counts, and the columns that nothing reads, are printed."""
     dataset = read_rows(path, max_refused=max_refused, ignore_columns=ignore_columns)
     task = task_from_rows(dataset)
     counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
