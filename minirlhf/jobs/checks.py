@@ -59,6 +59,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     check_trainable(job, shape, stages)
     if student := getattr(job.common, "student", None):  # of distillation
         check_student(job, student)
+        shape = min(shape, read_config(resolve_model(student))[0], key=lambda shape: shape.max_position_embeddings)
     if width := getattr(job.common, "student_width", None):  # of distillation
         narrower(shape, width)
     refused = list(job.task.refused)

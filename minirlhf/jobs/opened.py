@@ -80,7 +80,7 @@ class Opened:
         rows, name = getattr(self.task, f"held_out_{part}"), f"{self.task.name}: held-out {part}"
         encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **self._limits(model))
         if encoded.refused or not encoded.rows:
-            say(encoded.summary(name) + (", so nothing is evaluated on them" if not encoded.rows else ""))
+            say(encoded.summary(name) + ("" if encoded.rows else f"\n{name}: none, so nothing is evaluated on them"))
         return encoded.rows
 
     def _limits(self, model: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What can be refused is refused before the first stage, and a refused job leaves no folder."""
 
 import json
+import shutil
 
 import pytest
 
@@ -152,6 +153,14 @@ def test_a_model_of_the_wrong_kind_leaves_no_folder(refusal, finished, inputs):
     data = "--data", inputs / "pairs.jsonl"
     assert "needed a language model, got a RewardModel" in refusal("ppo", *data, "--policy", finished / "reward")
     assert "needed a reward model, got a Transformer" in refusal("ppo", *data, "--reward", finished / "sft")
+
+
+def test_rows_that_do_not_fit_a_given_student_are_refused_first(refusal, finished, inputs, tmp_path):
+    shutil.copytree(finished / "sft" / "model", tmp_path / "student")
+    path = tmp_path / "student" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 4}))
+    argv = "--policy", finished / "sft", "--student", "student", "--data", inputs / "pairs.jsonl"
+    assert "of the context's 4, needed 1" in refusal("distillation", *argv)
 
 
 def test_settings_of_a_later_stage_that_fit_no_model_are_refused_first(refusal, inputs, tmp_path):
