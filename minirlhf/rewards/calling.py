@@ -15,7 +15,7 @@ NAMES = ("prompts", "completions", "rows")
 def call_reward(reward: Callable, prompts: list[str], completions: list[str], rows: list[dict]) -> Any:
     """Call a reward function as its signature asks -> its answer.
 
-    reward(p, c, r)                        three parameters of any names: by position
+    reward(p, c, r)                        three parameters of names that no row has: by position
     reward(completions), reward(*, rows)   some of the names prompts, completions, rows, in any order: by name
     reward(completions, answer, **kwargs)  another name is a column of the rows: a list with one value per completion;
                                            **kwargs gets the rest of prompts, completions and rows
@@ -33,7 +33,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     columns = required - given.keys()
     by_position = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters)
     by_position |= not (names & given.keys() or open_ended)
-    by_position |= len(required) == 3 and any(name not in row for row in rows for name in columns)
+    by_position |= len(required) == 3 and not any(name in row for row in rows for name in columns)
     if by_position:
         return reward(*given.values())
     arguments = {name: value for name, value in given.items() if open_ended or name in names}

@@ -81,6 +81,8 @@ def test_a_parameter_that_is_no_column_is_named():
         call_reward(lambda completions, gold: [], P, C, ROWS)
     with pytest.raises(InputError, match="a row has no column gold; it has none;"):
         call_reward(lambda completions, gold: [], P, C, [{}, {}])
+    with pytest.raises(InputError, match="a row has no column gold; it has prompt;"):  # not by position in some batches
+        call_reward(lambda prompts, completions, gold: [], P, C, [{"gold": 1}, {"prompt": "q"}])
 
 
 def test_scores_come_from_functions_of_every_form():
