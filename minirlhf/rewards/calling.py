@@ -33,7 +33,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     columns = required - given.keys()
     by_position = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters)
     by_position |= not (names & given.keys() or open_ended)
-    by_position |= len(required) == 3 and not any(name in row for row in rows for name in columns)
+    by_position |= bool(columns) and len(required) == 3 and not any(name in row for row in rows for name in columns)
     if by_position:
         return reward(*given.values())
     arguments = {name: value for name, value in given.items() if open_ended or name in names}
