@@ -276,7 +276,7 @@ def write_table(folder: Path, names: list[str]) -> str:
     rows = []
     for name in names:
         paths = sorted(folder.glob(f"results/{name}-seed-*.json"))
-        found = [result for result in map(read_result, paths) if result]
+        found = [result for path in paths if (result := read_result(path, name))]
         if not found:
             continue
         mean = {key: statistics.mean(result[key] for result in found) for key in found[0]}
@@ -305,12 +305,16 @@ def margin(values: list[float]) -> float:
     return T95.get(len(values), T95[10]) * statistics.stdev(values) / len(values) ** 0.5
 
 
-def read_result(path: Path) -> dict[str, float] | None:
+def settings_of(name: str) -> dict[str, Any]:
+    return {**COMMON, **recipes()[name].changes}
+
+
+def read_result(path: Path, name: str) -> dict[str, float] | None:
     """The measures in a result file, or None if the file is missing or was computed with other settings."""
     if not path.exists():
         return None
     found = json.loads(path.read_text())
-    return found["measures"] if found.get("common") == COMMON else None
+    return found["measures"] if found.get("settings") == settings_of(name) else None
 
 
 @exits_cleanly
@@ -326,13 +330,13 @@ def main() -> None:
     torch.set_num_threads(1)
     (folder / "results").mkdir(parents=True, exist_ok=True)
     todo = [(seed, name) for seed in range(config.seeds) for name in names]
-    todo = [(seed, name) for seed, name in todo if not read_result(folder / f"results/{name}-seed-{seed}.json")]
+    todo = [(seed, name) for seed, name in todo if not read_result(folder / f"results/{name}-seed-{seed}.json", name)]
     bar, start = tqdm(todo, unit="run"), None
     for seed, name in bar:
         bar.set_description(f"{name}, seed {seed}")
         if start is None or start.seed != seed:
             start = prepare(folder / f"seed-{seed}", seed)
-        result = {"common": COMMON, "measures": measure(start, name)}
+        result = {"settings": settings_of(name), "measures": measure(start, name)}
         write_whole(folder / f"results/{name}-seed-{seed}.json", json.dumps(result))
     print(write_table(folder, known))
 

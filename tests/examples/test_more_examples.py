@@ -128,6 +128,11 @@ def test_compare_writes_a_file_a_result_and_goes_on_where_it_stopped(call, input
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "results").iterdir()} == results
     table = (tmp_path / "out" / "results.md").read_text()
     assert table.count("\n| ") == 5 and "gold reward" in table
+    settings = compare.online_settings
+    monkeypatch.setattr(compare, "online_settings", lambda name: settings(name) | {"lr": 1e-4})
+    call("compare", tmp_path, "--only", "grpo,nash_md", "--output", tmp_path / "out")  # one recipe has changed
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "results").iterdir()}
+    assert [name for name in now if now[name] != results[name]] == ["nash_md-seed-0.json"]
 
 
 def compare_settings(stage):
