@@ -76,12 +76,17 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if every file of the manifest exists and has its listed size."""
+    """True if every file of the manifest exists and has its listed size.
+
+    Raises: InputError if the system refuses to read: a resumed run must not take an older checkpoint in silence.
+    """
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
         return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return False
+    except OSError as error:
+        raise InputError(f"{folder}: needed a folder that can be read ({error}); check its permissions") from None
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
