@@ -109,7 +109,9 @@ def test_only_the_pipe_of_the_output_ends_a_program_in_silence(reader, unbuffere
     if reader == "ended":
         os.close(source)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run([sys.executable, "-c", PIPES], stdout=sink, stderr=subprocess.PIPE, env=environment, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PIPES], stdout=sink, stderr=subprocess.PIPE, env=environment, text=True
+    )
     os.close(sink)
     if reader == "ended":
         assert (done.returncode, done.stderr) == (141, "")
