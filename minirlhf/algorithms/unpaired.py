@@ -173,7 +173,7 @@ def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
     for row in rows:
         desirable = row.source.get("desirable")
         if not isinstance(desirable, bool):  # 1 may stand for liked, but also for the lowest of five marks
-            where = f"line {row.source['line']}" if "line" in row.source else repr(row.source.get("prompt", "")[:40])
+            where = f"line {row.source['line']}" if "line" in row.source else shown(row.source.get("prompt"), 40)
             raise InputError(f"{where}: desirable must be true or false, got {shown(desirable)}; convert it first")
     return [row.source["desirable"] for row in rows]
 
