@@ -28,9 +28,8 @@ from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import SURROGATE
 from minirlhf.text.chat import canonical_role, render_chat
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a surrogate pair, but UTF-8 and tokenizers cannot
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import SURROGATE
 from minirlhf.text.checkpoint_tokenizer.backend import MAX_ID
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -61,7 +62,7 @@ def check_types(config: dict, file: str) -> None:
 
 def _check_token(token: Any, who: str) -> None:
     text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) or SURROGATE.search(text or ""):
         raise InputError(f"{who}: needed a token as a string or an object with content, got {shown(token)}")
 
 

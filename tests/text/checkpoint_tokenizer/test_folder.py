@@ -279,6 +279,12 @@ NEEDED_TOKEN = "needed a token as a string or an object with content, got "
         ("tokenizer_config", {"additional_special_tokens": "<x>"}, "needed a list of tokens, got '<x>'"),
         ("tokenizer_config", {"extra_special_tokens": [[]]}, f"extra_special_tokens: {NEEDED_TOKEN}[]"),
         ("tokenizer_config", {"extra_special_tokens": {"a": 1}}, f"extra_special_tokens: {NEEDED_TOKEN}1"),
+        ("tokenizer_config", {"additional_special_tokens": ["\ud83d"]}, f"special_tokens: {NEEDED_TOKEN}'\\ud83d'"),
+        (
+            "tokenizer_config",
+            {"eos_token": {"content": "a\ud83d"}},
+            f"eos_token: {NEEDED_TOKEN}{{'content': 'a\\ud83d'}}",
+        ),
         ("tokenizer_config", {"added_tokens_decoder": []}, "needed an object of ids and tokens, got []"),
         ("tokenizer_config", {"added_tokens_decoder": {"x": {}}}, "needed ids from 0 to 16,777,215, got 'x'"),
         ("tokenizer_config", {"added_tokens_decoder": {"1" * 30: {}}}, "needed ids from 0 to 16,777,215, got '1111"),
@@ -306,7 +312,7 @@ NEEDED_TOKEN = "needed a token as a string or an object with content, got "
         ("generation_config", {"eos_token_id": [[2]]}, "eos_token_id: needed an id or a list of ids, got [[2]]"),
         ("generation_config", {"eos_token_id": 1.5}, "eos_token_id: needed an id or a list of ids, got 1.5"),
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_values_of_wrong_types_are_refused_in_one_line(tmp_path, file, value, text):
     files = {} if file == "tokenizer_config" else {file: value}
