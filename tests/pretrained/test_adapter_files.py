@@ -270,6 +270,13 @@ def test_more_rows_than_the_model_has_are_refused_until_it_has_grown(make, write
         resize_embeddings(model, V + 4)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (V - 1, D), (V + 3, D + 1), (V, D, 1)], ids=str)
+def test_a_whole_weight_of_another_shape_is_of_another_base(make, write, shape):
+    weights = {f"{name}.weight": normal(V, D) for name in (EMBEDDING, HEAD)} | {f"{HEAD}.weight": torch.ones(shape)}
+    with refuses(f"{HEAD}.weight must be ({V}, {D})", f"got {shape}; is the adapter for another base?"):
+        load_adapter(make(), write(weights | lora(Q.format(0), D, D)))
+
+
 def test_a_refused_name_or_another_adapter_leaves_a_tied_model_tied(make, whole, ids):
     folder, *_ = whole((HEAD,))
     model = apply_lora(make(), LoRAConfig(r=2), "other")
