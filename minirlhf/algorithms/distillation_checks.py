@@ -1,4 +1,4 @@
-"""What student and teacher must share: the ids of one tokenizer, and logits without a cap."""
+"""Checks of student and teacher: both have the ids of the tokenizer, and neither caps its logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_logits(who: str, policy: Policy) -> None:
     if policy.transformer.config.final_logit_softcapping is not None:
         raise InputError(
             f"DistillationTrainer: the {who} caps its logits at {policy.transformer.config.final_logit_softcapping} "
-            "(final_logit_softcapping), which distillation does not compute; take another model"
+            "(final_logit_softcapping), and distillation computes no cap; take another model"
         )
 
 

@@ -20,7 +20,7 @@ class PromptClassifier:
 
     Args:
         model:     the frozen policy whose embedding is read.
-        prompts:   [N] ids of each prompt.   desirable: [N] was an answer to the prompt liked?
+        prompts:   [N] ids of each prompt.   desirable: [N] True if the answer to the prompt is liked.
         pad_id, microbatch_tokens: for the forwards of the model.
     """
 

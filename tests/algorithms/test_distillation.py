@@ -271,7 +271,7 @@ def test_a_model_that_lacks_ids_of_the_tokenizer_is_refused(rows):
 def test_a_model_with_capped_logits_is_refused_by_name(who):
     models = {"student": Policy(tiny.transformer()), "teacher": Policy(tiny.transformer(3))}
     models[who] = Policy(tiny.transformer(4, final_logit_softcapping=0.5))
-    text = rf"^DistillationTrainer: the {who} caps its logits at 0.5 \(final_logit_softcapping\), which"
+    text = rf"^DistillationTrainer: the {who} caps its logits at 0.5 \(final_logit_softcapping\), and"
     with pytest.raises(InputError, match=text):
         DistillationTrainer(*models.values(), tiny.tokenizer(), DistillationConfig(), 3)
 
