@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,12 +58,8 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             print("stopped", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
-            output = select.poll()
-            output.register(sys.stdout, 0)
-            if not output.poll(0):  # the pipe of a reward function, say: such an error must not end in silence
-                raise
-            # the reader of the output ended first, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
+            from minirlhf.pipe import end_without_reader  # here, so that the core loads no leaf
+
+            end_without_reader()
 
     return wrapped

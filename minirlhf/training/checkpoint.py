@@ -76,16 +76,13 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if every file of the manifest exists and has its listed size.
-
-    Raises: InputError if the system refuses to read: a resumed run must not take an older checkpoint in silence.
-    """
+    """True if every file of the manifest exists and has its listed size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
         return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return False
-    except OSError as error:
+    except OSError as error:  # a resumed run must not take an older checkpoint in silence
         raise InputError(f"{folder}: needed a folder that can be read ({error}); check its permissions") from None
 
 
