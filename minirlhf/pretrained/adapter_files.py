@@ -185,11 +185,6 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
     return sizes
 
 
-def read_adapter_config(folder: str | Path) -> LoRAConfig:
-    """adapter_config.json -> LoRAConfig. Raises: InputError if a setting is missing, broken or not supported."""
-    return read_settings(folder).lora
-
-
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter's file, by their names without PEFT's prefix."""
     path = folder / WEIGHTS
