@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,8 +57,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise SystemExit(130) from None
-        except BrokenPipeError:  # the reader of the output ended first, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
+        except BrokenPipeError:
+            from minirlhf.pipe import end_without_reader  # here, so that the core loads no leaf
+
+            end_without_reader()
 
     return wrapped

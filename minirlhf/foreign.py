@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold it, but it is no text
 
 
 def one_line(text: str, most: int = 4000) -> str:

@@ -85,3 +85,36 @@ main()
     assert error.startswith("error: path \\udcff\\n\\x1b[2J ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+PIPES = """
+import os, sys
+from minirlhf.errors import exits_cleanly
+
+@exits_cleanly
+def main():
+    print("output" * 1000, flush=True)
+    source, sink = os.pipe()
+    os.close(source)
+    os.write(sink, b"question")
+
+main()
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("reader", ["lives", "ended"])
+def test_only_the_pipe_of_the_output_ends_a_program_in_silence(reader, unbuffered):
+    source, sink = os.pipe()
+    if reader == "ended":
+        os.close(source)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-c", PIPES], stdout=sink, stderr=subprocess.PIPE, env=environment, text=True
+    )
+    os.close(sink)
+    if reader == "ended":
+        assert (done.returncode, done.stderr) == (141, "")
+    else:
+        os.close(source)
+        assert done.returncode == 1 and done.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")

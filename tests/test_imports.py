@@ -13,6 +13,7 @@ PACKAGE = Path(minirlhf.__file__).parent
 ROOMS = [
     "lazy",
     "torchrun",
+    "pipe",
     "nearest",
     "foreign",
     "errors",

@@ -134,7 +134,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> n
     `adapter_view`. Raises: InputError if no Linear fits or the name is taken.
     """
     if name in adapter_names(model):
-        raise InputError(f"apply_lora: the model has an adapter {name!r} already; choose another name")
+        raise InputError(f"apply_lora: the model has an adapter {shown(name)} already; choose another name")
     attach(model, dict.fromkeys(select_linears(model, config.target_modules), config), name)
     return model
 
@@ -213,7 +213,7 @@ def attach(model: nn.Module, configs: Mapping[str, LoRAConfig], adapter_name: st
 
 def check_new_name(adapter_name: str) -> None:
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-        raise InputError(f"an adapter cannot be named {adapter_name!r}; choose a plain word such as 'policy'")
+        raise InputError(f"an adapter cannot be named {shown(adapter_name)}; choose a plain word such as 'policy'")
 
 
 def activate(model: nn.Module, adapter_name: str) -> None:
@@ -261,7 +261,7 @@ def check_names(model: nn.Module, names: Sequence[str]) -> None:
     present = adapter_names(model)
     for name in names:
         if name not in present:
-            raise InputError(f"adapter {name!r} is not on the model; its adapters: {', '.join(present) or 'none'}")
+            raise InputError(f"adapter {shown(name)} is not on the model; its adapters: {', '.join(present) or 'none'}")
 
 
 def _twin(module: nn.Module, name: str | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What student and teacher must share: the ids of one tokenizer, and logits without a cap."""
+"""Checks of student and teacher: both have the ids of the tokenizer, and neither caps its logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def common_ids(student: Policy, teacher: Policy, tokenizer: Tokenizer) -> int:
 
     Raises: InputError if the models differ in ids that the tokenizer gives.
     """
-    ids = 1 + max(tokenizer.backend.get_vocab().values())
+    ids = tokenizer.vocab_size
     sizes = student.transformer.config.vocab_size, teacher.transformer.config.vocab_size
     if sizes[0] != sizes[1] and min(sizes) < ids:
         raise InputError(
@@ -29,22 +29,22 @@ def check_logits(who: str, policy: Policy) -> None:
     if policy.transformer.config.final_logit_softcapping is not None:
         raise InputError(
             f"DistillationTrainer: the {who} caps its logits at {policy.transformer.config.final_logit_softcapping} "
-            "(final_logit_softcapping), which distillation does not compute; take another model"
+            "(final_logit_softcapping), and distillation computes no cap; take another model"
         )
 
 
-def check_same_tokenizer(who: str, tokenizer: Tokenizer, teachers: Tokenizer) -> None:
-    """Raise InputError unless both tokenizers give the same ids for every text. `who` names the student."""
-    mine, theirs = (x.backend.get_vocab() for x in (tokenizer, teachers))
-    different = min(set(mine.items()) ^ set(theirs.items()), key=lambda pair: pair[1], default=None)
+def check_same_tokenizer(who: str, student: Tokenizer, teacher: Tokenizer) -> None:
+    """Raise InputError unless both tokenizers give the same ids for every text.   who: a name for the message."""
+    ids, teacher_ids = (tokenizer.backend.get_vocab().items() for tokenizer in (student, teacher))
+    different = min(ids ^ teacher_ids, key=lambda pair: pair[1], default=None)
     if different:
         raise InputError(
             f"{who}: the student's tokenizer must be the teacher's, but id {different[1]} differs: "
-            f"{shown(different[0])} is in one of them only; take a student of the teacher's family"
+            f"{shown(different[0])} is a token of one tokenizer only; take a student of the teacher's family"
         )
-    mine, theirs = (json.loads(x.backend.to_str()) for x in (tokenizer, teachers))
+    parts, teacher_parts = (json.loads(tokenizer.backend.to_str()) for tokenizer in (student, teacher))
     for part in ("normalizer", "pre_tokenizer", "model"):
-        if mine[part] != theirs[part]:
+        if parts[part] != teacher_parts[part]:
             raise InputError(
                 f"{who}: the student's tokenizer must be the teacher's, but their {part} differs, so they split texts "
                 "in different ways; take a student of the teacher's family"

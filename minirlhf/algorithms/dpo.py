@@ -109,8 +109,9 @@ class DPOTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss, accuracy, margin}: means over held-out pairs; {} without pairs. Accuracy and margin compare implicit
-        rewards.
+        """{loss, accuracy, margin}: means over held-out pairs; {} without pairs.
+
+        Accuracy and margin compare implicit rewards.
         """
         if not rows:
             return {}
@@ -132,8 +133,8 @@ class DPOTrainer:
         load_state(self, self.saved, state)
 
     def _numbers_of(self, policy: torch.nn.Module, rows: list[EncodedRow]) -> Sequence[Tensor]:
-        """`_numbers` of the rows. A loss that sorts needs the whole batch, which may be larger than a micro-batch. Then
-        the forwards run by micro-batch, and again in the backward pass, so that only one has its activations in memory.
+        """`_numbers` of the rows. A loss that sorts needs the whole batch, and the batch may exceed a micro-batch. Then
+        the forwards run by micro-batch, and again in the backward pass, with the memory of one micro-batch.
         """
         groups = row_groups(rows, self.config.microbatch_tokens, sides=2) if self.row.sorts else [rows]
         if len(groups) == 1:

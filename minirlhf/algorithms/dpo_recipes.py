@@ -11,7 +11,7 @@ from torch import Tensor
 from minirlhf import losses as L
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.algorithms.unused import refuse_changed
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DPOConfig(OfflineConfig):
 def check(config: DPOConfig) -> None:
     """Raise InputError for values out of range and for settings that the loss would ignore or contradict."""
     if config.loss not in LOSSES:
-        raise InputError(f"DPOConfig: loss must be one of {', '.join(LOSSES)}, got {config.loss!r}")
+        raise InputError(f"DPOConfig: loss must be one of {', '.join(LOSSES)}, got {shown(config.loss)}")
     check_range(config, "beta", above=0)
     check_range(config, "label_smoothing", least=0, most=0.499)
     check_range(config, "length_alpha", "ref_update_mix", least=0, most=1)

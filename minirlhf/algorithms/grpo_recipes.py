@@ -15,7 +15,7 @@ from torch import Tensor, nan
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, clip_of
 from minirlhf.data.batches import Batches
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import (
     bnpo_advantages,
     cispo_policy_loss,
@@ -272,7 +272,9 @@ def check(config: GRPOConfig) -> None:
         ("surrogate", SURROGATES),
     ):
         if getattr(config, name) not in (*names, None):
-            raise InputError(f"GRPOConfig: {name} must be one of {', '.join(names)}, got {getattr(config, name)!r}")
+            raise InputError(
+                f"GRPOConfig: {name} must be one of {', '.join(names)}, got {shown(getattr(config, name))}"
+            )
     check_range(config, "group_size", least=1)
     check_range(config, "clip_eps", "clip_eps_high", "entropy_delta", above=0)
     check_range(config, "dual_clip", above=1)

@@ -19,7 +19,7 @@ def margins_of(rows: Sequence[EncodedRow]) -> list[float]:
         margin = row.source.get("margin")
         number = 0.0 if margin is None else as_number(margin)
         if not abs(number) <= LARGEST:
-            where = f"line {row.source['line']}" if "line" in row.source else repr(row.source["prompt"][:40])
+            where = f"line {row.source['line']}" if "line" in row.source else shown(row.source["prompt"], 40)
             raise InputError(f"{where}: margin must be a number of at most {LARGEST:g} in size, got {shown(margin)}")
         margins.append(number)
     return margins

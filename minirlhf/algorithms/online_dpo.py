@@ -54,6 +54,7 @@ class OnlineDPOConfig(OnPolicyConfig):
                     "OnlineDPOConfig: nash_md has no ratio to correct for old samples, so it needs one update of each "
                     f"batch, got {updates}; set epochs to 1 and minibatch_size to {self.batch_size}"
                 )
+            refuse_changed(self, "target_kl", needed="several updates of each batch")
         for name, algorithm in {"xpo_alpha": "xpo", "mixture": "nash_md"}.items():
             if self.algorithm != algorithm:
                 refuse_changed(self, name, needed=f"the algorithm {algorithm}")

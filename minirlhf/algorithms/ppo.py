@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, clip_of, over_minibatches
 from minirlhf.data.batches import Draw, microbatches
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import (
     AdaptiveKLController,
     FixedKLController,
@@ -63,7 +63,7 @@ class PPOConfig(OnPolicyConfig):
         super().__post_init__()
         if self.surrogate not in SURROGATES:
             known = ", ".join(SURROGATES)
-            raise InputError(f"PPOConfig: surrogate must be one of {known}, got {self.surrogate!r}")
+            raise InputError(f"PPOConfig: surrogate must be one of {known}, got {shown(self.surrogate)}")
         check_range(self, "clip_eps", "clip_eps_high", "value_clip", above=0)
         check_range(self, "kl_target", "kl_horizon", above=0)
         check_range(self, "dual_clip", above=1)

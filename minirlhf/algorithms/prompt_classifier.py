@@ -20,7 +20,7 @@ class PromptClassifier:
 
     Args:
         model:     the frozen policy whose embedding is read.
-        prompts:   [N] ids of each prompt.   desirable: [N] was an answer to the prompt liked?
+        prompts:   [N] ids of each prompt.   desirable: [N] True if the answer to the prompt is liked.
         pad_id, microbatch_tokens: for the forwards of the model.
     """
 
@@ -34,8 +34,10 @@ class PromptClassifier:
     ) -> None:
         self.model, self.pad_id, self.microbatch_tokens = model, pad_id, microbatch_tokens
         self.device = model.transformer.device
-        self.known: dict[tuple[int, ...], float] = {}  # prompt -> its logit
-        self.weights = fit_logistic(self._features(prompts), torch.tensor(desirable, device=self.device))
+        features = self._features(prompts)
+        self.weights = fit_logistic(features, torch.tensor(desirable, device=self.device))
+        # prompt -> its logit; steps need no forward for prompts, whatever rows a process has
+        self.known = dict(zip(map(tuple, prompts), (features @ self.weights).tolist(), strict=True))
 
     def logits(self, rows: Sequence[EncodedRow]) -> Tensor:
         """[N]: the sigmoid is the chance that an answer to the row's prompt is liked."""

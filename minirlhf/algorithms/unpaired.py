@@ -141,8 +141,9 @@ class UnpairedTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{accuracy}: share of held-out rows whose implicit reward is on the right side of the zero point; {} without
-        rows.
+        """{accuracy}: share of held-out rows with the implicit reward on the right side of the zero point.
+
+        {} without rows.
         """
         if not rows:
             return {}
@@ -173,7 +174,7 @@ def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
     for row in rows:
         desirable = row.source.get("desirable")
         if not isinstance(desirable, bool):  # 1 may stand for liked, but also for the lowest of five marks
-            where = f"line {row.source['line']}" if "line" in row.source else repr(row.source.get("prompt", "")[:40])
+            where = f"line {row.source['line']}" if "line" in row.source else shown(row.source.get("prompt"), 40)
             raise InputError(f"{where}: desirable must be true or false, got {shown(desirable)}; convert it first")
     return [row.source["desirable"] for row in rows]
 
@@ -196,7 +197,7 @@ def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
 def _pairs_before(pairs: list[EncodedRow]) -> list[EncodedRow]:
     """For each pair, the nearest pair before it with another prompt. The last pair stands before pair 0.
 
-    If all prompts are equal, it is the pair before. Equal prompts that stand side by side share their answer, so one
+    If all prompts are equal, take the pair before. Equal prompts side by side have the same nearest pair, so a single
     pass over the pairs is enough.
     """
     end = next((pair for pair in reversed(pairs) if pair.prompt != pairs[0].prompt), None)

@@ -9,7 +9,7 @@ from minirlhf.errors import InputError
 
 
 def refuse_changed(config: Any, *names: str, needed: str) -> None:
-    """Raise InputError if a field of these names differs from its default. needed: what would read these fields."""
+    """Raise InputError if a field of these names differs from its default. needed: the choice that reads the fields."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in names and value != field.default:

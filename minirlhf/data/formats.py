@@ -27,8 +27,9 @@ from typing import NamedTuple
 from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import TURNS, first_three
 from minirlhf.data.reading import read_values
-from minirlhf.data.rows import HALF_PAIR, with_type
+from minirlhf.data.rows import with_type
 from minirlhf.errors import InputError
+from minirlhf.foreign import SURROGATE
 from minirlhf.text.chat import canonical_role, render_chat
 
 
@@ -121,7 +122,7 @@ def _convert(source: object, columns: Columns, where: str) -> tuple[Layout, dict
             continue
         if key != "prompt" and not text.strip():
             raise InputError(f"{key}: empty response")
-        if HALF_PAIR.search(text):
+        if SURROGATE.search(text):
             raise InputError(f"{key}: needed Unicode text, got half of a surrogate pair")
     if layout.kind == "preference" and texts["chosen"].strip() == texts["rejected"].strip():
         raise InputError("chosen and rejected are identical")

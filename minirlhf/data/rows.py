@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError, shown
-
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # Python and JSON can hold half of a surrogate pair, tokenizers cannot
+from minirlhf.foreign import SURROGATE
 
 
 def listed(who: str, rows: object, keys: Iterable[str]) -> list[dict]:
@@ -29,7 +27,7 @@ def listed(who: str, rows: object, keys: Iterable[str]) -> list[dict]:
             if not isinstance(row.get(key), str):
                 got = with_type(row[key]) if key in row else f"only {names_of(map(str, row)) or 'an empty dict'}"
                 raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
-            if HALF_PAIR.search(row[key]):
+            if SURROGATE.search(row[key]):
                 raise InputError(f"{who}: row {number}: {key}: needed Unicode text, got half of a surrogate pair")
     return found
 

@@ -145,8 +145,9 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
     if (settings := job.folder / own_stage(job) / "config.toml").exists():
         check_same_job(job, settings)
     for section in [*(SECTIONS[stage] for stage in stages), job.section]:
+        chosen = getattr(job.settings[section], "recipe", job.settings[section])  # a recipe decides GRPO's minibatch
         for size in ("batch_size", "minibatch_size"):
-            rows = getattr(job.settings[section], size, 0)
+            rows = getattr(chosen, size, 0)
             if rows % world_size():
                 raise InputError(
                     f"{section}.{size}: needed a multiple of the {world_size()} processes, got {rows}; change one of "

@@ -11,6 +11,7 @@ from minirlhf.errors import InputError
 from minirlhf.jobs.given_models import load_scorer
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.rewards.functions import FileReward, RewardSum
 from minirlhf.rewards.scoring import Reward, score_completions
 
@@ -50,6 +51,7 @@ def with_reward(job: Opened) -> Opened:
 def reward_of(job: Opened, name: str) -> Reward:
     """The reward of one name: FILE.py:FUNCTION, or the folder of a reward model."""
     if Path(name).is_dir():
+        check_no_pipeline(Path(name))
         return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
     if name.endswith(".py") or ":" in name:
         return FileReward(name)

@@ -1,10 +1,11 @@
-"""The policy that a pipeline's folder stands for: sft/, reward/ and ppo/ stand for the policy of ppo/."""
+"""A pipeline's folder stands for its last policy: sft/, reward/ and ppo/ stand for the policy of ppo/."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from minirlhf.errors import InputError
+from minirlhf.model.policy import RewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.weights import read_config
 from minirlhf.training.run import finished_model
@@ -16,8 +17,7 @@ def last_policy(folder: Path) -> Path | None:
     SFT comes first, so SFT's policy is the last only if no other stage has one.
     Raises: InputError if a stage has not finished, or several stages after SFT have a policy.
     """
-    stages = sorted(path.parent for path in folder.glob("*/config.toml"))
-    finals = {stage: final for stage in stages if (final := finished_model(stage))}
+    stages, finals = _stages(folder)
     policies = {stage: final for stage, final in finals.items() if read_config(final)[1] is Transformer}
     last = [stage for stage in policies if stage.name != "sft"] or list(policies)
     choices = ", ".join(map(str, policies))
@@ -26,3 +26,18 @@ def last_policy(folder: Path) -> Path | None:
     if len(last) > 1:
         raise InputError(f"{folder}: several stages after SFT have a policy; name one stage: {choices}")
     return policies[last[0]] if last else None
+
+
+def check_no_pipeline(folder: Path) -> None:
+    """Raise InputError if the folder is a pipeline's, where a reward model is needed: it stands for a policy."""
+    _, finals = _stages(folder)
+    if finals and not finished_model(folder) and not (folder / "config.json").exists():
+        rewards = [str(stage) for stage, final in finals.items() if read_config(final)[1] is RewardModel]
+        advice = f"did you mean {' or '.join(rewards)}?" if rewards else "none of its stages has a reward model"
+        raise InputError(f"{folder}: needed a reward model's folder, found a pipeline's; {advice}")
+
+
+def _stages(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
+    """-> (the folders of the stages, stage -> final model of the finished stages)."""
+    stages = sorted(path.parent for path in folder.glob("*/config.toml"))
+    return stages, {stage: final for stage in stages if (final := finished_model(stage))}

@@ -12,7 +12,7 @@ from minirlhf.adapters.lora import LoRAConfig
 from minirlhf.adapters.select import ALL
 from minirlhf.errors import InputError, shown
 from minirlhf.pretrained.model_classes import IS_VALUE_MODEL
-from minirlhf.pretrained.safe import not_as_needed, read_json
+from minirlhf.pretrained.safe import check_type, not_as_needed, read_json
 
 CONFIG = "adapter_config.json"
 CONTENT = "JSON with peft_type, r and lora_alpha"
@@ -39,8 +39,9 @@ NEUTRAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "or
 REFUSED = {"trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_qalora", "use_bdlora"}
 REFUSED |= {"alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
 TYPES = {"use_rslora": bool, "use_dora": bool, "rank_pattern": dict, "alpha_pattern": dict}
-TYPES |= {"target_modules": (str, list), "modules_to_save": list, "base_model_name_or_path": str, "task_type": str}
-LARGEST = 1e9  # of ranks and alphas
+TYPES |= {"base_model_name_or_path": str, "task_type": str, IS_VALUE_MODEL: bool}
+LARGEST = 10**9  # of ranks and alphas
+LONGEST = 1000  # letters of a pattern
 MATCHES = 10_000_000  # steps to match patterns with names, at most: a stranger's pattern must not run for hours
 
 
@@ -82,8 +83,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_settings(folder: str | Path) -> AdapterSettings:
     """adapter_config.json -> AdapterSettings. Raises: InputError if a setting is missing, broken or not supported."""
     path, raw = Path(folder) / CONFIG, read_config(folder)
-    if reason := _wrong_type(raw):
-        raise not_as_needed(path, CONTENT, reason)
+    try:
+        _check_types(raw)
+    except InputError as error:
+        raise not_as_needed(path, CONTENT, error) from None
     if raw["peft_type"] != "LORA":
         raise InputError(f"{path}: peft_type must be LORA, no other type is supported; got {shown(raw['peft_type'])}")
     for key, value in raw.items():
@@ -112,30 +115,31 @@ def read_settings(folder: str | Path) -> AdapterSettings:
     return settings
 
 
-def _wrong_type(raw: dict[str, Any]) -> str | None:
-    """The first key whose value has a wrong type, in words."""
-    for key, kind in TYPES.items():
-        if raw.get(key) is not None and not isinstance(raw[key], kind):
-            return f"{key} has another type: {shown(raw[key])}"
+def _check_types(raw: dict[str, Any]) -> None:
+    """Check the type and the bounds of every value that is read. Raises: InputError."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    for key, wanted in TYPES.items():
+        if key in given:
+            check_type(key, given[key], wanted)
     for key in ("target_modules", "modules_to_save"):
-        if not all(isinstance(name, str) for name in raw.get(key) or ()):
-            return f"{key} must be a list of texts, got {shown(raw[key])}"
-    numbers = {"r": raw["r"], "lora_alpha": raw.get("lora_alpha"), "lora_dropout": raw.get("lora_dropout") or 0}
-    for key in ("rank_pattern", "alpha_pattern"):
-        numbers |= {f"{key} of {shown(name)[1:-1]}": value for name, value in (raw.get(key) or {}).items()}
-    for name, value in numbers.items():
-        whole = name.startswith("r")  # r and rank_pattern
-        allowed = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not abs(value) <= LARGEST:
-            return f"{name} must be {'a whole number' if whole else 'a number'} up to {LARGEST:g}, got {shown(value)}"
-    return None
+        names = given.get(key, [])
+        if key == "modules_to_save" or not isinstance(names, str):  # target_modules may be a pattern
+            check_type(key, names, list)
+            for name in names:
+                check_type(f"each entry of {key}", name, str)
+    numbers = {"r": (raw["r"], int), "lora_alpha": (raw.get("lora_alpha"), float)}
+    numbers["lora_dropout"] = given.get("lora_dropout", 0), float
+    for key, wanted in (("rank_pattern", int), ("alpha_pattern", float)):
+        numbers |= {f"{key} of {shown(name)}": (value, wanted) for name, value in given.get(key, {}).items()}
+    for name, (value, wanted) in numbers.items():
+        check_type(name, value, wanted, -LARGEST, LARGEST)
 
 
 def _first_fits(patterns: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """Name -> the value of the first pattern that fits the end of the name, after a dot."""
     quantifiers = {pattern: len(re.findall(r"[*+?{]", pattern)) for pattern in patterns}
     longest = max(map(len, names), default=0)
-    if any(re.search(r"\)[*+?{]", pattern) for pattern in patterns) or (
+    if any(len(pattern) > LONGEST or re.search(r"\)[*+?{]", pattern) for pattern in patterns) or (
         len(names) * sum(longest**count for count in quantifiers.values()) > MATCHES
     ):
         raise InputError(

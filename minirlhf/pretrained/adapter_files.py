@@ -185,11 +185,6 @@ def update_sizes(folder: str | Path) -> dict[str, tuple[tuple[int, int], float]]
     return sizes
 
 
-def read_adapter_config(folder: str | Path) -> LoRAConfig:
-    """adapter_config.json -> LoRAConfig. Raises: InputError if a setting is missing, broken or not supported."""
-    return read_settings(folder).lora
-
-
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter's file, by their names without PEFT's prefix."""
     path = folder / WEIGHTS
@@ -289,13 +284,14 @@ def _check_shapes(
             "of another model class? Of modules_to_save the embedding and the head are read; merge others with PEFT"
         )
     for key in sorted(needed):
-        if weights[key].shape != needed[key]:
-            rows = key.removesuffix(".weight") in whole and len(weights[key])
-            advice = f"resize_embeddings(model, {rows}) first" if rows else "is the adapter for another base?"
-            raise InputError(
-                f"{folder}: {key} must be {needed[key]} for the model and {CONFIG}, got {tuple(weights[key].shape)}; "
-                f"{advice}"
+        if (shape := tuple(weights[key].shape)) != needed[key]:
+            has_more_rows = (
+                key.removesuffix(".weight") in whole and shape[1:] == needed[key][1:] and shape > needed[key]
             )
+            advice = (
+                f"resize_embeddings(model, {shape[0]}) first" if has_more_rows else "is the adapter for another base?"
+            )
+            raise InputError(f"{folder}: {key} must be {needed[key]} for the model and {CONFIG}, got {shape}; {advice}")
 
 
 def _parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:

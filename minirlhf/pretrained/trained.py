@@ -52,7 +52,7 @@ def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str 
     merged, base_dtype = has_adapter(model), None
     try:
         base_dtype = stored_dtype(base) if base else None
-    except InputError as error:  # a base that is gone must not lose the trained model
+    except (InputError, OSError) as error:  # a base that is gone must not lose the trained model
         if merged:
             say(f"the final model keeps the dtype in memory, because the base cannot be read: {error}")
     save_pretrained(plain(model), folder, tokenizer and tokenizer.token_ids, base_dtype if merged else None)

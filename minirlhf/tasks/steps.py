@@ -9,8 +9,8 @@ import random
 
 from minirlhf.data.columns import Columns
 from minirlhf.data.reading import read_values
-from minirlhf.data.rows import HALF_PAIR
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import SURROGATE
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks import reviews
 from minirlhf.tasks.task import Task
@@ -92,7 +92,7 @@ def _row(value: object) -> dict:
     texts = [prompt, *steps] if isinstance(steps, list) else [None]
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"prompt {shown(prompt)} and steps {shown(steps)}")
-    if any(map(HALF_PAIR.search, texts)):
+    if any(map(SURROGATE.search, texts)):
         raise InputError("half of a surrogate pair, which is no Unicode text")
     # 1 is right in some data sets, and neutral or a rating in others
     if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):

@@ -80,8 +80,10 @@ def is_complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
         return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return False
+    except OSError as error:  # a resumed run must not take an older checkpoint in silence
+        raise InputError(f"{folder}: needed a folder that can be read ({error}); check its permissions") from None
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

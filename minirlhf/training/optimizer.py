@@ -27,6 +27,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "lr", "max_grad_norm", above=0)
+        check_range(self, "lr", most=1000)
         check_range(self, "lr_final", "warmup", least=0, most=1)
         check_range(self, "beta1", "beta2", least=0, most=0.999999)
         check_range(self, "weight_decay", least=0)

@@ -36,7 +36,8 @@ from minirlhf.model import (
     save_pretrained,
 )
 from minirlhf.model.policy import core_of, disable_dropout
-from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, read_adapter_config, save_adapter
+from minirlhf.pretrained.adapter_config import read_settings
+from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_adapter
 from minirlhf.pretrained.config_json import config_from
 
 KINDS = {
@@ -622,7 +623,7 @@ def test_a_folder_without_config_or_with_a_broken_one_is_refused(folder, make):
     for text in ("{", "[]", "{}"):
         (folder / "adapter_config.json").write_text(text)
         with refuses("needed JSON with peft_type, r and lora_alpha"):
-            read_adapter_config(folder)
+            read_settings(folder)
     with refuses("needed an adapter folder with adapter_config.json, found none; check the path"):
         load_adapter(make(), folder / "nowhere")
 

@@ -271,7 +271,7 @@ def test_a_model_that_lacks_ids_of_the_tokenizer_is_refused(rows):
 def test_a_model_with_capped_logits_is_refused_by_name(who):
     models = {"student": Policy(tiny.transformer()), "teacher": Policy(tiny.transformer(3))}
     models[who] = Policy(tiny.transformer(4, final_logit_softcapping=0.5))
-    text = rf"^DistillationTrainer: the {who} caps its logits at 0.5 \(final_logit_softcapping\), which"
+    text = rf"^DistillationTrainer: the {who} caps its logits at 0.5 \(final_logit_softcapping\), and"
     with pytest.raises(InputError, match=text):
         DistillationTrainer(*models.values(), tiny.tokenizer(), DistillationConfig(), 3)
 
@@ -292,8 +292,8 @@ def test_a_students_tokenizer_must_be_the_teachers():
     check_same_tokenizer("--student x", words(), words())
     lower, split = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()
     for other, text in [
-        (words({"a": "b", "b": "a"}), "id 3 differs: '[ab]' is in one of them only"),
-        (tiny.tokenizer().with_special_tokens(["<x>"]), "id 30 differs: '<x>' is in one of them only"),
+        (words({"a": "b", "b": "a"}), "id 3 differs: '[ab]' is a token of one tokenizer only"),
+        (tiny.tokenizer().with_special_tokens(["<x>"]), "id 30 differs: '<x>' is a token of one tokenizer only"),
         (words(normalizer=lower), "their normalizer differs, so they split texts in different ways"),
         (words(pre_tokenizer=split), "their pre_tokenizer differs"),
     ]:

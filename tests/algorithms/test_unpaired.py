@@ -284,6 +284,9 @@ def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(micr
     config = UnpairedConfig(**config, microbatch_tokens=microbatch_tokens)
     trainer = UnpairedTrainer(policy, reference, tiny.tokenizer(), config, 3, rows=rows)
     assert_close(trainer.prompt_classifier.weights, plain.prompt_classifier.weights)
+    without_model = copy.copy(trainer.prompt_classifier)
+    without_model.model = None  # processes have different rows, so no step may run forwards for prompts of its rows
+    assert_close(without_model.logits(rows), plain.prompt_classifier.logits(rows))
     unseen = EncodedRow({"prompt": "aby"}, tiny.tokenizer().encode_prompts(["aby"])[0], ([5],))
     mean = embedding[unseen.prompt].mean(0).float()
     expected = mean @ plain.prompt_classifier.weights[:-1] + plain.prompt_classifier.weights[-1]

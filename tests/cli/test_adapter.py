@@ -180,7 +180,7 @@ def test_refusals(call, folders, tmp_path):
     cases = {
         ("show", tmp_path / "r"): "needed JSON with peft_type, r and lora_alpha",
         ("show", tmp_path / "lora_alpha"): "needed JSON with peft_type, r and lora_alpha",
-        ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path has another type: 5",
+        ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text, got 5",
         ("merge", one, "--weights", "nan", "--output", out): "needed finite numbers, got nan",
         ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be made for --output",
         ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from minirlhf.errors import InputError
+from minirlhf.jobs.given_rewards import reward_of
 from minirlhf.jobs.models import resolve_model
 from minirlhf.model import ModelConfig, RewardModel, Transformer, save_pretrained
 from minirlhf.training.checkpoint import written_whole
@@ -66,3 +67,19 @@ def test_other_folders_stand_for_themselves(tmp_path):
     assert resolve_model(tmp_path / "missing") == tmp_path / "missing"
     save_pretrained(MODEL, pipeline(tmp_path / "b", "sft", "ppo", "dpo"))
     assert resolve_model(tmp_path / "b") == tmp_path / "b"  # a model's folder, whatever lies in it
+
+
+@pytest.mark.parametrize(
+    ("stages", "advice"),
+    [
+        (["sft", "reward", "ppo"], "did you mean {0}/reward?"),
+        (["reward"], "did you mean {0}/reward?"),
+        (["reward", "reward_2", "sft", "dpo", "ppo"], "did you mean {0}/reward or {0}/reward_2?"),
+        (["sft", "ppo"], "none of its stages has a reward model"),
+    ],
+    ids=range(4),
+)
+def test_a_pipeline_is_no_reward(tmp_path, stages, advice):
+    text = f"{tmp_path}: needed a reward model's folder, found a pipeline's; {advice.format(tmp_path)}"
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        reward_of(None, str(pipeline(tmp_path, *stages)))

@@ -163,6 +163,19 @@ def test_a_checkpoint_without_a_readable_manifest_is_incomplete(saved, manifest)
     assert "needed a complete checkpoint" in refusal(saved)
 
 
+@pytest.mark.parametrize("fault", ["a folder", "a loop of links"])
+@pytest.mark.parametrize("file", ["manifest.json", "policy"])
+def test_a_checkpoint_that_the_system_refuses_to_read_is_named_and_not_passed_over(saved, file, fault):
+    path = saved / file
+    path.rename(saved / "aside")
+    path.mkdir() if fault == "a folder" else path.symlink_to(path.name)
+    if (file, fault) == ("policy", "a folder"):  # its file is gone: such a checkpoint is incomplete
+        assert not is_complete(saved)
+    else:
+        with pytest.raises(InputError, match=f"^{saved}: needed a folder that can be read .*check its permissions$"):
+            is_complete(saved)
+
+
 def test_an_absent_folder_is_incomplete(tmp_path):
     assert not is_complete(tmp_path / "x")
 

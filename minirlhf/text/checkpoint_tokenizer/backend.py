@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import without_repeats
 
 MAX_ID = (1 << 24) - 1  # saving takes 4 bytes for every unused id; the largest real vocabulary has 2**18 ids
 TRIALS = ("a", "Hi there.\n", " 12 \u00e9 \u6f22 \U0001f600")
@@ -51,7 +52,7 @@ def read_text(path: Path) -> str:
 def as_object(text: str, name: str) -> dict:
     """The JSON object in the text of the file `name`.   Raises: InputError."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise InputError(f"needed a readable tokenizer ({name}: {error}); save it again") from None
     if not isinstance(content, dict):
@@ -63,11 +64,12 @@ def as_object(text: str, name: str) -> dict:
 def library_errors(name: str) -> Iterator[None]:
     """Every failure of the tokenizers library becomes an InputError about the file `name`.
 
-    The library raises plain Exception for a broken file. Its panics are no Exception, only a BaseException.
+    Call only the library inside: our own faults must not be told as faults of the file. The library raises plain
+    Exception for a broken file. Its panics are no Exception, only a BaseException.
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, InputError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise InputError(f"needed a readable tokenizer ({name}: {shown(str(error), 300)}); save it again") from None

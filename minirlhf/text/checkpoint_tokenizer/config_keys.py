@@ -13,6 +13,8 @@ from typing import Any
 import tokenizers
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import SURROGATE
+from minirlhf.pretrained.safe import check_type
 from minirlhf.text.checkpoint_tokenizer.backend import MAX_ID
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -25,44 +27,45 @@ TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def check_types(config: dict, file: str) -> None:
-    """Raise InputError for a value of a wrong type under a key that is read."""
-
-    def need(ok: bool, key: str, needed: str, value: Any) -> None:
-        if not ok:
-            raise InputError(f"{file}: {key}: needed {needed}, got {shown(value)}")
-
-    for key in SPECIAL:
-        _check_token(config.get(key), f"{file}: {key}")
-    for key in FLAGS:
-        need(isinstance(config.get(key), bool | None), key, "true or false", config.get(key))
-    for key in LISTS:
-        value = config.get(key)
-        need(isinstance(value, list | dict | None), key, "a list of tokens", value)
-        for token in value.values() if isinstance(value, dict) else value or ():
-            _check_token(token, f"{file}: {key}")
-    entries = config.get("added_tokens_decoder")
-    need(isinstance(entries, dict | None), "added_tokens_decoder", "an object of ids and tokens", entries)
-    for number, entry in (entries or {}).items():
-        is_id = number.isdecimal() and number.isascii() and len(number) < 10 and int(number) <= MAX_ID
-        need(is_id, "added_tokens_decoder", f"ids from 0 to {MAX_ID:,}", number)
-        ok = isinstance(entry, dict) and isinstance(entry.get("content"), str) and entry["content"] != ""
-        need(ok, f"added_tokens_decoder: {number}", "an object with content", entry)
-        for key in TOKEN_FLAGS:
-            ok = key not in entry or isinstance(entry[key], bool)
-            need(ok, f"added_tokens_decoder: {number}: {key}", "true or false", entry.get(key))
-    template = config.get("chat_template")
-    entries = template if isinstance(template, list) else []
-    ok = isinstance(template, str | list | None) and all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-        for entry in entries
-    )
-    need(ok, "chat_template", "text or a list of name and template", template)
+    """Raise InputError for a value of a wrong type under a key that is read. Null means that the key is not there."""
+    given = {key: value for key, value in config.items() if value is not None}
+    for key in (key for key in SPECIAL if key in given):
+        _check_token(f"{file}: {key}", given[key])
+    for key in (key for key in FLAGS if key in given):
+        check_type(f"{file}: {key}", given[key], bool)
+    for key in (key for key in LISTS if key in given):
+        tokens = list(given[key].values()) if isinstance(given[key], dict) else given[key]
+        check_type(f"{file}: {key}", tokens, list)
+        for token in tokens:
+            _check_token(f"{file}: {key}", token)
+    check_type(f"{file}: added_tokens_decoder", given.get("added_tokens_decoder", {}), dict)
+    for number, entry in given.get("added_tokens_decoder", {}).items():
+        if not (number.isdecimal() and number.isascii() and len(number) < 10 and int(number) <= MAX_ID):
+            raise InputError(f"{file}: added_tokens_decoder: needed ids from 0 to {MAX_ID:,}, got {shown(number)}")
+        who = f"{file}: added_tokens_decoder: {number}"
+        check_type(who, entry, dict)
+        if not entry.get("content"):
+            raise InputError(f"{who}: needed a token's content, got {shown(entry)}")
+        _check_token(who, entry)
+        for key in (key for key in TOKEN_FLAGS if key in entry):
+            check_type(f"{who}: {key}", entry[key], bool)
+    _check_templates(f"{file}: chat_template", given.get("chat_template", ""))
 
 
-def _check_token(token: Any, who: str) -> None:
+def _check_token(who: str, token: Any) -> None:
     text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) or SURROGATE.search(text or ""):
         raise InputError(f"{who}: needed a token as a string or an object with content, got {shown(token)}")
+
+
+def _check_templates(who: str, templates: Any) -> None:
+    """A template, or a list of templates with their names."""
+    if not isinstance(templates, list):
+        return check_type(who, templates, str)
+    for entry in templates:
+        check_type(f"{who}: each entry", entry, dict)
+        for key in ("name", "template"):
+            check_type(f"{who}: {key}", entry.get(key), str)
 
 
 def content_of(token: Any) -> str | None:

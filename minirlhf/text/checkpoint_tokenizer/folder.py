@@ -64,10 +64,9 @@ def _read(folder: Path) -> TokenizerParts:
     check_types(config, CONFIG)
     check_types(names, NAMES)
     backend, content = load_backend(folder / MODEL)
-    with library_errors(CONFIG):
-        _add_tokens(backend, config)
-        special = _special_tokens(backend, config, names, generation, model)
-        _mark_special(backend, names | config, special)
+    _add_tokens(backend, config)
+    special = _special_tokens(backend, config, names, generation, model)
+    _mark_special(backend, names | config, special)
     check_distinct(backend, content, MODEL)
     ends = _ids(generation, "eos_token_id", GENERATION) or _ids(model, "eos_token_id", MODEL_CONFIG)
     known = [number for number in ends if backend.id_to_token(number) is not None]
@@ -117,7 +116,8 @@ def _mark_special(backend: tokenizers.Tokenizer, config: dict, special: dict[str
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     words = [name for name in (*special.values(), *listed_special(config)) if name not in known]
     if words := [name for name in words if backend.token_to_id(name) is not None]:
-        backend.add_special_tokens(words)
+        with library_errors(CONFIG):
+            backend.add_special_tokens(words)
 
 
 def _object(path: Path) -> dict:
@@ -144,8 +144,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: dict) -> None:
     for number in sorted(listed.keys() - known.keys()):
         entry = listed[number]
         flags = {key: entry[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in entry}
-        token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        with library_errors(CONFIG):
+            token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
         check_number(backend, entry["content"], number, CONFIG)
 
 

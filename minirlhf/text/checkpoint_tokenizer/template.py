@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable
 
 from minirlhf.errors import InputError
+from minirlhf.foreign import SURROGATE
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.worker import Worker, limits_for
 
 OLDEST_JINJA = (3, 1, 6)  # older versions have known ways out of the sandbox
 MAX_SOURCE = 1 << 20  # characters; the longest real template has 30 thousand
-SURROGATE = re.compile("[\ud800-\udfff]")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 WAY_OUT = "choose a built-in layout, or delete the template"
 BUILT_IN = {layout.template for layout in LAYOUTS.values()}

@@ -12,12 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import without_repeats
 from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 from minirlhf.text.parts import TokenizerParts
 
 SET_BY_CALLS = {"messages", "tools", "documents", "add_generation_prompt"}
 WHO = "template_variables"
+DEEPEST = 20  # Jinja's compiler needs several calls for each level
 
 
 def with_variables(parts: TokenizerParts, variables: dict[str, Any] | str) -> TokenizerParts:
@@ -48,7 +50,7 @@ def with_variables(parts: TokenizerParts, variables: dict[str, Any] | str) -> To
 
 def _object(text: str) -> dict:
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
@@ -71,14 +73,17 @@ def _defaults(values: dict[str, Any]) -> str:
     return "".join(sets) + "\n" if sets else ""
 
 
-def _literal(value: Any) -> str:
+def _literal(value: Any, depth: int = 0) -> str:
     """A JSON value as Jinja writes it. Jinja reads the escapes of JSON's strings."""
+    if depth > DEEPEST:
+        raise InputError(f"{WHO}: needed at most {DEEPEST} lists and objects inside each other, got more")
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(_literal(part, depth + 1) for part in value)}]"
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return f"{{{', '.join(f'{_literal(name)}: {_literal(part)}' for name, part in value.items())}}}"
+        parts = [f"{_literal(name)}: {_literal(part, depth + 1)}" for name, part in value.items()]
+        return f"{{{', '.join(parts)}}}"
     raise InputError(f"{WHO}: needed a JSON value, got {shown(value)}")

@@ -119,6 +119,23 @@ def test_a_panic_of_the_library_is_an_input_error(tmp_path):
         Tokenizer.load(folder_with(tmp_path, change))
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, file):
+    path = folder_with(tmp_path, generation_config={"eos_token_id": 2}) / file
+    path.write_text(path.read_text().rstrip().removesuffix("}") + ', "x": {"a": 1, "b": 2, "a": 3}}')
+    with pytest.raises(InputError, match=f"needed a readable tokenizer .{file}: the key 'a' stands twice in an object"):
+        Tokenizer.load(tmp_path)
+
+
+def test_our_own_fault_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    def broken(config):
+        raise RuntimeError("a fault of this package")
+
+    monkeypatch.setattr("minirlhf.text.checkpoint_tokenizer.folder.listed_special", broken)
+    with pytest.raises(RuntimeError, match="a fault of this package"):
+        Tokenizer.load(folder_with(tmp_path))
+
+
 def test_ids_of_other_files_are_bounded(tmp_path):
     with pytest.raises(InputError, match="generation_config.json: eos_token_id: needed an id from 0 to 16,777,215, g"):
         Tokenizer.load(folder_with(tmp_path, generation_config={"eos_token_id": [2, 10**18]}))

@@ -21,6 +21,10 @@ QWEN = (  # as in Qwen3
 EMPTY = "<think>\n\n</think>\n\n"
 
 
+def deep(levels):
+    return [deep(levels - 1)] if levels else None
+
+
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     class All:
@@ -50,8 +54,8 @@ def test_a_variable_acts_in_training_and_sampling_and_is_saved(tmp_path):
 @pytest.mark.parametrize(
     "value",
     [None, True, False, 0, -3, 1.5, 1e30, "", "a'\"\\ \n\t{% if x %}{{ y }} %} \u00e9 \U0001f600", [1, [None, "a"]],
-     {"a": {"b": [True]}, "c d": "'"}],
-    ids=range(11),
+     {"a": {"b": [True]}, "c d": "'"}, deep(20)],
+    ids=range(12),
 )  # fmt: skip
 def test_every_json_value_arrives_unchanged(value):
     source = (
@@ -90,8 +94,11 @@ def test_generation_blocks_keep_their_answers():
         ),
         ("[1]", "needed a JSON object such as"),
         ('{"enable_thinking": False}', "needed a JSON object such as"),
+        ('{"enable_thinking": true, "enable_thinking": false}', "needed a JSON object such as"),
+        ({"enable_thinking": {"a": deep(20)}}, "needed at most 20 lists and objects inside each other, got more"),
+        ('{"enable_thinking": ' + "[" * 800 + "]" * 800 + "}", "needed at most 20 lists and objects inside each other"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_variables_without_effect_are_refused(variables, text):
     with pytest.raises(InputError, match=f"^template_variables: {re.escape(text)}"):
