@@ -191,6 +191,10 @@ def test_it_learns_what_the_judge_likes(algorithm):
             "loss ipo would have no effect, it needs the algorithm online_dpo or",
         ),
         ({"top_k": 3}, "top_k 3 and top_p 1.0 sample from a truncated distribution"),
+        (
+            {"algorithm": "nash_md", "epochs": 1, "minibatch_size": 128, "target_kl": 0.1},
+            "target_kl 0.1 would have no effect, it needs several updates",
+        ),
         ({"algorithm": "nash_md", "epochs": 2}, "nash_md has no ratio .* one update of each batch, got 2; set epochs"),
         ({"algorithm": "nash_md", "minibatch_size": 32}, "nash_md has no ratio .* got 4; .* minibatch_size to 128"),
     ],
