@@ -26,21 +26,46 @@ def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict
             if not isinstance(row.get(key), str) and not (key == "prompt" and turns in row):
                 got = shown(row[key]) if key in row else f"only {', '.join(map(str, row)) or 'an empty dict'}"
                 raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
+            if not _is_unicode(row.get(key, "")):
+                raise InputError(f"{who}: row {number}: needed Unicode text under {key!r}, got half of a surrogate")
     return found
 
 
-def check_encoded(who: str, rows: object, kind: type) -> None:
-    """Raise InputError unless these are rows of ids, each of them a `kind`."""
+def _is_unicode(text: str) -> bool:
+    """False if the text holds half of a surrogate pair: tokenizers and files cannot encode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_batch(batch: object, kind: type, row_kind: type, answers: int) -> None:
+    """Raise InputError unless this is a list of draws (`kind`) of rows of ids with so many answers."""
+    wrong = [draw for draw in batch if not isinstance(draw, kind)] if isinstance(batch, Sequence) else [batch]
+    if wrong or not batch:
+        came = article(wrong[0]) if wrong else "no row"
+        raise InputError(f"step: needed a batch of Batches(rows, ...), got {came}; see docs/runs.md")
+    check_encoded("step", [draw.row for draw in batch], row_kind, answers)
+
+
+def check_encoded(who: str, rows: object, kind: type, answers: int = 0) -> None:
+    """Raise InputError unless these are rows of ids, each of them a `kind` with so many answers or more."""
     needed = "the rows of encode_rows(...).rows"
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         check_sized(who, rows, needed)
         raise InputError(f"{who}: needed {needed}, got {article(rows)}; write [rows[i] for i in range(len(rows))]")
     if wrong := next((row for row in rows if not isinstance(row, kind)), None):
         raise InputError(f"{who}: needed {needed}, got {shown(wrong)} in them; call encode_rows first")
+    if fewer := next((row for row in rows if len(row.responses) < answers), None):
+        raise InputError(
+            f"{who}: needed rows with a number of answers of at least {answers}, got {len(fewer.responses)}; name the "
+            "answers in encode_rows"
+        )
 
 
-def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
-    """Raise InputError unless the rows have a length and an index or an order."""
+def check_sized(who: str, rows: object, needed: str = "a list of rows", order: type = Collection) -> None:
+    """Raise InputError unless the rows have a length, and an index or the type `order`."""
     kind, advice = article(rows), ""
     if "DataLoader" in {base.__name__ for base in type(rows).__mro__}:
         advice = "it makes batches of its own; give its dataset"
@@ -50,7 +75,7 @@ def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
         advice = "it can be read only once, and its length is unknown; write list(rows)"
     elif not hasattr(rows, "__len__"):
         advice = "it has no length; write a list of its rows"
-    elif not (hasattr(rows, "__getitem__") or isinstance(rows, Collection)):
+    elif not (hasattr(rows, "__getitem__") or isinstance(rows, order)):
         advice = "it has no index; write a list of its rows"
     elif type(rows).__name__ == "DataFrame":
         advice = 'its index is a column; write rows.to_dict("records")'
