@@ -89,7 +89,7 @@ class UnpairedTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all rows."""
-        rows = drawn(batch, 2)
+        rows = drawn(batch, 1)
         groups = row_groups(rows, self.config.microbatch_tokens)
         kl = self.estimate_kl(groups)
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))

@@ -26,18 +26,17 @@ def listed(who: str, rows: object, keys: Iterable[str], turns: str) -> list[dict
             if not isinstance(row.get(key), str) and not (key == "prompt" and turns in row):
                 got = shown(row[key]) if key in row else f"only {', '.join(map(str, row)) or 'an empty dict'}"
                 raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
-            if not _is_unicode(row.get(key, "")):
+            if not _is_unicode(row.get(key)):
                 raise InputError(f"{who}: row {number}: needed Unicode text under {key!r}, got half of a surrogate")
     return found
 
 
-def _is_unicode(text: str) -> bool:
-    """False if the text holds half of a surrogate pair: tokenizers and files cannot encode it."""
+def _is_unicode(text: object) -> bool:
+    """False for a text with half of a surrogate pair: tokenizers and files cannot encode it."""
     try:
-        text.encode()
+        return not isinstance(text, str) or text.encode() is not None
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def check_batch(batch: object, kind: type, row_kind: type, answers: int) -> None:
