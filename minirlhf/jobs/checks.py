@@ -144,7 +144,12 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
 def check_same_job(job: Opened, path: Path) -> None:
     """Refuse to train stages before a stage that an earlier start has begun with other settings of its own."""
     ours = {name: job.settings[name] for name in ("job", job.section)}
-    old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
+    try:
+        old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: needed the settings of a run in TOML, got: {error}; choose another --output"
+        ) from None
     for name in ours:
         before, now = (old, new) if name == "job" else (old.get(name, {}), new[name])
         keys = [key for key, value in {**before, **now}.items() if not isinstance(value, dict)]

@@ -60,7 +60,7 @@ class JobConfig:
 class RLJobConfig(JobConfig):
     reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
     #                            instead of training a reward model; or several, with commas
-    reward_weights: tuple[float, ...] = ()  # [-] a weight for each reward; default: 1 each
+    reward_weights: tuple[float, ...] | None = None  # [-] a weight for each reward; default: 1 each
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,48 @@ def test_an_output_that_holds_a_run_with_other_settings(refusal, call, inputs, t
     call("sft", tmp_path, "--data", inputs / "pairs.jsonl", "--output", "job")
     text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume", "--sft.lr", "0.5")
     assert text == (
-        "job/sft: holds another run: it began with lr 0.008, but the settings now say 0.5; resume with "
-        "its own settings or choose another --output"
+        "job/sft: holds another run: it began with 'lr = 0.008', but the settings now say 'lr = 0.5'; resume "
+        "with its own settings or choose another --output"
     )
+
+
+def test_an_output_with_files_that_are_no_run_is_named_as_such(refusal, inputs, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "notes")
+    assert text == "notes: holds files that are no run's; choose another --output"
+
+
+@pytest.mark.parametrize("output", ["/proc/minirlhf", "long" * 80, "dangling", "loop", "dangling/below"])
+def test_an_output_that_cannot_be_made(refusal, inputs, tmp_path, output):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", output)
+    assert text.startswith(f"{output}: needed a folder for --output, ") and text.endswith("; choose another")
+
+
+@pytest.mark.parametrize("content", [b"{", b"a =\n", b"\xff"])
+def test_a_run_whose_settings_are_broken_does_not_resume(refusal, call, inputs, tmp_path, content):
+    job = "--data", inputs / "pairs.jsonl", "--output", "job"
+    call("sft", tmp_path, *job)
+    (tmp_path / "job" / "sft" / "config.toml").write_bytes(content)
+    text = refusal("sft", *job, "--resume")
+    assert text.startswith("job/sft/config.toml: needed the settings of a run in TOML, got: ")
+
+
+@pytest.mark.parametrize("first", ["sft", "reward_model"])
+def test_stages_of_single_programs_serve_a_pipeline(call, inputs, tmp_path, capsys, first):
+    stages = (inputs / "ppo.toml").read_text()
+    own = stages if first == "sft" else stages.replace("[sft]\nsteps = 4\nbatch_size = 8\n", "")
+    keep = [
+        block for block in own.split("[") if not block.startswith("ppo") and (first != "sft" or "reward" not in block)
+    ]
+    (tmp_path / "own.toml").write_text("[".join(keep))
+    job = "--data", inputs / "pairs.jsonl", "--output", "job"
+    call(first, tmp_path, "--config", "own.toml", *job)
+    capsys.readouterr()
+    call("ppo", tmp_path, *job, "--resume")
+    assert f"{'sft' if first == 'sft' else 'reward'}: finished already" in capsys.readouterr().out
 
 
 def test_an_output_that_holds_other_files(refusal, inputs, tmp_path):
