@@ -318,7 +318,10 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
             "task: needed reviews or arithmetic, got 'poems'; or give your own rows with --data FILE",
         ),
         (["--device", "gpu"], "device: needed auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
-        (["--vocab_size", "100"], "Tokenizer.train: vocab_size must be at least 259"),
+        (["--vocab_size", "100"], "Tokenizer.train: vocab_size must be 259"),
+        (["--vocab_size", "99999999999"], "Tokenizer.train: vocab_size must be 259"),
+        (["--threads", "10000000"], "PipelineConfig: threads must be at least 1 and at most 1024, got 10000000"),
+        (["--threads", "0"], "PipelineConfig: threads must be at least 1 and at most 1024, got 0"),
     ],
 )
 def test_settings_that_are_unknown_ill_typed_or_do_not_go_together(refusal, inputs, tmp_path, argv, text):
