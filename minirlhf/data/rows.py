@@ -1,9 +1,10 @@
-"""What a caller passes as rows: checked once, before anything reads them."""
+"""What a caller passes as rows, batches or prompts: checked once, before anything reads them."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from minirlhf.errors import InputError
@@ -61,6 +62,30 @@ def check_encoded(who: str, rows: object, kind: type, answers: int = 0) -> None:
             f"{who}: needed rows with a number of answers of at least {answers}, got {len(fewer.responses)}; name the "
             "answers in encode_rows"
         )
+
+
+def check_prompts(who: str, prompts: object, vocabulary: int, context: int) -> None:
+    """Raise InputError unless these are lists of ids that the model knows, each with room for a token after it."""
+    check_sized(who, prompts, "a list of prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, list | tuple):
+            advice = "write prompt.tolist()" if hasattr(prompt, "tolist") else "use tokenizer.encode_prompts(texts)"
+            raise InputError(f"{who}: needed lists of ids, got {shown(prompt)} as prompt {i}; {advice}")
+        if not prompt:
+            raise InputError(f"{who}: prompt {i} is empty; begin it with the BOS token")
+        if wrong := [token for token in prompt if not isinstance(token, Integral)]:
+            raise InputError(
+                f"{who}: needed lists of ids, got {shown(wrong[0])} in prompt {i}; use tokenizer.encode_prompts(texts)"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise InputError(
+                f"{who}: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds {vocabulary}; is it "
+                "another model's tokenizer?"
+            )
+        if len(prompt) >= context:
+            raise InputError(
+                f"{who}: the {len(prompt)} tokens of prompt {i} leave no room in the context of {context}; shorten it"
+            )
 
 
 def check_sized(who: str, rows: object, needed: str = "a list of rows", order: type = Collection) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import without_repeats
 from minirlhf.text.checkpoint_tokenizer.answer_end import with_answer_end
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 from minirlhf.text.parts import TokenizerParts
@@ -48,7 +49,7 @@ def with_variables(parts: TokenizerParts, variables: dict[str, Any] | str) -> To
 
 def _object(text: str) -> dict:
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):

@@ -89,6 +89,7 @@ def test_generation_blocks_keep_their_answers():
             'needed a JSON object such as {"enable_thinking": false}, got \'enable',
         ),
         ("[1]", "needed a JSON object such as"),
+        ('{"enable_thinking": true, "enable_thinking": false}', "needed a JSON object such as"),
         ('{"enable_thinking": False}', "needed a JSON object such as"),
     ],
     ids=range(11),
