@@ -16,7 +16,7 @@ EMBEDDED = ("reviews", "arithmetic")
 # part of a task: (stage that needs it, form of its rows)
 STAGES = {
     "sft": ("SFT", "{prompt, response}"),
-    "pairs": ("a reward model", "{prompt, chosen, rejected}"),
+    "pairs": ("training on pairs", "{prompt, chosen, rejected}"),
     "prompts": ("PPO", "{prompt}"),
 }
 

@@ -111,8 +111,8 @@ def test_a_prompt_longer_than_the_context(refusal, data, pairs, program):
 def test_rows_of_a_kind_that_does_not_serve(refusal, data):
     path = data([{"prompt": "a", "response": "b"}] * 5)
     assert refusal("reward_model", "--data", path) == (
-        f"{path}: a reward model needs rows {{prompt, chosen, rejected}}, but the task has none; give --data FILE with "
-        "such rows"
+        f"{path}: training on pairs needs rows {{prompt, chosen, rejected}}, but the task has none; give --data "
+        "FILE with such rows"
     )
 
 

@@ -130,9 +130,9 @@ def test_a_stage_that_the_task_replaces_is_no_place_to_stop(refusal):
     ("program", "rows", "text"),
     [
         ("sft", [{"prompt": "a"}], "SFT needs rows {prompt, response}"),
-        ("ppo", [{"prompt": "a"}], "a reward model needs rows {prompt, chosen, rejected}"),
-        ("reward_model", [{"prompt": "a", "response": "b"}], "a reward model needs rows {prompt, chosen, rejected}"),
-        ("dpo", [{"prompt": "a", "response": "b"}], "a reward model needs rows {prompt, chosen, rejected}"),
+        ("ppo", [{"prompt": "a"}], "training on pairs needs rows {prompt, chosen, rejected}"),
+        ("reward_model", [{"prompt": "a", "response": "b"}], "training on pairs needs rows {prompt, chosen, rejected}"),
+        ("dpo", [{"prompt": "a", "response": "b"}], "training on pairs needs rows {prompt, chosen, rejected}"),
         ("distillation", [{"prompt": "a"}], "SFT needs rows {prompt, response}"),
     ],
 )

@@ -117,6 +117,6 @@ def test_stop_after_ends_a_job_behind_its_stage(job):
 def test_a_task_without_the_rows_that_a_program_needs_is_refused_before_anything_is_written(tmp_path):
     settings = {"job": JobConfig(output=str(tmp_path / "job")), "reward_model": RewardConfig(), "ppo": PPOConfig()}
     prompts = lambda job: Task("mine", [], [], [{"prompt": "a"}], [], [], [{"prompt": "b"}])  # noqa: E731
-    with pytest.raises(InputError, match="mine: a reward model needs rows"):
+    with pytest.raises(InputError, match="mine: training on pairs needs rows"):
         Job.make("ppo", "ppo", settings, torch.device("cpu"), prompts, after=("sft", "reward"))
     assert list(tmp_path.iterdir()) == []

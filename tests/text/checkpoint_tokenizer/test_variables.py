@@ -92,7 +92,7 @@ def test_generation_blocks_keep_their_answers():
         ('{"enable_thinking": true, "enable_thinking": false}', "needed a JSON object such as"),
         ('{"enable_thinking": False}', "needed a JSON object such as"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_variables_without_effect_are_refused(variables, text):
     with pytest.raises(InputError, match=f"^template_variables: {re.escape(text)}"):
