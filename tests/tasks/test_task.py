@@ -62,7 +62,10 @@ def test_keys_of_the_rows_are_kept():
 
 @pytest.mark.parametrize(
     ("part", "needs"),
-    [("sft", "SFT needs rows {prompt, response}"), ("pairs", "training on pairs needs rows {prompt, chosen")],
+    [
+        ("sft", "SFT needs rows {prompt, response}"),
+        ("pairs", "training on pairs needs rows {prompt, chosen, rejected}"),
+    ],
 )
 def test_a_stage_without_rows_is_refused(part, needs):
     task = task_from_rows(dataset("prompt"))
