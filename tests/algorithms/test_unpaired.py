@@ -276,8 +276,8 @@ def whole_only_in_forwards(model):
 @pytest.mark.parametrize("microbatch_tokens", [1, 20, 10_000])
 def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(microbatch_tokens):
     rows, config = separable(), {"loss": "bco", "prompt_weighting": True, "batch_size": 8, "lr": 1e-2}
-    plain = weighted(rows, torch.float64)
-    policy = Policy(tiny.transformer(dtype=torch.float64))
+    policy, same = (Policy(tiny.transformer(dtype=torch.float64)) for _ in range(2))
+    plain = UnpairedTrainer(same, tiny.near(same), tiny.tokenizer(), UnpairedConfig(**config), 3, rows=rows)
     reference = tiny.near(policy)
     embedding = reference.transformer.model.embed_tokens.weight.clone()
     whole_only_in_forwards(reference)

@@ -103,6 +103,6 @@ def test_held_out_pairs_have_true_labels():
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    text = "task: needed reviews or arithmetic, got 'poems'; or give rows with --data FILE"
+    text = "task: needed reviews or arithmetic, got 'poems'; or give your own rows with --data FILE"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         embedded_task("poems", 0)
