@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minirlhf.algorithms.distillation_checks import check_logits, common_ids
 from minirlhf.algorithms.offline import OfflineConfig
-from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
+from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig, generate
@@ -98,7 +98,7 @@ class DistillationTrainer:
         A hash of the step number makes the choice, so a resumed run makes the same choice.
         """
         on_policy = bool(keyed_uniforms(self.seed, "distillation", self.steps_done) < self.config.on_policy)
-        rows = self.write(batch) if on_policy else [draw.row for draw in batch]
+        rows = self.write(batch) if on_policy else drawn(batch, 1)
         count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for row in rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):

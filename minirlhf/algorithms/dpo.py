@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minirlhf.adapters.lora import adapter_names
 from minirlhf.algorithms.dpo_recipes import LINKS, LOSSES, DPOConfig
-from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
+from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import (
@@ -65,7 +65,7 @@ class DPOTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of pairs: the mean loss over all pairs."""
-        rows = [draw.row for draw in batch]
+        rows = drawn(batch, 2)
         sizes = [float(len(rows)), float(sum(len(row.responses[0]) for row in rows))]
         pairs, chosen_tokens = all_sum(torch.tensor(sizes, device=self.device))
         sums = Sums()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over_minibatches
 from minirlhf.algorithms.unused import refuse_changed
-from minirlhf.data.batches import Draw, microbatches, pad_sequences
+from minirlhf.data.batches import Draw, drawn, microbatches, pad_sequences
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import Completion, generate
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
@@ -108,7 +108,7 @@ class OnlineDPOTrainer:
 
     def play(self, batch: list[Draw]) -> Match:
         """Sample the policy's and the opponent's answer to each prompt, and let the judge compare the answers."""
-        config, rows = self.config, [draw.row.source for draw in batch]
+        config, rows = self.config, [row.source for row in drawn(batch, 0)]
         policy, reference = self.policy.transformer, self.ref_policy.transformer
         opponent = policy
         if config.algorithm == "xpo":

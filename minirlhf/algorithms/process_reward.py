@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.algorithms.offline import OfflineConfig
-from minirlhf.data.batches import Draw, pad_rows, row_groups
+from minirlhf.data.batches import Draw, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, shown
 from minirlhf.losses import correctness_loss, masked_mean, masked_sum
@@ -54,7 +54,7 @@ class ProcessRewardTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all labelled tokens."""
-        rows = [draw.row for draw in batch]
+        rows = drawn(batch, 1)
         count = all_sum(torch.tensor(float(sum(len(row.source["labels"]) for row in rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_model):

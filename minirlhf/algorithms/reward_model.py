@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.algorithms.offline import OfflineConfig
-from minirlhf.data.batches import Draw, pad_rows, row_groups
+from minirlhf.data.batches import Draw, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import check_range
 from minirlhf.losses import bradley_terry_loss, reward_centering_loss
@@ -54,7 +54,7 @@ class RewardTrainer:
         """One update on a batch of pairs. A row may hold a "margin": how much higher the chosen score should be."""
         from minirlhf.algorithms.margins import margins_of  # here, so that the core loads no leaf
 
-        rows = [draw.row for draw in batch]
+        rows = drawn(batch, 2)
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_model):

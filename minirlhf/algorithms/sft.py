@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.algorithms.offline import OfflineConfig
-from minirlhf.data.batches import Draw, Sequences, pad_rows, row_groups
+from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
 from minirlhf.generation.engine import SamplingConfig, generate, with_room
@@ -67,7 +67,7 @@ class SFTTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all tokens that the batch teaches."""
-        rows = [draw.row for draw in batch]
+        rows = drawn(batch, 1)
         learned_tokens, all_tokens = self.count_tokens(rows)
         sums = Sums()
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):

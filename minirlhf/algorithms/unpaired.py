@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.algorithms.prompt_classifier import PromptClassifier
 from minirlhf.algorithms.unused import refuse_changed
-from minirlhf.data.batches import Draw, pad_rows, row_groups
+from minirlhf.data.batches import Draw, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import RunningMean, apo_zero_unpaired_loss, bco_loss, density_ratio, kto_kl, kto_loss, sum_logps
@@ -89,7 +89,7 @@ class UnpairedTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all rows."""
-        rows = [draw.row for draw in batch]
+        rows = drawn(batch, 1)
         groups = row_groups(rows, self.config.microbatch_tokens)
         kl = self.estimate_kl(groups)
         count = all_sum(torch.tensor(float(len(rows)), device=self.device))

@@ -29,7 +29,7 @@ class Batches:
     def __init__(self, rows: Sequence, *, batch_size: int, steps: int, seed: int, stream: str) -> None:
         from minirlhf.data.rows import check_sized
 
-        check_sized("Batches", rows)
+        check_sized("Batches", rows, order=Sequence)
         if not len(rows):
             raise InputError(f"{stream}: needed at least one row to train on, got none")
         self.rows, self.batch_size, self.steps, self.seed, self.stream = rows, batch_size, steps, seed, stream
@@ -56,6 +56,14 @@ class Batches:
             self._order = {**recent, epoch: permutation(len(self.rows), self.seed, self.stream, epoch)}
         index = self._order[epoch][position]
         return Draw(self.rows[index], index, epoch)
+
+
+def drawn(batch: Sequence[Draw], answers: int) -> list[EncodedRow]:
+    """The rows of a batch.   Raises: InputError if `batch` is none of `Batches`, or a row has fewer answers."""
+    from minirlhf.data.rows import check_batch
+
+    check_batch(batch, Draw, EncodedRow, answers)
+    return [draw.row for draw in batch]
 
 
 class Sequences(NamedTuple):
@@ -103,7 +111,7 @@ def row_groups(rows: Sequence[EncodedRow], max_tokens: int, sides: int = 1) -> l
     """
     from minirlhf.data.rows import check_encoded
 
-    check_encoded("row_groups", rows, EncodedRow)
+    check_encoded("row_groups", rows, EncodedRow, sides)
     lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
     return [[rows[i] for i in group] for group in microbatches(lengths, max_tokens // sides)]
 

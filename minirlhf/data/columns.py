@@ -17,13 +17,13 @@ from minirlhf.errors import InputError, shown
 MEANINGS = (
     "system instruction input output completion context history query question response reply text document passage "
     "summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
-    "tool function reasoning thinking thought rationale image video audio name "
+    "tool function reasoning think thinking thought rationale image video audio name "
     "label score rating rank ranking preference preferred winner vote thumb feedback weight reward mask train "
-    "desirable step"
+    "trainable training loss desirable step"
 )
 QUALIFIERS = (
     "prompt chosen rejected better best worse worst safer first second left right a b is human user assistant bot gpt "
-    "model ai gold overall loss good bad up down list kto tag call parallel content extra"
+    "model ai gold overall sample example good bad up down list kto tag call parallel content extra"
 )
 WHOLE_NAMES = (
     "kto_tag is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "

@@ -1,8 +1,9 @@
-"""The rows that a caller passes are checked once, before they are read."""
+"""What a caller passes as rows, batches or prompts: checked once, before anything reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 
 from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError, shown
@@ -32,19 +33,56 @@ def listed(who: str, rows: object, keys: Iterable[str]) -> list[dict]:
     return found
 
 
-def check_encoded(who: str, rows: object, kind: type) -> None:
-    """Raise InputError unless these are rows of ids, each of them a `kind`."""
+def check_batch(batch: object, kind: type, row_kind: type, answers: int) -> None:
+    """Raise InputError unless this is a list of draws (`kind`) of rows of ids with so many answers."""
+    wrong = [draw for draw in batch if not isinstance(draw, kind)] if isinstance(batch, Sequence) else [batch]
+    if wrong or not batch:
+        came = article(wrong[0]) if wrong else "no row"
+        raise InputError(f"step: needed a batch of Batches(rows, ...), got {came}; see docs/runs.md")
+    check_encoded("step", [draw.row for draw in batch], row_kind, answers)
+
+
+def check_encoded(who: str, rows: object, kind: type, answers: int = 0) -> None:
+    """Raise InputError unless these are rows of ids, each of them a `kind` with so many answers or more."""
     needed = "the rows of encode_rows(...).rows"
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         check_sized(who, rows, needed)
         raise InputError(f"{who}: needed {needed}, got {article(rows)}; write [rows[i] for i in range(len(rows))]")
-    for row in rows:
-        if not isinstance(row, kind):
-            raise InputError(f"{who}: needed {needed}, got {with_type(row)} in them; call encode_rows first")
+    if wrong := next((row for row in rows if not isinstance(row, kind)), None):
+        raise InputError(f"{who}: needed {needed}, got {with_type(wrong)} in them; call encode_rows first")
+    if fewer := next((row for row in rows if len(row.responses) < answers), None):
+        raise InputError(
+            f"{who}: needed rows with a number of answers of at least {answers}, got {len(fewer.responses)}; name the "
+            "answers in encode_rows"
+        )
 
 
-def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
-    """Raise InputError unless the rows have a length and an index or an order."""
+def check_prompts(who: str, prompts: object, vocabulary: int, context: int) -> None:
+    """Raise InputError unless these are lists of ids that the model knows, each with room for a token after it."""
+    check_sized(who, prompts, "a list of prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, list | tuple):
+            advice = "write prompt.tolist()" if hasattr(prompt, "tolist") else "use tokenizer.encode_prompts(texts)"
+            raise InputError(f"{who}: needed lists of ids, got {shown(prompt)} as prompt {i}; {advice}")
+        if not prompt:
+            raise InputError(f"{who}: prompt {i} is empty; begin it with the BOS token")
+        if wrong := [token for token in prompt if not isinstance(token, Integral)]:
+            raise InputError(
+                f"{who}: needed lists of ids, got {shown(wrong[0])} in prompt {i}; use tokenizer.encode_prompts(texts)"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise InputError(
+                f"{who}: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds {vocabulary}; is it "
+                "another model's tokenizer?"
+            )
+        if len(prompt) >= context:
+            raise InputError(
+                f"{who}: the {len(prompt)} tokens of prompt {i} leave no room in the context of {context}; shorten it"
+            )
+
+
+def check_sized(who: str, rows: object, needed: str = "a list of rows", order: type = Collection) -> None:
+    """Raise InputError unless the rows have a length, and an index or the type `order`."""
     kind, advice = article(rows), ""
     if "DataLoader" in {base.__name__ for base in type(rows).__mro__}:
         advice = "it makes batches of its own; give its dataset"
@@ -54,7 +92,7 @@ def check_sized(who: str, rows: object, needed: str = "a list of rows") -> None:
         advice = "it can be read only once, and its length is unknown; write list(rows)"
     elif not hasattr(rows, "__len__"):
         advice = "it has no length; write a list of its rows"
-    elif not (hasattr(rows, "__getitem__") or isinstance(rows, Collection)):
+    elif not (hasattr(rows, "__getitem__") or isinstance(rows, order)):
         advice = "it has no index; write a list of its rows"
     elif type(rows).__name__ == "DataFrame":
         advice = 'its index is a column; write rows.to_dict("records")'

@@ -87,22 +87,12 @@ def generate(
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
+    from minirlhf.data.rows import check_prompts
+
+    check_prompts("generate", prompts, transformer.config.vocab_size, transformer.config.max_position_embeddings)
     keys = [(0, i, 0) for i in range(len(prompts))] if keys is None else keys
     if len(keys) != len(prompts):
         raise ValueError(f"generate: needed {len(prompts)} keys, one per prompt, got {len(keys)}")
-    limit = transformer.config.max_position_embeddings
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise InputError(f"generate: prompt {i} is empty; begin it with the BOS token")
-        if not 0 <= min(prompt) <= max(prompt) < transformer.config.vocab_size:
-            raise InputError(
-                f"generate: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds "
-                f"{transformer.config.vocab_size}; is it another model's tokenizer?"
-            )
-        if len(prompt) >= limit:
-            raise InputError(
-                f"generate: the {len(prompt)} tokens of prompt {i} leave no room in the context of {limit}; shorten it"
-            )
     if config.stop_strings and tokenizer is None:
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -13,6 +13,7 @@ from minirlhf.runtime.distributed import gather, is_main, say
 from minirlhf.training.checkpoint import holds_anything, write_whole
 
 TAKEN = "holds a run already; give --resume or choose another --output"
+FOREIGN = "holds files that are no run's; choose another --output"
 
 
 def find_output(job: JobConfig, name: str) -> Path:
@@ -57,14 +58,19 @@ def _find(job: JobConfig, name: str) -> Path:
     taken = _numbers(name)
     newest = taken[-1] if taken and job.resumes else _next(name)
     folder = Path(job.output or newest)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
         raise InputError(
             f"{folder}: needed a folder for --output, but {existing} is not a writable folder; choose another"
         )
-    if holds_anything(folder) and not job.resumes:
-        raise InputError(f"{folder}: {TAKEN}")
-    if job.resume and not holds_anything(folder):
+    try:
+        begun = folder.exists() and holds_anything(folder)
+    except OSError as error:  # such as a name that is too long
+        raise _not_made(folder, error) from None
+    if begun and not job.resumes:
+        known = *folder.glob("config.toml"), *folder.glob("*/config.toml"), *folder.glob("tokenizer")
+        raise InputError(f"{folder}: {TAKEN if known else FOREIGN}")
+    if job.resume and not begun:
         say(f"{folder}: nothing to resume, starting afresh")
     return folder
 
@@ -79,6 +85,13 @@ def _take(folder: Path, job: JobConfig, name: str, first: str) -> Path:
             if job.output is not None:
                 raise InputError(f"{folder}: {TAKEN}") from None
             folder = _next(name)
+        except (OSError, RecursionError) as error:
+            raise _not_made(folder, error) from None
+
+
+def _not_made(folder: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or "too many folders in folders"
+    return InputError(f"{folder}: needed a folder for --output, got: {reason}; choose another")
 
 
 def _numbers(name: str) -> list[Path]:

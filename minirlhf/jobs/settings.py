@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from minirlhf.algorithms.reward_model import RewardConfig
 from minirlhf.algorithms.sft import SFTConfig
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, check_range
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import restarted
 from minirlhf.training.run import RunSettings
@@ -45,6 +45,7 @@ class JobConfig:
     later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "reward_weights", "stop_after")
 
     def __post_init__(self) -> None:
+        check_range(self, "threads", least=1, most=1024)
         if self.freeze and self.train != "all":
             raise InputError(
                 f"--freeze: --train {self.train} freezes all but adapters already; see lora.target_modules"
@@ -60,7 +61,7 @@ class JobConfig:
 class RLJobConfig(JobConfig):
     reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
     #                            instead of training a reward model; or several, with commas
-    reward_weights: tuple[float, ...] = ()  # [-] a weight for each reward; default: 1 each
+    reward_weights: tuple[float, ...] | None = None  # [-] a weight for each reward; default: 1 each
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ NAMES = ("prompts", "completions", "rows")
 
 
 def call_reward(reward: Callable, prompts: list[str], completions: list[str], rows: list[dict]) -> Any:
-    """Call a reward function as its signature asks -> its answer.
+    """Call a reward function as its signature asks -> its answer. It gets copies, so it can change no row of the run.
 
     reward(p, c, r)                        three parameters of names that no row has: by position
     reward(completions), reward(*, rows)   some of the names prompts, completions, rows, in any order: by name
@@ -22,7 +22,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     A parameter with a default value keeps it, unless it has one of the three names.
     Raises: InputError if a parameter names a column that a row does not have.
     """
-    given = dict(zip(NAMES, (prompts, completions, rows), strict=True))
+    given = dict(zip(NAMES, (list(prompts), list(completions), [dict(row) for row in rows]), strict=True))
     try:
         parameters = inspect.signature(reward).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minirlhf.data.batches import Draw, pad_sequences
+from minirlhf.data.batches import Draw, drawn, pad_sequences
 from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.losses import weighted_scores
 from minirlhf.model.policy import Policy, ValueModel
@@ -43,8 +43,8 @@ def collect(
         group_size:  completions per prompt; the completions of a prompt stand side by side.
         weights:     one per reward function. If given, a function may return None.
     """
-    draws = [draw for draw in batch for _ in range(group_size)]
-    prompts, rows = [draw.row.prompt for draw in draws], [draw.row.source for draw in draws]
+    encoded = [row for row in drawn(batch, 0) for _ in range(group_size)]
+    prompts, rows = [row.prompt for row in encoded], [row.source for row in encoded]
     keys = [(draw.epoch, draw.index, sample) for draw in batch for sample in range(group_size)]
     completions = generate(
         policy.transformer, prompts, sampling, seed=seed, stream=stream, keys=keys, tokenizer=tokenizer

@@ -74,9 +74,9 @@ class Tokenizer:
         Every digit is a token, as in Llama's first tokenizer: with merged digits a sum has a hundred spellings, and a
         model must learn each spelling.
         """
-        if vocab_size < 256 + 3:
+        if not 256 + 3 <= vocab_size <= 1 << 20:  # the trainer claims memory for all of them at once
             raise InputError(
-                f"Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got {vocab_size}"
+                f"Tokenizer.train: vocab_size must be 259 (3 specials, 256 bytes) to 1,048,576, got {vocab_size}"
             )
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(

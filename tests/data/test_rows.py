@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from minirlhf.algorithms import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from minirlhf.algorithms import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from minirlhf.data import Batches, encode_rows, read_rows
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, copy_of
@@ -114,6 +123,47 @@ def test_the_trainers_of_given_rows_refuse_rows_that_are_not_ids():
         for rows in (ROWS, Sized(), [[], []], [None], [{}]):
             with pytest.raises(InputError, match="needed the rows of encode_rows"):
                 trainer.evaluate(rows)
+
+
+PROMPTS = encode_rows(TOKENIZER, ROWS, (), context=9).rows
+BATCH = Batches(encode(ROWS), batch_size=2, steps=1, seed=0, stream="x")[0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        ([], "got no row"),
+        (encode(ROWS), "got an EncodedRow"),
+        (ROWS, "got a dict"),
+        (iter(BATCH), "got a list_iterator"),
+        (Batches(ROWS, batch_size=2, steps=1, seed=0, stream="x")[0], "got dict"),
+    ],
+)
+def test_a_step_refuses_what_is_no_batch(batch, text):
+    policy = Policy(Transformer(ModelConfig(vocab_size=259, intermediate_size=8, **SHAPE)))
+    grpo = GRPOTrainer(policy, None, len, TOKENIZER, GRPOConfig(kl_coef=0))
+    dpo = DPOTrainer(policy, copy_of(policy), TOKENIZER, DPOConfig(), 1)
+    for trainer in (SFT, dpo, grpo):
+        with pytest.raises(InputError, match="needed (a batch of Batches|the rows of encode_rows)") as caught:
+            trainer.step(batch)
+        assert text in str(caught.value)
+
+
+def test_rows_with_too_few_answers_are_refused():
+    """A list of prompts for SFT, a list of single answers for DPO."""
+    policy = Policy(Transformer(ModelConfig(vocab_size=259, intermediate_size=8, **SHAPE)))
+    dpo = DPOTrainer(policy, copy_of(policy), TOKENIZER, DPOConfig(), 1)
+    for trainer, rows, needed in ((SFT, PROMPTS, "1, got 0"), (dpo, encode(ROWS), "2, got 1")):
+        batch = Batches(rows, batch_size=2, steps=1, seed=0, stream="x")[0]
+        for act in (lambda of=trainer, given=rows: of.evaluate(given), lambda of=trainer, given=batch: of.step(given)):
+            with pytest.raises(InputError, match=f"needed rows with a number of answers of at least {needed}"):
+                act()
+
+
+@pytest.mark.parametrize("rows", [{1, 2}, {1: 2}.values()])
+def test_batches_need_an_index(rows):
+    with pytest.raises(InputError, match="^Batches: .* it has no index; write a list of its rows$"):
+        Batches(rows, batch_size=2, steps=1, seed=0, stream="x")
 
 
 @pytest.mark.parametrize("path", [3, None, ROWS])

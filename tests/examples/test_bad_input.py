@@ -240,6 +240,45 @@ def test_an_output_that_holds_a_run_with_other_settings(refusal, call, inputs, t
     )
 
 
+def test_an_output_with_files_that_are_no_run_is_named_as_such(refusal, inputs, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", "notes")
+    assert text == "notes: holds files that are no run's; choose another --output"
+
+
+@pytest.mark.parametrize("output", ["/proc/minirlhf", "long" * 80, "dangling", "loop", "dangling/below"])
+def test_an_output_that_cannot_be_made(refusal, inputs, tmp_path, output):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    text = refusal("sft", "--data", inputs / "pairs.jsonl", "--output", output)
+    assert text.startswith(f"{output}: needed a folder for --output, ") and text.endswith("; choose another")
+
+
+@pytest.mark.parametrize("content", [b"{", b"a =\n", b"\xff"])
+def test_a_run_whose_settings_are_broken_does_not_resume(refusal, call, inputs, tmp_path, content):
+    job = "--data", inputs / "pairs.jsonl", "--output", "job"
+    call("sft", tmp_path, *job)
+    (tmp_path / "job" / "sft" / "config.toml").write_bytes(content)
+    text = refusal("sft", *job, "--resume")
+    assert text.startswith("job/sft/config.toml: needed the settings of a run in TOML, got: ")
+
+
+@pytest.mark.parametrize("first", ["sft", "reward_model"])
+def test_stages_of_single_programs_serve_a_pipeline(call, inputs, tmp_path, capsys, first):
+    stages = (inputs / "ppo.toml").read_text()
+    own = stages if first == "sft" else stages.replace("[sft]\nsteps = 4\nbatch_size = 8\n", "")
+    keep = [
+        block for block in own.split("[") if not block.startswith("ppo") and (first != "sft" or "reward" not in block)
+    ]
+    (tmp_path / "own.toml").write_text("[".join(keep))
+    job = "--data", inputs / "pairs.jsonl", "--output", "job"
+    call(first, tmp_path, "--config", "own.toml", *job)
+    capsys.readouterr()
+    call("ppo", tmp_path, *job, "--resume")
+    assert f"{'sft' if first == 'sft' else 'reward'}: finished already" in capsys.readouterr().out
+
+
 def test_an_output_that_holds_other_files(refusal, inputs, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
@@ -279,7 +318,10 @@ def test_an_output_that_is_a_file_or_inside_one(refusal, inputs, tmp_path, outpu
             "task: needed reviews or arithmetic, got 'poems'; or give your own rows with --data FILE",
         ),
         (["--device", "gpu"], "device: needed auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
-        (["--vocab_size", "100"], "Tokenizer.train: vocab_size must be at least 259"),
+        (["--vocab_size", "100"], "Tokenizer.train: vocab_size must be 259"),
+        (["--vocab_size", "99999999999"], "Tokenizer.train: vocab_size must be 259"),
+        (["--threads", "10000000"], "PipelineConfig: threads must be at least 1 and at most 1024, got 10000000"),
+        (["--threads", "0"], "PipelineConfig: threads must be at least 1 and at most 1024, got 0"),
     ],
 )
 def test_settings_that_are_unknown_ill_typed_or_do_not_go_together(refusal, inputs, tmp_path, argv, text):

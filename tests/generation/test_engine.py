@@ -364,6 +364,24 @@ def refuses(text):
     return pytest.raises(InputError, match=f"^{re.escape(text)}$")
 
 
+@pytest.mark.parametrize(
+    ("prompts", "text"),
+    [
+        (["abc"], "got str 'abc' as prompt 0"),
+        ("abc", "got str 'abc'"),
+        ([[1, 2], ["a"]], "got str 'a' in prompt 1"),
+        ([[1.0]], "got float 1.0 in prompt 0"),
+        (torch.ones(1, 3, dtype=torch.long), "got Tensor tensor([1, 1, 1]) as prompt 0; write prompt.tolist()"),
+        (None, "got None"),
+        ((x for x in ["abc"]), "got a generator"),
+    ],
+)
+def test_prompts_are_lists_of_ids(make, prompts, text):
+    with pytest.raises(InputError, match="^generate: needed ") as caught:
+        generate(make(), prompts, SamplingConfig(max_tokens=2))
+    assert text in str(caught.value)
+
+
 def test_empty_prompt_is_refused(transformer):
     with refuses("generate: prompt 1 is empty; begin it with the BOS token"):
         generate(transformer, [[3], []], SamplingConfig(max_tokens=1))

@@ -94,3 +94,17 @@ def test_scores_come_from_functions_of_every_form():
 def test_an_answer_that_is_no_sequence_of_scores_is_refused(answer):
     with pytest.raises(InputError, match="needed 2 scores, one per completion, got 1"):
         score_completions(lambda p, c, r: answer, P, C, ROWS)
+
+
+def clearing(prompts, completions, rows):
+    scores = [float(len(c)) for c in completions]
+    for given in (prompts, completions, *rows, rows):
+        given.clear()
+    return scores
+
+
+def test_what_a_function_does_to_its_arguments_stays_with_it():
+    """Else a function that strips or sorts its completions changes the samples of the run, and a `pop` the rows."""
+    prompts, completions, rows = list(P), list(C), [dict(row) for row in ROWS]
+    assert score_completions(clearing, prompts, completions, rows) == [1.0, 2.0]
+    assert (prompts, completions, rows) == (P, C, ROWS)

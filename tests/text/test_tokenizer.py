@@ -111,7 +111,7 @@ def test_training_is_deterministic():
 
 
 def test_vocab_size_below_the_bytes_is_refused():
-    with refuses("Tokenizer.train: vocab_size must be at least 259 (3 specials, 256 bytes), got 258"):
+    with refuses("Tokenizer.train: vocab_size must be 259 (3 specials, 256 bytes) to 1,048,576, got 258"):
         Tokenizer.train(TEXTS, 258)
 
 
