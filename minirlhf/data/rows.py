@@ -48,8 +48,8 @@ def check_encoded(who: str, rows: object, kind: type, answers: int = 0) -> None:
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         check_sized(who, rows, needed)
         raise InputError(f"{who}: needed {needed}, got {article(rows)}; write [rows[i] for i in range(len(rows))]")
-    if wrong := next((row for row in rows if not isinstance(row, kind)), None):
-        raise InputError(f"{who}: needed {needed}, got {with_type(wrong)} in them; call encode_rows first")
+    if wrong := [row for row in rows if not isinstance(row, kind)]:
+        raise InputError(f"{who}: needed {needed}, got {with_type(wrong[0])} in them; call encode_rows first")
     if fewer := next((row for row in rows if len(row.responses) < answers), None):
         raise InputError(
             f"{who}: needed rows with a number of answers of at least {answers}, got {len(fewer.responses)}; name the "
@@ -63,12 +63,12 @@ def check_prompts(who: str, prompts: object, vocabulary: int, context: int) -> N
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, list | tuple):
             advice = "write prompt.tolist()" if hasattr(prompt, "tolist") else "use tokenizer.encode_prompts(texts)"
-            raise InputError(f"{who}: needed lists of ids, got {shown(prompt)} as prompt {i}; {advice}")
+            raise InputError(f"{who}: needed lists of ids, got {with_type(prompt)} as prompt {i}; {advice}")
         if not prompt:
             raise InputError(f"{who}: prompt {i} is empty; begin it with the BOS token")
         if wrong := [token for token in prompt if not isinstance(token, Integral)]:
             raise InputError(
-                f"{who}: needed lists of ids, got {shown(wrong[0])} in prompt {i}; use tokenizer.encode_prompts(texts)"
+                f"{who}: needed lists of ids, got {with_type(wrong[0])} in prompt {i}; use tokenizer.encode_prompts(texts)"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise InputError(

@@ -161,7 +161,9 @@ def check_same_job(job: Opened, path: Path) -> None:
     try:
         old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(settings_to_toml(ours))
     except ValueError as error:
-        raise InputError(f"{path}: needed the settings of a run, got: {error}; choose another --output") from None
+        raise InputError(
+            f"{path}: needed the settings of a run in TOML, got: {error}; choose another --output"
+        ) from None
     for name in ours:
         before, now = (old, new) if name == "job" else (old.get(name, {}), new[name])
         keys = [key for key, value in {**before, **now}.items() if not isinstance(value, dict)]
