@@ -67,9 +67,8 @@ def check_prompts(who: str, prompts: object, vocabulary: int, context: int) -> N
         if not prompt:
             raise InputError(f"{who}: prompt {i} is empty; begin it with the BOS token")
         if wrong := [token for token in prompt if not isinstance(token, Integral)]:
-            raise InputError(
-                f"{who}: needed lists of ids, got {with_type(wrong[0])} in prompt {i}; use tokenizer.encode_prompts(texts)"
-            )
+            came = f"{with_type(wrong[0])} in prompt {i}"
+            raise InputError(f"{who}: needed lists of ids, got {came}; use tokenizer.encode_prompts(texts)")
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise InputError(
                 f"{who}: prompt {i} has ids up to {max(prompt)}, the model's vocabulary holds {vocabulary}; is it "
