@@ -188,7 +188,7 @@ def test_settings_of_a_run_that_are_no_toml(refusal, inputs, tmp_path):
     (tmp_path / "job" / "ppo").mkdir(parents=True)
     (tmp_path / "job" / "ppo" / "config.toml").write_text("[")
     text = refusal("ppo", "--data", inputs / "pairs.jsonl", "--output", "job", "--resume")
-    assert text.startswith("job/ppo/config.toml: needed the settings of a run, got: ")
+    assert text.startswith("job/ppo/config.toml: needed the settings of a run in TOML, got: ")
 
 
 def test_a_foreign_folder_in_the_place_of_a_later_stage(call, refusal, inputs, tmp_path):

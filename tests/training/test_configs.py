@@ -76,7 +76,8 @@ def test_every_default_can_be_given_as_a_flag(section, config):
     assert parse_settings({section: config}, argv, description="")[section] == config()
 
 
-def test_help_lists_every_field_with_its_default():
+def test_help_lists_every_field_with_its_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # on a narrow terminal the default and the meaning stand on two lines
     text = help_text(PROGRAM, "")
     for section, config in PROGRAM.items():
         for field in dataclasses.fields(config):
