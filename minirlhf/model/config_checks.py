@@ -7,8 +7,6 @@ from typing import Any
 from minirlhf.errors import InputError, check_range, shown
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-# rope_type -> (field of the slow pairs, field of the fast pairs); the first must be smaller
-LIMITS = {"llama3": ("rope_low_freq_factor", "rope_high_freq_factor"), "yarn": ("rope_beta_slow", "rope_beta_fast")}
 
 
 def check_experts_layers_and_scaling(config: Any) -> None:
@@ -36,9 +34,8 @@ def _check_scaling(config: Any) -> None:
     check_range(config, "rope_low_freq_factor", "rope_high_freq_factor", above=0, most=1e15)
     check_range(config, "rope_beta_fast", "rope_beta_slow", "rope_attention_factor", above=0, most=1e15)
     check_range(config, "rope_theta", above=1)
-    if config.rope_type in LIMITS:
-        low, high = (getattr(config, name) for name in LIMITS[config.rope_type])
-        if low >= high:
-            raise InputError(f"ModelConfig: {' must be below '.join(LIMITS[config.rope_type])}, got {low} and {high}")
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    if config.rope_type == "llama3" and low >= high:
+        raise InputError(f"ModelConfig: rope_low_freq_factor must be below rope_high_freq_factor, got {low} and {high}")
     if config.rope_type == "dynamic" and config.head_width < 4:
         raise InputError(f"ModelConfig: rope_type dynamic needs a head_dim of at least 4, got {config.head_width}")

@@ -420,6 +420,10 @@ def test_impossible_settings_are_refused(settings, text):
         SamplingConfig(**settings)
 
 
+def test_the_least_settings_are_accepted():
+    SamplingConfig(max_tokens=1, batch_size=1, temperature=1e-3, top_k=0, top_p=1e-9)
+
+
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size_below_1_is_refused(transformer, batch_size):
     with pytest.raises(InputError, match="batch_size"):

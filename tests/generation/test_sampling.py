@@ -99,6 +99,14 @@ def test_top_k_keeps_the_first_of_equals():
     assert truncate(torch.zeros(1, 4).log_softmax(-1), 2, 1.0)[0].isfinite().tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.parametrize("top_k", [0, -1, 5000, 9999])
+def test_without_truncation_every_bit_of_the_log_probs_stays(top_k):
+    # a running sum in fp32 reaches 1 long before the last of these tokens, and would drop the rest
+    logps = torch.linspace(0, -30, 5000)[None].log_softmax(-1)
+    kept, mass_kept = truncate(logps, top_k, 1.0)
+    assert torch.equal(kept, logps) and mass_kept.tolist() == [1.0]
+
+
 def test_temperature_divides_the_logits_before_truncation():
     # T = 0.5 squares: 1, 4, 9, 16 over 30; top-2 leaves 9 and 16 of 25
     tokens, logps, mass_kept = draw([0.1, 0.5, 0.9], temperature=0.5)
