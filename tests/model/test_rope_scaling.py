@@ -97,3 +97,9 @@ def test_dynamic_scaling_begins_behind_the_context_trained_for():
 def test_settings_that_divide_by_zero_are_refused(name):
     with pytest.raises(InputError, match=f"ModelConfig: {name} must be"):
         config(**{"rope_type": "linear", "rope_factor": 2.0, name: 0.0})
+
+
+@pytest.mark.parametrize(("low", "high"), [(4.0, 4.0), (5.0, 4.0)])
+def test_limits_of_llama3_that_leave_no_ramp_are_refused(low, high):
+    with pytest.raises(InputError, match="rope_low_freq_factor must be below rope_high_freq_factor, got"):
+        config(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=low, rope_high_freq_factor=high)
