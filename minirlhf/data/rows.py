@@ -1,4 +1,4 @@
-"""What a caller passes as rows, batches or prompts: checked once, before anything reads them."""
+"""Checks of rows, batches and prompts that a caller passes. They run once, before other code reads the values."""
 
 from __future__ import annotations
 

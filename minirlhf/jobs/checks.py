@@ -199,7 +199,7 @@ def empty(shape: ModelConfig) -> Policy:
 
 
 def save_tokenizer(job: Opened) -> None:
-    """Write the new tokenizer, which all stages share, into the job's folder."""
+    """Write the new tokenizer into the job's folder. All stages share it."""
     folder = job.folder / "tokenizer"
     if job.common.policy:
         return

@@ -29,7 +29,7 @@ def last_policy(folder: Path) -> Path | None:
 
 
 def check_no_pipeline(folder: Path) -> None:
-    """Raise InputError if the folder is a pipeline's, where a reward model is needed: it stands for a policy."""
+    """Raise InputError for a pipeline's folder: it stands for a policy, and the caller needs a reward model."""
     _, finals = _stages(folder)
     if finals and not finished_model(folder) and not (folder / "config.json").exists():
         rewards = [str(stage) for stage, final in finals.items() if read_config(final)[1] is RewardModel]

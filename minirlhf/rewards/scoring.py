@@ -18,7 +18,7 @@ from minirlhf.text.tokenizer import Tokenizer
 Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
 # exact measures of each completion, by name
 Gold = Callable[[list[str], list[str], list[dict]], dict[str, list[float]]]
-LARGEST = 1e15  # Training adds squares of scores in fp32, which ends at 3.4e38: 1e8 scores of this size still fit.
+LARGEST = 1e15  # Training adds squares of scores in fp32. Its largest number is 3.4e38: the sum of 1e8 squares fits.
 
 
 def score_completions(

@@ -1,4 +1,4 @@
-"""Which ids a tokenizer gives: the model's embedding needs a row for each of them."""
+"""The ids that a tokenizer gives. The model's embedding needs a row for each of these ids."""
 
 from __future__ import annotations
 

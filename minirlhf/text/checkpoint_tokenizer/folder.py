@@ -181,7 +181,7 @@ def _templates(folder: Path, config: dict) -> tuple[dict[str, str], dict]:
 
 
 def _of_a_processor(folder: Path) -> dict[str, str]:
-    """The template in chat_template.json, where processors of images and text keep it."""
+    """The template in chat_template.json. Processors of images and text keep their template in this file."""
     source = _object(folder / PROCESSOR_TEMPLATE).get("chat_template")
     if not isinstance(source, str | None):
         raise InputError(f"{PROCESSOR_TEMPLATE}: chat_template: needed text, got {shown(source)}")
