@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import random
 
-from minirlhf.data.columns import Columns
-from minirlhf.data.reading import read_values
-from minirlhf.errors import InputError, shown
-from minirlhf.foreign import SURROGATE
+from minirlhf.data.formats import read_rows
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks import reviews
 from minirlhf.tasks.task import Task
 
-KEYS = ("prompt", "steps", "labels")
 HELD_OUT = 1024  # rows of the embedded task
 HELD_OUT_EVERY = 20  # the first 1/20 of a user's rows is held out
 
@@ -62,43 +58,8 @@ def as_outcome(row: dict) -> dict:
 
 
 def read_steps(path: str, ignore_columns: tuple[str, ...] = ()) -> list[dict]:
-    """The rows of a file. The notes on its columns are printed; see data/columns.py.
-
-    Raises: InputError, with file and line, if a value is not a row of this task.
-    """
-    rows, columns = [], Columns()
-    for unit, number, value in read_values(path):
-        try:
-            rows.append(_row(value) | {"line": number})
-        except InputError as error:
-            needed = '{"prompt": text, "steps": [text], "labels": [true or false]}'
-            raise InputError(f"{path}: {unit} {number}: needed {needed}, got {error}") from None
-        columns.look(value, KEYS, "steps", f"{unit} {number}")
-    columns.check(path, ignore_columns)
-    for note in columns.notes("steps"):
+    """The rows of a file. The notes on its columns are printed; see data/columns.py."""
+    dataset = read_rows(path, max_refused=0.0, as_kind="steps", ignore_columns=ignore_columns)
+    for note in dataset.notes:
         say(f"{path}: {note}")
-    if not rows:
-        raise InputError(f"{path}: needed at least one row, got an empty file; write one JSON object per line")
-    return rows
-
-
-def _row(value: object) -> dict:
-    """A row of the task.   Raises: InputError that says what came instead."""
-    if isinstance(value, InputError):
-        raise value
-    if not isinstance(value, dict) or not all(key in value for key in KEYS):
-        raise InputError(shown(value))
-    prompt, steps, labels = (value[key] for key in KEYS)
-    texts = [prompt, *steps] if isinstance(steps, list) else [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"prompt {shown(prompt)} and steps {shown(steps)}")
-    if any(map(SURROGATE.search, texts)):
-        raise InputError("half of a surrogate pair, which is no Unicode text")
-    # 1 is right in some data sets, and neutral or a rating in others
-    if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):
-        raise InputError(f"labels {shown(labels)}")
-    if len(labels) != len(steps) or not steps or not all(steps):
-        raise InputError(
-            f"{len(labels)} labels for {len(steps)} steps, of which {len(steps) - sum(map(bool, steps))} are empty"
-        )
-    return {key: value[key] for key in KEYS}
+    return list(dataset.rows)
