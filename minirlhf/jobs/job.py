@@ -44,6 +44,7 @@ class Job(Opened):
         config: type,
         *,
         help: str,
+        argv: list[str] | None = None,
         section: str | None = None,
         after: tuple[str, ...] = (),
         needs: tuple[str, ...] = (),
@@ -57,7 +58,7 @@ class Job(Opened):
         Args:
             name:     name of the program; the output folder is runs/NAME-001.
             config:   the dataclass of the program's own settings.   section: name of these settings, default `name`.
-            help:     the text above the settings in `--help`.
+            help:     the text above the settings in `--help`.   argv: the flags; None takes sys.argv.
             after:    the stages before the program's own: "sft", "reward".
             needs:    parts that the task must have: "sft", "pairs".
             job:      the dataclass of plain flags.   adapters: False leaves out [lora].
@@ -66,11 +67,11 @@ class Job(Opened):
         """
         section = section or name
         classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
-        settings = parse_settings(classes, description=help, epilogue=metrics_help())
+        settings = parse_settings(classes, argv, description=help, epilogue=metrics_help())
         if settings["job"].policy:
             from minirlhf.jobs.learning_rates import settings_for_model
 
-            settings = settings_for_model(classes, settings["job"])
+            settings = settings_for_model(classes, settings["job"], argv)
         check_effects(settings)
         if not after:
             check_base(settings["job"])

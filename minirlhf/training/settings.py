@@ -42,9 +42,9 @@ def parse_settings(
     flags = _read_flags(argv, {**hints, "config": str})
     values = flags
     if "config" in flags:
-        from minirlhf.training.config_file import read_toml
+        from minirlhf.training.config_file import read_settings
 
-        values = read_toml(flags.pop("config"), list(sections), hints) | flags
+        values = read_settings(flags.pop("config"), sections, hints) | flags
     built = {}
     for section, cls in sections.items():
         for name, field, hint in fields_of(section, cls):
