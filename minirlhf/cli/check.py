@@ -10,6 +10,7 @@ its longest rows. The exit code is 0 if nothing is found, and 2 if something is.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from minirlhf.cli.plan import disk_of_stages, memory_of_stages
 from minirlhf.cli.program import program_of
 from minirlhf.cli.rehearsal import Rehearsal, noted, rehearsed, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
+from minirlhf.errors import InputError
 from minirlhf.jobs import checks
 from minirlhf.jobs.folder import find_output
 from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
@@ -33,7 +35,7 @@ from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.settings import check_base, check_effects, sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
-from minirlhf.runtime.distributed import is_main, say
+from minirlhf.runtime.distributed import say
 from minirlhf.training.config_file import read_document, settings_in
 from minirlhf.training.fields import fields_of
 from minirlhf.training.settings import read_flags
@@ -46,21 +48,22 @@ def main(argv: list[str]) -> None:
         return print(__doc__.strip())
     sys.dont_write_bytecode = True  # a reward function's file is imported
     findings: list[str] = []
-    say("\n".join(f"{name:<12}  {fact}" for name, fact in machine().items()))
+    if first := os.environ.get("RANK", "0") == "0":  # under torchrun every process checks, and the first tells
+        print("\n".join(f"{name:<12}  {fact}" for name, fact in machine().items()), flush=True)
     with noted(findings):
         check_device(resolve_device())
     if argv:
         argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
         name, flags = program_of("check", argv, PROGRAMS)
-        say(f"\nminirlhf train {name}")
+        if first:
+            print(f"\nminirlhf train {name}", flush=True)
         check_program(name, flags, findings)
-    if not is_main():
-        return
-    print(f"\n{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found")
-    for number, finding in enumerate(findings, start=1):
-        print(f"{number}. {finding}")
+    if first:
+        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
+        lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
+        print("", found, *lines, sep="\n", flush=True)
     if findings:
-        raise SystemExit(2)
+        raise InputError(f"minirlhf check: needed no problem, found {len(findings)}; see the list")
 
 
 def check_program(name: str, flags: list[str], findings: list[str]) -> None:
