@@ -1,0 +1,115 @@
+"""Names of the hub against a small server in a thread. No test reaches another machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from minirlhf.errors import InputError
+from minirlhf.pretrained import hub
+
+COMMIT, OLD = "a" * 40, "b" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub with a few repositories: {"models/OWNER/NAME" | "datasets/OWNER/NAME": {path: bytes}}."""
+
+    def __init__(self, repos):
+        self.repos, self.asked, self.revisions = repos, [], {"main": COMMIT, "v1": OLD, COMMIT: COMMIT, OLD: OLD}
+        super().__init__(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = unquote(urlparse(self.path).path).strip("/")
+        self.server.asked.append((self.command, path))
+        if path.startswith("api/"):
+            kind, owner, name, what, revision, *_ = [*path.removeprefix("api/").split("/"), "", ""]
+            files = self.server.repos.get(f"{kind}/{owner}/{name}")
+            if files is None:
+                return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            commit = self.server.revisions.get(revision or "main")
+            if commit is None:
+                return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            if what == "tree":
+                entries = [
+                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for path, data in files.items()
+                ]
+                return self.send(200, json.dumps(entries).encode())
+            siblings = [{"rfilename": path} for path in files]
+            return self.send(200, json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": siblings}).encode())
+        repo, _, rest = path.partition("/resolve/")
+        repo = repo if repo.startswith("datasets/") else f"models/{repo}"
+        revision, _, file = rest.partition("/")
+        data = self.server.repos.get(repo, {}).get(file)
+        if data is None:
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        self.send(200, data, {"X-Repo-Commit": self.server.revisions[revision], "ETag": etag})
+
+    do_HEAD = do_GET
+
+    def send(self, code, data, headers=None):
+        self.send_response(code)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    rows = b'{"prompt": "p", "response": "r"}\n'
+    server = Hub(
+        {
+            "models/maker/small": {
+                "config.json": b"{}",
+                "model.safetensors": b"weights",
+                "chat_template.jinja": b"{{ messages }}",
+                "merges.txt": b"",
+                "pytorch_model.bin": b"pickle",
+                "modeling_small.py": b"raise SystemExit",
+                "original/model.safetensors": b"twice",
+            },
+            "models/maker/empty": {"README.md": b"nothing"},
+            "datasets/maker/rows": {
+                "a/train.jsonl": rows,
+                "a/test.jsonl": rows,
+                "b/train.jsonl": rows,
+                "load.py": b"raise SystemExit",
+            },
+        }
+    )
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.chdir(tmp_path)
+    hub._fetch.cache_clear()
+    hub._commits.clear()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_arrives_without_code_and_pickles(server):
+    folder = hub.model_folder("maker/small")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"config.json", "model.safetensors", "chat_template.jinja", "merges.txt"}
+    assert folder.name == COMMIT
+    assert hub.pinned("maker/small") == f"maker/small@{COMMIT}"
