@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.tools.manifest import Made, check_new, write_rows
+from minirlhf.data.encoding import first_three
+from minirlhf.data.tools.convert import LAYOUTS, converted, csv_text
+from minirlhf.data.tools.manifest import Made, check_new, fingerprint, write_rows
+from minirlhf.data.tools.merge import plan as merge_plan
+from minirlhf.data.tools.merge import rows_of
+from minirlhf.data.tools.sources import origin
 from minirlhf.data.tools.split import PARTS, fractions
 from minirlhf.data.tools.split import split as split_texts
 from minirlhf.data.tools.texts import normalised
@@ -41,8 +45,81 @@ def split(argv: list[str]) -> None:
     texts = [normalised(k.rows[0]["prompt"]) if by_prompt else json.dumps(k.value, sort_keys=True) for k in kept]
     found = split_texts(texts, parts, flags.seed)
     if not all(found):
-        raise InputError(f"{file}: needed rows for {len(parts)} files, got {len(kept)} rows, {len(set(texts))} distinct")
+        raise InputError(
+            f"{file}: needed rows for {len(parts)} files, got {len(kept)} rows, {len(set(texts))} distinct"
+        )
     for path, part in zip(paths, found, strict=True):
         made = [Made(kept[i].value, kept[i].file, kept[i].line) for i in part]
         write_rows(path, made, "minirlhf data split", asdict(flags))
         print(f"{path}: {len(made):,} of {len(kept):,} rows")
+
+
+@dataclass(frozen=True)
+class MergeFlags(ReadFlags):
+    strategy: Literal["concat", "weighted", "balanced"] = "concat"  # [-] all rows; by --weights; equally many of each
+    weights: tuple[float, ...] = ()  # [-] of the files, for --strategy weighted
+    names: tuple[str, ...] = ()  # [-] of the files, in the plan and the manifest
+    seed: int = 0  # [-] of the choice of rows, if not all are taken
+    dry_run: bool = False  # [-] print the plan and write nothing
+    output: str | None = None  # [file] the new file
+
+
+def merge(argv: list[str]) -> None:
+    """One file from several with rows of one kind.
+
+    minirlhf data merge a.jsonl b.jsonl --output both.jsonl
+    minirlhf data merge a.jsonl b.jsonl --strategy weighted --weights 3,1 --dry_run
+    """
+    files, flags = parsed(MergeFlags, argv, merge.__doc__, "two data files or more", least=2)
+    if not flags.output and not flags.dry_run:
+        raise InputError("merge: needed --output FILE for the new file, or --dry_run to see the plan alone")
+    output = check_new(flags.output) if flags.output else None
+    datasets = [flags.reading.rows(file) for file in files]
+    for dataset in datasets:
+        print(dataset.summary())
+    plan = merge_plan(datasets, flags.names, flags.strategy, flags.weights)
+    print(plan)
+    if flags.dry_run:
+        return print("dry run: nothing is written")
+    rows = rows_of(plan, flags.reading, flags.seed)
+    names = {dataset.path: name for dataset, name in zip(datasets, plan.names, strict=True)}
+    sources = [{**fingerprint(path), "name": name} for path, name in names.items()]
+    write_rows(output, rows, "minirlhf data merge", asdict(flags), sources)
+    print(f"{output}: {len(rows):,} rows")
+
+
+@dataclass(frozen=True)
+class ConvertFlags(ReadFlags):
+    layout: Literal[LAYOUTS] | None = None  # [-] of the new file
+    output: str | None = None  # [file] the new file
+
+
+def convert(argv: list[str]) -> None:
+    """Write the rows of any readable file in a named layout, as JSONL or CSV.
+
+    minirlhf data convert rows.csv --layout messages --output rows.jsonl
+    minirlhf data convert pairs.jsonl --layout sft --output chosen.jsonl     # the chosen answers
+    """
+    (file, *_), flags = parsed(ConvertFlags, argv, convert.__doc__, "a data file")
+    if not flags.layout or not flags.output:
+        raise InputError(f"convert: needed --layout ({', '.join(LAYOUTS)}) and --output FILE; see --help")
+    output = check_new(flags.output)
+    dataset = flags.reading.rows(file)
+    print(dataset.summary())
+    made, refused = [], []
+    for row in dataset.rows:
+        try:
+            values = converted(row, dataset.kind, flags.layout)
+        except InputError as error:
+            refused.append(f"{dataset.unit} {row['line']}: {error}")
+            continue
+        made += [Made(value, *origin(dataset, row)) for value in values]
+    print("\n".join(f"{file}: not converted: {line}" for line in first_three(refused)), end="\n" * bool(refused))
+    if not made or len(refused) > flags.max_refused * len(dataset.rows):
+        raise InputError(
+            f"{file}: {len(refused):,} of {len(dataset.rows):,} rows have no place in the layout {flags.layout} "
+            f"({refused[0]}); choose another --layout, or go on without them: --max_refused 1"
+        )
+    text = csv_text([row.value for row in made]) if flags.layout == "csv" else None
+    write_rows(output, made, "minirlhf data convert", asdict(flags), text=text)
+    print(f"{output}: {len(made):,} rows in the layout {flags.layout}")

@@ -19,7 +19,7 @@ FROM = {"user": "human", "assistant": "gpt", "system": "system"}  # role -> its 
 def converted(row: dict, kind: str, layout: str) -> list[dict]:
     """The values for one row; two for a pair as unpaired rows.   Raises: InputError with the reason of a refusal."""
     values = []
-    wanted = KINDS.get(layout, layout) if layout in KINDS or layout in CANONICAL else kind
+    wanted = kind if layout in WRITERS else KINDS.get(layout, layout)
     for changed in as_kind(row, kind, wanted):
         value = WRITERS.get(layout, canonical)(changed, wanted)
         others = {key: entry for key, entry in row.items() if key not in OWN}
@@ -176,3 +176,4 @@ WRITERS: dict[str, Callable[[dict, str], dict]] = {
     "alpaca": as_alpaca,
     "csv": as_table,
 }
+LAYOUTS = ("sft", "preference", "unpaired", "steps", "prompts", "text", *WRITERS)

@@ -38,25 +38,31 @@ def check_new(path: str | Path) -> Path:
 
 
 def write_rows(
-    path: str | Path, rows: Sequence[Made], made_by: str, settings: dict, sources: Iterable[dict] = ()
+    path: str | Path,
+    rows: Sequence[Made],
+    made_by: str,
+    settings: dict,
+    sources: Iterable[dict] = (),
+    text: str | None = None,
 ) -> Path:
     """Write the values as JSONL, and the manifest. A reader sees whole files or no files.
 
     sources: entries for origins that are no files, such as {"file": "reviews", "seed": 0}.
+    text:    the values in another form than JSONL.
     """
     path, described = check_new(path), {source["file"]: source for source in sources}
     names = list(dict.fromkeys(row.file for row in rows))
-    text = "".join(as_line(row.value) for row in rows).encode()
+    content = ("".join(as_line(row.value) for row in rows) if text is None else text).encode()
     manifest = {
         "file": path.name,
-        "sha256": hashlib.sha256(text).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "rows": len(rows),
         "made_by": made_by,
         "settings": settings,
         "sources": [described.get(name) or fingerprint(name) for name in names],
         "origin": [[names.index(row.file), row.line] for row in rows],
     }
-    write_new(path, text)
+    write_new(path, content)
     write_new(manifest_of(path), (json.dumps(manifest, ensure_ascii=False) + "\n").encode())
     return path
 

@@ -1,0 +1,129 @@
+"""`minirlhf data sample`, `pairs`, `augment` and `download`: new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minirlhf.cli.data_flags import ReadFlags, parsed
+from minirlhf.data.tools.augment import CHANGES, augmented
+from minirlhf.data.tools.convert import converted
+from minirlhf.data.tools.manifest import Made, check_new, write_rows
+from minirlhf.data.tools.pairs import DAMAGES, pairs_of
+from minirlhf.data.tools.sources import origin
+from minirlhf.errors import InputError, check_range, shown
+from minirlhf.tasks import arithmetic, questions_zh, reviews
+from minirlhf.tasks.steps import step_rows
+
+SAMPLES: dict[str, dict[str, Callable[[int, int], list[dict]]]] = {  # task -> end of a file's name -> (n, seed) -> rows
+    "reviews": {
+        "sft": reviews.sft_rows,
+        "pairs": reviews.preference_rows,
+        "prompts": lambda n, seed: reviews.training_prompts()[:n],
+        "steps": step_rows,
+    },
+    "arithmetic": {
+        "sft": arithmetic.sft_rows,
+        "pairs": arithmetic.preference_rows,
+        "prompts": lambda n, seed: arithmetic.training_prompts()[:n],
+    },
+    "questions_zh": {
+        "sft": questions_zh.sft_rows,
+        "pairs": questions_zh.preference_rows,
+        "prompts": lambda n, seed: [{"prompt": row["prompt"]} for row in questions_zh.questions()[:n]],
+        "test": lambda n, seed: questions_zh.preference_rows(n, seed, held_out=True),
+    },
+}
+
+
+@dataclass(frozen=True)
+class SampleFlags:
+    rows: int = 1000  # [rows] of each file
+    seed: int = 0  # [-] another seed gives other rows
+    output: str = "sample"  # [folder] of the new files
+
+    def __post_init__(self) -> None:
+        check_range(self, "rows", least=1)
+
+
+def sample(argv: list[str]) -> None:
+    """The embedded tasks as files: reviews, arithmetic, and questions_zh (technical questions in Chinese).
+
+    minirlhf data sample --rows 1000 --output sample                # all tasks
+    minirlhf data sample questions_zh --rows 1000 --output sample
+    """
+    names, flags = parsed(SampleFlags, argv, sample.__doc__, "", least=0)
+    if unknown := [name for name in names if name not in SAMPLES]:
+        raise InputError(f"sample: needed names of {', '.join(SAMPLES)}, got {shown(unknown[0])}")
+    jobs = [(name, part, write) for name in names or SAMPLES for part, write in SAMPLES[name].items()]
+    paths = [check_new(Path(flags.output) / f"{name}-{part}.jsonl") for name, part, _ in jobs]
+    for (name, part, write), path in zip(jobs, paths, strict=True):
+        made = [Made(row, name, i) for i, row in enumerate(write(flags.rows, flags.seed), start=1)]
+        source = {"file": name, "task": name, "part": part}
+        write_rows(path, made, "minirlhf data sample", asdict(flags), [source])
+        print(f"{path}: {len(made):,} rows")
+
+
+@dataclass(frozen=True)
+class AugmentFlags(ReadFlags):
+    changes: tuple[str, ...] = tuple(CHANGES)  # [-] typo: two letters of a word change places; case: a small first
+    #                           letter; ending: no mark at the end; width: ASCII marks in Chinese
+    seed: int = 0  # [-] another seed changes other letters
+    keep: bool = True  # [-] write the old rows too
+    output: str | None = None  # [file] the new file
+
+
+def augment(argv: list[str]) -> None:
+    """More prompts for the same answers. The last user turn is changed a little; answers stay as they are.
+
+    minirlhf data augment rows.jsonl --output more.jsonl
+    minirlhf data augment rows.jsonl --changes typo,ending --output more.jsonl
+    """
+    (file, *_), flags = parsed(AugmentFlags, argv, augment.__doc__, "a data file")
+    output = new_output("augment", flags.output)
+    dataset = flags.reading.rows(file)
+    print(dataset.summary())
+    new = augmented(dataset.rows, flags.changes, flags.seed)
+    rows = [*(dataset.rows if flags.keep else ()), *new]
+    made = [Made(converted(row, dataset.kind, layout_of(dataset.kind))[0], *origin(dataset, row)) for row in rows]
+    write_rows(output, made, "minirlhf data augment", asdict(flags))
+    print(f"{output}: {len(rows):,} rows, {len(new):,} of them new")
+
+
+@dataclass(frozen=True)
+class PairsFlags(ReadFlags):
+    damages: tuple[str, ...] = tuple(DAMAGES)  # [-] of the rejected answer; each row gives a pair for each
+    seed: int = 0  # [-] another seed damages otherwise
+    output: str | None = None  # [file] the new file
+
+
+def pairs(argv: list[str]) -> None:
+    """Preference rows from SFT rows: the row's answer is chosen, a damaged or foreign answer is rejected.
+
+    minirlhf data pairs rows.jsonl --output pairs.jsonl
+    minirlhf data pairs rows.jsonl --damages corrupted,other --output pairs.jsonl
+    """
+    (file, *_), flags = parsed(PairsFlags, argv, pairs.__doc__, "a data file")
+    output = new_output("pairs", flags.output)
+    dataset = flags.reading.rows(file)
+    print(dataset.summary())
+    if dataset.kind != "sft":
+        raise InputError(f"{file}: needed rows with one answer (sft), got {dataset.kind} rows; see data convert")
+    rows, left_out = pairs_of(dataset.rows, flags.damages, flags.seed)
+    made = [Made(converted(row, "preference", "preference")[0], *origin(dataset, row)) for row in rows]
+    write_rows(output, made, "minirlhf data pairs", asdict(flags))
+    print(
+        f"{output}: {len(rows):,} pairs; {left_out:,} could not be made, such as shuffled sentences of a short answer"
+    )
+
+
+def layout_of(kind: str) -> str:
+    """The name of a kind as a layout."""
+    return "prompts" if kind == "prompt" else kind
+
+
+def new_output(command: str, output: str | None) -> Path:
+    if not output:
+        raise InputError(f"{command}: needed --output FILE for the new file; see --help")
+    return check_new(output)
