@@ -9,10 +9,12 @@ from pathlib import Path
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.tools.augment import CHANGES, augmented
 from minirlhf.data.tools.convert import converted
+from minirlhf.data.tools.fetch import fetch
 from minirlhf.data.tools.manifest import Made, check_new, write_rows
 from minirlhf.data.tools.pairs import DAMAGES, pairs_of
 from minirlhf.data.tools.sources import origin
 from minirlhf.errors import InputError, check_range, shown
+from minirlhf.nearest import nearest
 from minirlhf.tasks import arithmetic, questions_zh, reviews
 from minirlhf.tasks.steps import step_rows
 
@@ -113,9 +115,7 @@ def pairs(argv: list[str]) -> None:
     rows, left_out = pairs_of(dataset.rows, flags.damages, flags.seed)
     made = [Made(converted(row, "preference", "preference")[0], *origin(dataset, row)) for row in rows]
     write_rows(output, made, "minirlhf data pairs", asdict(flags))
-    print(
-        f"{output}: {len(rows):,} pairs; {left_out:,} could not be made, such as shuffled sentences of a short answer"
-    )
+    print(f"{output}: {len(rows):,} pairs; {left_out:,} could not be made (a single sentence cannot be shuffled)")
 
 
 def layout_of(kind: str) -> str:
@@ -127,3 +127,41 @@ def new_output(command: str, output: str | None) -> Path:
     if not output:
         raise InputError(f"{command}: needed --output FILE for the new file; see --help")
     return check_new(output)
+
+
+# Name -> a data set of the hub, and its files. Chosen files only: other files of these sets have other kinds of rows.
+DATA_SETS = {
+    "hh-rlhf": "hub:Anthropic/hh-rlhf:h*-base/*.jsonl.gz",
+    "belle": "hub:BelleGroup/train_0.5M_CN:*.json",
+    "alpaca-zh": "hub:shibing624/alpaca-zh:*.json",
+    "moss": "hub:OpenMOSS-Team/moss-003-sft-data:moss-003-sft-no-tools.jsonl.zip",
+    "gsm8k": "hub:openai/gsm8k:main/*.parquet",
+}
+
+
+@dataclass(frozen=True)
+class DownloadFlags:
+    output: str = "data"  # [folder] a new folder for each data set is made in it
+
+
+def download(argv: list[str]) -> None:
+    """Fetch data sets of the hub into folders, with a manifest of commit and checksums. HF_ENDPOINT names a mirror.
+
+    minirlhf data download gsm8k alpaca-zh --output data
+    minirlhf data download all                                      # hh-rlhf, belle, alpaca-zh, moss, gsm8k
+    minirlhf data download hub:OWNER/NAME@REVISION:FILES            # any data set
+    """
+    names, flags = parsed(DownloadFlags, argv, download.__doc__, f"names ({', '.join(DATA_SETS)}) or all")
+    names = [*DATA_SETS] if names == ["all"] else names
+    if unknown := [name for name in names if name not in DATA_SETS and not name.startswith("hub:")]:
+        near = nearest(unknown[0], DATA_SETS)
+        raise InputError(
+            f"download: needed all, {', '.join(DATA_SETS)} or hub:OWNER/NAME, got {shown(unknown[0])}{near}"
+        )
+    sources = {name: DATA_SETS.get(name, name) for name in names}
+    folders = [Path(flags.output) / name.rpartition("/")[2].partition(":")[0].partition("@")[0] for name in names]
+    for folder in folders:
+        check_new(folder)
+    for folder, source in zip(folders, sources.values(), strict=True):
+        for line in fetch(source, folder):
+            print(line)

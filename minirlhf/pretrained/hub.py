@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")
 DOUBLES = ("consolidated*", "original/*", "onnx/*")  # the same weights in another form
 DATA_FILES = tuple(f"*.{end}{gz}" for end in ("jsonl", "json", "csv", "tsv", "txt", "parquet") for gz in ("", ".gz"))
 NO_ROWS = ("*dataset_infos.json", "*dataset_info.json", "*state.json", "*LICENSE*.txt")
+ARCHIVES = ("*.jsonl.zip", "*.json.zip")  # only if FILES asks for them
 _commits: dict[str, str] = {}  # name as the user wrote it -> the same name with the commit; of this process
 
 
@@ -50,11 +52,14 @@ def data_files(name: str) -> list[Path]:
         )
     repo, revision, wanted = found.groups()
     folder = _fetch("dataset", repo, revision, (wanted,) if wanted else DATA_FILES, NO_ROWS)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and any(map(path.match, DATA_FILES)))
-    if wanted:
-        files = [path for path in files if path.relative_to(folder).match(wanted)]
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [name for name in names if any(fnmatch(name, pattern) for pattern in (*DATA_FILES, *ARCHIVES))]
+    if wanted:  # the folder may hold files of an earlier call
+        names = [name for name in names if fnmatch(name, wanted)]
     else:
-        files = [path for path in files if "train" in path.relative_to(folder).as_posix().lower()] or files
+        names = [name for name in names if not any(fnmatch(name, pattern) for pattern in NO_ROWS)]
+        names = [name for name in names if "train" in name.lower()] or names
+    files = [folder / name for name in names]
     if not files:
         raise InputError(f"{name}: needed a file of rows ({', '.join(DATA_FILES)}), found none in this data set")
     _commits[name] = f"hub:{repo}@{folder.name}" + (f":{wanted}" if wanted else "")

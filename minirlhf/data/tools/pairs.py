@@ -107,7 +107,7 @@ def _others(rows: Sequence[dict], asked: Sequence[str], i: int, rng: random.Rand
 
 
 def judged(row: dict, samples: Sequence[str], scores: Sequence[float]) -> dict | None:
-    """The better and the worse of two samples, with the gap of their scores; None if their scores or texts are equal."""
+    """The better and the worse of two samples, and the gap of their scores. None if scores or texts are equal."""
     (worse, low), (better, high) = sorted(zip(samples, scores, strict=True), key=lambda pair: pair[1])
     if low == high or better.strip() == worse.strip() or not better.strip() or not worse.strip():
         return None
