@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
+from minirlhf.data.encoding import first_three
 from minirlhf.data.tools.augment import CHANGES, augmented
 from minirlhf.data.tools.convert import converted
 from minirlhf.data.tools.fetch import fetch
@@ -96,8 +97,19 @@ def augment(argv: list[str]) -> None:
 @dataclass(frozen=True)
 class PairsFlags(ReadFlags):
     damages: tuple[str, ...] = tuple(DAMAGES)  # [-] of the rejected answer; each row gives a pair for each
-    seed: int = 0  # [-] another seed damages otherwise
+    policy: str | None = None  # [folder] sample two answers of this model for each prompt instead of damaging answers
+    reward: str | None = None  # [folder or FILE.py:FUNCTION] judges the two answers; the better is chosen
+    max_tokens: int = 256  # [tokens] longest sampled answer
+    temperature: float = 1.0  # [-] of sampling
+    device: str = "auto"  # [-] of sampling: cuda, mps, cpu or auto
+    seed: int = 0  # [-] another seed damages and samples otherwise
     output: str | None = None  # [file] the new file
+
+    def __post_init__(self) -> None:
+        if bool(self.policy) != bool(self.reward):
+            raise InputError("pairs: needed --policy and --reward together: a model to sample and a reward to judge")
+        if self.policy and self.damages != tuple(DAMAGES):
+            raise InputError("pairs: --policy samples the answers, so --damages would do nothing; drop one of the two")
 
 
 def pairs(argv: list[str]) -> None:
@@ -105,17 +117,28 @@ def pairs(argv: list[str]) -> None:
 
     minirlhf data pairs rows.jsonl --output pairs.jsonl
     minirlhf data pairs rows.jsonl --damages corrupted,other --output pairs.jsonl
+    minirlhf data pairs rows.jsonl --policy DIR --reward FILE.py:FUNCTION --output pairs.jsonl    # two samples, judged
     """
     (file, *_), flags = parsed(PairsFlags, argv, pairs.__doc__, "a data file")
     output = new_output("pairs", flags.output)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
-    if dataset.kind != "sft":
+    if flags.policy:
+        from minirlhf.cli.data_sampled import sampled_pairs
+
+        sampling = flags.max_tokens, flags.temperature, flags.seed, flags.device
+        rows, equal, refused = sampled_pairs(dataset, flags.policy, flags.reward, *sampling)
+        print("\n".join([*first_three(refused), f"{equal:,} prompts left out: their two answers are equally good"]))
+    elif dataset.kind == "sft":
+        rows, left_out = pairs_of(dataset.rows, flags.damages, flags.seed)
+        print(f"{left_out:,} pairs could not be made (a single sentence cannot be shuffled)")
+    else:
         raise InputError(f"{file}: needed rows with one answer (sft), got {dataset.kind} rows; see data convert")
-    rows, left_out = pairs_of(dataset.rows, flags.damages, flags.seed)
+    if not rows:
+        raise InputError(f"{file}: needed at least one pair to write, got none")
     made = [Made(converted(row, "preference", "preference")[0], *origin(dataset, row)) for row in rows]
     write_rows(output, made, "minirlhf data pairs", asdict(flags))
-    print(f"{output}: {len(rows):,} pairs; {left_out:,} could not be made (a single sentence cannot be shuffled)")
+    print(f"{output}: {len(rows):,} pairs")
 
 
 def layout_of(kind: str) -> str:

@@ -28,7 +28,7 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer | None) -> Lengths:
     """In tokens, as training reads the rows; without a tokenizer in letters."""
     found, keys = Lengths([], [], []), ANSWERS[dataset.kind]
     for start in range(0, len(dataset.rows), AT_ONCE):
-        rows = dataset.rows[start : start + AT_ONCE]
+        rows = [dataset.rows[i] for i in range(len(dataset.rows))[start : start + AT_ONCE]]
         if tokenizer:
             texts = [{**row, **dict(zip(keys, answers(row, dataset.kind), strict=True))} for row in rows]
             encoded = encode_rows(
