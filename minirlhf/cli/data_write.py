@@ -45,9 +45,7 @@ def split(argv: list[str]) -> None:
     texts = [normalised(k.rows[0]["prompt"]) if by_prompt else json.dumps(k.value, sort_keys=True) for k in kept]
     found = split_texts(texts, parts, flags.seed)
     if not all(found):
-        raise InputError(
-            f"{file}: needed rows for {len(parts)} files, got {len(kept)} rows, {len(set(texts))} distinct"
-        )
+        raise InputError(f"{file}: needed {flags.by}s for {len(parts)} files, got {len(set(texts))} different")
     for path, part in zip(paths, found, strict=True):
         made = [Made(kept[i].value, kept[i].file, kept[i].line) for i in part]
         write_rows(path, made, "minirlhf data split", asdict(flags))
