@@ -36,7 +36,8 @@ def check(argv: list[str]) -> None:
     minirlhf data check rows.jsonl --policy DIR --context 1024     # lengths in tokens
     minirlhf data check rows.jsonl --against test.jsonl            # rows that stand in both files
     """
-    (file, *_), flags = parsed(CheckFlags, argv, check.__doc__, "a data file")
+    words, flags = parsed(CheckFlags, argv, check, "a data file")
+    file = ",".join(words)
     tokenizer = Tokenizer.load(resolve_model(flags.policy)) if flags.policy else None
     dataset = flags.reading.rows(file)
     print(report(dataset, tokenizer, flags.context))
@@ -70,7 +71,8 @@ def show(argv: list[str]) -> None:
     minirlhf data show rows.jsonl
     minirlhf data show rows.jsonl --tokens --policy DIR             # prompt, learned and masked tokens in colour
     """
-    (file, *_), flags = parsed(ShowFlags, argv, show.__doc__, "a data file")
+    words, flags = parsed(ShowFlags, argv, show, "a data file")
+    file = ",".join(words)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
     rows = [dataset.rows[i] for i in range(len(dataset.rows))[flags.start - 1 : flags.start - 1 + flags.n]]

@@ -56,7 +56,7 @@ def sample(argv: list[str]) -> None:
     minirlhf data sample --rows 1000 --output sample                # all tasks
     minirlhf data sample questions_zh --rows 1000 --output sample
     """
-    names, flags = parsed(SampleFlags, argv, sample.__doc__, "", least=0)
+    names, flags = parsed(SampleFlags, argv, sample, "", least=0)
     if unknown := [name for name in names if name not in SAMPLES]:
         raise InputError(f"sample: needed names of {', '.join(SAMPLES)}, got {shown(unknown[0])}")
     jobs = [(name, part, write) for name in names or SAMPLES for part, write in SAMPLES[name].items()]
@@ -83,7 +83,8 @@ def augment(argv: list[str]) -> None:
     minirlhf data augment rows.jsonl --output more.jsonl
     minirlhf data augment rows.jsonl --changes typo,ending --output more.jsonl
     """
-    (file, *_), flags = parsed(AugmentFlags, argv, augment.__doc__, "a data file")
+    words, flags = parsed(AugmentFlags, argv, augment, "a data file")
+    file = ",".join(words)
     output = new_output("augment", flags.output)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
@@ -119,7 +120,8 @@ def pairs(argv: list[str]) -> None:
     minirlhf data pairs rows.jsonl --damages corrupted,other --output pairs.jsonl
     minirlhf data pairs rows.jsonl --policy DIR --reward FILE.py:FUNCTION --output pairs.jsonl    # two samples, judged
     """
-    (file, *_), flags = parsed(PairsFlags, argv, pairs.__doc__, "a data file")
+    words, flags = parsed(PairsFlags, argv, pairs, "a data file")
+    file = ",".join(words)
     output = new_output("pairs", flags.output)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
@@ -174,7 +176,7 @@ def download(argv: list[str]) -> None:
     minirlhf data download all                                      # hh-rlhf, belle, alpaca-zh, moss, gsm8k
     minirlhf data download hub:OWNER/NAME@REVISION:FILES            # any data set
     """
-    names, flags = parsed(DownloadFlags, argv, download.__doc__, f"names ({', '.join(DATA_SETS)}) or all")
+    names, flags = parsed(DownloadFlags, argv, download, f"names ({', '.join(DATA_SETS)}) or all")
     names = [*DATA_SETS] if names == ["all"] else names
     if unknown := [name for name in names if name not in DATA_SETS and not name.startswith("hub:")]:
         near = nearest(unknown[0], DATA_SETS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -34,9 +36,10 @@ def split(argv: list[str]) -> None:
     minirlhf data split rows.jsonl --ratio 0.8 --seed 42 --by prompt
     minirlhf data split rows.jsonl --ratio 0.8,0.1,0.1              # rows-validation.jsonl too
     """
-    (file, *_), flags = parsed(SplitFlags, argv, split.__doc__, "a data file")
+    words, flags = parsed(SplitFlags, argv, split, "a data file")
+    file = ",".join(words)
     parts = fractions(flags.ratio)
-    stem = flags.output or file.removesuffix(".gz").rpartition(".")[0] or file
+    stem = flags.output or beginning(words)
     paths = [check_new(f"{stem}-{name}.jsonl") for name in PARTS[len(parts)]]
     dataset = flags.reading.rows(file)
     print(dataset.summary())
@@ -50,6 +53,14 @@ def split(argv: list[str]) -> None:
         made = [Made(kept[i].value, kept[i].file, kept[i].line) for i in part]
         write_rows(path, made, "minirlhf data split", asdict(flags))
         print(f"{path}: {len(made):,} of {len(kept):,} rows")
+
+
+def beginning(files: list[str]) -> str:
+    """The beginning of the new files' names: the file's name without its end."""
+    if len(files) > 1 or files[0] == "-" or re.search(r"^hub:|[*?\[,]", files[0]):
+        raise InputError("split: needed --output NAME for the new files, because the rows come from several files")
+    name = files[0].rstrip("/").removesuffix(".gz")
+    return os.path.splitext(name)[0]
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def merge(argv: list[str]) -> None:
     minirlhf data merge a.jsonl b.jsonl --output both.jsonl
     minirlhf data merge a.jsonl b.jsonl --strategy weighted --weights 3,1 --dry_run
     """
-    files, flags = parsed(MergeFlags, argv, merge.__doc__, "two data files or more", least=2)
+    files, flags = parsed(MergeFlags, argv, merge, "two data files or more", least=2)
     if not flags.output and not flags.dry_run:
         raise InputError("merge: needed --output FILE for the new file, or --dry_run to see the plan alone")
     output = check_new(flags.output) if flags.output else None
@@ -98,7 +109,8 @@ def convert(argv: list[str]) -> None:
     minirlhf data convert rows.csv --layout messages --output rows.jsonl
     minirlhf data convert pairs.jsonl --layout sft --output chosen.jsonl     # the chosen answers
     """
-    (file, *_), flags = parsed(ConvertFlags, argv, convert.__doc__, "a data file")
+    words, flags = parsed(ConvertFlags, argv, convert, "a data file")
+    file = ",".join(words)
     if not flags.layout or not flags.output:
         raise InputError(f"convert: needed --layout ({', '.join(LAYOUTS)}) and --output FILE; see --help")
     output = check_new(flags.output)

@@ -117,8 +117,9 @@ def with_commits(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, with the commit behind each name of the hub: a resumed job then reads the same files."""
     changes = {}
     for section, config in settings.items():
-        texts = [field.name for field in fields(config) if isinstance(getattr(config, field.name), str)]
-        new = {name: text for name in texts if (text := pinned(old := getattr(config, name))) != old}
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        texts = {name: value for name, value in values.items() if isinstance(value, str | tuple)}
+        new = {name: pinned(value) for name, value in texts.items() if pinned(value) != value}
         changes |= {section: replace(config, **new)} if new else {}
     return settings | changes
 

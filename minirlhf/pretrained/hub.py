@@ -66,9 +66,12 @@ def data_files(name: str) -> list[Path]:
     return files
 
 
-def pinned(text: str) -> str:
-    """A setting with the commit behind each name that this process has resolved; several names are cut by commas."""
-    return ",".join(_commits.get(name, name) for name in text.split(","))
+def pinned(value: str | tuple) -> str | tuple:
+    """A setting with the commit behind each name that this process has resolved: NAME, NAME,NAME or key=NAME."""
+    if isinstance(value, tuple):
+        return tuple(pinned(part) if isinstance(part, str) else part for part in value)
+    parts = [part.rpartition("=") for part in value.split(",")]
+    return ",".join(key + equals + _commits.get(name, name) for key, equals, name in parts)
 
 
 @cache

@@ -189,4 +189,5 @@ def test_a_job_records_the_commit(server):
     settings = {"job": JobConfig(policy="maker/small", data="hub:maker/rows"), "run": RunSettings()}
     changed = with_commits(settings)
     assert changed["job"].policy == f"maker/small@{COMMIT}" and changed["job"].data == f"hub:maker/rows@{COMMIT}"
+    assert hub.pinned(("a=hub:maker/rows", 3)) == (f"a=hub:maker/rows@{COMMIT}", 3)
     assert changed["run"] is settings["run"] and changed["job"].device == "auto"

@@ -51,7 +51,7 @@ def write_rows(
     text:    the values in another form than JSONL.
     """
     path, described = check_new(path), {source["file"]: source for source in sources}
-    names = list(dict.fromkeys(row.file for row in rows))
+    names = {name: number for number, name in enumerate(dict.fromkeys(row.file for row in rows))}
     content = ("".join(as_line(row.value) for row in rows) if text is None else text).encode()
     manifest = {
         "file": path.name,
@@ -60,7 +60,7 @@ def write_rows(
         "made_by": made_by,
         "settings": settings,
         "sources": [described.get(name) or fingerprint(name) for name in names],
-        "origin": [[names.index(row.file), row.line] for row in rows],
+        "origin": [[names[row.file], row.line] for row in rows],
     }
     write_new(path, content)
     write_new(manifest_of(path), (json.dumps(manifest, ensure_ascii=False) + "\n").encode())
