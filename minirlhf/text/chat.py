@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from minirlhf.errors import InputError, shown
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-HEADERS = {"user": "User:\n", "assistant": "Assistant:\n", "system": "System:\n"}
+ROLES |= {"tool": "tool"}
+HEADERS = {"user": "User:\n", "assistant": "Assistant:\n", "system": "System:\n", "tool": "Tool:\n"}
 TURN_END = "\n\n"
 
 

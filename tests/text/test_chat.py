@@ -36,7 +36,9 @@ def test_aliases_render_like_their_role(alias, role):
 
 @pytest.mark.parametrize("role", ["function_call", "User", None, ["user"]])
 def test_unknown_role_is_refused_and_the_error_lists_the_known_roles(role):
-    with pytest.raises(InputError, match="role: needed one of user, human, assistant, gpt, system, got .*; rename"):
+    with pytest.raises(
+        InputError, match="role: needed one of user, human, assistant, gpt, system, tool, got .*; rename"
+    ):
         render_chat([{"role": role, "content": "x"}])
 
 
