@@ -20,6 +20,8 @@ def converted(row: dict, kind: str, layout: str) -> list[dict]:
     """The values for one row; two for a pair as unpaired rows.   Raises: InputError with the reason of a refusal."""
     values = []
     wanted = kind if layout in WRITERS else KINDS.get(layout, layout)
+    if layout in WRITERS and (kind == "steps" or (kind == "text" and layout != "csv")):
+        raise InputError(f"a row of the kind {kind} has no place in this layout; choose --layout {kind}")
     for changed in as_kind(row, kind, wanted):
         value = WRITERS.get(layout, canonical)(changed, wanted)
         others = {key: entry for key, entry in row.items() if key not in OWN}
@@ -73,7 +75,8 @@ def as_messages(row: dict, kind: str) -> dict:
         pair = {key: answer if len(answer := _answer(row, key)) > 1 else answer[0] for key in ("chosen", "rejected")}
         return {"messages": turns} | pair | margin | tools
     label = {"label": row["label"]} if kind == "unpaired" else {}
-    return {"messages": [*turns, *_answer(row, "response")], **label, **tools}
+    answer = [] if kind == "prompt" else _answer(row, "response")
+    return {"messages": [*turns, *answer], **label, **tools}
 
 
 def as_sharegpt(row: dict, kind: str) -> dict:
@@ -100,19 +103,21 @@ def as_alpaca(row: dict, kind: str) -> dict:
     texts = [_text(turn) for turn in turns]
     if len(texts) > 1:
         value["history"] = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
-    names = {"response": "output"} if kind != "preference" else {"chosen": "chosen", "rejected": "rejected"}
-    answers = {name: _only_text(row, key) for key, name in names.items()}
+    names = {"response": "output", "chosen": "chosen", "rejected": "rejected"}
+    answers = {names[key]: _only_text(row, key) for key in CANONICAL[kind] if key in names}
     more = {key: row[key] for key in ("label", "margin") if key in row}
     return {"instruction": texts[-1], "input": "", **answers, **value, **more, **_no_tools(row)}
 
 
 def as_table(row: dict, kind: str) -> dict:
     """Texts alone, for CSV."""
-    if TURNS in row or kind == "steps":
-        raise InputError("it has turns or steps, and a cell of CSV holds a text; convert it to messages")
+    if TURNS in row:
+        raise InputError("it has turns, and a cell of CSV holds a text; convert it to messages")
+    if kind == "text":
+        return {"text": row["response"]}
     texts = {key: _only_text(row, key) for key in CANONICAL[kind] if key in ANSWER_TURNS}
     more = {key: row[key] for key in ("label", "margin") if key in row}
-    return {**({} if kind == "text" else {"prompt": row["prompt"]}), **texts, **more, **_no_tools(row)}
+    return {"prompt": row["prompt"], **texts, **more, **_no_tools(row)}
 
 
 def csv_text(values: Sequence[dict]) -> str:
