@@ -1,4 +1,4 @@
-"""Measures of a reward model on pairs: does it prefer the chosen answer, by how much, and is it as sure as it is right?"""
+"""Measures of a reward model on pairs: how often it is right, by how much, and whether it is as sure as it is right."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pair_measures(
 
 
 def calibration_error(probabilities: Sequence[float]) -> float:
-    """The expected calibration error of P(chosen is better), 0 to 0.5: by how much the model is too sure, or not enough.
+    """The expected calibration error of P(chosen is better), 0 to 1: how far the model is too sure, or not sure enough.
 
     The model says the likelier side; its confidence is max(p, 1 - p). The pairs fall into 10 equal bins of confidence
     from 0.5 to 1; the error is the mean |accuracy - confidence| over the bins, weighted by their pairs.
