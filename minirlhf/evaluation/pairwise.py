@@ -60,7 +60,7 @@ def in_both_orders(
 
 
 def verdict(asked: tuple[float, float]) -> float:
-    """1 if ours wins, 0 if theirs wins, 0.5 for neither. The mean of both orders decides, so position bias drops out."""
+    """1 if ours wins, 0 if theirs wins, 0.5 for neither. The mean of both orders decides: no position bias."""
     return _win(asked[0] + 1 - asked[1], 1.0)
 
 
