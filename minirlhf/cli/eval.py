@@ -12,6 +12,8 @@ docs/evaluation.md explains each measure.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,24 +22,16 @@ import torch
 
 from minirlhf.data.formats import Dataset, read_rows
 from minirlhf.errors import InputError, check_range
-from minirlhf.evaluation.answers import answer_measures
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
-from minirlhf.evaluation.generated import (
-    KS,
-    measures_table,
-    pairs_table,
-    reward_measures,
-    side_by_side_text,
-    text_measures,
-    wins_table,
-)
+from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
 from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rate
+from minirlhf.evaluation.shown import bias_table, measures_table, pairs_table, side_by_side_text, wins_table
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
 from minirlhf.jobs.measuring import Entrant, Rows
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.weights import load_policy
-from minirlhf.rewards.answers import is_right
+from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
 from minirlhf.training.checkpoint import holds_anything, write_whole
@@ -51,7 +45,9 @@ class EvalConfig:
     data: str  # [file] prompts, and answers to compare with
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
     reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
-    judge: str | None = None  # [folder, FILE.py:FUNCTION, longer or shorter] compares each model with the baseline
+    judge: str | None = (
+        None  # [folder, FILE.py:FUNCTION, right, longer or shorter] compares each model with the baseline
+    )
     baseline: str | None = None  # [model] the others are compared with it; default: the first of several models
     reference: str | None = None  # [model] measure the KL of each model to this model
     samples: int = 1  # [completions] of each prompt
@@ -83,6 +79,8 @@ class EvalConfig:
             raise InputError(f"--greedy: needed no --temperature beside it, got {self.temperature}; drop one of them")
         if self.samples > 1 and (self.greedy or not self.temperature):
             raise InputError(f"--samples {self.samples}: greedy samples of a prompt are all equal; raise --temperature")
+        if self.reference and (self.greedy or not self.temperature):
+            raise InputError("--reference: greedy samples have no KL; raise --temperature, or drop --reference")
         self.sampling(())
 
     def sampling(self, stop_ids: tuple[int, ...]) -> SamplingConfig:
@@ -118,40 +116,33 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     entrants, baseline = open_all(models, config)
     if not entrants and not (rows.pairs and config.reward):
         raise InputError("eval: needed a model first, or rows of pairs and --reward, got neither; see --help")
-    reward = config.reward and measuring.open_reward(config.reward, device, config.microbatch_tokens)
-    judge = config.judge and measuring.open_judge(config.judge, device, config.microbatch_tokens)
-
+    reward = config.reward and measuring.open_reward(config.reward, rows, device, config.microbatch_tokens)
+    judge = config.judge and measuring.open_judge(config.judge, rows, device, config.microbatch_tokens)
     found: dict[str, Any] = {"data": config.data, "baseline": baseline, "models": {}}
-    tables, lines, samples = [], [], {}
+    tables, lines = [], []
     if entrants:
-        kept, samples, found["models"] = measure_all(entrants, rows, config, device)
-        prompts = [rows.prompts[i] for i in kept]
-        scores = {}
-        if reward and samples:
-            scores = {name: measuring.scored(reward, rows, prompts, own, name) for name, own in samples.items()}
-            for name, own in scores.items():
-                found["models"][name] |= reward_measures(own, config.seed)
-            if baseline:
-                add_wins(
-                    found["models"], "reward_wins", samples, baseline, config.seed, wins_by_score(scores, baseline)
-                )
-        if judge and samples:
-            add_judge(found["models"], judge, rows, prompts, samples, baseline, config.seed)
-        tables = tables_of(found["models"], baseline, config)
-        lines = sample_lines(prompts, samples, scores)
+        prompts, samples, measures = measure_all(entrants, rows, config, device)
+        scores = measuring.scored_all(reward, rows, prompts, samples) if reward else {}
+        for name, own in scores.items():
+            measures[name] |= reward_measures(own, config.seed)
+        for name in [name for name in samples if baseline not in (None, name)]:
+            measures[name] |= compared(name, baseline, samples, scores, judge, rows, prompts, config.seed)
+        found["models"], lines = measures, sample_lines(prompts, samples, scores)
+        tables = tables_of(measures, baseline, config.judge)
     if rows.pairs and reward and (pairs := measuring.measured_pairs(reward, rows)):
         found["reward_model"] = pairs
         tables.append(pairs_table(measuring.short_names([config.reward])[0], pairs))
     found["left_out"] = len(rows.left_out)
     if rows.left_out:
-        say(f"{len(rows.left_out)} rows are left out for all models, such as {rows.left_out[0]}")
+        say(f"{len(rows.left_out):,} times a row is left out, such as {rows.left_out[0]}")
     say("\n\n".join(["", *tables]))
     if is_main():
         folder = write(config, found, lines, "\n\n".join(tables), rows)
-        say(f"\n{folder}: eval.json, table.txt" + (", samples.jsonl, side_by_side.txt" if lines else ""))
+        say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
 def read(config: EvalConfig) -> Dataset:
+    """The rows of --data."""
     names = [name.strip() for name in config.data.split(",")]
     options = {
         "columns_map": config.map,
@@ -190,14 +181,14 @@ def open_all(models: list[str], config: EvalConfig) -> tuple[list[Entrant], str 
 
 def measure_all(
     entrants: list[Entrant], rows: Rows, config: EvalConfig, device: torch.device
-) -> tuple[list[int], dict[str, list[list[str]]], dict[str, dict[str, Any]]]:
-    """-> (indices of the measured prompts; model -> completions of each prompt; model -> measures)."""
+) -> tuple[list[dict], dict[str, list[list[str]]], dict[str, dict[str, Any]]]:
+    """-> (the measured prompts; model -> completions of each prompt; model -> measures)."""
     kept, prompts = measuring.readable_by_all(entrants, rows, rows.prompts, measuring.encode_prompts)
     known, answers = measuring.readable_by_all(entrants, rows, rows.texts, measuring.encode_answers)
     if not kept and not known:
         raise InputError(f"{config.data}: needed a row that all models can read, got none: {rows.left_out[0]}")
-    references = [rows.references[i] for i in kept]
-    texts = [text for own in references for text in own] or [rows.prompts[i]["prompt"] for i in kept]
+    sources, references = [rows.prompts[i] for i in kept], [rows.references[i] for i in kept]
+    texts = [text for own in references for text in own] or [row["prompt"] for row in sources]
     words = WORDS.get(config.words) or words_for(texts)
     sizes = [len(rows.texts[i]["response"].encode("utf-8", "surrogatepass")) for i in known]
     reference = open_reference(config, device)
@@ -207,17 +198,16 @@ def measure_all(
         own = measures[entrant.name] = {"folder": str(entrant.folder)}
         if kept:
             sampling = config.sampling(entrant.tokenizer.eos_ids)
-            report, samples[entrant.name] = measuring.sampled(
+            report, completions = measuring.sampled(
                 entrant, policy, own_prompts, sampling, config.samples, config.seed, reference
             )
+            samples[entrant.name] = completions
             own |= {"prompts": len(kept), **{name: report.measures[name] for name in ("length", "ended", "kl")}}
-            own |= text_measures(samples[entrant.name], references, words)
-            own |= answers_right([rows.prompts[i] for i in kept], samples[entrant.name])
+            own |= text_measures(completions, references, words) | answers_right(sources, completions)
         if known:
-            total = measuring.likelihood_of(policy, own_answers, sizes, config.overlap, config.microbatch_tokens)
-            own |= {"texts": len(known), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
-        say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} texts")
-    return kept, samples, measures
+            own |= measuring.likelihood_of(policy, own_answers, sizes, config.overlap, config.microbatch_tokens)
+        say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
+    return sources, samples, measures
 
 
 def load(entrant: Entrant, config: EvalConfig, device: torch.device) -> Policy:
@@ -226,76 +216,49 @@ def load(entrant: Entrant, config: EvalConfig, device: torch.device) -> Policy:
 
 
 def open_reference(config: EvalConfig, device: torch.device) -> tuple[Entrant, Policy] | None:
+    """The model of --reference."""
     if not config.reference:
         return None
-    if config.greedy or not config.temperature:
-        raise InputError("--reference: greedy samples have no KL; raise --temperature, or drop --reference")
     entrant = measuring.open_entrant(config.reference, config.reference, config.template, config.template_variables)
     return entrant, load(entrant, config, device)
 
 
-def answers_right(prompts: list[dict], samples: list[list[str]]) -> dict[str, Any]:
-    """exact_match and pass@k over the prompts whose row has an "answer"; empty if none has one."""
-    with_answer = [i for i, row in enumerate(prompts) if type(row.get("answer")) in (str, int, float)]
-    right = [[is_right(text, prompts[i]["answer"]) for text in samples[i]] for i in with_answer]
-    return {"answers": len(right), **answer_measures(right, KS)} if right else {}
-
-
-def wins_by_score(scores: dict[str, list[list[float]]], baseline: str) -> dict[str, list[list[float]]]:
-    """For each other model and prompt: does its sample score higher than the baseline's sample of the same number?"""
-    return {
-        name: [
-            [win_by_score(*pair) for pair in zip(*two, strict=True)] for two in zip(own, scores[baseline], strict=True)
-        ]
-        for name, own in scores.items()
-        if name != baseline
-    }
-
-
-def add_wins(
-    models: dict[str, dict[str, Any]],
-    key: str,
-    samples: dict[str, list[list[str]]],
+def compared(
+    name: str,
     baseline: str,
-    seed: int,
-    wins: dict[str, list[list[float]]],
-) -> None:
-    """Add the win rate of each model against the baseline under `key`. Lengths are in characters."""
-    for name, own in wins.items():
-        pairs = zip(samples[name], samples[baseline], strict=True)
-        sizes = [[(len(a), len(b)) for a, b in zip(*two, strict=True)] for two in pairs]
-        if rate := win_rate(own, sizes, seed):
-            models[name][key] = rate
-
-
-def add_judge(
-    models: dict[str, dict[str, Any]],
-    judge: Any,
+    samples: dict[str, list[list[str]]],
+    scores: dict[str, list[list[float]]],
+    judge: Judge | None,
     rows: Rows,
     prompts: list[dict],
-    samples: dict[str, list[list[str]]],
-    baseline: str,
     seed: int,
-) -> None:
-    """Add the judge's win rates and its position bias."""
-    for name in [name for name in samples if name != baseline]:
-        asked = measuring.judged(judge, rows, prompts, samples[name], samples[baseline], name)
-        wins = [[float("nan") if pair is None else verdict(pair) for pair in group] for group in asked]
-        add_wins(models, "judge_wins", samples, baseline, seed, {name: wins})
-        models[name]["judge_bias"] = position_bias([pair for group in asked for pair in group if pair is not None])
+) -> dict[str, Any]:
+    """The win rates of a model against the baseline: sample k of a prompt against sample k. Lengths in characters."""
+    ours, theirs = samples[name], samples[baseline]
+    sizes = paired(lambda a, b: (len(a), len(b)), ours, theirs)
+    found = {}
+    if scores:
+        found["reward_wins"] = win_rate(paired(win_by_score, scores[name], scores[baseline]), sizes, seed)
+    if judge:
+        asked = measuring.judged(judge, rows, prompts, ours, theirs, name)
+        wins = [[math.nan if pair is None else verdict(pair) for pair in group] for group in asked]
+        found["judge_wins"] = win_rate(wins, sizes, seed)
+        found["judge_bias"] = position_bias([pair for group in asked for pair in group if pair is not None])
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, config: EvalConfig) -> list[str]:
+def paired(function: Callable, ours: list[list], theirs: list[list]) -> list[list]:
+    """The function of each sample of ours and the sample of theirs with the same number, prompt by prompt."""
+    return [[function(a, b) for a, b in zip(*two, strict=True)] for two in zip(ours, theirs, strict=True)]
+
+
+def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, judge: str | None) -> list[str]:
     tables = [measures_table(models)]
-    for key, title in (("reward_wins", "by reward"), ("judge_wins", f"by judge {config.judge}")):
+    for key, title in (("reward_wins", "by reward"), ("judge_wins", f"by judge {judge}")):
         if wins := {name: own[key] for name, own in models.items() if key in own}:
             tables.append(wins_table(title, baseline, wins))
-    for name, own in models.items():
-        if bias := own.get("judge_bias"):
-            tables.append(
-                f"{name}: position bias: the judge gives the first answer {bias['first']:.3f} on average (0.5: no "
-                f"bias); {bias['changed']:.1%} of its verdicts change with the order"
-            )
+    if biases := {name: own["judge_bias"] for name, own in models.items() if "judge_bias" in own}:
+        tables.append(bias_table(biases))
     return tables
 
 
@@ -308,9 +271,9 @@ def sample_lines(
         common = {name: row[name] for name in ("file", "line", "category") if name in row}
         for name, own in samples.items():
             for k, text in enumerate(own[i]):
-                line = {"prompt": row["prompt"], "completion": text, "model": name, **common}
-                score = scores[name][i][k] if scores else float("nan")
-                lines.append(line | ({"reward": score} if score == score else {}))
+                score = scores[name][i][k] if scores else math.nan
+                known = {} if math.isnan(score) else {"reward": score}
+                lines.append({"prompt": row["prompt"], "completion": text, "model": name, **common, **known})
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Measures of sampled texts against the answers of the data, and the lines and tables that show them."""
+"""All measures of sampled texts, and of their rewards."""
 
 from __future__ import annotations
 
@@ -7,40 +7,13 @@ from typing import Any
 
 import torch
 
+from minirlhf.evaluation.answers import answer_measures
 from minirlhf.evaluation.bleu import Words, bleu, chrf, self_bleu
 from minirlhf.evaluation.diversity import distinct, repetition
 from minirlhf.evaluation.intervals import bootstrap
 from minirlhf.evaluation.rouge import rouge
-from minirlhf.training.table import table
+from minirlhf.rewards.answers import is_right
 
-LABELS = {  # measure -> its label in the table; a measure that no model has is left out
-    "prompts": "prompts",
-    "length": "length (tokens)",
-    "characters": "length (characters)",
-    "ended": "share ended",
-    "repetition": "repetition (4 words)",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "self_bleu": "self-BLEU",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "exact_match": "exact match",
-    "pass@1": "pass@1",
-    "pass@2": "pass@2",
-    "pass@4": "pass@4",
-    "pass@8": "pass@8",
-    "pass@16": "pass@16",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "kl": "KL to the reference (nats)",
-    "reward": "reward",
-    "reward_10": "reward, quantile 10%",
-    "reward_50": "reward, median",
-    "reward_90": "reward, quantile 90%",
-}
 KS = (1, 2, 4, 8, 16)  # of pass@k
 
 
@@ -91,48 +64,12 @@ def reward_measures(scores: Sequence[Sequence[float]], seed: int = 0) -> dict[st
     }
 
 
-def measures_table(measures: dict[str, dict[str, Any]]) -> str:
-    """A column for each model, a row for each measure that any model has."""
-    rows = [[label, *(own.get(name) for own in measures.values())] for name, label in LABELS.items()]
-    return table(["", *measures], [row for row in rows if row[1:] != [None] * len(measures)])
+def answers_right(prompts: Sequence[dict], samples: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """exact_match and pass@k over the prompts whose row has an "answer", with their number; empty if none has one."""
+    pairs = [(row["answer"], group) for row, group in zip(prompts, samples, strict=True) if has_answer(row)]
+    right = [[is_right(text, answer) for text in group] for answer, group in pairs]
+    return {"answers": len(right), **answer_measures(right, KS)} if right else {}
 
 
-def wins_table(title: str, baseline: str, wins: dict[str, dict[str, Any]]) -> str:
-    """Win rates against the baseline with their intervals, in all and by the difference of length."""
-    rows = []
-    for name, found in wins.items():
-        parts = {"all prompts": found, **{f"answer {group}": part for group, part in found["by_length"].items()}}
-        for part, own in parts.items():
-            low, high = own["interval"]
-            rows.append([f"{name}: {part}", own["prompts"], own["rate"], f"{low:.3f} to {high:.3f}"])
-    return table([f"{title} against {baseline}", "prompts", "win rate", "95% interval"], rows)
-
-
-def pairs_table(name: str, found: dict[str, Any]) -> str:
-    """The measures of a reward model on pairs."""
-    low, high = found["accuracy_interval"]
-    rows = [
-        ["pairs", found["pairs"]],
-        ["accuracy", found["accuracy"]],
-        ["accuracy, 95% interval", f"{low:.3f} to {high:.3f}"],
-        ["margin", found["margin"]],
-        ["calibration error", found["calibration_error"]],
-        *(
-            [f"accuracy, chosen {group} ({part['pairs']})", part["accuracy"]]
-            for group, part in found["by_length"].items()
-        ),
-    ]
-    return table(["reward on pairs", name], rows)
-
-
-def side_by_side_text(samples: Sequence[dict[str, Any]], unit: str) -> str:
-    """The samples as text to read: each prompt once, below it the completions of all models."""
-    lines: list[str] = []
-    prompt = None
-    for sample in samples:
-        if sample["prompt"] != prompt:
-            prompt = sample["prompt"]
-            lines += [f"{'=' * 20} {unit} {sample['line']} {'=' * 20}", prompt, ""]
-        reward = f", reward {sample['reward']:.4g}" if sample.get("reward") is not None else ""
-        lines += [f"--- {sample['model']}{reward}", sample["completion"], ""]
-    return "\n".join(lines)
+def has_answer(row: dict) -> bool:
+    return type(row.get("answer")) in (str, int, float)

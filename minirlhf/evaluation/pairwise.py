@@ -8,10 +8,13 @@ from typing import Any
 
 from minirlhf.evaluation.intervals import bootstrap
 from minirlhf.evaluation.reward_models import GROUPS, length_group
-from minirlhf.rewards.judges import Judge, judge_pairs
+from minirlhf.rewards.answers import exact_match
+from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
 
-# Rules that judge by length alone: a win rate that such a rule explains shows no better answers.
+# "longer" and "shorter" judge by length alone: a win rate that such a rule explains shows no better answers. "right"
+# prefers the answer that agrees with the "answer" of the row.
 RULES: dict[str, Judge] = {
+    "right": judge_by(exact_match),
     "longer": lambda prompts, firsts, seconds, rows: _longer(firsts, seconds),
     "shorter": lambda prompts, firsts, seconds, rows: _longer(seconds, firsts),
 }

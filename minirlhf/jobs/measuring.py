@@ -28,10 +28,9 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
-from minirlhf.model.transformer import Transformer
-from minirlhf.pretrained.weights import load_reward_model, read_config
+from minirlhf.pretrained.weights import load_policy, load_reward_model
 from minirlhf.rewards.functions import FileReward
-from minirlhf.rewards.judges import Judge, judge_by
+from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
 from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
 from minirlhf.runtime.distributed import gather, local_rows, say
 from minirlhf.text.tokenizer import Tokenizer
@@ -84,12 +83,9 @@ def rows_of(data: Dataset) -> Rows:
 
 
 def open_entrant(name: str, label: str, template: str | None, variables: str | None) -> Entrant:
-    """Read all of a model's folder except its weights.   Raises: InputError if it holds no language model."""
+    """Check a model's folder, before any model is measured.   Raises: InputError if it holds no language model."""
     folder = resolve_model(name)
-    shape, model_class = read_config(folder)
-    if model_class is not Transformer:
-        advice = "give it as --reward" if model_class.__name__ == "RewardModel" else "check the folder"
-        raise InputError(f"{name}: needed a language model, got a {model_class.__name__}; {advice}")
+    shape = load_policy(folder).transformer.config  # checks all files; the weights are mapped, not read
     tokenizer = Tokenizer.load(folder).with_template(template, variables)
     check_vocabulary(shape, tokenizer, folder)
     return Entrant(label, folder, tokenizer, shape)
@@ -163,15 +159,24 @@ def sampled(
     return report, [[report.completions[s * n + i] for s in range(samples)] for i in range(n)]
 
 
-def likelihood_of(policy: Policy, rows: list, sizes: list[int], overlap: int, microbatch_tokens: int) -> Likelihood:
-    """The likelihood of all rows of ids. sizes: the bytes of each row's text."""
+def likelihood_of(
+    policy: Policy, rows: list, sizes: list[int], overlap: int, microbatch_tokens: int
+) -> dict[str, float | None]:
+    """The measures of the likelihood of all rows of ids. sizes: the bytes of each row's text."""
 
     def read(indices: list[int]) -> list[tuple[float, int]]:
         chosen = [rows[i] for i in indices]
         return likelihoods(policy, chosen, overlap=overlap, microbatch_tokens=microbatch_tokens)
 
     parts = [Likelihood(*found, size) for found, size in zip(shared(len(rows), read), sizes, strict=True)]
-    return sum(parts, Likelihood())
+    total = sum(parts, Likelihood())
+    return {"texts": len(rows), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
+
+
+def scored_all(
+    reward: Reward, rows: Rows, prompts: list[dict], samples: dict[str, list[list[str]]]
+) -> dict[str, list[list[float]]]:
+    return {name: scored(reward, rows, prompts, own, name) for name, own in samples.items()}
 
 
 def scored(reward: Reward, rows: Rows, prompts: list[dict], samples: list[list[str]], who: str) -> list[list[float]]:
@@ -252,8 +257,33 @@ def shared(n: int, work: Callable[[list[int]], list[Value]]) -> list[Value]:
     return [found[i] for i in range(n)]
 
 
-def open_reward(name: str, device: torch.device, microbatch_tokens: int) -> Reward:
-    """The reward of a reward model's folder, or of FILE.py:FUNCTION."""
+def open_reward(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Reward:
+    """The reward of a reward model's folder, or of FILE.py:FUNCTION. A function is tried before any model samples."""
+    reward = _open(name, device, microbatch_tokens)
+    if isinstance(reward, FileReward):
+        score_completions(reward, *_trial(rows, ["", "yes"]), optional=True)
+    return reward
+
+
+def open_judge(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Judge:
+    """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
+    if name in RULES:
+        return RULES[name]
+    reward = _open(name, device, microbatch_tokens)
+    if not isinstance(reward, FileReward):
+        return judge_by(reward)
+
+    def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
+        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
+
+    judge.__name__ = name
+    found = judge if _takes_pairs(reward.function) else judge_by(reward)
+    prompts, texts, sources = _trial(rows, ["", "yes"])
+    judge_pairs(found, prompts, texts, texts[::-1], sources)
+    return found
+
+
+def _open(name: str, device: torch.device, microbatch_tokens: int) -> Reward:
     if not Path(name).is_dir() and (name.endswith(".py") or ":" in name):
         return FileReward(name)
     if Path(name).is_dir():
@@ -264,19 +294,10 @@ def open_reward(name: str, device: torch.device, microbatch_tokens: int) -> Rewa
     return RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens)
 
 
-def open_judge(name: str, device: torch.device, microbatch_tokens: int) -> Judge:
-    """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
-    if name in RULES:
-        return RULES[name]
-    reward = open_reward(name, device, microbatch_tokens)
-    if not isinstance(reward, FileReward) or not _takes_pairs(reward.function):
-        return judge_by(reward)
-
-    def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
-        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
-
-    judge.__name__ = name
-    return judge
+def _trial(rows: Rows, texts: list[str]) -> tuple[list[str], list[str], list[dict]]:
+    """The first two prompts with these texts; a single prompt with the first text."""
+    sources = rows.prompts[: len(texts)]
+    return [row["prompt"] for row in sources], texts[: len(sources)], sources
 
 
 def _takes_pairs(function: Callable) -> bool:
@@ -285,4 +306,5 @@ def _takes_pairs(function: Callable) -> bool:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 4
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in places and p.default is p.empty for p in parameters) == 4
