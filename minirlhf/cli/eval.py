@@ -134,7 +134,7 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
         tables.append(pairs_table(measuring.short_names([config.reward])[0], pairs))
     found["left_out"] = len(rows.left_out)
     if rows.left_out:
-        say(f"{len(rows.left_out):,} times a row is left out, such as {rows.left_out[0]}")
+        say(f"left out: {len(rows.left_out):,}, such as {rows.left_out[0]}")
     say("\n\n".join(["", *tables]))
     if is_main():
         folder = write(config, found, lines, "\n\n".join(tables), rows)

@@ -27,7 +27,7 @@ LABELS = {  # measure -> its label in the table; a measure that no model has is 
     "pass@4": "pass@4",
     "pass@8": "pass@8",
     "pass@16": "pass@16",
-    "perplexity": "perplexity",
+    "perplexity": "perplexity (per token)",
     "bits_per_byte": "bits per byte",
     "kl": "KL to the reference (nats)",
     "reward": "reward",

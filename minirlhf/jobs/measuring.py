@@ -301,10 +301,11 @@ def _trial(rows: Rows, texts: list[str]) -> tuple[list[str], list[str], list[dic
 
 
 def _takes_pairs(function: Callable) -> bool:
-    """True for a function of four arguments: prompts, first answers, second answers, rows."""
+    """True for a function of four arguments: prompts, first answers, second answers, rows. A reward has completions."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in places and p.default is p.empty for p in parameters) == 4
+    needed = [p.name for p in parameters.values() if p.kind in places and p.default is p.empty]
+    return len(needed) == 4 and "completions" not in needed
