@@ -206,7 +206,7 @@ def test_hh_needs_its_markers(reason):
 
 # ---- refusals ----
 
-ROLES = "needed one of user, human, assistant, gpt, system"
+ROLES = "needed one of user, human, assistant, gpt, system, tool"
 REASONS = {
     "no object": (["a"], "needed an object with named keys, got list ['a']"),
     "null": (None, "needed an object with named keys, got null"),
