@@ -30,18 +30,18 @@ RATES = {
 ADAPTERS = 10  # times the rate of whole models: Schulman et al. 2025, "LoRA Without Regret"
 
 
-def settings_for_model(classes: dict[str, type], job: Any) -> dict[str, Any]:
+def settings_for_model(classes: dict[str, type], job: Any, argv: list[str] | None = None) -> dict[str, Any]:
     """Read the settings again, with defaults for the size of the model that the job is given, and print the rates.
 
-    classes: section -> dataclass.   A learning rate of the user's flags or TOML file stays.
+    classes: section -> dataclass.   argv: as `parse_settings`.   A learning rate that the user has set stays.
     Raises: InputError if the folder holds no model.
     """
     folder = getattr(job, job.trained)
     if folder is None:
-        return parse_settings(classes, description="")
+        return parse_settings(classes, argv, description="")
     n = parameters(read_config(resolve_model(folder))[0])
     classes = {section: with_rate(section, cls, n, job.train != "all") for section, cls in classes.items()}
-    settings = parse_settings(classes, description="")
+    settings = parse_settings(classes, argv, description="")
     # SFT is skipped, because the folder takes its place; the only stage of a program is never skipped
     skipped = {"sft", "reward_model"} if job.reward else {"sft"}
     used = [section for section in RATES if section in classes]
