@@ -25,6 +25,7 @@ ROOMS = [
     "text",
 ]
 ROOMS += ["data", "generation", "rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
+ROOMS += ["__main__"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
     "lazy": "",
