@@ -49,12 +49,11 @@ def write_page(files: list[str], output: Path, question: str, seed: int, max_row
 
 def report(ratings: Ratings) -> str:
     """All tables. Letters stand for the models, so that the tables fit 80 columns."""
-    models = list(dict.fromkeys(model for rating in ratings.rows for model in rating.models))
-    letter = {model: LETTERS[i] if i < len(LETTERS) else str(i + 1) for i, model in enumerate(models)}
+    letter = {model: LETTERS[i] if i < len(LETTERS) else str(i + 1) for i, model in enumerate(ratings.models)}
     raters = {rating.rater for rating in ratings.rows}
     comparisons = {rating.comparison for rating in ratings.rows}
     counts = f"raters: {len(raters)}, comparisons: {len(comparisons)}, ratings: {len(ratings.rows)}"
-    legend = "\n".join(f"{letter[model]} = {printable(model)}" for model in models)
+    legend = "\n".join(f"{letter[model]} = {printable(model)}" for model in letter)
     parts = [counts, legend, _win_rates(ratings.rows, letter), _strengths(ratings.rows, letter)]
     parts += [_agreement(ratings.rows), _sides(ratings.rows)]
     parts += [
@@ -92,7 +91,7 @@ def _strengths(rows: list[Rating], letter: dict[str, str]) -> str:
     try:
         found = bradley_terry(wins_between(rows))
     except InputError as error:
-        return str(error)
+        return "\n".join(wrapped(str(error), WIDTH))
     ranked = sorted(found, key=found.__getitem__, reverse=True)
     rows = [[letter[model], f"{400 * math.log10(found[model]):+.0f}", f"{found[model]:.3f}"] for model in ranked]
     return "Bradley-Terry\n" + aligned(["", "rating", "strength"], rows)

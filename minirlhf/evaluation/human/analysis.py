@@ -47,6 +47,7 @@ class Comment:
 
 @dataclass(frozen=True)
 class Ratings:
+    models: list[str]  # with ratings, in the order of the files
     rows: list[Rating]
     comments: list[Comment]
     identical: Counter[tuple[str, str]]  # models -> prompts whose answers are identical; nobody rates them
@@ -87,7 +88,9 @@ def read_ratings(paths: Sequence[str]) -> Ratings:
     ]
     if not newest:
         raise InputError("eval human: needed at least one rating, the files hold none")
-    return Ratings(list(newest.values()), list(comments.values()), sum(identical.values(), Counter()), notes)
+    rated = {model for rating in newest.values() for model in rating.models}
+    models = [model for model in order if model in rated]
+    return Ratings(models, [*newest.values()], [*comments.values()], sum(identical.values(), Counter()), notes)
 
 
 def _read(file: Any, order: dict[str, int]) -> tuple[list[Rating], list[Comment], Counter, str]:
