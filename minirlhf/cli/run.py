@@ -142,21 +142,26 @@ def _sample(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _defaults() -> dict[str, Any]:
-    """Full name of a setting -> its default, as config.toml would have it. A program may have other defaults."""
+def settings_classes() -> dict[str, type]:
+    """Table of config.toml -> dataclass of its settings, for every algorithm."""
     from minirlhf import algorithms  # here, because it needs torch
     from minirlhf.adapters.lora import LoRAConfig
     from minirlhf.jobs.settings import PipelineConfig
     from minirlhf.model.config import ModelConfig
     from minirlhf.training.run import RunSettings
-    from minirlhf.training.settings import settings_to_toml
 
     classes = {"job": PipelineConfig, "model": ModelConfig, "lora": LoRAConfig, "run": RunSettings}
     classes |= {"sft": algorithms.SFTConfig, "reward_model": algorithms.RewardConfig, "ppo": algorithms.PPOConfig}
     classes |= {"grpo": algorithms.GRPOConfig, "dpo": algorithms.DPOConfig, "unpaired": algorithms.UnpairedConfig}
     classes |= {"online_dpo": algorithms.OnlineDPOConfig, "distillation": algorithms.DistillationConfig}
-    classes |= {"process_reward": algorithms.ProcessRewardConfig}
-    return flat(tomllib.loads(settings_to_toml({name: cls() for name, cls in classes.items()})))
+    return classes | {"process_reward": algorithms.ProcessRewardConfig}
+
+
+def _defaults() -> dict[str, Any]:
+    """Full name of a setting -> its default, as config.toml would have it. A program may have other defaults."""
+    from minirlhf.training.settings import settings_to_toml
+
+    return flat(tomllib.loads(settings_to_toml({name: cls() for name, cls in settings_classes().items()})))
 
 
 def _found(folder: Path) -> tuple[list[FoundRun], list[str]]:

@@ -61,7 +61,8 @@ def runs_below(folder: Path) -> tuple[list[FoundRun], list[str]]:
     runs, damaged = [], []
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if not {"config.toml", "metrics.jsonl"} & set(files):
+        # an evaluation has a config.toml too, so that name alone does not mark a run
+        if not {"metrics.jsonl", "log.txt"} & set(files) and not ("config.toml" in files and "checkpoints" in folders):
             continue
         folders.clear()  # checkpoints and models hold no runs
         try:

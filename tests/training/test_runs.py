@@ -116,9 +116,10 @@ def test_a_run_without_timings_log_or_checkpoints_is_read(make):
 
 
 def test_runs_are_found_at_any_depth_and_other_folders_are_not(make, tmp_path):
-    for name in ("b/ppo-001/sft", "b/ppo-001/ppo", "a", ".hidden/run", "a/checkpoints/step-1/odd"):
-        make(name, [{"x": 1}]) if not (tmp_path / name).exists() else None
-    (tmp_path / "plots").mkdir()
+    for name in ("b/ppo-001/sft", "b/ppo-001/ppo", "a", ".hidden/run", "a/checkpoints/step-1"):
+        make(name, [{"x": 1}])
+    (tmp_path / "eval-001").mkdir()
+    (tmp_path / "eval-001/config.toml").write_text("data = 'rows.jsonl'")
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     found, damaged = runs.runs_below(tmp_path)
     assert [str(run.folder.relative_to(tmp_path)) for run in found] == ["a", "b/ppo-001/ppo", "b/ppo-001/sft"]
