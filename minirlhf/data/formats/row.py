@@ -20,6 +20,8 @@ class Row:
         self.ignored = ignored  # columns, and keys of turns
         self.every_pair = every_pair  # of several answers
         self.read: dict[str, None] = {}  # names, in the order of reading
+        self.inside: dict[str, None] = {}  # names of unread keys inside a column
+        self.turns_after = self.no_input = False  # are there turns after the answer, an input that says "no input"?
 
     def take(self, name: str) -> object:
         """The value of a column, which then counts as read."""
@@ -45,7 +47,7 @@ class Row:
                 if other != name and not is_no_input(self.columns.get(other)):
                     texts.append(self.text(other))
                 elif other != name and other in self.columns:
-                    self.take(other)
+                    self.no_input |= not is_empty(self.take(other))
             prompt = "\n\n".join(texts)
             prompt = marked_prompt(prompt) or prompt
         else:
