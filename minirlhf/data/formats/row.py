@@ -6,8 +6,9 @@ from minirlhf.data.columns import is_empty
 from minirlhf.data.encoding import TURNS
 from minirlhf.data.formats.dialogues import history_turns, is_no_input, marked_prompt
 from minirlhf.data.formats.labels import number
-from minirlhf.data.formats.turns import got, is_plain, plain_answer, plain_prompt, tools_of, turns_of
+from minirlhf.data.formats.turns import got, is_plain, plain_answer, tools_of, turns_of
 from minirlhf.errors import InputError
+from minirlhf.text.chat import render_chat
 
 SYSTEM = ("system", "system_prompt", "systemPrompt")
 
@@ -89,7 +90,7 @@ class Row:
             prompt = [{"role": "user", "content": prompt}]
         row: dict = {"prompt": prompt}
         if isinstance(prompt, list):
-            row = {"prompt": plain_prompt(prompt, tools), TURNS: prompt}
+            row = {"prompt": render_chat(prompt, True, tools), TURNS: prompt}
         if tools:
             row["tools"] = tools
         for key, turns in answers.items():
