@@ -87,7 +87,8 @@ class _Window:
         self.file, self.left = file, end - file.tell()  # bytes not yet read
         self.offset, self.line = file.tell(), line  # of the position
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.text, self.position, self.chunk = "", 0, CHUNK >> 5  # small at first: a reading by position needs one row
+        self.text, self.position = "", 0
+        self.chunk = min(1 << 10, CHUNK)  # small at first: a reading by position needs one row
 
     def grow(self) -> bool:
         """Read on, in chunks that grow. False at the end."""
