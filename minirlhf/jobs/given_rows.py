@@ -25,6 +25,7 @@ READS = {
     "unpaired": ("unpaired", "prompts"),
     "distillation": ("sft", "prompts"),
 }
+NO_FILES = "no files"  # name of a task without rows
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -45,7 +46,7 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
         raise InputError(f"--task {job.task}: --data replaces the embedded task; drop one of the two")
     if flags.data_weights and not job.data:
         raise InputError("--data_weights: needs the files to weigh; give --data FILE,FILE")
-    task = task_of(job.data, job, flags.data_weights) if job.data else Task("no files", [], [], [], [], [], [])
+    task = task_of(job.data, job, flags.data_weights) if job.data else Task(NO_FILES, [], [], [], [], [], [])
     # the program's own stage reads most; a stage before it takes its rows back
     for name in sorted(files, key=lambda name: name != section):
         task = with_stage_file(task, name, task_of(files[name], job))
@@ -121,9 +122,13 @@ def with_stage_file(task: Task, section: str, own: Task) -> Task:
     own.need(reads[0])
     parts = [name for part in reads if len(getattr(own, part)) for name in (part, HELD[part])]
     gold = own.gold if "prompts" in reads else task.gold
-    name = own.name if task.name == "no files" else f"{task.name}, {own.name}"
-    refused = (*task.refused, *own.refused)
-    return replace(task, name=name, refused=refused, gold=gold, **{part: getattr(own, part) for part in parts})
+    names = [] if task.name == NO_FILES else task.name.split(", ")
+    name = ", ".join(dict.fromkeys([*names, *own.name.split(", ")]))
+    refused = tuple(dict.fromkeys([*task.refused, *own.refused]))
+    rows = {part: getattr(own, part) for part in parts}
+    return replace(
+        task, name=name, refused=refused, gold=gold, sources=task.sources | dict.fromkeys(rows, own.name), **rows
+    )
 
 
 def validation_sets(job: JobConfig, named: Sequence[str]) -> dict[str, Task]:
