@@ -31,7 +31,8 @@ def with_validation(stage: Stage, trainer: Trainer, evaluate: Evaluate | None) -
     def evaluate_all() -> dict[str, float]:
         found, samples = evaluate() if evaluate else {}, list(trainer.samples)
         for name, rows in sets.items():
-            found |= {f"{name}/{metric}": value for metric, value in measure(stage, trainer, rows).items()}
+            measures = measure(with_gold_of(stage, name), trainer, rows)
+            found |= {f"{name}/{metric}": value for metric, value in measures.items()}
             samples += [{**sample, "validation": name} for sample in trainer.samples]
         trainer.samples = samples
         return found
@@ -48,6 +49,13 @@ def measure(stage: Stage, trainer: Trainer, rows: dict[str, Sequence[EncodedRow]
         else:
             found |= trainer.evaluate(part_rows)
     return found
+
+
+def with_gold_of(stage: Stage, name: str) -> Stage:
+    """The stage with the exact measure of a validation set: `--gold`, or the check of its answers if it has answers."""
+    job, task = stage.job, stage.job.task
+    gold = task.gold if job.common.gold else task.validation[name].gold
+    return replace(stage, job=replace(job, task=replace(task, gold=gold)))
 
 
 def rows_of(stage: Stage, task: Task, shape: ModelConfig) -> dict[str, list[EncodedRow]]:
