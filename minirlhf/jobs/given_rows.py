@@ -25,6 +25,8 @@ READS = {
     "unpaired": ("unpaired", "prompts"),
     "distillation": ("sft", "prompts"),
 }
+# flags that need files
+OF_FILES = ("encoding", "map", "as_", "pairs", "max_rows", "mix", "data_weights", "held_out", "validation", "train_on")
 NO_FILES = "no files"  # name of a task without rows
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -60,7 +62,7 @@ def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
     if job.ignore_columns:
         raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
     for field in fields(DataFlags):
-        if getattr(flags, field.name) != field.default:
+        if field.name in OF_FILES and getattr(flags, field.name) != field.default:
             raise InputError(f"--{field.name.rstrip('_')}: the embedded task reads no files; give --data FILE")
 
 
@@ -77,19 +79,27 @@ def task_of(files: str, job: JobConfig, weights: Sequence[float] = ()) -> Task:
             f"--data_weights: needed a weight for each of the {len(names)} files, got {len(weights)}; see --help"
         )
     from_file = isinstance(flags.held_out, str)
-    tasks = [task_from_rows(read(name, job), 0 if from_file else flags.held_out) for name in names]
+    tasks = [source_task(name, job, 0 if from_file else flags.held_out) for name in names]
     if strategy != "concat":
         say("\n".join(plan(tasks, strategy, weights)))
     task = mixed(tasks, strategy, weights, job.seed)
     return with_held_out(task, job) if from_file else task
 
 
+def source_task(name: str, job: JobConfig, held_out: float) -> Task:
+    """The task of one name: a file, a folder, a pattern, or hub:OWNER/NAME, whose files are joined."""
+    if not name.startswith("hub:"):
+        return task_from_rows(read(name, job), held_out)
+    from minirlhf.pretrained.hub import data_files
+
+    return replace(mixed([task_from_rows(read(str(file), job), held_out) for file in data_files(name)]), name=name)
+
+
 def read(source: str, job: JobConfig) -> Dataset:
     """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
     flags = flags_of(job)
     given = {"columns_map": mapping(flags.map), "as_kind": flags.as_, "encoding": flags.encoding}
-    given |= {"max_rows": flags.max_rows}
-    given = {name: value for name, value in given.items() if value}
+    given |= {"max_rows": flags.max_rows, "pairs": flags.pairs}
     dataset = read_rows(source, max_refused=job.max_refused, ignore_columns=job.ignore_columns, **given)
     say(dataset.summary())
     return dataset

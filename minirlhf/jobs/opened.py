@@ -86,7 +86,10 @@ class Opened:
         return encoded.rows
 
     def _limits(self, part: str, model: ModelConfig) -> dict[str, Any]:
+        from minirlhf.jobs.data_flags import encoding_options  # here, so that the core loads no leaf
+
         limits = {"context": model.max_position_embeddings, "vocabulary": model.vocab_size}
+        limits |= encoding_options(self.common, part)
         return {**limits, "source": self.task.sources.get(part, self.task.name), "unit": self.task.unit}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.jobs.given_rows import READS
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.stage import PolicyStage, Stage
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks.task import Task
@@ -22,8 +22,8 @@ PROMPTS = 128  # of each set, in each evaluation during a run
 Evaluate = Callable[[], dict[str, float]]
 
 
-def with_validation(stage: Stage, trainer: Trainer, evaluate: Evaluate | None) -> Evaluate:
-    """The evaluation of a stage, and after it the same measures of each validation set as SET/NAME."""
+def with_validation(stage: Any, trainer: Trainer, evaluate: Evaluate | None) -> Evaluate:
+    """The evaluation of a `Stage`, and after it the same measures of each validation set as SET/NAME."""
     model = next(iter(trainer.models.values()))
     shape = getattr(model, "transformer", model).config
     sets = {name: rows_of(stage, task, shape) for name, task in stage.job.task.validation.items()}
@@ -40,7 +40,7 @@ def with_validation(stage: Stage, trainer: Trainer, evaluate: Evaluate | None) -
     return evaluate_all
 
 
-def measure(stage: Stage, trainer: Trainer, rows: dict[str, Sequence[EncodedRow]]) -> dict[str, float]:
+def measure(stage: Any, trainer: Trainer, rows: dict[str, Sequence[EncodedRow]]) -> dict[str, float]:
     """The measures of one set: by the trainer on its answers, and of the policy's completions of its prompts."""
     trainer.samples, found = [], {}
     for part, part_rows in rows.items():
@@ -51,17 +51,17 @@ def measure(stage: Stage, trainer: Trainer, rows: dict[str, Sequence[EncodedRow]
     return found
 
 
-def with_gold_of(stage: Stage, name: str) -> Stage:
+def with_gold_of(stage: Any, name: str) -> Any:
     """The stage with the exact measure of a validation set: `--gold`, or the check of its answers if it has answers."""
     job, task = stage.job, stage.job.task
     gold = task.gold if job.common.gold else task.validation[name].gold
     return replace(stage, job=replace(job, task=replace(task, gold=gold)))
 
 
-def rows_of(stage: Stage, task: Task, shape: ModelConfig) -> dict[str, list[EncodedRow]]:
+def rows_of(stage: Any, task: Task, shape: ModelConfig) -> dict[str, list[EncodedRow]]:
     """Part -> the rows of a validation set as ids, as far as the stage can be evaluated on them."""
-    own = READS.get(stage.section, ("prompts",))[:1]
-    parts = tuple(dict.fromkeys((*own, *(("prompts",) if isinstance(stage, PolicyStage) else ()))))
+    samples = ("prompts",) if hasattr(stage, "policy") else ()  # a `PolicyStage` measures completions too
+    parts = dict.fromkeys((*READS.get(stage.section, ())[:1], *samples))
     job = replace(stage.job, task=replace(task, validation={}))
     rows = {part: encoded(job, part, shape) for part in parts if len(getattr(task, HELD[part]))}
     rows = {part: part_rows for part, part_rows in rows.items() if part_rows}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from minirlhf.errors import InputError
 from minirlhf.nearest import nearest
 
-if TYPE_CHECKING:
-    from minirlhf.training.run import Run, RunSettings
 
+def goal(config: Any, evaluation: dict[str, float]) -> tuple[str, str]:
+    """-> (metric, "min" or "max").   Raises: InputError if the evaluation has no such metric.
 
-def goal(config: RunSettings, evaluation: dict[str, float]) -> tuple[str, str]:
-    """-> (metric, "min" or "max").   Raises: InputError if the evaluation has no such metric."""
+    config: a `RunSettings`.
+    """
     name = config.best_metric
     if name not in evaluation:
         known = ", ".join(evaluation) or "none"
@@ -22,8 +22,8 @@ def goal(config: RunSettings, evaluation: dict[str, float]) -> tuple[str, str]:
     return name, config.best_mode or ("min" if name.endswith("loss") else "max")
 
 
-def check_metric(run: Run) -> None:
-    """Evaluate once before the first step, so that a metric that does not exist is refused now."""
+def check_metric(run: Any) -> None:
+    """Evaluate a `Run` once before its first step, so that a metric that does not exist is refused now."""
     if run.evaluate is None:
         raise InputError("run.best_metric: this run makes no evaluations; leave it out")
     goal(run.config, {f"eval/{name}": value for name, value in run.evaluate().items()})
