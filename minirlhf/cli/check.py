@@ -28,11 +28,13 @@ from minirlhf.cli.rehearsal import Rehearsal, noted, rehearsed, with_few_held_ou
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
+from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
-from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
+from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
+from minirlhf.jobs.given_rows import given_task
 from minirlhf.jobs.learning_rates import with_rates
-from minirlhf.jobs.opened import load_task, load_tokenizer
-from minirlhf.jobs.settings import check_base, check_effects, sections
+from minirlhf.jobs.opened import RESPONSES, load_task, load_tokenizer
+from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
@@ -98,7 +100,7 @@ def check_parts(
         folder = find_output(common, program.folder or name)
     task = tokenizer = None
     with noted(findings):
-        task = program.options.get("task", load_task)(common)
+        task = given_task(settings, section) or program.options.get("task", load_task)(common)
     with noted(findings):
         if task or common.policy:
             tokenizer = load_tokenizer(common, task.texts() if task else (), folder or Path("runs"))
@@ -118,7 +120,7 @@ def check_job(job: Rehearsal, program: Program, after: tuple[str, ...]) -> tuple
     """The checks of `jobs.checks.begun`, all of them -> (the job with its reward, the shape of its model)."""
     findings, shape, on_policy = job.findings, None, isinstance(job.config, OnPolicyConfig)
     with noted(findings):
-        job = checks.with_given_reward(job, after)
+        job = checks.with_gold(checks.with_given_reward(job, after))
     stages = checks.stages_of(job, after)
     needs = (*program.options.get("needs", ()), *(checks.PARTS[stage] for stage in reversed(stages)))
     needs = tuple(dict.fromkeys((*needs, *(("prompts",) if on_policy else ()))))
@@ -135,7 +137,7 @@ def check_job(job: Rehearsal, program: Program, after: tuple[str, ...]) -> tuple
         with noted(findings):
             check()
     for part in needs:
-        if getattr(job.task, part):
+        if part in RESPONSES and len(getattr(job.task, part)):
             with noted(findings):
                 job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
     return job, shape
@@ -147,6 +149,9 @@ def checks_of_shape(
     """Checks that know the shape of the model."""
     common = job.common
     found: list[Callable[[], object]] = [lambda: checks.check_trainable(job, shape, stages)]
+    found.append(lambda: checks.check_evaluations(job))
+    if value := getattr(common, "value", None):
+        found.append(lambda: check_value(job, value, shape))
     if on_policy:
         found.append(lambda: check_stop_token(type(job.config).__name__, job.config, shape.vocab_size))
     if common.policy:

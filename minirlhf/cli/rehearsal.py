@@ -24,6 +24,7 @@ from minirlhf.model.policy import Policy, copy_of
 from minirlhf.rewards.scoring import Reward, RewardModelScorer
 from minirlhf.runtime.distributed import local_rows, say
 from minirlhf.tasks.task import Task
+from minirlhf.tasks.user_rows import HELD
 
 HELD_OUT = 8  # rows of each part to evaluate on
 
@@ -110,8 +111,7 @@ def rehearsed(job: Rehearsal, parts: Any) -> None:
 
 def with_few_held_out(task: Task) -> Task:
     """The task with a few held-out rows of each part, because an evaluation may take as long as many steps."""
-    held_out = ("held_out_sft", "held_out_pairs", "held_out_prompts")
-    return replace(task, **{part: getattr(task, part)[:HELD_OUT] for part in held_out})
+    return replace(task, **{part: getattr(task, part)[:HELD_OUT] for part in HELD.values()})
 
 
 def length(row: Any) -> int:
