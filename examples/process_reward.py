@@ -8,26 +8,23 @@ python examples/process_reward.py --data rows.jsonl # {prompt, steps, labels}
 import time
 
 from minirlhf.algorithms import ProcessRewardConfig, ProcessRewardTrainer
-from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.models import choose_threads
 from minirlhf.jobs.prepare import prepare
-from minirlhf.jobs.programs import ProcessRewardJobConfig, load_steps
+from minirlhf.jobs.programs import ProcessRewardJobConfig, encoded_steps, load_steps
 from minirlhf.model import ProcessRewardModel
 from minirlhf.training.table import table
 
 
 @exits_cleanly
 def main() -> None:
-    options = {"job": ProcessRewardJobConfig, "task": load_steps}
+    options = {"job": ProcessRewardJobConfig, "task": load_steps, "needs": ("steps",)}
     with Job.open("process_reward", ProcessRewardConfig, help=__doc__, **options) as job:
         stage = open_stage(job, "process_reward", "process_reward")
         model = prepare(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
         choose_threads(model, job.common, job.device)
-        context = model.config.max_position_embeddings
-        rows = encode_steps(job.tokenizer, job.task.sft, context, job.common.max_refused)
-        held_out = encode_steps(job.tokenizer, job.task.held_out_sft, context, max_refused=1.0)  # stops no program
+        rows, held_out = encoded_steps(job, model.config.max_position_embeddings)
         batches = stage.batches(rows, "process")
         trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
         before = trainer.evaluate(held_out)

@@ -19,7 +19,7 @@ from minirlhf.algorithms.dpo import DPOConfig, DPOTrainer
 from minirlhf.algorithms.grpo import GRPOConfig, GRPOTrainer
 from minirlhf.algorithms.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from minirlhf.algorithms.ppo import PPOConfig, PPOTrainer
-from minirlhf.algorithms.process_reward import ProcessRewardConfig, ProcessRewardTrainer, encode_steps
+from minirlhf.algorithms.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 from minirlhf.algorithms.reward_model import RewardConfig, RewardTrainer
 from minirlhf.algorithms.sft import SFTConfig, SFTTrainer
 from minirlhf.algorithms.unpaired import UnpairedConfig, UnpairedTrainer, single_rows
@@ -101,9 +101,7 @@ def process_reward(job: Job) -> Iterator[Work]:
     stage = open_stage(job, "process_reward", "process_reward")
     model = prepare(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
     choose_threads(model, job.common, job.device)
-    context = model.config.max_position_embeddings
-    rows = encode_steps(job.tokenizer, job.task.sft, context, job.common.max_refused)
-    held_out = encode_steps(job.tokenizer, job.task.held_out_sft, context, max_refused=1.0)  # stops no program
+    rows, held_out = programs.encoded_steps(job, model.config.max_position_embeddings)
     batches = stage.batches(rows, "process")
     trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
     before = trainer.evaluate(held_out)
@@ -195,8 +193,8 @@ def dpo(job: Job) -> Iterator[Work]:
 def unpaired(job: Job) -> Iterator[Work]:
     base = job.policy()
     model = base.transformer.config
-    rows, held_out = (single_rows(pairs, model.max_position_embeddings) for pairs in job.rows("pairs", model))
-    stage = job.stage(base, "pairs", (rows, held_out))
+    rows, held_out = (single_rows(part, model.max_position_embeddings) for part in job.rows("unpaired", model))
+    stage = job.stage(base, "unpaired", (rows, held_out))
     before = stage.evaluate(stage.reference)
     if not stage.finished:
         models, updates = (stage.policy, stage.reference), job.config.steps_for(len(rows))
@@ -251,7 +249,7 @@ class Program(NamedTuple):
 AFTER_SFT = {"after": ("sft",)}
 AFTER_BOTH = {"after": ("sft", "reward")}
 GRPO = {"job": programs.GRPOJobConfig, "defaults": programs.GRPO_DEFAULTS}
-STEPS = {"job": programs.ProcessRewardJobConfig, "task": programs.load_steps}
+STEPS = {"job": programs.ProcessRewardJobConfig, "task": programs.load_steps, "needs": ("steps",)}
 PROGRAMS = {
     "sft": Program("supervised fine-tuning", SFTConfig, sft, {"needs": ("sft",)}),
     "reward_model": Program(
@@ -268,7 +266,10 @@ PROGRAMS = {
     "grpo": Program("GRPO and its family: groups of completions", GRPOConfig, grpo, {**AFTER_BOTH, **GRPO}),
     "dpo": Program("DPO and its family: pairs", DPOConfig, dpo, {**AFTER_SFT, "needs": ("pairs",)}),
     "unpaired": Program(
-        "KTO, BCO: answers that people liked or not", UnpairedConfig, unpaired, {**AFTER_SFT, "needs": ("pairs",)}
+        "KTO, BCO: answers that people liked or not",
+        UnpairedConfig,
+        unpaired,
+        {**AFTER_SFT, "needs": ("unpaired",), "task": programs.load_unpaired},
     ),
     "online_dpo": Program(
         "Online DPO, XPO, Nash-MD: pairs of the policy's own answers",

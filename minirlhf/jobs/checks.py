@@ -16,7 +16,7 @@ from minirlhf.errors import InputError, shown
 from minirlhf.jobs.folder import take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
@@ -63,7 +63,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     if width := getattr(job.common, "student_width", None):  # of distillation
         narrower(shape, width)
     refused = list(job.task.refused)
-    for part in dict.fromkeys(needs):
+    for part in [part for part in dict.fromkeys(needs) if part in RESPONSES]:
         reserve = job.config.max_tokens if part == "prompts" else 1
         refused += job.encode(part, shape, reserve)
     job = replace(job, folder=take_output(job.folder, job.common, name, [*stages, own_stage(job)][0]))
@@ -115,11 +115,7 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
 def check_flags(job: JobConfig) -> None:
     """Refuse flags that are empty, and flags that another flag leaves without effect."""
     for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
-        raise InputError(f"--{name}: needed a value, got empty text; give a value, or drop the flag")
-    if job.data and "task" in changed(job):
-        raise InputError(f"--task {job.task}: --data {job.data} replaces the embedded task; drop one of the two")
-    if job.ignore_columns and not job.data:
-        raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
+        raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:
         raise InputError("--reward_weights: needs rewards to weigh; give --reward")
 

@@ -62,7 +62,8 @@ class Job(Opened):
             after:    the stages before the program's own: "sft", "reward".
             needs:    parts that the task must have: "sft", "pairs".
             job:      the dataclass of plain flags.   adapters: False leaves out [lora].
-            defaults: new default values, such as {"grpo.group_size": 4}.   task: a function that makes the rows.
+            defaults: new default values, such as {"grpo.group_size": 4}.
+            task:     a function that makes the rows of a program without data files.
         Raises: InputError for bad settings, before anything is written.
         """
         section = section or name
@@ -100,9 +101,10 @@ class Job(Opened):
         started, common = time.perf_counter(), settings["job"]
         from minirlhf.jobs.checks import begun, check_flags
         from minirlhf.jobs.folder import find_output
+        from minirlhf.jobs.given_rows import given_task
 
         check_flags(common)
-        folder, rows = find_output(common, name), task(common)
+        folder, rows = find_output(common, name), given_task(settings, section) or task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         job = cls(section, settings, folder, rows, tokenizer, device, started)
         return begun(job, name, needs, after)  # refuse all that can be refused now, not after SFT

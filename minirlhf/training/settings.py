@@ -73,9 +73,9 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
             value, read_back = getattr(instance, field.name), ...
             if value is None and default_of(field) is None:
                 continue
-            lines.append(f"{field.name} = {as_toml(value)}")
+            lines.append(f"{(key := name.rpartition('.')[2])} = {as_toml(value)}")
             with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does
-                read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[field.name], is_text=False)
+                read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[key], is_text=False)
             if read_back != value:
                 raise InputError(f"{name}: needed a value that TOML can give back, got {shown(value)}; choose another.")
         blocks.append("\n".join(lines) + "\n")
