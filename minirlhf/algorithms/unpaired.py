@@ -193,8 +193,11 @@ def single_rows(pairs: Sequence[EncodedRow], context: int) -> list[EncodedRow]:
     for pair, other_pair in zip(pairs, _pairs_before(pairs), strict=True):
         for side in (0, 1):
             source = {**pair.source, "desirable": side == 0}
-            other_answer = other_pair.responses[side][: context - len(pair.prompt)]
-            rows.append(EncodedRow(source, pair.prompt, (pair.responses[side], other_answer)))
+            room = context - len(pair.prompt)
+            answers = pair.responses[side], other_pair.responses[side][:room]
+            gaps = pair.learned or other_pair.learned
+            learned = (pair.mask(side), other_pair.mask(side)[:room]) if gaps else None
+            rows.append(EncodedRow(source, pair.prompt, answers, learned))
     return rows
 
 

@@ -21,6 +21,7 @@ from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
@@ -41,7 +42,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
         needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
-    job = with_given_reward(job, after)
+    job = with_given_reward(replace(job, settings=with_commits(job.settings)), after)
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in needs:
@@ -110,6 +111,17 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
 
         return with_reward(job)
     return replace(job, given_reward=job.task.reward)
+
+
+def with_commits(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with the commit behind each name of the hub: a resumed job then reads the same files."""
+    changes = {}
+    for section, config in settings.items():
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        texts = {name: value for name, value in values.items() if isinstance(value, str | tuple)}
+        new = {name: pinned(value) for name, value in texts.items() if pinned(value) != value}
+        changes |= {section: replace(config, **new)} if new else {}
+    return settings | changes
 
 
 def check_flags(job: JobConfig) -> None:
