@@ -22,6 +22,13 @@ setup(
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "test": TEST,
-        "parity": [*TEST, "transformers>=5,<6", "trl>=1.16,<1.17", "peft>=0.21,<0.22"],
+        "parity": [
+            *TEST,
+            "transformers>=5,<6",
+            "trl>=1.16,<1.17",
+            "peft>=0.21,<0.22",
+            "sacrebleu>=2.5,<3",
+            "rouge-score>=0.1.2",
+        ],
     },
 )

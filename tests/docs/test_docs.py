@@ -91,7 +91,7 @@ def name_of(value) -> str:
 
 
 def test_pages_are_there():
-    assert len(PAGES) == 12
+    assert len(PAGES) == 13
     assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
 
 
