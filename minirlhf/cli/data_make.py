@@ -8,12 +8,12 @@ from pathlib import Path
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
+from minirlhf.data.formats import Dataset
 from minirlhf.data.tools.augment import CHANGES, augmented
-from minirlhf.data.tools.convert import converted
+from minirlhf.data.tools.convert import convert_rows, layout_of
 from minirlhf.data.tools.fetch import fetch
 from minirlhf.data.tools.manifest import Made, check_new, write_rows
 from minirlhf.data.tools.pairs import DAMAGES, pairs_of
-from minirlhf.data.tools.sources import origin
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.nearest import nearest
 from minirlhf.tasks import arithmetic, questions_zh, reviews
@@ -90,9 +90,8 @@ def augment(argv: list[str]) -> None:
     print(dataset.summary())
     new = augmented(dataset.rows, flags.changes, flags.seed)
     rows = [*(dataset.rows if flags.keep else ()), *new]
-    made = [Made(converted(row, dataset.kind, layout_of(dataset.kind))[0], *origin(dataset, row)) for row in rows]
-    write_rows(output, made, "minirlhf data augment", asdict(flags))
-    print(f"{output}: {len(rows):,} rows, {len(new):,} of them new")
+    print(f"{len(new):,} new rows")
+    save(output, dataset, rows, dataset.kind, "augment", flags)
 
 
 @dataclass(frozen=True)
@@ -136,16 +135,18 @@ def pairs(argv: list[str]) -> None:
         print(f"{left_out:,} pairs could not be made (a single sentence cannot be shuffled)")
     else:
         raise InputError(f"{file}: needed rows with one answer (sft), got {dataset.kind} rows; see data convert")
-    if not rows:
-        raise InputError(f"{file}: needed at least one pair to write, got none")
-    made = [Made(converted(row, "preference", "preference")[0], *origin(dataset, row)) for row in rows]
-    write_rows(output, made, "minirlhf data pairs", asdict(flags))
-    print(f"{output}: {len(rows):,} pairs")
+    save(output, dataset, rows, "preference", "pairs", flags)
 
 
-def layout_of(kind: str) -> str:
-    """The name of a kind as a layout."""
-    return "prompts" if kind == "prompt" else kind
+def save(output: Path, dataset: Dataset, rows: list[dict], kind: str, command: str, flags: ReadFlags) -> None:
+    """Write rows that were made from a file's rows, in the layout of their kind."""
+    made, refused = convert_rows(dataset, rows, layout_of(kind), kind, flags.ignore_columns)
+    for line in first_three(refused):
+        print(f"{dataset.path}: left out: {line}")
+    if not made:
+        raise InputError(f"{dataset.path}: needed at least one row to write, got none")
+    write_rows(output, made, f"minirlhf data {command}", asdict(flags))
+    print(f"{output}: {len(made):,} rows")
 
 
 def new_output(command: str, output: str | None) -> Path:

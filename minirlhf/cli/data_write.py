@@ -10,11 +10,10 @@ from typing import Literal
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
-from minirlhf.data.tools.convert import LAYOUTS, converted, csv_text
+from minirlhf.data.tools.convert import LAYOUTS, convert_rows, csv_text, left_out
 from minirlhf.data.tools.manifest import Made, check_new, fingerprint, write_rows
 from minirlhf.data.tools.merge import plan as merge_plan
 from minirlhf.data.tools.merge import rows_of
-from minirlhf.data.tools.sources import origin
 from minirlhf.data.tools.split import PARTS, fractions
 from minirlhf.data.tools.split import split as split_texts
 from minirlhf.data.tools.texts import normalised
@@ -116,15 +115,11 @@ def convert(argv: list[str]) -> None:
     output = check_new(flags.output)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
-    made, refused = [], []
-    for row in dataset.rows:
-        try:
-            values = converted(row, dataset.kind, flags.layout)
-        except InputError as error:
-            refused.append(f"{dataset.unit} {row['line']}: {error}")
-            continue
-        made += [Made(value, *origin(dataset, row)) for value in values]
-    print("\n".join(f"{file}: not converted: {line}" for line in first_three(refused)), end="\n" * bool(refused))
+    if lost := left_out(dataset.rows, dataset.kind, flags.layout):
+        print(f"left out, because {flags.layout} has no place for it: {', '.join(lost)}")
+    made, refused = convert_rows(dataset, dataset.rows, flags.layout, ignored=flags.ignore_columns)
+    for line in first_three(refused):
+        print(f"{file}: not converted: {line}")
     if not made or len(refused) > flags.max_refused * len(dataset.rows):
         raise InputError(
             f"{file}: {len(refused):,} of {len(dataset.rows):,} rows have no place in the layout {flags.layout} "

@@ -13,6 +13,7 @@ from minirlhf.foreign import beginning_of_repr
 from minirlhf.text.tokenizer import Tokenizer
 
 BAR = 30  # columns of the longest bar of a histogram
+LONGEST = 1 << 20  # tokens; a longer text is counted as this long
 AT_ONCE = 1000  # rows that are tokenised at once
 
 
@@ -32,7 +33,7 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer | None) -> Lengths:
         if tokenizer:
             texts = [{**row, **dict(zip(keys, answers(row, dataset.kind), strict=True))} for row in rows]
             encoded = encode_rows(
-                tokenizer, texts, keys, context=1 << 40, max_refused=1.0, source=dataset.path, unit=dataset.unit
+                tokenizer, texts, keys, context=LONGEST, max_refused=1.0, source=dataset.path, unit=dataset.unit
             )
             found.refused.extend(encoded.refused)
             pairs = [(row.prompt, row.responses) for row in encoded.rows]
