@@ -16,6 +16,7 @@ from minirlhf.data.tools.manifest import Made, check_new, write_rows
 from minirlhf.data.tools.pairs import DAMAGES, pairs_of
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.nearest import nearest
+from minirlhf.pretrained.hub import DATA_NAME
 from minirlhf.tasks import arithmetic, questions_zh, reviews
 from minirlhf.tasks.steps import step_rows
 
@@ -178,16 +179,21 @@ def download(argv: list[str]) -> None:
     minirlhf data download hub:OWNER/NAME@REVISION:FILES            # any data set
     """
     names, flags = parsed(DownloadFlags, argv, download, f"names ({', '.join(DATA_SETS)}) or all")
-    names = [*DATA_SETS] if names == ["all"] else names
-    if unknown := [name for name in names if name not in DATA_SETS and not name.startswith("hub:")]:
-        near = nearest(unknown[0], DATA_SETS)
-        raise InputError(
-            f"download: needed all, {', '.join(DATA_SETS)} or hub:OWNER/NAME, got {shown(unknown[0])}{near}"
-        )
-    sources = {name: DATA_SETS.get(name, name) for name in names}
-    folders = [Path(flags.output) / name.rpartition("/")[2].partition(":")[0].partition("@")[0] for name in names]
-    for folder in folders:
-        check_new(folder)
-    for folder, source in zip(folders, sources.values(), strict=True):
-        for line in fetch(source, folder):
+    sources = DATA_SETS if names == ["all"] else {folder_of(name): DATA_SETS.get(name, name) for name in names}
+    if names != ["all"] and len(sources) < len(names):
+        raise InputError(f"download: needed names of different folders, got {', '.join(names)}; give --output too")
+    for folder in sources:
+        check_new(Path(flags.output) / folder)
+    for folder, source in sources.items():
+        for line in fetch(source, Path(flags.output) / folder):
             print(line)
+
+
+def folder_of(name: str) -> str:
+    """The name of a data set's folder."""
+    found = DATA_NAME.fullmatch(name)
+    if not found and name not in DATA_SETS:
+        known = ", ".join(DATA_SETS)
+        near = nearest(name, DATA_SETS)
+        raise InputError(f"download: needed all, {known} or hub:OWNER/NAME, got {shown(name)}{near}")
+    return found[1].partition("/")[2] if found else name

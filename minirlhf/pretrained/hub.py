@@ -77,8 +77,9 @@ def pinned(value: str | tuple) -> str | tuple:
 @cache
 def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], left_out: tuple[str, ...]) -> Path:
     """The folder of the files; its name is the commit."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, logging, snapshot_download
 
+    logging.set_verbosity_error()  # this file says itself what is missing
     what = f"{'hub:' * (kind == 'dataset')}{repo}" + (f"@{revision}" if revision else "")
     where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
