@@ -75,7 +75,7 @@ def hub_server(tmp_path, monkeypatch):
 
     from .hub_server import Hub
 
-    rows = b'{"prompt": "p", "response": "r"}\n'
+    rows = [b'{"prompt": "p%d", "response": "r"}\n' % i for i in range(3)]
     server = Hub(
         {
             "models/maker/small": {
@@ -89,9 +89,9 @@ def hub_server(tmp_path, monkeypatch):
             },
             "models/maker/empty": {"README.md": b"nothing"},
             "datasets/maker/rows": {
-                "a/train.jsonl": rows,
-                "a/test.jsonl": rows,
-                "b/train.jsonl": rows,
+                "a/train.jsonl": rows[0],
+                "a/test.jsonl": rows[1],
+                "b/train.jsonl": rows[2],
                 "load.py": b"raise SystemExit",
             },
         }

@@ -76,7 +76,7 @@ def test_a_folder_here_wins(hub_server, tmp_path):
 )
 def test_files_of_a_data_set(hub_server, name, files):
     found = hub.data_files(name)
-    assert ["/".join(path.parts[-2:]) for path in found] == files
+    assert ["/".join(Path(path).parts[-2:]) for path in found] == files
     assert all(not path.endswith(".py") for _, path in hub_server.asked)
     assert hub.pinned(f"x.jsonl,{name}").startswith("x.jsonl,hub:maker/rows@")
 

@@ -58,7 +58,9 @@ def unreadable(values: Sequence[dict], kind: str, layout: str) -> dict[int, str]
             return dict.fromkeys(range(len(values)), str(error).removeprefix(f"{path}: "))
     if found.kind != kind:
         return dict.fromkeys(range(len(values)), f"the new row would be read as {found.kind}, because of its columns")
-    return {refusal.line - 1: f"the new row could not be read: {refusal.reason}" for refusal in found.refused}
+    lines = sorted({row["line"] for row in found.rows} | {refusal.line for refusal in found.refused})
+    at = {line: i for i, line in enumerate(lines)}  # a row of CSV may have several lines
+    return {at[refusal.line]: f"the new row could not be read: {refusal.reason}" for refusal in found.refused}
 
 
 def converted(row: dict, kind: str, layout: str, ignored: Sequence[str] = ()) -> list[dict]:

@@ -51,3 +51,11 @@ def test_unknown_names_write_nothing(call, hub_server, tmp_path, name, message):
     code, _, err = call("download", name, "--output", "data")
     assert code == 2 and message in err and len(err.splitlines()) == 1
     assert not [path for path in tmp_path.glob("data/*") if not path.name.startswith(".")]
+
+
+def test_every_reader_takes_a_name_of_the_hub(call, hub_server, tmp_path):
+    code, out, _ = call("check", "hub:maker/rows")
+    assert code == 0 and "2 kept, 0 refused" in out
+    code, out, _ = call("convert", "hub:maker/rows:a/train.jsonl", "--layout", "messages", "--output", "new.jsonl")
+    manifest = json.loads((tmp_path / "new.jsonl.manifest.json").read_text())
+    assert code == 0 and manifest["sources"] == [{"file": f"hub:maker/rows@{COMMIT}:a/train.jsonl"}]
