@@ -1,4 +1,4 @@
-"""Which files a source names: files, folders, patterns, and "-" for standard input."""
+"""Which files a source names: files, folders, patterns, "-" for standard input, and hub:OWNER/NAME."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from minirlhf.errors import InputError, shown
 
 STDIN = "-"
+HUB = "hub:"  # begins the name of a data set of the hub
 ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet")  # of data files, before .gz
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe"),
@@ -51,6 +52,11 @@ def _names(source: object) -> Iterator[str]:
 
 
 def _expanded(name: str, notes: list[str]) -> Iterator[str]:
+    if name.startswith(HUB):
+        from minirlhf.pretrained.hub import data_files
+
+        yield from data_files(name, notes)
+        return
     if glob.has_magic(name) and not os.path.lexists(name):
         matches = sorted(glob.glob(name, recursive=True))
         if not matches:
