@@ -8,6 +8,9 @@ import pytest
 from minirlhf.cli.eval_human import main
 from minirlhf.evaluation.human.analysis import read_ratings, win_rate
 
+from .picture import browser as open_browser
+from .picture import draw
+
 pytestmark = pytest.mark.browser
 
 STRANGE = {
@@ -27,15 +30,8 @@ def down(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(down):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,760"):
-        options.add_argument(flag)
-    options.binary_location = "/usr/bin/chromium"
-    options.add_experimental_option("prefs", {"download.default_directory": str(down)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService("/usr/bin/chromedriver")  # a path: selenium then fetches no driver
-    with webdriver.Chrome(options=options, service=service) as browser:
+    pytest.importorskip("selenium")
+    with open_browser(1100, 760, down) as browser:
         yield browser
 
 
@@ -211,3 +207,8 @@ def test_a_page_of_500_long_comparisons_opens(browser, tmp_path):
     start(browser, page)
     assert text(browser, "done") == "0 of 500 rated" and len(text(browser, "left")) == 1001
     assert not errors(browser)
+
+
+def test_the_picture_in_docs_can_be_drawn_again(tmp_path):
+    draw(tmp_path / "human.png")
+    assert (tmp_path / "human.png").stat().st_size < 100_000
