@@ -21,8 +21,15 @@ setup(
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
-        "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
         "test": TEST,
-        "parity": [*TEST, "transformers>=5,<6", "trl>=1.16,<1.17", "peft>=0.21,<0.22"],
+        "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
+        "parity": [
+            *TEST,
+            "transformers>=5,<6",
+            "trl>=1.16,<1.17",
+            "peft>=0.21,<0.22",
+            "sacrebleu>=2.5,<3",
+            "rouge-score>=0.1.2",
+        ],
     },
 )

@@ -6,46 +6,25 @@ python examples/process_reward.py --data rows.jsonl # {prompt, steps, labels}
 """
 
 import time
-from dataclasses import dataclass
-from typing import Literal
 
 from minirlhf.algorithms import ProcessRewardConfig, ProcessRewardTrainer
-from minirlhf.algorithms.process_reward import encode_steps
-from minirlhf.errors import InputError, exits_cleanly
-from minirlhf.jobs import Job, JobConfig, open_stage
+from minirlhf.errors import exits_cleanly
+from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.models import choose_threads
 from minirlhf.jobs.prepare import prepare
+from minirlhf.jobs.programs import ProcessRewardJobConfig, encoded_steps, load_steps
 from minirlhf.model import ProcessRewardModel
-from minirlhf.tasks import Task
-from minirlhf.tasks.steps import steps_task
 from minirlhf.training.table import table
-
-
-@dataclass(frozen=True)
-class ProcessRewardJobConfig(JobConfig):
-    kind: Literal["process", "outcome"] = "process"  # [-] a label for each step, or a label for the whole answer
-    rows: int = 20_000  # [rows] of the embedded task
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.task != JobConfig.task:
-            raise InputError("--task: this program has a task of its own; drop the flag")
-
-
-def load_task(job: ProcessRewardJobConfig) -> Task:
-    return steps_task(job.data, job.rows, job.seed, job.kind == "outcome", job.ignore_columns)
 
 
 @exits_cleanly
 def main() -> None:
-    options = {"job": ProcessRewardJobConfig, "task": load_task}
+    options = {"job": ProcessRewardJobConfig, "task": load_steps, "needs": ("steps",)}
     with Job.open("process_reward", ProcessRewardConfig, help=__doc__, **options) as job:
         stage = open_stage(job, "process_reward", "process_reward")
         model = prepare(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
         choose_threads(model, job.common, job.device)
-        context = model.config.max_position_embeddings
-        rows = encode_steps(job.tokenizer, job.task.sft, context, job.common.max_refused)
-        held_out = encode_steps(job.tokenizer, job.task.held_out_sft, context, max_refused=1.0)  # stops no program
+        rows, held_out = encoded_steps(job, model.config.max_position_embeddings)
         batches = stage.batches(rows, "process")
         trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
         before = trainer.evaluate(held_out)

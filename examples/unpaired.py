@@ -2,7 +2,7 @@
 
 python examples/unpaired.py    # the embedded task: its pairs, split in two
 python examples/unpaired.py --unpaired.loss bco
-python examples/unpaired.py --data pairs.jsonl    # {prompt, chosen, rejected}
+python examples/unpaired.py --data rows.jsonl    # {prompt, response, label}, or pairs
 """
 
 from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
@@ -10,15 +10,17 @@ from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import win_rate
 from minirlhf.jobs import Job
+from minirlhf.jobs.programs import load_unpaired
 
 
 @exits_cleanly
 def main() -> None:
-    with Job.open("unpaired", UnpairedConfig, after=("sft",), needs=("pairs",), help=__doc__) as job:
+    options = {"after": ("sft",), "needs": ("unpaired",), "task": load_unpaired}
+    with Job.open("unpaired", UnpairedConfig, help=__doc__, **options) as job:
         base = job.policy()
         model = base.transformer.config
-        rows, held_out = (single_rows(pairs, model.max_position_embeddings) for pairs in job.rows("pairs", model))
-        stage = job.stage(base, "pairs", (rows, held_out))
+        rows, held_out = (single_rows(part, model.max_position_embeddings) for part in job.rows("unpaired", model))
+        stage = job.stage(base, "unpaired", (rows, held_out))
         before = stage.evaluate(stage.reference)
         if not stage.finished:
             updates = job.config.steps_for(len(rows))

@@ -6,6 +6,7 @@ Tests run on one thread: a second thread does not speed up tiny tensors, and mak
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no server listens there: no test reaches the hub
 
 import pytest
 import torch

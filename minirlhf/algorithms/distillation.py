@@ -99,7 +99,7 @@ class DistillationTrainer:
         """
         on_policy = bool(keyed_uniforms(self.seed, "distillation", self.steps_done) < self.config.on_policy)
         rows = self.write(batch) if on_policy else drawn(batch, 1)
-        count = all_sum(torch.tensor(float(sum(len(row.responses[0]) for row in rows)), device=self.device))
+        count = all_sum(torch.tensor(float(sum(sum(row.mask()) for row in rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):
             sequences = self._pad(group)
@@ -157,7 +157,7 @@ class DistillationTrainer:
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
         """{loss}: mean divergence per token from the teacher on held-out answers; {} without tokens."""
-        total, tokens = 0.0, sum(len(row.responses[0]) for row in rows)
+        total, tokens = 0.0, sum(sum(row.mask()) for row in rows)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             divergence = self._divergence(batch, self._teacher_outputs(batch))

@@ -66,7 +66,7 @@ class DPOTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of pairs: the mean loss over all pairs."""
         rows = drawn(batch, 2)
-        sizes = [float(len(rows)), float(sum(len(row.responses[0]) for row in rows))]
+        sizes = [float(len(rows)), float(sum(sum(row.mask()) for row in rows))]
         pairs, chosen_tokens = all_sum(torch.tensor(sizes, device=self.device))
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_policy):

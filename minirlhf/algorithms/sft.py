@@ -28,7 +28,6 @@ class SFTConfig(OfflineConfig):
     batch_size: int = 16  # [rows] per step, over all processes
     lr: float = 8e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     loss: Literal["nll", "dft"] = "nll"  # [-] dft multiplies each token's nll by the token's probability
-    train_on: Literal["completion", "all"] = "completion"  # [-] all: learn the prompts' tokens too
     router_loss_coef: float | None = None  # [-] weight of the router loss; none: the value in a mixture's config.json
     fused: bool = False  # [-] compute the gradient of head and loss together, chunk by chunk: faster
 
@@ -83,17 +82,13 @@ class SFTTrainer:
         return self.optimizer.step(sums)
 
     def count_tokens(self, rows: list[EncodedRow]) -> Tensor:
-        """-> (learned tokens, all tokens) in the rows of all processes. BOS is never learned: no token predicts it."""
-        prompts, responses = sum(len(row.prompt) for row in rows), sum(len(row.responses[0]) for row in rows)
-        learned = responses if self.config.train_on == "completion" else responses + prompts - len(rows)
-        return all_sum(torch.tensor([learned, prompts + responses], dtype=torch.float32, device=self.device))
+        """-> (learned tokens, all tokens) in the rows of all processes."""
+        counts = sum(sum(row.mask()) for row in rows), sum(len(row.prompt) + len(row.responses[0]) for row in rows)
+        return all_sum(torch.tensor(counts, dtype=torch.float32, device=self.device))
 
     def losses(self, batch: Sequences, count: Tensor) -> dict[str, Tensor]:
         """{loss, entropy} of a micro-batch: sums over its learned tokens, divided by `count`."""
         mask, token_loss = batch.completion_mask, LOSSES[self.config.loss]
-        if self.config.train_on == "all":
-            mask = batch.attention_mask.clone()
-            mask[:, 0] = False
         if self.config.fused:
             from minirlhf.losses.fused import fused_linear_loss
 
@@ -107,23 +102,24 @@ class SFTTrainer:
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
-        """{loss}: mean nats per response token on held-out rows; {} without rows. The first four rows are samples."""
+        """{loss}: mean nats per learned token on held-out rows; {} without rows. The first four rows are samples."""
         total = torch.zeros((), device=self.device)
         for group in row_groups(rows, self.config.microbatch_tokens):
             batch = self._pad(group)
             logps = self.policy(batch.input_ids, batch.attention_mask).logps
             total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
-        self.samples, tokens = self.write(rows[:4]), sum(len(row.responses[0]) for row in rows)
+        self.samples, tokens = self.write(rows[:4]), sum(sum(row.mask()) for row in rows)
         return {"loss": total.item() / tokens} if tokens else {}
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
-        """Samples: for each row, the policy's response to the prompt, and the row's response."""
+        """Samples: for each row, the policy's response to the prompt, and the row's response up to a masked token."""
         rows = with_room(self.policy.transformer.config.max_position_embeddings, rows)
-        longest = max((len(row.responses[0]) for row in rows), default=0)
+        answers = [row.responses[0][: [*row.mask(), False].index(False)] for row in rows]
+        longest = max(map(len, answers), default=0)
         sampling = SamplingConfig(max_tokens=max(1, longest), stop_ids=self.tokenizer.eos_ids)
         completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
-        references = self.tokenizer.decode_completions([row.responses[0] for row in rows])
+        references = self.tokenizer.decode_completions(answers)
         return [
             {"prompt": self.tokenizer.decode(row.prompt), "completion": text, "reference": reference}
             for row, text, reference in zip(rows, texts, references, strict=True)

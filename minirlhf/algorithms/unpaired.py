@@ -179,19 +179,38 @@ def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:
     return [row.source["desirable"] for row in rows]
 
 
-def single_rows(pairs: list[EncodedRow], context: int) -> list[EncodedRow]:
-    """Two rows of each pair: source["desirable"] is True for the chosen answer, False for the rejected answer.
+def single_rows(pairs: Sequence[EncodedRow], context: int) -> list[EncodedRow]:
+    """Two rows of each pair: source["desirable"] is True for the chosen answer, False for the rejected answer. Or, if
+    the rows have one answer each: a row of each, with source["label"] as "desirable".
 
     The responses of a row are its answer and, for KTO's KL, an answer to another prompt, cut to the context (tokens).
-    The other answer depends on the data alone, not on the batch or the number of processes.
+    The other answer is liked if the answer is liked. It depends on the data alone, not on the batch or the number of
+    processes.
     """
+    if len(pairs) and len(pairs[0].responses) == 1:
+        return _labelled_rows(pairs, context)
     rows = []
     for pair, other_pair in zip(pairs, _pairs_before(pairs), strict=True):
         for side in (0, 1):
             source = {**pair.source, "desirable": side == 0}
-            other_answer = other_pair.responses[side][: context - len(pair.prompt)]
-            rows.append(EncodedRow(source, pair.prompt, (pair.responses[side], other_answer)))
+            room = context - len(pair.prompt)
+            answers = pair.responses[side], other_pair.responses[side][:room]
+            gaps = pair.learned or other_pair.learned
+            learned = (pair.mask(side), other_pair.mask(side)[:room]) if gaps else None
+            rows.append(EncodedRow(source, pair.prompt, answers, learned))
     return rows
+
+
+def _labelled_rows(rows: Sequence[EncodedRow], context: int) -> list[EncodedRow]:
+    """The rows with their labels, each beside an answer to another prompt that has the same label."""
+    found: list[EncodedRow | None] = [None] * len(rows)
+    for label in (True, False):
+        numbers = [i for i, row in enumerate(rows) if row.source["label"] is label]
+        same = [rows[i] for i in numbers]
+        for i, row, other in zip(numbers, same, _pairs_before(same) if same else [], strict=True):
+            answers = row.responses[0], other.responses[0][: context - len(row.prompt)]
+            found[i] = EncodedRow({**row.source, "desirable": label}, row.prompt, answers)
+    return found
 
 
 def _pairs_before(pairs: list[EncodedRow]) -> list[EncodedRow]:

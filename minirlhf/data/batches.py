@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.runtime.randomness import permutation
+
+TURNS = "prompt_turns"  # key of a row: the prompt as turns, for tokenizers with a chat template
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    source: dict  # the source row: its "prompt" is the text; reward functions read the other keys
+    prompt: list[int]  # BOS and the prompt, up to the first learned token
+    responses: tuple[list[int], ...]  # one for SFT, chosen and rejected for pairs, none for prompts to sample from
+    learned: tuple[list[bool], ...] | None = None  # for each response, which tokens are learned; None: all of them
+
+    def mask(self, side: int = 0) -> list[bool]:
+        """Which tokens of a response are learned."""
+        return [True] * len(self.responses[side]) if self.learned is None else self.learned[side]
 
 
 class Draw(NamedTuple):
@@ -71,7 +85,7 @@ class Sequences(NamedTuple):
 
     input_ids: Tensor  # [B, T] int64: prompt, response, padding
     attention_mask: Tensor  # [B, T] bool, real tokens
-    completion_mask: Tensor  # [B, T] bool, the response's tokens, its EOS included
+    completion_mask: Tensor  # [B, T] bool, the response's learned tokens, its EOS included
 
 
 def pad_sequences(
@@ -79,14 +93,20 @@ def pad_sequences(
     responses: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device | str = "cpu",
+    learned: Sequence[Sequence[bool]] = (),
 ) -> Sequences:
-    """The prompt's ids and the response's ids of each row -> Sequences with padding on the right."""
+    """The prompt's ids and the response's ids of each row -> Sequences with padding on the right.
+
+    learned: for each row, which tokens of the response are learned; empty: all.
+    """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
     columns = torch.arange(width)
     attention_mask = columns < torch.tensor([[len(row)] for row in rows])
     completion_mask = attention_mask & (columns >= torch.tensor([[len(prompt)] for prompt in prompts]))
+    for row, mask in enumerate(learned):
+        completion_mask[row, len(prompts[row]) : len(rows[row])] &= torch.tensor(mask)
     return Sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)))
 
 
@@ -121,5 +141,7 @@ def pad_rows(rows: Sequence[EncodedRow], sides: Sequence[int], pad_id: int, devi
 
     sides: indices into `EncodedRow.responses`: (0,) for SFT, (0, 1) for chosen and rejected.
     """
-    prompts = [row.prompt for _ in sides for row in rows]
-    return pad_sequences(prompts, [row.responses[side] for side in sides for row in rows], pad_id, device)
+    both = [(row, side) for side in sides for row in rows]
+    prompts, responses = [row.prompt for row, _ in both], [row.responses[side] for row, side in both]
+    learned = [row.mask(side) for row, side in both] if any(row.learned for row in rows) else ()
+    return pad_sequences(prompts, responses, pad_id, device, learned)

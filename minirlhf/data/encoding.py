@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from minirlhf.data.batches import TURNS as TURNS
+from minirlhf.data.batches import EncodedRow
 from minirlhf.errors import InputError, shown
 from minirlhf.text.tokenizer import Tokenizer
 
-TURNS = "prompt_turns"  # key of a row: the prompt as turns, for tokenizers with a chat template
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    source: dict  # the source row: its "prompt" is the text; reward functions read the other keys
-    prompt: list[int]  # BOS and the prompt
-    responses: tuple[list[int], ...]  # one for SFT, chosen and rejected for pairs, none for prompts to sample from
+TrainOn = Literal["last", "all_turns", "all"]  # SFT learns the last answer, every assistant turn, or every token
 
 
 @dataclass(frozen=True)
 class Encoded:
-    rows: list[EncodedRow]
+    rows: Sequence[EncodedRow]
     truncated: int  # responses that were cut to the context; they lose their EOS, so no model learns to stop there
     refused: list[str]  # a reason for each refused row
+    notes: tuple[str, ...] = ()  # lines for the user: cut prompts, keys of turns that the template does not read
 
     def summary(self, name: str) -> str:
-        """A line of counts, then the first three refused rows.   name: names the rows: "prompts"."""
+        """A line of counts, the notes, then the first three refused rows.   name: names the rows: "prompts"."""
         counts = f"{name}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused"
-        return "\n".join([counts, *first_three(self.refused)])
+        return "\n".join([counts, *(f"{name}: {note}" for note in self.notes), *first_three(self.refused)])
 
 
 def first_three(refused: Sequence) -> list[str]:
@@ -47,6 +45,10 @@ def encode_rows(
     max_refused: float = 0.01,
     source: str = "",
     unit: str = "line",
+    train_on: TrainOn = "all_turns",
+    wrap: Literal["turns", "plain"] = "turns",
+    lengths: Any = None,
+    cache: Path | None = None,
 ) -> Encoded:
     """Tokenise prompts and the named responses. The tokenizer's chat template, if any, renders turns.
 
@@ -57,50 +59,44 @@ def encode_rows(
                      the chat template refuses its turns, or the model does not know one of its tokens.
         source:      the file of the rows, for messages.   unit: what the "line" of a row counts, "line" or "row".
         vocabulary:  rows of the model's embedding; 0: unknown.
+        train_on:    for ("response",): the tokens of a dialogue that SFT learns; see data/dialogues.py.
+        wrap:        "turns": beside a chat template, a prompt that is text is one user turn; "plain": it stays text.
+        lengths:     a `Lengths` (data/lengths.py): shorter limits than the context, and what happens beyond them.
+        cache:       a folder that keeps the ids for the next call with the same rows and settings; see data/cache.py.
     Raises: InputError if more than `max_refused` of the rows are refused.
     """
-    from minirlhf.data.rows import listed
+    from minirlhf.data.encoder import Settings, encode_all  # here, so that the core loads no leaf
 
-    rows = listed("encode_rows", rows, ("prompt", *responses))
-    encoded_rows, truncated, refused = [], 0, []
-    for row, encoded in zip(rows, encode_texts(tokenizer, rows, responses, vocabulary), strict=True):
-        where = f"{unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
-        where = f"{source}: {where}" if source else where
-        if isinstance(encoded, InputError):
-            refused.append(f"{where}: {encoded}")
-            continue
-        prompt, answers = encoded
-        room = context - len(prompt)
-        if room < reserve:
-            refused.append(
-                f"{where}: the prompt has {len(prompt)} tokens and leaves {max(room, 0)} of the context's "
-                f"{context}, needed {reserve}"
-            )
-            continue
-        cut = tuple(ids[:room] for ids in answers)
-        if len(cut) == 2 and cut[0] == cut[1]:
-            refused.append(
-                f"{where}: {' and '.join(responses)} are the same once cut to the context's {context} tokens"
-            )
-            continue
-        truncated += sum(len(ids) > room for ids in answers)
-        encoded_rows.append(EncodedRow(row, prompt, cut))
-    if len(refused) > max_refused * len(rows):
+    train_on = train_on if responses == ("response",) else "last"
+    settings = Settings.of(tokenizer, responses, context, reserve, lengths, vocabulary, train_on, wrap, source, unit)
+    encoded = Encoded(*encode_all(encode_texts, tokenizer, rows, settings, cache))
+    if len(encoded.refused) > max_refused * len(rows):
         raise InputError(
-            f"{len(refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} may be refused: "
-            f"{'; '.join(refused[:3])}; "
-            "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
+            f"{len(encoded.refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} may be refused: "
+            f"{'; '.join(encoded.refused[:3])}; shorten the prompts, cut them with --overlong, allow more with "
+            "--max_refused or raise a new model's --model.max_position_embeddings"
         )
-    return Encoded(encoded_rows, truncated, refused)
+    return encoded
 
 
 def encode_texts(
-    tokenizer: Tokenizer, rows: Sequence[dict], responses: tuple[str, ...], vocabulary: int = 0, sampled: bool = False
-) -> list[tuple[list[int], Sequence[list[int]]] | InputError]:
-    """(ids of the prompt, ids of each response) for each row, or an InputError if the chat template refuses the row or
-    an id is not below `vocabulary` (0: unknown).   sampled: see `Tokenizer.encode_turns`.
+    tokenizer: Tokenizer,
+    rows: Sequence[dict],
+    responses: tuple[str, ...],
+    vocabulary: int = 0,
+    sampled: bool = False,
+    dialogues: Any = None,
+) -> list[list[EncodedRow] | InputError]:
+    """The ids of each row, not cut to a length, or an InputError if the chat template refuses the row or an id is not
+    below `vocabulary` (0: unknown). A dialogue may become several rows.
+
+    sampled:   see `Tokenizer.encode_turns`.
+    dialogues: a `Dialogues` (data/dialogues.py) that says what is learned; default: the last answer.
     """
-    in_turns = [bool(tokenizer.templates) and TURNS in row for row in rows]
+    from minirlhf.data.dialogues import Dialogues  # here, so that the core loads no leaf
+
+    dialogues = dialogues or Dialogues(tokenizer)
+    in_turns = [dialogues.has(row, responses) for row in rows]
     plain = [row for row, turns in zip(rows, in_turns, strict=True) if not turns]
     prompts = iter(tokenizer.encode_prompts([row["prompt"] for row in plain]))
     answers = zip(*[tokenizer.encode_responses([row[key] for row in plain]) for key in responses], strict=True)
@@ -108,12 +104,12 @@ def encode_texts(
     encoded = []
     for row, turns in zip(rows, in_turns, strict=True):
         try:
-            texts = [row[key] for key in responses] if turns else []
-            ids = tokenizer.encode_turns(row[TURNS], texts, sampled) if turns else (next(prompts), next(answers))
-            largest = max(max(part, default=0) for part in (ids[0], *ids[1]))
+            found = [] if turns else [EncodedRow(row, next(prompts), next(answers))]
+            found = found or dialogues.encode(row, responses, sampled)
+            largest = max(max(ids, default=0) for each in found for ids in (each.prompt, *each.responses))
             if vocabulary and largest >= vocabulary:
                 raise InputError(f"the model lacks {shown(tokenizer.backend.id_to_token(largest))}; drop the text")
-            encoded.append(ids)
+            encoded.append(found)
         except InputError as error:
             encoded.append(error)
     return encoded

@@ -10,27 +10,25 @@ from minirlhf.errors import InputError, shown
 from minirlhf.foreign import SURROGATE
 
 
-def listed(who: str, rows: object, keys: Iterable[str]) -> list[dict]:
-    """The rows as a list of dicts.
-
-    keys: each row has a text under these names.
-
-    An object with a length and an index (a map-style Dataset of torch) is read by index: its end is its length, because
-    its index may raise nothing beyond it.
+def indexed(who: str, rows: object) -> Sequence[dict]:
+    """The rows with a length and an index. An object with both (a map-style Dataset of torch) is kept: its end is its
+    length, because its index may raise nothing beyond it.
     """
     check_sized(who, rows, '[{"prompt": text, ...}, ...]')
-    found = list(rows) if isinstance(rows, Collection) else [rows[i] for i in range(len(rows))]
-    for number, row in enumerate(found):
-        if not isinstance(row, dict):
-            got = with_type(row)
-            raise InputError(f"{who}: row {number}: needed a dict with texts, got {got}; convert the rows first")
-        for key in keys:
-            if not isinstance(row.get(key), str):
-                got = with_type(row[key]) if key in row else f"only {names_of(map(str, row)) or 'an empty dict'}"
-                raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
-            if SURROGATE.search(row[key]):
-                raise InputError(f"{who}: row {number}: {key}: needed Unicode text, got half of a surrogate pair")
-    return found
+    return rows if hasattr(rows, "__getitem__") else list(rows)
+
+
+def check_row(who: str, number: int, row: object, keys: Iterable[str]) -> None:
+    """Raise InputError unless the row is a dict with texts under these keys."""
+    if not isinstance(row, dict):
+        got = with_type(row)
+        raise InputError(f"{who}: row {number}: needed a dict with texts, got {got}; convert the rows first")
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            got = with_type(row[key]) if key in row else f"only {names_of(map(str, row)) or 'an empty dict'}"
+            raise InputError(f"{who}: row {number}: needed text under {key!r}, got {got}; convert the rows first")
+        if SURROGATE.search(row[key]):
+            raise InputError(f"{who}: row {number}: {key}: needed Unicode text, got half of a surrogate pair")
 
 
 def check_batch(batch: object, kind: type, row_kind: type, answers: int) -> None:

@@ -16,11 +16,12 @@ from minirlhf.errors import InputError, shown
 from minirlhf.jobs.folder import take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.distributed import is_main, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
@@ -41,7 +42,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
         needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
-    job = with_given_reward(job, after)
+    job = with_given_reward(replace(job, settings=with_commits(job.settings)), after)
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in needs:
@@ -63,7 +64,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     if width := getattr(job.common, "student_width", None):  # of distillation
         narrower(shape, width)
     refused = list(job.task.refused)
-    for part in dict.fromkeys(needs):
+    for part in [part for part in dict.fromkeys(needs) if part in RESPONSES]:
         reserve = job.config.max_tokens if part == "prompts" else 1
         refused += job.encode(part, shape, reserve)
     job = replace(job, folder=take_output(job.folder, job.common, name, [*stages, own_stage(job)][0]))
@@ -112,14 +113,21 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
     return replace(job, given_reward=job.task.reward)
 
 
+def with_commits(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with the commit behind each name of the hub: a resumed job then reads the same files."""
+    changes = {}
+    for section, config in settings.items():
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        texts = {name: value for name, value in values.items() if isinstance(value, str | tuple)}
+        new = {name: pinned(value) for name, value in texts.items() if pinned(value) != value}
+        changes |= {section: replace(config, **new)} if new else {}
+    return settings | changes
+
+
 def check_flags(job: JobConfig) -> None:
     """Refuse flags that are empty, and flags that another flag leaves without effect."""
     for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
-        raise InputError(f"--{name}: needed a value, got empty text; give a value, or drop the flag")
-    if job.data and "task" in changed(job):
-        raise InputError(f"--task {job.task}: --data {job.data} replaces the embedded task; drop one of the two")
-    if job.ignore_columns and not job.data:
-        raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
+        raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:
         raise InputError("--reward_weights: needs rewards to weigh; give --reward")
 

@@ -44,6 +44,7 @@ class Job(Opened):
         config: type,
         *,
         help: str,
+        argv: list[str] | None = None,
         section: str | None = None,
         after: tuple[str, ...] = (),
         needs: tuple[str, ...] = (),
@@ -57,20 +58,21 @@ class Job(Opened):
         Args:
             name:     name of the program; the output folder is runs/NAME-001.
             config:   the dataclass of the program's own settings.   section: name of these settings, default `name`.
-            help:     the text above the settings in `--help`.
+            help:     the text above the settings in `--help`.   argv: the flags; None takes sys.argv.
             after:    the stages before the program's own: "sft", "reward".
             needs:    parts that the task must have: "sft", "pairs".
             job:      the dataclass of plain flags.   adapters: False leaves out [lora].
-            defaults: new default values, such as {"grpo.group_size": 4}.   task: a function that makes the rows.
+            defaults: new default values, such as {"grpo.group_size": 4}.
+            task:     a function that makes the rows of a program without data files.
         Raises: InputError for bad settings, before anything is written.
         """
         section = section or name
         classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
-        settings = parse_settings(classes, description=help, epilogue=metrics_help())
+        settings = parse_settings(classes, argv, description=help, epilogue=metrics_help())
         if settings["job"].policy:
             from minirlhf.jobs.learning_rates import settings_for_model
 
-            settings = settings_for_model(classes, settings["job"])
+            settings = settings_for_model(classes, settings["job"], argv)
         check_effects(settings)
         if not after:
             check_base(settings["job"])
@@ -99,9 +101,10 @@ class Job(Opened):
         started, common = time.perf_counter(), settings["job"]
         from minirlhf.jobs.checks import begun, check_flags
         from minirlhf.jobs.folder import find_output
+        from minirlhf.jobs.given_rows import given_task
 
         check_flags(common)
-        folder, rows = find_output(common, name), task(common)
+        folder, rows = find_output(common, name), given_task(settings, section) or task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         job = cls(section, settings, folder, rows, tokenizer, device, started)
         return begun(job, name, needs, after)  # refuse all that can be refused now, not after SFT

@@ -21,7 +21,8 @@ from minirlhf.tasks.task import Task, embedded_task
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import is_complete
 
-RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "prompts": ()}  # part of a task -> response keys
+# part of a task -> response keys
+RESPONSES = {"sft": ("response",), "pairs": ("chosen", "rejected"), "unpaired": ("response",), "prompts": ()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Opened:
         say(text)
 
     def rows(self, part: str, model: ModelConfig, reserve: int = 1) -> tuple[list[EncodedRow], list[EncodedRow]]:
-        """One part of the task ("sft", "pairs", "prompts") as ids -> (rows to train on, held-out rows).
+        """One part of the task, a key of `RESPONSES`, as ids -> (rows to train on, held-out rows).
 
         reserve: tokens of the model's context that a prompt to train on must leave free.
         """
@@ -89,12 +90,8 @@ class Opened:
 
 
 def load_task(job: JobConfig) -> Task:
-    """The embedded task, or a task from the rows of the user's file. The counts of a file are printed."""
-    if job.data is None:
-        return embedded_task(job.task, job.seed)
-    from minirlhf.tasks.user_rows import task_from_file
-
-    return task_from_file(job.data, job.max_refused, job.ignore_columns)
+    """The embedded task of `--task`."""
+    return embedded_task(job.task, job.seed)
 
 
 def load_tokenizer(job: JobConfig, texts: Iterable[str], folder: Path) -> Tokenizer:

@@ -21,7 +21,7 @@ class JobConfig:
     resume: bool = False  # [-] go on with the job in `output`; finished stages are reused
     seed: int = 0  # [-] of data, initial weights, shuffling and sampling
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
-    data: str | None = None  # [file] your own rows instead of the embedded task: JSONL or JSON, plain or .gz
+    data: str | None = None  # [files] your own rows instead of the embedded task: files or folders, with commas
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
     ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows to leave unused, although they have a meaning
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
@@ -93,12 +93,13 @@ def sections(
         defaults: new default values, such as {"grpo.group_size": 4, "task": "arithmetic"}.
     """
     from minirlhf.adapters.lora import LoRAConfig
+    from minirlhf.jobs.data_flags import with_data, with_data_flags
 
-    classes = {"job": job, "model": ModelConfig}
+    classes = {"job": with_data_flags(job), "model": ModelConfig}
     classes |= {"lora": LoRAConfig} if adapters else {}
-    classes |= {"sft": SFTConfig} if "sft" in after else {}
-    classes |= {"reward_model": RewardConfig} if "reward" in after else {}
-    classes |= {section: config, "run": RunSettings}
+    classes |= {"sft": with_data(SFTConfig)} if "sft" in after else {}
+    classes |= {"reward_model": with_data(RewardConfig)} if "reward" in after else {}
+    classes |= {section: with_data(config), "run": RunSettings}
     if not defaults:
         return classes
     from minirlhf.training.defaults import with_defaults

@@ -80,7 +80,7 @@ class RewardModelScorer:
         encoded = encode_texts(self.tokenizer, texts, ("completion",), self.model.config.vocab_size, sampled=True)
         if refusal := next((row for row in encoded if isinstance(row, InputError)), None):
             raise refusal
-        ids = [[*prompt, *response] for prompt, (response,) in encoded]
+        ids = [[*row.prompt, *row.responses[0]] for (row,) in encoded]
         if (longest := max(map(len, ids), default=0)) > limit:
             warnings.warn(f"reward model: a text of {longest} tokens was cut to its last {limit}", stacklevel=2)
             ids = [row[-limit:] for row in ids]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from tqdm import tqdm
@@ -18,34 +19,44 @@ STAGES = {
     "sft": ("SFT", "{prompt, response}"),
     "pairs": ("training on pairs", "{prompt, chosen, rejected}"),
     "prompts": ("sampling", "{prompt}"),
+    "unpaired": ("training on single answers", "{prompt, response, label}"),
+    "steps": ("training on steps", "{prompt, steps, labels}"),
 }
 
 
 @dataclass(frozen=True)
 class Task:
     name: str
-    sft: list[dict]  # {prompt, response}
-    pairs: list[dict]  # {prompt, chosen, rejected}
-    prompts: list[dict]  # {prompt, ...}
-    held_out_sft: list[dict]
-    held_out_pairs: list[dict]  # in an embedded task, no label is flipped here
-    held_out_prompts: list[dict]
+    sft: Sequence[dict]  # {prompt, response}
+    pairs: Sequence[dict]  # {prompt, chosen, rejected}
+    prompts: Sequence[dict]  # {prompt, ...}
+    held_out_sft: Sequence[dict]
+    held_out_pairs: Sequence[dict]  # in an embedded task, no label is flipped here
+    held_out_prompts: Sequence[dict]
     reward: Reward | None = None  # only if answers can be checked
     gold: Gold | None = None  # only if exact measures exist: (prompts, completions, rows) -> measures
     unit: str = "line"  # what the "line" of a row counts: "line", or "row" of an array
-    refused: tuple[str, ...] = ()  # a line for each row of the user's file that was left out
+    refused: tuple[str, ...] = ()  # a line for each row of the user's files that was left out
+    unpaired: Sequence[dict] = ()  # {prompt, response, label}
+    held_out_unpaired: Sequence[dict] = ()
+    steps: Sequence[dict] = ()  # {prompt, steps, labels, response}
+    held_out_steps: Sequence[dict] = ()
+    validation: dict[str, Task] = field(default_factory=dict)  # name -> held-out rows of `--validation`
+    hint: str = ""  # on the rows of the user's files, for the error of a missing part
 
-    def texts(self) -> list[str]:
+    def texts(self) -> Iterator[str]:
         """All training texts, for the training of a tokenizer. Prompts and responses are separate texts."""
-        rows = [*self.sft, *self.pairs, *self.prompts]
-        return [row[key] for row in rows for key in ("prompt", "response", "chosen", "rejected") if key in row]
+        for rows in (self.sft, self.pairs or self.unpaired, self.prompts, self.steps):
+            for row in rows:
+                yield from (row[key] for key in ("prompt", "response", "chosen", "rejected") if key in row)
 
-    def need(self, part: str) -> list[dict]:
-        """The rows of one part ("sft", "pairs" or "prompts").   Raises: InputError if the task has no such rows."""
-        if not getattr(self, part):
+    def need(self, part: str) -> Sequence[dict]:
+        """The rows of one part, a name in `STAGES`.   Raises: InputError if the task has no such rows."""
+        if not len(getattr(self, part)):
             stage, form = STAGES[part]
             raise InputError(
-                f"{self.name}: {stage} needs rows {form}, but the task has none; give --data FILE with such rows"
+                f"{self.name}: {stage} needs rows {form}, but the task has none{self.hint}; give --data FILE with "
+                "such rows"
             )
         return getattr(self, part)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from minirlhf.errors import InputError, shown
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-HEADERS = {"user": "User:\n", "assistant": "Assistant:\n", "system": "System:\n"}
+ROLES |= {"tool": "tool"}
+HEADERS = {"user": "User:\n", "assistant": "Assistant:\n", "system": "System:\n", "tool": "Tool:\n"}
 TURN_END = "\n\n"
 
 
@@ -18,23 +20,51 @@ def canonical_role(name: object) -> str:
     return ROLES[name]
 
 
-def render_chat(messages: list[dict], add_generation_prompt: bool = False) -> str:
+def render_chat(messages: list[dict], add_generation_prompt: bool = False, tools: list | None = None) -> str:
     """Turns as one text: `User:\\n{content}\\n\\nAssistant:\\n{content}\\n\\n`, the content unchanged.
 
     The layout has no special tokens, so a turn that contains a `User:` line reads like two turns.
 
     Args:
-        messages: [{"role": a name in `ROLES`, "content": text}, ...]; other keys are ignored.
+        messages: [{"role": a name in `ROLES`, "content": text, ...}, ...]; see `turn_text` for the other keys.
         add_generation_prompt: end with `Assistant:\\n`; the model continues from there.
+        tools: schemas of tools. The text begins with `Tools:\\n` and a line of JSON for each tool.
     Returns: the text.   Raises: InputError for an unknown role, or a content that is not a string.
     """
-    text = ""
+    text = tools_text(tools) + TURN_END if tools else ""
     for turn, message in enumerate(messages, start=1):
         role, content = canonical_role(message.get("role")), message.get("content")
         if not isinstance(content, str):
             raise InputError(f"turn {turn}: needed content as a string, got {type(content).__name__}; convert it first")
-        text += HEADERS[role] + content + TURN_END
+        text += HEADERS[role] + turn_text(message) + TURN_END
     return text + HEADERS["assistant"] if add_generation_prompt else text
+
+
+def turn_text(message: dict) -> str:
+    """A turn as plain text: the reasoning between <think> tags, the content, and each tool call between <tool_call>
+    tags. The result of a tool begins with the tool's name.
+    """
+    content, reasoning, calls = message["content"], message.get("reasoning_content"), message.get("tool_calls")
+    parts = [f"<think>\n{reasoning}\n</think>\n"] if reasoning else []
+    if message["role"] == "tool" and message.get("name"):
+        parts.append(f"{message['name']}:")
+    parts += [content] if content or not calls else []
+    parts += [f"<tool_call>\n{_json(call_of(call))}\n</tool_call>" for call in calls or ()]
+    return "\n".join(parts)
+
+
+def tools_text(tools: list) -> str:
+    """The schemas of tools as plain text."""
+    return "\n".join(["Tools:", *map(_json, tools)])
+
+
+def call_of(call: object) -> object:
+    """{"name", "arguments"} of a tool call in the form of OpenAI; any other call is returned whole."""
+    return call["function"] if isinstance(call, dict) and isinstance(call.get("function"), dict) else call
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def answer_spans(

@@ -184,7 +184,7 @@ class Tokenizer:
     ) -> str:
         """Turns -> one text, by the chat template, or in the plain layout of a tokenizer without a template.
 
-        Args: see `ChatTemplate.render`. The plain layout (`render_chat`) reads neither tools nor variables.
+        Args: see `ChatTemplate.render`. The plain layout (`render_chat`) reads no variables.
         """
         from minirlhf.text.turns import render
 
@@ -197,7 +197,7 @@ class Tokenizer:
         return encode_with_offsets(self, text)[0]
 
     def encode_turns(
-        self, turns: list[dict], answers: Sequence[str] = (), sampled: bool = False
+        self, turns: list[dict], answers: Sequence[str | dict] = (), sampled: bool = False, tools: list | None = None
     ) -> tuple[list[int], list[list[int]]]:
         """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
@@ -205,7 +205,7 @@ class Tokenizer:
         """
         from minirlhf.text.turns import encode_turns
 
-        return encode_turns(self, turns, answers, sampled)
+        return encode_turns(self, turns, answers, sampled, tools)
 
     def encode_chat(
         self, messages: list[dict], add_generation_prompt: bool = False, **options: Any

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from minirlhf.errors import InputError, shown
-from minirlhf.text.chat import answer_spans, render_chat
+from minirlhf.text.chat import answer_spans, render_chat, turn_text
 
 # Each function takes a `Tokenizer`.
 
@@ -17,9 +18,9 @@ def render(
     """(text, spans of the answers); None for the spans if the template does not mark them."""
     templates = tokenizer.templates
     if not templates:
-        if tools or variables:
-            raise InputError("chat: the plain layout reads neither tools nor variables; choose another template")
-        return render_chat(messages, add_generation_prompt), None
+        if variables:
+            raise InputError("chat: the plain layout reads no variables; choose another template")
+        return render_chat(messages, add_generation_prompt, tools), None
     template = templates.get("tool_use") if tools is not None else None
     template = template or templates.get("default")
     if template is None:
@@ -48,7 +49,11 @@ def encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tupl
 
 
 def encode_turns(
-    tokenizer: Any, turns: list[dict], answers: Sequence[str], sampled: bool = False
+    tokenizer: Any,
+    turns: list[dict],
+    answers: Sequence[str | dict],
+    sampled: bool = False,
+    tools: list[dict] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
 
@@ -56,30 +61,42 @@ def encode_turns(
     cut off the prompt's ids. If a token spans the boundary, the answer is encoded separately. An answer to which the
     template adds no end token ends with EOS.
 
+    answers: texts, or whole turns of the assistant.
     sampled: a model wrote the answers after such a prompt, so an answer may be incomplete.
     Raises: InputError if the template refuses the turns, or does not show where an answer begins and ends.
     """
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-    ids = tokenizer.encode_rendered(prompt)
-    return ids, [_encode_answer(tokenizer, turns, prompt, ids, answer, sampled) for answer in answers]
+    prompt = tokenizer.apply_chat_template(turns, True, tools)
+    ids, encoded = tokenizer.encode_rendered(prompt), []
+    for answer in answers:
+        turn = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+        encoded.append(_encode_answer(tokenizer, turns, prompt, ids, turn, sampled, tools))
+    return ids, encoded
 
 
 def _encode_answer(
-    tokenizer: Any, turns: list[dict], prompt: str, prompt_ids: list[int], answer: str, sampled: bool
+    tokenizer: Any, turns: list[dict], prompt: str, prompt_ids: list[int], turn: dict, sampled: bool, tools: Any
 ) -> list[int]:
+    rest, token = answer_text(tokenizer, turns, prompt, turn, sampled, tools)
     if not tokenizer.templates:  # the plain layout of `encode_prompts` and `encode_responses`
-        return tokenizer.encode_responses([answer])[0]
-    rest, token = _answer_text(tokenizer, turns, prompt, answer, sampled)
+        return tokenizer.encode_responses([rest])[0]
     ids, start = tokenizer.encode_rendered(prompt + rest), len(prompt_ids)
     ids = ids[start:] if ids[:start] == prompt_ids else tokenizer.encode_rendered(rest)
     return ids if token is not None else [*ids, tokenizer.eos_id]
 
 
-def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sampled: bool) -> tuple[str, int | None]:
-    """-> (the text that the model writes after `prompt`, its end token or None)."""
+def answer_text(
+    tokenizer: Any, turns: list[dict], prompt: str, turn: dict, sampled: bool = False, tools: list[dict] | None = None
+) -> tuple[str, int | None]:
+    """-> (the text that the model writes after `prompt`, its end token or None).
+
+    turns, prompt: the turns before the answer, and their text.   turn: the answer.
+    """
+    if not tokenizer.templates:
+        return turn_text(turn), None
     from minirlhf.text.checkpoint_tokenizer.answer_end import begun_tag, continuation, find_answer_end, repeats
 
-    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}])
+    answer, render = turn["content"], partial(tokenizer.apply_chat_template, tools=tools)
+    whole = render([*turns, turn])
     located, tag, end = whole.startswith(prompt), begun_tag(prompt), tokenizer.parts.answer_end
 
     def opening(end: Any) -> str:
@@ -90,7 +107,7 @@ def _answer_text(tokenizer: Any, turns: list[dict], prompt: str, answer: str, sa
         return known and (located or sampled or opening(end) != "")
 
     if not fits(end):
-        end = find_answer_end(tokenizer.apply_chat_template, tokenizer.parts, turns)  # these turns may differ
+        end = find_answer_end(render, tokenizer.parts, turns)  # these turns may differ
     if fits(end) and not located:
         return continuation(answer, opening(end), sampled) + end.text, end.token
     if fits(end):
@@ -115,9 +132,6 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
     """Turns -> (ids, mask of the assistant's tokens). The end token of each assistant turn is in the mask.
 
-    No trainer here uses this mask: SFT learns the last answer of a row, see `encode_turns`. Use the mask to train on
-    every answer of a dialogue.
-
     The text is encoded as a whole, as other tools do it. A token that spans the beginning of an answer counts as the
     assistant's. The mask follows the template's {% generation %} blocks, or `answer_spans` without them.
     Raises: InputError if the template refuses the turns, or changes earlier turns so that an answer is not found.
@@ -131,6 +145,10 @@ def encode_chat(
         ends = [tokenizer.backend.id_to_token(i) for i in tokenizer.eos_ids]
         spans = answer_spans(render_part, messages, text, ends)
     ids, offsets = encode_with_offsets(tokenizer, text)
+    return ids, mask_of(offsets, spans)
+
+
+def mask_of(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """For each token, whether it stands in a span, in whole or in part."""
     # A token without width, such as the "_" that some tokenizers put first, counts as one character.
-    mask = [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]
-    return ids, mask
+    return [any(max(a, start) < min(max(b, a + 1), end) for start, end in spans) for a, b in offsets]

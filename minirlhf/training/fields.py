@@ -17,7 +17,8 @@ TOP = "job"  # the section whose fields are plain flags and the top-level keys o
 def fields_of(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
     """(full name, field, resolved type) of every setting in a section."""
     hints, prefix = get_type_hints(cls), f"{section}." if section != TOP else ""
-    return [(prefix + field.name, field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+    named = [(prefix + field.name.rstrip("_"), field) for field in dataclasses.fields(cls) if field.init]  # as_ is --as
+    return [(name, field, hints[field.name]) for name, field in named]
 
 
 def default_of(field: dataclasses.Field) -> Any:

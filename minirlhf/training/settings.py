@@ -39,12 +39,12 @@ def parse_settings(
             print(text)
         raise SystemExit(0)
     hints = {name: hint for section, cls in sections.items() for name, _, hint in fields_of(section, cls)}
-    flags = _read_flags(argv, {**hints, "config": str})
+    flags = read_flags(argv, {**hints, "config": str})
     values = flags
     if "config" in flags:
-        from minirlhf.training.config_file import read_toml
+        from minirlhf.training.config_file import read_settings
 
-        values = read_toml(flags.pop("config"), list(sections), hints) | flags
+        values = read_settings(flags.pop("config"), sections, hints) | flags
     built = {}
     for section, cls in sections.items():
         for name, field, hint in fields_of(section, cls):
@@ -73,16 +73,16 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
             value, read_back = getattr(instance, field.name), ...
             if value is None and default_of(field) is None:
                 continue
-            lines.append(f"{field.name} = {as_toml(value)}")
+            lines.append(f"{(key := name.rpartition('.')[2])} = {as_toml(value)}")
             with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does
-                read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[field.name], is_text=False)
+                read_back = read_value(hint, tomllib.loads(lines[-1].encode().decode())[key], is_text=False)
             if read_back != value:
                 raise InputError(f"{name}: needed a value that TOML can give back, got {shown(value)}; choose another.")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
+def read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     words = list(argv)
     while words:

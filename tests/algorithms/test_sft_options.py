@@ -1,6 +1,7 @@
-"""Options of SFT: DFT, learning the prompts too, head and loss in one."""
+"""Options of SFT: DFT, head and loss in one; rows of which every token is learned, or only some."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -8,30 +9,43 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import SFTConfig
+from minirlhf.data.dialogues import everything
 from minirlhf.errors import InputError
 from minirlhf.losses import token_entropy, token_logps
 
-OPTIONS = [{"loss": loss, "train_on": where} for loss in ("nll", "dft") for where in ("completion", "all")]
+OPTIONS = [{"loss": loss, "learned": where} for loss in ("nll", "dft") for where in ("answer", "gaps", "all")]
 
 
-@pytest.fixture
-def batch():
-    return tiny.batches(8)[0]
+def gaps(row):
+    """The row with every third token of its response masked, the second first."""
+    return replace(row, responses=row.responses[:1], learned=([i % 3 != 1 for i in range(len(row.responses[0]))],))
+
+
+LEARNED = {"answer": lambda row: row, "gaps": gaps, "all": everything}
+
+
+def sft(learned, *args, **settings):
+    return tiny.sft(*args, **settings)
+
+
+def batch_of(learned, **options):
+    return [draw._replace(row=LEARNED[learned](draw.row)) for draw in tiny.batches(8)[0]]
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_gradient_is_the_gradient_of_the_formula_row_by_row(batch, options, fused):
-    trainer = tiny.sft(fused=fused, **options)
+def test_gradient_is_the_gradient_of_the_formula_row_by_row(options, fused):
+    trainer, batch = sft(**options, fused=fused), batch_of(**options)
     transformer, losses, entropies = trainer.models["policy"].transformer, [], []
     for draw in batch:  # unpadded, from the full logits
         ids = torch.tensor([draw.row.prompt + draw.row.responses[0]])
-        start = 1 if options["train_on"] == "all" else len(draw.row.prompt)  # nothing predicts BOS
+        kept = torch.tensor([False] * len(draw.row.prompt) + draw.row.mask())
+        assert kept.sum() == ids.shape[1] - 1 if options["learned"] == "all" else True  # nothing predicts BOS
         logits = transformer(ids)
-        logps = token_logps(logits, ids)[0, start:]
+        logps = token_logps(logits, ids)[0, kept]
         # the slope of -log p is -1 / p; multiplied by p, all tokens have the same weight
         losses.append(-logps * (logps.detach().exp() if options["loss"] == "dft" else 1))
-        entropies.append(token_entropy(logits)[0, start:])
+        entropies.append(token_entropy(logits)[0, kept])
     loss = torch.cat(losses).mean()
     expected = torch.autograd.grad(loss, list(trainer.optimizer.parameters.values()))
     found, metrics = tiny.gradients(trainer, batch)
@@ -41,8 +55,9 @@ def test_gradient_is_the_gradient_of_the_formula_row_by_row(batch, options, fuse
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
 def test_fused_trains_the_same_weights(options):
+    batches = [batch_of(**options)] * 3
     (plain, log), (fused, fused_log) = (
-        (trainer := tiny.sft(fused=flag, **options), tiny.train(trainer, tiny.batches(8))) for flag in (False, True)
+        (trainer := sft(**options, fused=flag), tiny.train(trainer, batches)) for flag in (False, True)
     )
     assert_close(tiny.weights(fused), tiny.weights(plain), rtol=1e-9, atol=1e-9)
     for metrics, expected in zip(fused_log, log, strict=True):
@@ -51,38 +66,46 @@ def test_fused_trains_the_same_weights(options):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_eight_microbatches_of_one_row_are_one_of_eight(batch, options, fused):
-    joined, split = (tiny.gradients(tiny.sft(microbatch_tokens=n, fused=fused, **options), batch) for n in (10_000, 1))
+def test_eight_microbatches_of_one_row_are_one_of_eight(options, fused):
+    batch = batch_of(**options)
+    joined, split = (tiny.gradients(sft(**options, microbatch_tokens=n, fused=fused), batch) for n in (10_000, 1))
     assert_close(split[0], joined[0], rtol=1e-9, atol=1e-9)
     assert split[1] == pytest.approx(joined[1])
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"fused": True}], ids=lambda x: "-".join(map(str, x.values())))
-def test_it_learns_the_rows_and_evaluates_their_responses(options):
-    trainer = tiny.sft(torch.float32, 15, lr=3e-2, microbatch_tokens=10_000, **options)
-    batch = tiny.batches(8, 1)[0]
+@pytest.mark.parametrize("options", [*OPTIONS, {"learned": "answer", "fused": True}], ids=str)
+def test_it_learns_the_rows_and_evaluates_their_learned_tokens(options):
+    trainer = sft(**options, dtype=torch.float32, updates=15, lr=3e-2, microbatch_tokens=10_000)
+    batch = batch_of(**options)
     rows = [draw.row for draw in batch]
     before = trainer.evaluate(rows)["loss"]
-    assert before == pytest.approx(tiny.sft(torch.float32).evaluate(rows)["loss"])  # train_on changes nothing here
+    if options.get("loss") == "nll":
+        assert before == pytest.approx(trainer.losses(trainer._pad(rows), trainer.count_tokens(rows)[0])["loss"].item())
     log = [trainer.step(batch) for _ in range(15)]
     assert trainer.evaluate(rows)["loss"] < before - 0.2
     assert all(math.isfinite(value) for value in log[-1].values())
 
 
-def test_prompts_are_learned_only_with_train_on_all():
+def test_prompts_are_learned_only_in_rows_of_which_everything_is():
     def prompt_nll(trainer):
         rows = [draw.row for draw in tiny.batches(8, 1)[0]]
         return sum(-token_logps(trainer.models["policy"].transformer(ids), ids).sum().item()
                    for ids in (torch.tensor([row.prompt]) for row in rows))  # fmt: skip
 
     found = {}
-    for where in ("completion", "all"):
-        trainer = tiny.sft(train_on=where, updates=10)
-        batch = tiny.batches(8, 1)[0]
+    for where in ("answer", "all"):
+        trainer = tiny.sft(updates=10)
+        batch = batch_of(where)
         for _ in range(10):
             trainer.step(batch)
         found[where] = prompt_nll(trainer)
-    assert found["all"] < found["completion"] - 5
+    assert found["all"] < found["answer"] - 5
+
+
+def test_a_masked_token_ends_the_reference_of_a_sample():
+    row = tiny.rows(1)[0]
+    row = replace(row, responses=([4, 5, 6, 7],), learned=([True, True, False, True],))
+    assert tiny.sft(torch.float32).write([row])[0]["reference"] == tiny.tokenizer().decode([4, 5])
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ CASES: dict[str, Callable] = {
     ),
     # the first KL is 0.1756, 4% below the target: not clipped by the controller, so the coefficient depends on the KL
     "ppo_adaptive": lambda: ppo(kl_controller="adaptive", kl_target=0.183, kl_horizon=20, kl_coef=0.3, temperature=0.6),
-    "sft_fused": lambda: sft(fused=True, train_on="all", loss="dft"),
+    "sft_fused": lambda: sft(fused=True, loss="dft"),
     # each row is a micro-batch with its own router loss; some experts get no token
     "sft_experts": lambda: sft(shape=EXPERTS, router_loss_coef=0.3, microbatch_tokens=1),
     "grpo": grpo,

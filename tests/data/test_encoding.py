@@ -77,7 +77,8 @@ def test_more_refusals_than_allowed_stop_the_run():
         "line 1: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
         "line 2: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
         "line 3: the prompt has 5 tokens and leaves 0 of the context's 5, needed 1; "
-        "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
+        "shorten the prompts, cut them with --overlong, allow more with --max_refused or raise a new model's "
+        "--model.max_position_embeddings"
     )
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=0.25)
@@ -126,11 +127,12 @@ def test_turns_are_written_by_the_chat_template_and_answers_end_with_its_end_tok
     assert row.source["prompt"] == "in the plain layout"  # people and reward functions see this text
 
 
-def test_a_text_prompt_is_plain_text_even_beside_rows_of_turns(chatml):
+def test_a_text_prompt_can_stay_plain_text_even_beside_rows_of_turns(chatml):
     text, turns = {"prompt": "ab", "chosen": "cd"}, CHAT
-    alone = [encode_rows(chatml, [row], ("chosen",), context=99).rows[0] for row in (text, turns)]
-    assert encode_rows(chatml, [text, turns], ("chosen",), context=99).rows == alone
-    row = encode_rows(chatml, [{"prompt": "ab", "chosen": "cd"}], ("chosen",), context=99).rows[0]
+    options = {"context": 99, "wrap": "plain"}
+    alone = [encode_rows(chatml, [row], ("chosen",), **options).rows[0] for row in (text, turns)]
+    assert encode_rows(chatml, [text, turns], ("chosen",), **options).rows == alone
+    row = encode_rows(chatml, [{"prompt": "ab", "chosen": "cd"}], ("chosen",), **options).rows[0]
     assert row.prompt == chatml.encode_prompts(["ab"])[0] and row.responses[0] == [*chatml.encode("cd"), chatml.eos_id]
 
 

@@ -2,7 +2,10 @@
 
 import zlib
 
+import pytest
+
 from minirlhf.data.splitting import split_rows
+from minirlhf.errors import InputError
 
 PROMPTS = [f"question {i}" for i in range(400)]
 HELD_OUT = [prompt for prompt in PROMPTS if zlib.crc32(prompt.encode()) % 20 == 0]
@@ -43,3 +46,39 @@ def test_a_file_of_few_rows_has_rows_on_both_sides():
 def test_a_prompt_of_most_rows_is_not_held_out_whole():
     training, held_out = split([""] * 90 + PROMPTS[:10])  # the empty text's checksum is 0
     assert (len(training), held_out) == (95, PROMPTS[5:10])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5])
+def test_a_share_of_the_prompts_is_held_out_and_a_larger_share_holds_out_the_same_prompts_and_more(share):
+    rows = [{"prompt": f"question {i}"} for i in range(4000)]
+    training, held_out = split_rows(rows, share)
+    assert abs(len(held_out) - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5  # standard deviations
+    more = split_rows(rows, min(0.99, 1.5 * share))[1]
+    assert all(row in more for row in held_out) and len(training) + len(held_out) == 4000
+    assert split_rows(rows, share, seed=1)[1] != held_out
+
+
+@pytest.mark.parametrize("number", [1, 7, 399])
+def test_a_number_of_rows_is_held_out_in_whole_prompts(number):
+    training, held_out = split_rows([{"prompt": prompt} for prompt in PROMPTS], number)
+    assert (len(training), len(held_out)) == (400 - number, number)
+    pairs, held_out = split_rows([{"prompt": prompt} for prompt in PROMPTS for _ in range(2)], number)
+    assert len(held_out) in (number, number - 1)
+    if number > 1:
+        assert not {row["prompt"] for row in pairs} & {row["prompt"] for row in held_out}
+
+
+def test_no_row_is_held_out_if_the_share_is_0():
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    assert split_rows(rows, 0) == (rows, [])
+
+
+def test_rows_without_prompts_are_split_by_their_texts():
+    rows = [{"prompt": "", "response": prompt} for prompt in PROMPTS]
+    assert [row["response"] for row in split_rows(rows)[1]] == HELD_OUT
+
+
+@pytest.mark.parametrize("number", [-0.1, -1, 1.5, 400, 401, float("nan"), float("inf")])
+def test_a_number_that_holds_out_no_sensible_part_is_refused(number):
+    with pytest.raises(InputError, match="^held_out: needed "):
+        split_rows([{"prompt": prompt} for prompt in PROMPTS], number)

@@ -92,7 +92,7 @@ def name_of(value) -> str:
 
 
 def test_pages_are_there():
-    assert len(PAGES) == 14
+    assert len(PAGES) == 15
     assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
 
 

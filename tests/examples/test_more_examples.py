@@ -1,6 +1,5 @@
 """The examples of the other algorithms, from their first line to their last, with sizes that take a second."""
 
-import importlib
 import json
 import sys
 
@@ -8,11 +7,12 @@ import pytest
 
 from minirlhf.algorithms.grpo_recipes import ALGORITHMS, GRPOConfig
 from minirlhf.jobs import opened, stage
+from minirlhf.jobs.programs import GRPO_DEFAULTS, GRPOJobConfig
 from minirlhf.jobs.settings import sections
 from minirlhf.tasks.steps import step_rows
 from minirlhf.training.settings import parse_settings
 
-from .conftest import EXAMPLES, small_task
+from .conftest import small_task
 
 PROGRAMS = {
     "grpo": ["--stop_sft_at", "none"],
@@ -53,10 +53,8 @@ def test_it_trains_on_your_own_rows_from_a_policy_and_a_reward_you_have(call, in
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_name_of_an_algorithm_is_flag_enough(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    grpo = importlib.import_module("grpo")
-    classes = sections("grpo", GRPOConfig, job=grpo.GRPOJobConfig, after=("sft", "reward"), defaults=grpo.DEFAULTS)
+def test_the_name_of_an_algorithm_is_flag_enough(name):
+    classes = sections("grpo", GRPOConfig, job=GRPOJobConfig, after=("sft", "reward"), defaults=GRPO_DEFAULTS)
     config = parse_settings(classes, ["--grpo.algorithm", name], description="")["grpo"].recipe
     assert (config.batch_size, config.group_size, config.lr) == (256, 4, 1e-3)
     assert config.minibatches == (1 if config.surrogate == "reinforce" else 2)

@@ -99,8 +99,9 @@ def test_a_large_model_has_the_rates_of_its_size_and_of_its_adapters(monkeypatch
 def test_a_small_model_keeps_the_rates_of_the_embedded_task(monkeypatch, tmp_path, capsys):
     for section, cls in CONFIGS.items():
         folder = folder_of(tmp_path / section, SMALL)
-        settings = read(monkeypatch, sections(section, cls), "--policy", folder)
-        assert settings[section] == cls() and f"{section}.lr {cls().lr:g}" in capsys.readouterr().out
+        classes = sections(section, cls)
+        settings = read(monkeypatch, classes, "--policy", folder)
+        assert settings[section] == classes[section]() and f"{section}.lr {cls().lr:g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", ["8e-3", "3e-4", "0.00002"])

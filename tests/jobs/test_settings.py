@@ -39,7 +39,7 @@ def test_a_default_of_a_setting_that_does_not_exist_is_an_error(name):
 
 def test_sft_and_reward_training_do_not_depend_on_the_settings_of_later_stages():
     classes = sections("ppo", PPOConfig, job=PipelineConfig, after=("sft", "reward"))
-    one = built(classes, job=PipelineConfig(reward="DIR", stop_after="sft"))
+    one = built(classes, job=classes["job"](reward="DIR", stop_after="sft"))
     other = built(classes, ppo=PPOConfig(lam=0.5))
     for section in ("sft", "reward_model"):
         texts = [settings_to_toml(stage_settings(settings, section)) for settings in (one, other)]

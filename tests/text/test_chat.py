@@ -36,10 +36,30 @@ def test_aliases_render_like_their_role(alias, role):
 
 @pytest.mark.parametrize("role", ["function_call", "User", None, ["user"]])
 def test_unknown_role_is_refused_and_the_error_lists_the_known_roles(role):
-    with pytest.raises(InputError, match="role: needed one of user, human, assistant, gpt, system, got .*; rename"):
+    with pytest.raises(
+        InputError, match="role: needed one of user, human, assistant, gpt, system, tool, got .*; rename"
+    ):
         render_chat([{"role": role, "content": "x"}])
 
 
 def test_content_must_be_a_string():
     with pytest.raises(InputError, match="turn 2: needed content as a string, got list; convert it first"):
         render_chat([{"role": "user", "content": "x"}, {"role": "user", "content": ["x"]}])
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"x": 1, "y": "\u00e9"}}}
+
+
+def test_tools_reasoning_calls_and_results_are_written_as_plain_text():
+    turns = [
+        {"role": "user", "content": "Add"},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "name": "add", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "Two."},
+    ]
+    call = '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"x": 1, "y": "\u00e9"}}\n</tool_call>'
+    text = f"User:\nAdd\n\nAssistant:\n{call}\n\nTool:\nadd:\n2\n\nAssistant:\nTwo.\n\n"
+    assert render_chat(turns) == text
+    assert render_chat(turns, tools=[{"name": "add"}, {"name": "b"}]) == (
+        'Tools:\n{"name": "add"}\n{"name": "b"}\n\n' + text
+    )

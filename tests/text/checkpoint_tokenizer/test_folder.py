@@ -531,9 +531,9 @@ def test_without_a_template_ids_begin_as_prompts_do_and_special_text_is_text():
     assert [OWN.encode_chat(turns[:1], True)[0]] == OWN.encode_prompts([OWN.apply_chat_template(turns[:1], True)])
 
 
-def test_the_plain_layout_takes_no_tools():
-    with pytest.raises(InputError, match="^chat: the plain layout reads neither tools nor variables; choose"):
-        OWN.apply_chat_template([USER], tools=[{}])
+def test_the_plain_layout_takes_no_variables():
+    with pytest.raises(InputError, match="^chat: the plain layout reads no variables; choose"):
+        OWN.apply_chat_template([USER], variables={"x": 1})
 
 
 def test_a_chosen_layout_sets_the_end_token_and_is_read_back_from_a_folder(tmp_path):

@@ -1,0 +1,108 @@
+"""A folder of encoded rows: the second job on the same rows maps their ids from disk.
+
+The file's name is a checksum of all that decides the ids: the rows, the tokenizer, the settings, and the source code
+of the rooms text/ and data/. So a file is right or has another name. It is written whole, and its own checksum is
+compared before use: a damaged file is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
+
+from minirlhf.data.compact import Arrays
+from minirlhf.errors import InputError
+from minirlhf.runtime.distributed import is_main, say
+
+VARIABLE = "MINIRLHF_CACHE"  # the environment variable with the cache's folder; without it nothing is kept
+DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8}
+
+
+def cache_folder() -> Path | None:
+    """The folder that the environment names."""
+    return Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None
+
+
+def cached(folder: Path | None, key: Callable[[], str], make: Callable[[], tuple[Arrays, dict]]) -> tuple[Arrays, dict]:
+    """The result of `make`, from the folder if the key is there, else made and kept."""
+    if folder is None:
+        return make()
+    path = folder / f"{key()}.safetensors"
+    if path.exists():
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError) as error:
+            say(f"{path}: damaged ({error}); the rows are encoded again")
+    made = make()
+    if is_main():
+        write(path, *made)
+    return made
+
+
+def key_of(rows: Sequence[dict], tokenizer: Any, settings: dict[str, Any]) -> str:
+    """The checksum of all that decides the ids."""
+    parts, found = tokenizer.parts, hashlib.blake2b(digest_size=16)
+    templates = {name: template.source for name, template in parts.templates.items()}
+    about = [parts.backend.to_str(), templates, parts.config, parts.special, parts.pad, parts.eos_ids, settings]
+    for value in (_source_code(), tokenizers.__version__, *about):
+        found.update(_bytes(value))
+    for i in range(len(rows)):
+        found.update(_bytes(rows[i]))
+    return found.hexdigest()
+
+
+def _bytes(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, default=repr).encode() + b"\n"
+
+
+@cache
+def _source_code() -> str:
+    """A checksum of this version's rooms text/ and data/."""
+    found = hashlib.blake2b(digest_size=16)
+    for room in ("text", "data"):
+        for path in sorted((Path(__file__).parent.parent / room).rglob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def write(path: Path, arrays: Arrays, about: dict) -> None:
+    """Write a file whole: a reader sees all of it or nothing."""
+    tensors = {name: np.ascontiguousarray(values) for name, values in arrays._asdict().items()}
+    sums = {name: zlib.crc32(values) for name, values in tensors.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"about": json.dumps(about), "sums": json.dumps(sums)})
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{VARIABLE}: cannot write {path} ({error.strerror}); name another folder or none") from None
+
+
+def read(path: Path) -> tuple[Arrays, dict]:
+    """Map the arrays of a file from disk.   Raises: ValueError, KeyError or OSError if the file is damaged."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= path.stat().st_size - 8:
+            raise ValueError("it is shorter than its header says")
+        header = json.loads(file.read(size))
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + size :]
+    about, sums = (json.loads(header["__metadata__"][name]) for name in ("about", "sums"))
+    arrays = {}
+    for name in Arrays._fields:
+        start, end = header[name]["data_offsets"]
+        if zlib.crc32(data[start:end]) != sums[name]:
+            raise ValueError(f"the checksum of {name} differs")
+        arrays[name] = np.frombuffer(data[start:end], DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
+    return Arrays(**arrays), about

@@ -1,0 +1,55 @@
+"""The flags about rows of your own files, for every program that takes `--data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from minirlhf.data.splitting import HELD_OUT
+
+Kind = Literal["sft", "preference", "unpaired", "prompts", "steps", "text"]
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Plain flags. `sections` adds them to the flags of a program."""
+
+    encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
+    map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
+    as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
+    max_rows: int | None = None  # [rows] of each file, from its beginning
+    mix: Literal["concat", "weighted", "balanced"] | None = None  # [-] how several files become one set of rows;
+    #                             none: weighted with data_weights, else concat
+    data_weights: tuple[float, ...] = ()  # [-] a weight for each file of `data`
+    held_out: int | float | str = HELD_OUT  # [share, rows or file] rows for evaluation, of `data` or of a file
+    validation: tuple[str, ...] = ()  # [files] more rows for evaluation, by name: chat=a.jsonl,math=b.jsonl
+
+
+@dataclass(frozen=True)
+class StageData:
+    """A flag of every stage."""
+
+    data: str | None = None  # [files] rows of this stage alone; default: `--data`
+
+
+def with_data_flags(cls: type) -> type:
+    """The dataclass of plain flags with the fields of DataFlags."""
+    return _with(cls, DataFlags)
+
+
+def with_data(cls: type) -> type:
+    """The dataclass of a stage's settings with the field of StageData."""
+    return _with(cls, StageData)
+
+
+def flags_of(job: object) -> DataFlags:
+    """The flags of a program; their defaults for a plain JobConfig that a caller has made."""
+    return job if isinstance(job, DataFlags) else DataFlags()
+
+
+def _with(cls: type, more: type) -> type:
+    if issubclass(cls, more):
+        return cls
+    namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(cls.__name__, [], bases=(cls, more), namespace=namespace, frozen=True)

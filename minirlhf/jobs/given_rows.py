@@ -1,0 +1,153 @@
+"""The task of a program whose user gives files: `--data`, the files of single stages, validation files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from minirlhf.data.formats import Dataset, read_rows
+from minirlhf.data.mixing import counts, lines
+from minirlhf.errors import InputError, shown
+from minirlhf.jobs.data_flags import DataFlags, flags_of
+from minirlhf.jobs.settings import JobConfig, changed
+from minirlhf.runtime.distributed import say
+from minirlhf.tasks.task import STAGES, Task
+from minirlhf.tasks.user_rows import HELD, mixed, task_from_rows
+
+# Section of a stage -> the parts of the task that it reads; it trains on the first. Other stages sample from prompts.
+READS = {
+    "sft": ("sft",),
+    "reward_model": ("pairs",),
+    "process_reward": ("steps",),
+    "dpo": ("pairs", "prompts"),
+    "unpaired": ("unpaired", "prompts"),
+    "distillation": ("sft", "prompts"),
+}
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def given_task(settings: dict[str, Any], section: str) -> Task | None:
+    """The task of the user's files; None without files. The counts of each file are printed.
+
+    A file of a stage takes the place of `--data` for this stage.
+    section: name of the program's own settings.
+    """
+    job = settings["job"]
+    flags = flags_of(job)
+    given = {name: getattr(config, "data", None) for name, config in settings.items() if name != "job"}
+    files = {name: file for name, file in given.items() if file is not None}
+    if not job.data and not files:
+        refuse_without_files(job, flags)
+        return None
+    if "task" in changed(job):
+        raise InputError(f"--task {job.task}: --data replaces the embedded task; drop one of the two")
+    if flags.data_weights and not job.data:
+        raise InputError("--data_weights: needs the files to weigh; give --data FILE,FILE")
+    task = task_of(job.data, job, flags.data_weights) if job.data else Task("no files", [], [], [], [], [], [])
+    # the program's own stage reads most; a stage before it takes its rows back
+    for name in sorted(files, key=lambda name: name != section):
+        task = with_stage_file(task, name, task_of(files[name], job))
+    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
+    say(f"{task.name}: {counts}")
+    return replace(task, validation=validation_sets(job, flags.validation))
+
+
+def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
+    """Refuse flags about files if no file is given."""
+    if job.ignore_columns:
+        raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
+    for field in fields(DataFlags):
+        if getattr(flags, field.name) != field.default:
+            raise InputError(f"--{field.name.rstrip('_')}: the embedded task reads no files; give --data FILE")
+
+
+def task_of(files: str, job: JobConfig, weights: Sequence[float] = ()) -> Task:
+    """The task of one or several files, with commas between them."""
+    flags, names = flags_of(job), [name.strip() for name in files.split(",")]
+    if not all(names):
+        raise InputError(f"--data: needed a file before and after each comma, got {shown(files)}; drop a comma")
+    if len(names) != len(set(names)):
+        raise InputError(f"--data: needed each file once, got {shown(files)}; a weight of 2 counts twice")
+    strategy = flags.mix or ("weighted" if weights else "concat")
+    if weights and len(weights) != len(names):
+        raise InputError(
+            f"--data_weights: needed a weight for each of the {len(names)} files, got {len(weights)}; see --help"
+        )
+    from_file = isinstance(flags.held_out, str)
+    tasks = [task_from_rows(read(name, job), 0 if from_file else flags.held_out) for name in names]
+    if strategy != "concat":
+        say("\n".join(plan(tasks, strategy, weights)))
+    task = mixed(tasks, strategy, weights, job.seed)
+    return with_held_out(task, job) if from_file else task
+
+
+def read(source: str, job: JobConfig) -> Dataset:
+    """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
+    flags = flags_of(job)
+    given = {"columns_map": mapping(flags.map), "as_kind": flags.as_, "encoding": flags.encoding}
+    given |= {"max_rows": flags.max_rows}
+    given = {name: value for name, value in given.items() if value}
+    dataset = read_rows(source, max_refused=job.max_refused, ignore_columns=job.ignore_columns, **given)
+    say(dataset.summary())
+    return dataset
+
+
+def mapping(pairs: Sequence[str]) -> dict[str, str]:
+    """("prompt=ask", "response=answer") -> {"prompt": "ask", "response": "answer"}"""
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(found) != len(pairs) or not all(found) or not all(found.values()):
+        raise InputError(f"--map: needed known=yours with commas, each name once, got {shown(','.join(pairs))}")
+    return found
+
+
+def with_held_out(task: Task, job: JobConfig) -> Task:
+    """The task with all rows of the file `--held_out` as its held-out rows."""
+    held = all_held_out(read(flags_of(job).held_out, job))
+    return replace(task, **{name: getattr(held, name) for name in HELD.values()})
+
+
+def all_held_out(dataset: Dataset) -> Task:
+    """A task without training rows: all rows of a file are held out."""
+    task = task_from_rows(dataset, 0)
+    parts = {HELD[part]: getattr(task, part) for part in STAGES}
+    return replace(task, **parts, **{part: [] for part in STAGES})
+
+
+def with_stage_file(task: Task, section: str, own: Task) -> Task:
+    """The task with the rows of a stage's own file.   Raises: InputError if the stage cannot train on them."""
+    reads = READS.get(section, ("prompts",))
+    own.need(reads[0])
+    parts = [name for part in reads if len(getattr(own, part)) for name in (part, HELD[part])]
+    gold = own.gold if "prompts" in reads else task.gold
+    name = own.name if task.name == "no files" else f"{task.name}, {own.name}"
+    refused = (*task.refused, *own.refused)
+    return replace(task, name=name, refused=refused, gold=gold, **{part: getattr(own, part) for part in parts})
+
+
+def validation_sets(job: JobConfig, named: Sequence[str]) -> dict[str, Task]:
+    """Name -> the rows of a validation file."""
+    sets: dict[str, Task] = {}
+    for entry in named:
+        name, equals, file = entry.strip().partition("=")
+        if not equals or not NAME.fullmatch(name) or not file:
+            raise InputError(
+                f"--validation: needed NAME=FILE, with a name of letters, digits, - and _, got {shown(entry)}; "
+                "write --validation chat=a.jsonl,math=b.jsonl"
+            )
+        if name in sets:
+            raise InputError(f"--validation: needed each name once, got {name} twice; choose another name")
+        sets[name] = replace(all_held_out(read(file, job)), name=f"{name}={file}")
+    return sets
+
+
+def plan(tasks: Sequence[Task], strategy: str, weights: Sequence[float]) -> list[str]:
+    """A mixture in words: a line for each source of each part of the task."""
+    found = []
+    for part in STAGES:
+        have = [i for i, task in enumerate(tasks) if len(getattr(task, part))]
+        sizes = [len(getattr(tasks[i], part)) for i in have]
+        given = counts(sizes, strategy, [weights[i] for i in have] if weights else ())
+        found += [f"{part}: {line}" for line in lines([tasks[i].name for i in have], sizes, given)]
+    return found

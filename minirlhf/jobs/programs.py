@@ -1,0 +1,128 @@
+"""The settings and first steps that belong to a single program, for its example and for `minirlhf train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from minirlhf.adapters.select import ALL, HEAD
+from minirlhf.adapters.shared_base import FourModels, put_three_adapters
+from minirlhf.algorithms.process_reward import encode_steps
+from minirlhf.algorithms.sft import SFTTrainer
+from minirlhf.data.batches import Batches
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError
+from minirlhf.jobs.given_models import convert_base, narrower
+from minirlhf.jobs.job import Job
+from minirlhf.jobs.models import choose_threads, to_device
+from minirlhf.jobs.opened import load_task
+from minirlhf.jobs.settings import JobConfig, RLJobConfig
+from minirlhf.model.policy import Policy
+from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.randomness import seed_everything
+from minirlhf.tasks.steps import as_outcome, steps_task
+from minirlhf.tasks.task import Task
+from minirlhf.tasks.user_rows import both_answers
+
+
+@dataclass(frozen=True)
+class GRPOJobConfig(RLJobConfig):
+    task: str = "arithmetic"  # [-] embedded task: arithmetic or reviews
+    stop_sft_at: float | None = 0.4  # [share] end SFT once it solves this share of training prompts; none: all steps
+
+
+# For answers of a few digits. Sentences need `--grpo.temperature 1`, more completions of fewer prompts, a kl_coef.
+GRPO_DEFAULTS = {
+    # to look up single digits: many narrow heads, short rotary wavelengths, an lm_head apart from the embedding
+    **{"model.num_attention_heads": 8, "model.num_key_value_heads": 8},
+    **{"model.rope_theta": 100.0, "model.tie_word_embeddings": False},
+    # SFT stops early. Its learning rate is constant, so the stopping point does not depend on a schedule.
+    **{"sft.steps": 3000, "sft.max_epochs": 20.0, "sft.batch_size": 64, "sft.lr": 3e-3, "sft.lr_final": 1.0},
+    # many prompts with few completions each; groups of equal reward are replaced
+    **{"grpo.steps": 500, "grpo.batch_size": 256, "grpo.minibatch_size": None, "grpo.group_size": 4},
+    **{"grpo.resample": 1, "grpo.lr": 1e-3, "grpo.temperature": 1.2},
+}
+
+
+@dataclass(frozen=True)
+class DistillationJobConfig(JobConfig):
+    student: str | None = None  # [folder] train this model instead of a new one
+    student_width: int = 32  # [numbers] hidden size of a new student; its MLP shrinks in the same ratio
+    student_steps: int = 100  # [steps] of SFT before a new student meets the teacher
+    trained: ClassVar[str] = "student"  # --policy is the teacher
+    later_stages_only: ClassVar[tuple[str, ...]] = ("student", "student_width", "student_steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.student and (self.student_width, self.student_steps) != (32, 100):
+            raise InputError("--student_width, --student_steps: --student is a trained model already; drop both")
+        if self.student and not self.policy:
+            raise InputError("--student: needs a teacher with the same tokenizer; give --policy DIR")
+
+
+def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
+    """A smaller model after a few steps of SFT: the teacher can only correct a student that writes words."""
+    choose_threads(teacher, job.common, job.device)
+    seed_everything(job.seed)
+    student = Policy(Transformer(narrower(teacher.transformer.config, job.common.student_width)))
+    student = to_device(student, job.common, job.device)
+    config = replace(job.settings["sft"], steps=job.common.student_steps, epochs=None)
+    batches = Batches.of(rows, config, seed=job.seed, stream="student")
+    trainer = SFTTrainer(student, job.tokenizer, config, updates=len(batches))
+    for batch in batches:
+        trainer.step(batch)
+    return student
+
+
+@dataclass(frozen=True)
+class ProcessRewardJobConfig(JobConfig):
+    kind: Literal["process", "outcome"] = "process"  # [-] a label for each step, or a label for the whole answer
+    rows: int = 20_000  # [rows] of the embedded task
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task != JobConfig.task:
+            raise InputError("--task: this program has a task of its own; drop the flag")
+
+
+def load_steps(job: ProcessRewardJobConfig) -> Task:
+    """The embedded task of process reward models."""
+    return steps_task(job.rows, job.seed)
+
+
+def encoded_steps(job: Job, context: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """-> (rows of steps to train on, held-out rows) as ids; with `--kind outcome`, each answer as one step."""
+    training, held_out = job.task.need("steps"), job.task.held_out_steps
+    if job.common.kind == "outcome":
+        training, held_out = ([as_outcome(row) for row in rows] for rows in (training, held_out))
+    rows = encode_steps(job.tokenizer, training, context, job.common.max_refused)
+    return rows, encode_steps(job.tokenizer, held_out, context, max_refused=1.0)  # held-out rows stop no program
+
+
+def load_unpaired(job: JobConfig) -> Task:
+    """The embedded task, with both answers of its pairs as single answers."""
+    task = load_task(job)
+    pairs = {"unpaired": task.pairs, "held_out_unpaired": task.held_out_pairs}
+    return replace(task, **{name: both_answers(rows) for name, rows in pairs.items()})
+
+
+@dataclass(frozen=True)
+class MultiAdapterJobConfig(JobConfig):
+    train: Literal["lora", "qlora"] = "lora"  # [-] adapters beside a frozen base, or beside a base held in 4 bits
+
+
+def with_own_head(job: Job) -> Job:
+    """Untie the head of a new base and put LoRA on it: in a tiny model, words used in the same positions differ only in
+    the head. docs/models.md#adapters has the figures. If the user has chosen modules, they stay.
+    """
+    model, lora = replace(job.settings["model"], tie_word_embeddings=False), job.settings["lora"]
+    lora = replace(lora, target_modules=(ALL, HEAD)) if lora.target_modules == (ALL,) else lora
+    return replace(job, settings={**job.settings, "model": model, "lora": lora})
+
+
+def four_models(job: Job, base: Transformer) -> FourModels:
+    """The models of PPO on one frozen base, on the device. `base` is changed in place."""
+    choose_threads(base, job.common, job.device)
+    seed_everything(job.seed)
+    convert_base(base, job.common)
+    return FourModels.of(to_device(put_three_adapters(base, job.settings["lora"]), job.common, job.device))
