@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import sys
 import tempfile
@@ -95,7 +96,7 @@ def test_a_path_without_data_is_named(tmp_path, name, message):
     assert f"/{name.replace(chr(0), chr(92) + 'x00')}: {message}" in str(error.value)
 
 
-@pytest.mark.parametrize("source", [None, 5, [], [{"prompt": "p"}], {"a": 1}, [None]])
+@pytest.mark.parametrize("source", [None, 5, [], "", ",", [{"prompt": "p"}], {"a": 1}, [None]])
 def test_a_source_that_is_no_path_is_refused(source):
     with pytest.raises(InputError, match=r"needed the path of a file"):
         open_values(source)
@@ -117,6 +118,8 @@ BINARY = {
     "PNG": (b"\x89PNG\r\n\x1a\n", "got a PNG picture; name a data file"),
     "JPEG": (b"\xff\xd8\xff\xe0", "got a JPEG picture; name a data file"),
     "safetensors": (b"\x10\0\0\0\0\0\0\0{}", "needed text, got a binary file that begins with "),
+    "random bytes": (random.Random(0).randbytes(5000), "needed text, got a binary file that begins with "),
+    "UTF-16 without Latin letters": ("你好世界".encode("utf-16-le"), "is it UTF-16? --encoding utf-16"),
     "NULs later": (b"some text\0\0", "needed text, got a binary file that begins with b'some text"),
     "LFS": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
