@@ -1,0 +1,311 @@
+"""Several models on the same rows: open them, find the rows that all can read, sample, score and compare.
+
+A row that one model cannot read is left out for all models, so that every number of a table speaks of the same rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from minirlhf.algorithms.distillation_checks import check_same_tokenizer
+from minirlhf.data.encoding import EncodedRow, encode_texts
+from minirlhf.data.formats import Dataset
+from minirlhf.errors import InputError
+from minirlhf.evaluation.likelihood import Likelihood, likelihoods
+from minirlhf.evaluation.pairwise import RULES, in_both_orders
+from minirlhf.evaluation.policies import Report, evaluate_policy
+from minirlhf.evaluation.reward_models import pair_measures
+from minirlhf.generation.engine import SamplingConfig
+from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.jobs.models import resolve_model
+from minirlhf.jobs.pipeline import check_no_pipeline
+from minirlhf.model.config import ModelConfig
+from minirlhf.model.policy import Policy
+from minirlhf.pretrained.weights import load_policy, load_reward_model
+from minirlhf.rewards.functions import FileReward
+from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
+from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
+from minirlhf.runtime.distributed import gather, local_rows, say
+from minirlhf.text.tokenizer import Tokenizer
+
+Value = TypeVar("Value")
+ANSWERS = {"sft": "response", "text": "response", "preference": "chosen", "unpaired": "response"}  # kind -> key
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A model to measure, without its weights."""
+
+    name: str
+    folder: Path
+    tokenizer: Tokenizer
+    shape: ModelConfig
+
+    @property
+    def context(self) -> int:
+        return self.shape.max_position_embeddings
+
+
+@dataclass
+class Rows:
+    """The rows to measure on, each with its file and line."""
+
+    prompts: list[dict]  # one row per distinct prompt
+    references: list[list[str]]  # the known answers of each prompt, perhaps none
+    texts: list[dict]  # {"prompt", "response", ...}, for the likelihood
+    pairs: list[dict]  # {"prompt", "chosen", "rejected", ...}, for a reward model
+    unit: str
+    left_out: list[str] = field(default_factory=list)  # a reason for each row that is not measured
+
+    def leave_out(self, row: dict, who: str, why: object) -> None:
+        file = f"{row['file']}: " if "file" in row else ""
+        self.left_out.append(f"{file}{self.unit} {row.get('line')}: {who}: {why}")
+
+
+def rows_of(data: Dataset) -> Rows:
+    """The prompts of a data set with all known answers of each; texts; pairs. Raw text is no prompt."""
+    key = ANSWERS.get(data.kind)
+    known = [{**row, "response": row[key]} for row in data.rows if key and row.get("label", True)]
+    answers: dict[str, list[str]] = {}
+    for row in known:
+        answers.setdefault(row["prompt"], []).append(row["response"])
+    prompts = [] if data.kind == "text" else list({row["prompt"]: row for row in data.rows}.values())
+    references = [list(dict.fromkeys(answers.get(row["prompt"], []))) for row in prompts]
+    pairs = list(data.rows) if data.kind == "preference" else []
+    return Rows(prompts, references, known, pairs, data.unit)
+
+
+def open_entrant(name: str, label: str, template: str | None, variables: str | None) -> Entrant:
+    """Check a model's folder, before any model is measured.   Raises: InputError if it holds no language model."""
+    folder = resolve_model(name)
+    shape = load_policy(folder).transformer.config  # checks all files; the weights are mapped, not read
+    tokenizer = Tokenizer.load(folder).with_template(template, variables)
+    check_vocabulary(shape, tokenizer, folder)
+    return Entrant(label, folder, tokenizer, shape)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell the paths apart: runs/a/sft, runs/b/sft -> a/sft, b/sft."""
+    parts = [Path(name).parts or (name,) for name in names]
+    for k in range(1, max(map(len, parts), default=0)):
+        if len({part[-k:] for part in parts}) == len(parts):
+            return ["/".join(part[-k:]) for part in parts]
+    return list(names)
+
+
+def readable_by_all(
+    entrants: Sequence[Entrant], rows: Rows, part: list[dict], encode: Callable[[Entrant, list[dict]], list]
+) -> tuple[list[int], list[list]]:
+    """-> (the indices of the rows that every model can read, for each model its encoding of these rows)."""
+    columns = [encode(entrant, part) for entrant in entrants]
+    kept = []
+    for i, row in enumerate(part):
+        refused = [(e.name, column[i]) for e, column in zip(entrants, columns, strict=True)]
+        refused = [(name, cell) for name, cell in refused if isinstance(cell, InputError)]
+        if refused:
+            rows.leave_out(row, *refused[0])
+        else:
+            kept.append(i)
+    return kept, [[column[i] for i in kept] for column in columns]
+
+
+def encode_prompts(entrant: Entrant, rows: list[dict]) -> list[EncodedRow | InputError]:
+    found = []
+    for row, cell in zip(rows, encode_texts(entrant.tokenizer, rows, (), entrant.shape.vocab_size), strict=True):
+        if not isinstance(cell, InputError) and len(cell[0]) >= entrant.context:
+            cell = InputError(f"the prompt has {len(cell[0])} tokens, the context holds {entrant.context}")
+        found.append(cell if isinstance(cell, InputError) else EncodedRow(row, cell[0], ()))
+    return found
+
+
+def encode_answers(entrant: Entrant, rows: list[dict]) -> list[tuple[list[int], list[int]] | InputError]:
+    """(ids of the prompt, ids of the response) of each row. The end token is no text, so it is not among them."""
+    found = []
+    for cell in encode_texts(entrant.tokenizer, rows, ("response",), entrant.shape.vocab_size):
+        if not isinstance(cell, InputError):
+            prompt, (response,) = cell
+            ends = bool(response) and response[-1] in entrant.tokenizer.eos_ids
+            cell = prompt, response[: len(response) - ends]
+        found.append(cell)
+    return found
+
+
+def sampled(
+    entrant: Entrant,
+    policy: Policy,
+    prompts: list[EncodedRow],
+    sampling: SamplingConfig,
+    samples: int,
+    seed: int,
+    reference: tuple[Entrant, Policy] | None,
+) -> tuple[Report, list[list[str]]]:
+    """-> (the report of all completions, the completions of each prompt). Without a common tokenizer: no KL."""
+    ref_policy = None
+    if reference:
+        try:
+            check_same_tokenizer(entrant.name, entrant.tokenizer, reference[0].tokenizer)
+            ref_policy = reference[1]
+        except InputError:
+            say(f"{entrant.name}: no KL, because the tokenizer of the reference {reference[0].name} is another")
+    report = evaluate_policy(policy, entrant.tokenizer, prompts * samples, sampling, ref_policy=ref_policy, seed=seed)
+    n = len(prompts)
+    return report, [[report.completions[s * n + i] for s in range(samples)] for i in range(n)]
+
+
+def likelihood_of(
+    policy: Policy, rows: list, sizes: list[int], overlap: int, microbatch_tokens: int
+) -> dict[str, float | None]:
+    """The measures of the likelihood of all rows of ids. sizes: the bytes of each row's text."""
+
+    def read(indices: list[int]) -> list[tuple[float, int]]:
+        chosen = [rows[i] for i in indices]
+        return likelihoods(policy, chosen, overlap=overlap, microbatch_tokens=microbatch_tokens)
+
+    parts = [Likelihood(*found, size) for found, size in zip(shared(len(rows), read), sizes, strict=True)]
+    total = sum(parts, Likelihood())
+    return {"texts": len(rows), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
+
+
+def scored_all(
+    reward: Reward, rows: Rows, prompts: list[dict], samples: dict[str, list[list[str]]]
+) -> dict[str, list[list[float]]]:
+    return {name: scored(reward, rows, prompts, own, name) for name, own in samples.items()}
+
+
+def scored(reward: Reward, rows: Rows, prompts: list[dict], samples: list[list[str]], who: str) -> list[list[float]]:
+    """The score of each completion; nan for a completion that the reward cannot score, which is named."""
+    flat = [(row, text) for row, group in zip(prompts, samples, strict=True) for text in group]
+
+    def score(indices: list[int]) -> list[float]:
+        chosen = [flat[i] for i in indices]
+        texts = [row["prompt"] for row, _ in chosen], [text for _, text in chosen], [row for row, _ in chosen]
+        return score_completions(reward, *texts, optional=True)
+
+    found = iter(known_or_named(score, rows, [row for row, _ in flat], f"{who}: reward", math.nan))
+    return [[next(found) for _ in group] for group in samples]
+
+
+def judged(
+    judge: Judge, rows: Rows, prompts: list[dict], ours: list[list[str]], theirs: list[list[str]], who: str
+) -> list[list[tuple[float, float] | None]]:
+    """`in_both_orders` of each pair of completions; None for a pair that the judge refuses, which is named."""
+    flat = [(row, *pair) for row, *two in zip(prompts, ours, theirs, strict=True) for pair in zip(*two, strict=True)]
+
+    def ask(indices: list[int]) -> list[tuple[float, float]]:
+        chosen, first, second = ([flat[i][k] for i in indices] for k in range(3))
+        return in_both_orders(judge, [row["prompt"] for row in chosen], first, second, chosen)
+
+    found = iter(known_or_named(ask, rows, [row for row, *_ in flat], f"{who}: judge", None))
+    return [[next(found) for _ in group] for group in ours]
+
+
+def measured_pairs(reward: Reward, rows: Rows) -> dict[str, Any] | None:
+    """The measures of a reward on the pairs that it can score; None without such pairs."""
+    sides = [[row["chosen"], row["rejected"]] for row in rows.pairs]
+    scores = scored(reward, rows, rows.pairs, sides, "pairs")
+    known = [i for i, (a, b) in enumerate(scores) if not math.isnan(a + b)]
+    if not known:
+        return None
+    chosen, rejected = zip(*(scores[i] for i in known), strict=True)
+    return pair_measures(chosen, rejected, [(len(sides[i][0]), len(sides[i][1])) for i in known])
+
+
+def known_or_named(
+    work: Callable[[list[int]], list[Value]], rows: Rows, sources: list[dict], who: str, unknown: Value
+) -> list[Value]:
+    """The results of `work` for all sources. If it refuses some of them alone, these are named and `unknown`."""
+
+    def tolerant(indices: list[int]) -> list[tuple[Value, str]]:
+        try:
+            return [(value, "") for value in work(indices)]
+        except InputError as first:
+            found = []
+            for i in indices:
+                try:
+                    found.append((work([i])[0], ""))
+                except InputError as error:
+                    found.append((unknown, str(error)))
+            if all(reason for _, reason in found):
+                raise first
+            return found
+
+    results = shared(len(sources), tolerant)
+    for row, (_, reason) in zip(sources, results, strict=True):
+        if reason:
+            rows.leave_out(row, who, reason)
+    return [value for value, _ in results]
+
+
+def shared(n: int, work: Callable[[list[int]], list[Value]]) -> list[Value]:
+    """work(range(n)), a part in each process. Results travel as JSON. An InputError in one process reaches all."""
+    mine, done, problem = list(local_rows(range(n), even=False)), [], ""
+    try:
+        done = work(mine) if mine else []
+    except InputError as error:
+        problem = str(error)
+    parts = gather((mine, done, problem))
+    if problem := next((text for *_, text in parts if text), ""):
+        raise InputError(problem)
+    found = {i: value for indices, values, _ in parts for i, value in zip(indices, values, strict=True)}
+    return [found[i] for i in range(n)]
+
+
+def open_reward(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Reward:
+    """The reward of a reward model's folder, or of FILE.py:FUNCTION. A function is tried before any model samples."""
+    reward = _open(name, device, microbatch_tokens)
+    if isinstance(reward, FileReward):
+        score_completions(reward, *_trial(rows, ["", "yes"]), optional=True)
+    return reward
+
+
+def open_judge(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Judge:
+    """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
+    if name in RULES:
+        return RULES[name]
+    reward = _open(name, device, microbatch_tokens)
+    if not isinstance(reward, FileReward):
+        return judge_by(reward)
+
+    def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
+        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
+
+    judge.__name__ = name
+    found = judge if _takes_pairs(reward.function) else judge_by(reward)
+    prompts, texts, sources = _trial(rows, ["", "yes"])
+    judge_pairs(found, prompts, texts, texts[::-1], sources)
+    return found
+
+
+def _open(name: str, device: torch.device, microbatch_tokens: int) -> Reward:
+    if not Path(name).is_dir() and (name.endswith(".py") or ":" in name):
+        return FileReward(name)
+    if Path(name).is_dir():
+        check_no_pipeline(Path(name))
+    folder = resolve_model(name)
+    model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
+    check_vocabulary(model.config, tokenizer, folder)
+    return RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens)
+
+
+def _trial(rows: Rows, texts: list[str]) -> tuple[list[str], list[str], list[dict]]:
+    """The first two prompts with these texts; a single prompt with the first text."""
+    sources = rows.prompts[: len(texts)]
+    return [row["prompt"] for row in sources], texts[: len(sources)], sources
+
+
+def _takes_pairs(function: Callable) -> bool:
+    """True for a function of four arguments: prompts, first answers, second answers, rows. A reward has completions."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.kind in places and p.default is p.empty]
+    return len(needed) == 4 and "completions" not in needed
