@@ -29,7 +29,7 @@ class Answer(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path).strip("/")
         self.server.asked.append((self.command, path))
         if path.startswith("api/"):
-            kind, owner, name, what, revision, *_ = [*path.removeprefix("api/").split("/"), "", ""]
+            kind, owner, name, what, revision, *_ = [*path.removeprefix("api/").split("/"), *[""] * 5]
             files = self.server.repos.get(f"{kind}/{owner}/{name}")
             if files is None:
                 return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
