@@ -133,7 +133,7 @@ BINARY = {
 @pytest.mark.parametrize("packed", [False, True])
 def test_binary_files_and_pointers_are_named(read, content, message, packed):
     with pytest.raises(InputError) as error:
-        read(gzip.compress(content) if packed else content, "a.jsonl.gz" if packed else "a.jsonl")
+        read(gzip.compress(content, mtime=0) if packed else content, "a.jsonl.gz" if packed else "a.jsonl")
     assert message in str(error.value) and len(str(error.value)) < 400
 
 
@@ -148,7 +148,7 @@ def piped(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"a": 1}\n', b'[{"a": 1}]', gzip.compress(b'{"a": 1}'), '{"a": 1}'.encode("utf-16")]
+    "content", [b'{"a": 1}\n', b'[{"a": 1}]', gzip.compress(b'{"a": 1}', mtime=0), '{"a": 1}'.encode("utf-16")]
 )
 def test_standard_input_may_be_read_again(piped, content):
     piped(content)
@@ -212,7 +212,7 @@ def _open_and_wait(path, opened):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_program_leaves_no_copy(tmp_path, monkeypatch, number):
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000, mtime=0))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     fork = multiprocessing.get_context("fork")
@@ -242,7 +242,7 @@ def test_no_room_for_a_copy_is_said(monkeypatch, read):
     with pytest.raises(
         InputError, match=r"needed room for an unpacked copy in .*, got: No space left on device; unpack"
     ):
-        read(gzip.compress(b'{"a": 1}\n'))
+        read(gzip.compress(b'{"a": 1}\n', mtime=0))
 
 
 def test_parquet_needs_pyarrow(read, monkeypatch):
