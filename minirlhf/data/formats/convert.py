@@ -82,10 +82,12 @@ def convert(value: object, wishes: Wishes, of_table: bool) -> tuple[Fit, Row, li
     for texts in found:
         _check(texts)
     rest = {name: value for name, value in columns.items() if name not in row.read and name not in OURS}
-    rest = {
-        name: value for name, value in rest.items() if value is not None or not (name == "margin" or has_meaning(name))
-    }
+    rest = {name: value for name, value in rest.items() if not is_empty(value) or not _is_ours(name)}
     return fit, row, [rest | texts for texts in found]
+
+
+def _is_ours(name: str) -> bool:
+    return name == "margin" or has_meaning(name)
 
 
 def _with_names(columns: dict, renamed: dict[str, str]) -> dict:
