@@ -141,9 +141,9 @@ def check_evaluations(job: Opened) -> None:
     if metric and not metric.startswith("eval/"):
         raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")
     if name and name not in sets:
+        near, known = (nearest(name, sets), ", ".join(sets)) if sets else ("", "none")
         raise InputError(
-            f"--run.best_metric {metric}: needed a set of --validation, got {name}{nearest(name, sets)}; the sets are "
-            f"{', '.join(sets) or 'none'}"
+            f"--run.best_metric {metric}: needed a set of --validation, got {name}{near}; the sets are {known}"
         )
 
 
