@@ -16,12 +16,14 @@ setup(
     license_files=["LICENSE"],
     classifiers=["Operating System :: POSIX"],  # Linux and macOS; on Windows in WSL
     packages=find_packages(include=["minirlhf", "minirlhf.*"]),
-    package_data={"minirlhf": ["py.typed"]},
+    package_data={"minirlhf": ["py.typed"], "minirlhf.evaluation.human": ["page.html"]},
     entry_points={"console_scripts": ["minirlhf = minirlhf.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
+        "parquet": ["pyarrow>=15"],
         "test": TEST,
+        "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
         "parity": [
             *TEST,
             "transformers>=5,<6",
@@ -29,6 +31,7 @@ setup(
             "peft>=0.21,<0.22",
             "sacrebleu>=2.5,<3",
             "rouge-score>=0.1.2",
+            "pyarrow>=15",
         ],
     },
 )

@@ -48,8 +48,9 @@ from minirlhf.training.table import table
 
 @dataclass(frozen=True)
 class Work:
-    """A trainer, its batches, and a function that opens their run."""
+    """The work of a stage: a trainer, its batches, and a function that opens their run."""
 
+    stage: Stage
     trainer: Trainer
     batches: Batches
     open: Callable[[], Run]
@@ -106,10 +107,12 @@ def process_reward(job: Job) -> Iterator[Work]:
     before = trainer.evaluate(held_out)
     yield evaluated(stage, trainer, batches, held_out)
     after = trainer.evaluate(held_out)
-    cells = [["accuracy", before.get("accuracy"), after.get("accuracy")]]
+    labels = [label for row in held_out for label in row.source["labels"]]
+    always_the_same = max(sum(labels), len(labels) - sum(labels)) / len(labels) if labels else None
+    header = [f"on {len(labels)} held-out labels", "before", "after", "always the same"]
+    cells = ["accuracy", before.get("accuracy"), after.get("accuracy"), always_the_same]
     seconds = time.perf_counter() - job.started
-    header = [f"on {len(held_out)} held-out rows", "before", "after"]
-    job.say(f"\n{table(header, cells)}\n\n{seconds:.0f} s; everything is in {job.folder}")
+    job.say(f"\n{table(header, [cells])}\n\n{seconds:.0f} s; everything is in {job.folder}")
 
 
 def ppo(job: Job) -> Iterator[Work]:
@@ -217,12 +220,13 @@ def distillation(job: Job) -> Iterator[Work]:
 
 def evaluated(stage: Stage, trainer: Any, batches: Batches, held_out: list[EncodedRow]) -> Work:
     """The work of a stage that its trainer evaluates on held-out rows."""
-    return Work(trainer, batches, partial(stage.run, trainer, batches, evaluate=lambda: trainer.evaluate(held_out)))
+    run = partial(stage.run, trainer, batches, evaluate=lambda: trainer.evaluate(held_out))
+    return Work(stage, trainer, batches, run)
 
 
 def sampled(stage: PolicyStage, trainer: Trainer, prompts: int = 128) -> Work:
     """The work of a stage that is evaluated on completions of held-out prompts."""
-    return Work(trainer, stage.batches(stage.rows), partial(stage.train_on, trainer, prompts))
+    return Work(stage, trainer, stage.batches(stage.rows), partial(stage.train_on, trainer, prompts))
 
 
 def compare(job: Job, stage: PolicyStage, title: str, before: Any, **extra: float | None) -> None:

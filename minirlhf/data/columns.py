@@ -7,9 +7,9 @@ columns are listed. They stay in the row, and reward functions can read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 from minirlhf.errors import InputError, shown
 
@@ -19,7 +19,7 @@ MEANINGS = (
     "summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
     "tool function reasoning think thinking thought rationale image video audio name "
     "label score rating rank ranking preference preferred winner vote thumb feedback weight reward mask train "
-    "trainable training loss desirable step"
+    "trainable training loss desirable step role parent strength"
 )
 QUALIFIERS = (
     "prompt chosen rejected better best worse worst safer first second left right a b is human user assistant bot gpt "
@@ -27,50 +27,82 @@ QUALIFIERS = (
 )
 WHOLE_NAMES = (
     "kto_tag is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "
-    "margins better_response_id safer_response_id input_ids attention_mask chat_template_kwargs tool_call_id cot"
+    "prompt chosen rejected std_answer parent_id margins better_response_id safer_response_id "
+    "input_ids attention_mask chat_template_kwargs tool_call_id cot"
 )
-TURN_KEYS = ("role", "content", "from", "value")
+TURN_KEYS = ("role", "content", "from", "value", "text")
 PART_KEYS = ("type", "text", "value")
-WEIGHTS = ("weight", "loss_weight")
+WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable", "training")  # of a turn: is it learned?
+KNOWN_TURN_KEYS = {*TURN_KEYS, "name", "tool_calls", "tool_call_id", "reasoning_content"}
+ANSWER_COLUMNS = ("response", "completion", "output", "answer", "answers", "chosen", "rejected", "messages", "text")
 OF_A_WHOLE_ROW = ("name",)  # people name their rows; in a turn the name is the speaker
 
 
-class Extra(NamedTuple):
-    """A key that no layout reads."""
-
-    name: str
-    has_meaning: bool
-
-
 class Columns:
-    """Collects the extra keys of all rows of a file."""
+    """Collects the columns of all rows of a file that no layout reads."""
 
     def __init__(self) -> None:
         self.listed: dict[str, None] = {}  # in the order of the file
         self.meant: dict[str, str] = {}  # name -> where it stands first
-        self.several_answers = self.turns_after = 0  # rows
+        self.beside: dict[str, None] = {}  # another reading of the row, or a copy of its texts
+        self.used: dict[str, None] = {}  # columns that a layout reads
+        self.names: dict[str, None] = {}  # of all columns, and of all keys of turns
+        self.turns_after = self.no_inputs = self.bad = 0  # rows
 
-    def look(self, row: dict, read: tuple[str, ...], kind: str, where: str) -> None:
-        """Note the extra keys of a row.   read: the keys that its layout reads."""
-        dialogue = next((row[key] for key in read if key in ("messages", "conversations")), None)
-        if kind == "sft" and isinstance(dialogue, list) and dialogue:
-            answers = [_is_assistant(turn) for turn in dialogue]
-            self.several_answers += sum(answers) > 1
-            self.turns_after += not answers[-1]
-        for extra in extras(row, read, kind):
-            if extra.has_meaning:
-                self.meant.setdefault(extra.name, where)
+    def look(self, row: Any, layout: Any, wanted: str | None, found: list[dict], where: str) -> None:
+        """Note the columns of a row that its layout does not read, and the turns and inputs that it leaves out.
+
+        Args:
+            row:    a `Row` after reading.   found: the canonical rows made of it.
+            wanted: the kind that the user asked for; then other answers of the row may stay unread.
+        """
+        self.used |= {name: None for name in row.read if name in row.columns}
+        self.turns_after += row.turns_after
+        self.no_inputs += row.no_input
+        self.names |= row.inside
+        for name in row.inside:
+            if name not in row.ignored:
+                self.meant.setdefault(name, where) if has_meaning(name) else self.listed.setdefault(name)
+        for name, value in row.columns.items():
+            if name in row.read:
+                self._look_at_turns(value)
+            elif is_empty(value) or (name in WEIGHTS and value == 1 and value is not True):
+                continue
+            elif not has_meaning(name) or name.lower() in OF_A_WHOLE_ROW:
+                self.listed.setdefault(name)
+            elif name in layout.beside.split("|") or (wanted and name in ANSWER_COLUMNS) or _is_copy(value, found):
+                self.beside.setdefault(name)
             else:
-                self.listed.setdefault(extra.name)
+                self.meant.setdefault(name, where)
 
-    def check(self, path: str, ignored: tuple[str, ...]) -> None:
-        """Raise InputError for a column with a meaning, unless it is ignored, and for an absent ignored column."""
-        if absent := [name for name in ignored if name not in self.meant and name not in self.listed]:
+    def _look_at_turns(self, value: object) -> None:
+        for turn in value if isinstance(value, list) else [value]:
+            if isinstance(turn, dict) and turn.keys() & {"role", "from"}:
+                self._list(turn, KNOWN_TURN_KEYS)
+                content = turn.get("content", turn.get("value"))
+                for part in content if isinstance(content, list) else ():
+                    if isinstance(part, dict):
+                        self._list(part, {*PART_KEYS, str(part.get("type"))})
+
+    def _list(self, keys: dict, known: set[str]) -> None:
+        """Note the keys of a turn or a part that have no meaning. Turns keep their other keys."""
+        for name in keys.keys() - known:
+            self.names.setdefault(name)
+            if not has_meaning(name) and not is_empty(keys[name]):
+                self.listed.setdefault(name)
+
+    def check(self, path: str, ignored: tuple[str, ...], renamed: list[str]) -> None:
+        """Raise InputError for a column with a meaning, and for an ignored or renamed column that is absent."""
+        if absent := [name for name in ignored if name not in self.names]:
             raise InputError(
-                f"{path}: ignore_columns: needed columns that nothing reads, got {', '.join(absent)}; the file has "
-                f"{names_of([*self.meant, *self.listed]) or 'none'}"
+                f"{path}: ignore_columns: needed columns of the file, got {names_of(absent)}; the file has "
+                f"{names_of(self.names) or 'none'}"
             )
-        if left := [name for name in self.meant if name not in ignored]:
+        if absent := [name for name in renamed if name not in self.names]:
+            raise InputError(
+                f"{path}: map: needed columns of the file, got {names_of(absent)}; the file has {names_of(self.names)}"
+            )
+        if left := list(self.meant):
             it = "it" if len(left) == 1 else "them"
             raise InputError(
                 f"{path}: {self.meant[left[0]]}: needed only columns that are used as they are meant, got "
@@ -79,16 +111,28 @@ class Columns:
 
     def notes(self, kind: str) -> list[str]:
         """Lines for the user: columns and turns of the file that have no effect."""
-        listed = [name for name in self.listed if not (name == "margin" and kind == "preference")]
-        unread = [*self.meant, *listed]
+        unread = [*self.meant, *self.listed]
         notes = [f"not read: {names_of(unread)} (only your own reward functions read columns)"] if unread else []
-        if kind == "preference" and "margin" in self.listed:
+        if self.beside:
+            notes.append(f"not read: {names_of(self.beside)} (the row has its answer in other columns)")
+        if kind == "preference" and "margin" in self.names:
             notes.append("margin: only the training of a reward model reads it")
-        if self.several_answers:
-            notes.append(f"{self.several_answers:,} dialogues have several assistant turns: only the last is learned")
+        if self.bad:
+            notes.append(f"{self.bad:,} rows with a bad label are left out")
+        if self.no_inputs:
+            notes.append(f"{self.no_inputs:,} inputs say that they are empty: they are left out")
         if self.turns_after:
             notes.append(f"{self.turns_after:,} dialogues go on after the last assistant turn: that part is not used")
         return notes
+
+
+def _is_copy(value: object, found: list[dict]) -> bool:
+    """True if a text stands in the prompt or an answer of a row, or holds an answer."""
+    if not isinstance(value, str):
+        return False
+    answers = [row[key].strip() for row in found for key in ("response", "chosen") if key in row]
+    texts = [*answers, *(row[key] for row in found for key in ("prompt", "rejected") if key in row)]
+    return any(value.strip() in text for text in texts) or any(text and text in value for text in answers)
 
 
 def names_of(names: Iterable[str]) -> str:
@@ -96,36 +140,6 @@ def names_of(names: Iterable[str]) -> str:
     names = list(names)
     first = [name if name.isprintable() and len(name) <= 60 else shown(name, 60) for name in names[:20]]
     return ", ".join([*first, *([f"and {len(names) - 20:,} more"] if len(names) > 20 else [])])
-
-
-def extras(row: dict, read: tuple[str, ...], kind: str = "") -> Iterator[Extra]:
-    """The keys of a row, its turns and their parts, that no layout reads. A key without a value is absent."""
-    for name, value in row.items():
-        if name not in read and not _is_empty(value) and not (name in WEIGHTS and value == 1):
-            yield Extra(name, has_meaning(name) and name.lower() not in OF_A_WHOLE_ROW)
-    for key in read:
-        turns = row[key] if isinstance(row[key], list) else [row[key]]
-        turns = [turn for turn in turns if isinstance(turn, dict)]
-        last = max((number for number, turn in enumerate(turns) if _is_assistant(turn)), default=-1)
-        for number, turn in enumerate(turns):
-            answers = number == last and (
-                key in ("chosen", "rejected", "response") or kind == "sft" and key != "prompt"
-            )
-            yield from _extras_of_turn(turn, answers)
-
-
-def _extras_of_turn(turn: dict, answers: bool) -> Iterator[Extra]:
-    """answers: the turn is learned."""
-    for name, value in turn.items():
-        # every answer is learned whole, and no other turn is learned; an earlier answer may ask to be learned
-        as_it_is = value == 1 if answers else value == 0 or (value == 1 and _is_assistant(turn))
-        if name not in TURN_KEYS and not _is_empty(value) and not (name in WEIGHTS and as_it_is):
-            yield Extra(name, has_meaning(name))
-    content = turn.get("content", turn.get("value"))
-    for part in content if isinstance(content, list) else ():
-        for name, value in part.items() if isinstance(part, dict) else ():
-            if name not in PART_KEYS and not _is_empty(value):
-                yield Extra(name, has_meaning(name))
 
 
 @cache
@@ -138,10 +152,6 @@ def has_meaning(name: str) -> bool:
     return not meanings.isdisjoint(words) and meanings | others >= set(words)
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     text = value.strip() if isinstance(value, str) else value
     return text is None or (isinstance(text, str | list | dict) and text in ("", "[]", "{}", [], {}))
-
-
-def _is_assistant(turn: object) -> bool:
-    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("assistant", "gpt")

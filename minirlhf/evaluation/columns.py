@@ -36,6 +36,26 @@ def in_columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
     return "\n".join(lines).rstrip()
 
 
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with columns as wide as their texts: the first column is aligned left, all other columns right."""
+    widths = [max(map(columns_of, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for first, *others in [header, ["-" * width for width in widths], *rows]:
+        right = [" " * (width - columns_of(text)) + text for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([_padded(first, widths[0]), *right]).rstrip())
+    return "\n".join(lines)
+
+
+def shortened(text: str, width: int) -> str:
+    """A printable text in at most `width` columns; "..." stands for the middle of a longer text."""
+    if columns_of(text) <= width:
+        return text
+    end, start = _end(text, (width - 3) // 2), text
+    while columns_of(start) > width - 3 - columns_of(end):
+        start = start[:-1]
+    return f"{start}...{end}"
+
+
 def columns_of(text: str) -> int:
     """The number of terminal columns of a printable text."""
     return sum(_columns_of_letter(letter) for letter in text)

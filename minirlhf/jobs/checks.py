@@ -13,19 +13,22 @@ from minirlhf.adapters import apply_lora, freeze
 from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.folder import take_output, write_refused
-from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
+from minirlhf.jobs.folder import agreed, take_output, write_refused
+from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.nearest import nearest
+from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
-from minirlhf.runtime.distributed import is_main, say, world_size
+from minirlhf.runtime.distributed import is_main, restarted, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
-from minirlhf.training.run import MAY_CHANGE
+from minirlhf.training.going_back import check_step, go_back
+from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
@@ -41,7 +44,7 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
         needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
-    job = with_given_reward(job, after)
+    job = with_gold(with_given_reward(replace(job, settings=with_commits(job.settings)), after))
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in needs:
@@ -51,12 +54,18 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
             others = [f", or {INSTEAD[stage]}" for stage in stages if PARTS[stage] == part and takes(job, stage)]
             raise InputError(f"{error}{''.join(others)}") from None
     check_stages(job, after, stages)
+    check_evaluations(job)
+    step = None if isinstance(job.common.resume, bool) or restarted() else job.common.resume
+    if step:
+        check_step(job.folder / own_stage(job), step)
     shape = shape_of(job)
     if on_policy:
         check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
     if job.common.policy:
         check_vocabulary(shape, job.tokenizer, job.common.policy, tell=lambda line: None)
     check_trainable(job, shape, stages)
+    if value := getattr(job.common, "value", None):
+        check_value(job, value, shape)
     if student := getattr(job.common, "student", None):  # of distillation
         check_student(job, student)
         shape = min(shape, read_config(resolve_model(student))[0], key=lambda shape: shape.max_position_embeddings)
@@ -66,6 +75,8 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     for part in [part for part in dict.fromkeys(needs) if part in RESPONSES]:
         reserve = job.config.max_tokens if part == "prompts" else 1
         refused += job.encode(part, shape, reserve)
+    if step:
+        say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
     job = replace(job, folder=take_output(job.folder, job.common, name, [*stages, own_stage(job)][0]))
     write_refused(job.folder, refused)
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
@@ -110,6 +121,41 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
 
         return with_reward(job)
     return replace(job, given_reward=job.task.reward)
+
+
+def with_gold(job: Opened) -> Opened:
+    """The job with the reward of `--gold` as the task's exact measure."""
+    if not job.common.gold:
+        return job
+    if own_stage(job) in ("sft", "reward", "process_reward"):
+        raise InputError("--gold: this program samples no completions to measure; drop the flag")
+    from minirlhf.jobs.given_rewards import gold_of
+
+    return replace(job, task=replace(job.task, gold=gold_of(job, job.common.gold)))
+
+
+def check_evaluations(job: Opened) -> None:
+    """Refuse a best metric of a validation set that does not exist. A run itself looks for other names."""
+    metric, sets = job.settings["run"].best_metric, job.task.validation
+    name = (metric or "").removeprefix("eval/").rpartition("/")[0]
+    if metric and not metric.startswith("eval/"):
+        raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")
+    if name and name not in sets:
+        raise InputError(
+            f"--run.best_metric {metric}: needed a set of --validation, got {name}{nearest(name, sets)}; the sets are "
+            f"{', '.join(sets) or 'none'}"
+        )
+
+
+def with_commits(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with the commit behind each name of the hub: a resumed job then reads the same files."""
+    changes = {}
+    for section, config in settings.items():
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        texts = {name: value for name, value in values.items() if isinstance(value, str | tuple)}
+        new = {name: pinned(value) for name, value in texts.items() if pinned(value) != value}
+        changes |= {section: replace(config, **new)} if new else {}
+    return settings | changes
 
 
 def check_flags(job: JobConfig) -> None:

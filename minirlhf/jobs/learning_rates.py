@@ -36,20 +36,27 @@ def settings_for_model(classes: dict[str, type], job: Any, argv: list[str] | Non
     classes: section -> dataclass.   argv: as `parse_settings`.   A learning rate that the user has set stays.
     Raises: InputError if the folder holds no model.
     """
-    folder = getattr(job, job.trained)
+    settings, folder = parse_settings(with_rates(classes, job), argv, description=""), getattr(job, job.trained)
     if folder is None:
-        return parse_settings(classes, argv, description="")
+        return settings
     n = parameters(read_config(resolve_model(folder))[0])
-    classes = {section: with_rate(section, cls, n, job.train != "all") for section, cls in classes.items()}
-    settings = parse_settings(classes, argv, description="")
     # SFT is skipped, because the folder takes its place; the only stage of a program is never skipped
     skipped = {"sft", "reward_model"} if job.reward else {"sft"}
     used = [section for section in RATES if section in classes]
     used = [section for section in used if section not in skipped] or used
-    if os.environ.get("RANK", "0") == "0":  # the processes have not joined yet
+    if os.environ.get("RANK", "0") == "0" and job.log_level != "quiet":  # the processes have not joined yet
         rates = ", ".join(f"{section}.lr {settings[section].lr:g}" for section in used)
         print(f"{folder}: about {n / 1e6:,.1f} million parameters, --train {job.train}: {rates}", flush=True)
     return settings
+
+
+def with_rates(classes: dict[str, type], job: Any) -> dict[str, type]:
+    """The classes with default learning rates for the model that the job is given.   Raises: InputError as above."""
+    folder = getattr(job, job.trained)
+    if folder is None:
+        return classes
+    n = parameters(read_config(resolve_model(folder))[0])
+    return {section: with_rate(section, cls, n, job.train != "all") for section, cls in classes.items()}
 
 
 def with_rate(section: str, cls: type, n: int, adapters: bool) -> type:

@@ -55,10 +55,9 @@ def choose_threads(model: nn.Module, job: JobConfig, device: torch.device) -> No
 
 
 def resolve_model(folder: str | Path) -> Path:
-    """The model of a folder that a user names: the folder, `model/` in a finished run, or a pipeline's last policy."""
-    folder, final = Path(folder), finished_model(folder)
-    if not (final or (folder / "config.json").exists()) and any(folder.glob("*/model")):
-        from minirlhf.jobs.pipeline import last_policy
+    """The model that a user names: its folder, `model/` in a finished run, or another name; see `named_model`."""
+    if (final := finished_model(folder)) and not (Path(folder) / "config.json").exists():
+        return final
+    from minirlhf.jobs.pipeline import named_model
 
-        final = last_policy(folder)
-    return final if final and not (folder / "config.json").exists() else folder
+    return named_model(folder)

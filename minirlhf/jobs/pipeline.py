@@ -1,4 +1,6 @@
-"""A pipeline's folder stands for its last policy: sft/, reward/ and ppo/ stand for the policy of ppo/."""
+"""Names of models that are no model folders: a pipeline's folder stands for its last policy (sft/, reward/ and ppo/
+for the policy of ppo/), OWNER/NAME for a model of the hub.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,18 @@ from pathlib import Path
 from minirlhf.errors import InputError
 from minirlhf.model.policy import RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.hub import is_model_name, model_folder
 from minirlhf.pretrained.weights import read_config
 from minirlhf.training.run import finished_model
+
+
+def named_model(name: str | Path) -> Path:
+    """The folder of this name, of a pipeline's last policy, or of a model of the hub."""
+    if is_model_name(name):
+        return model_folder(str(name))
+    folder = Path(name)
+    is_pipeline = not (folder / "config.json").exists() and any(folder.glob("*/model"))
+    return (last_policy(folder) if is_pipeline else None) or folder
 
 
 def last_policy(folder: Path) -> Path | None:

@@ -39,7 +39,7 @@ def parse_settings(
             print(text)
         raise SystemExit(0)
     hints = {name: hint for section, cls in sections.items() for name, _, hint in fields_of(section, cls)}
-    flags = _read_flags(argv, {**hints, "config": str})
+    flags = read_flags(argv, {**hints, "config": str})
     values = flags
     if "config" in flags:
         from minirlhf.training.config_file import read_settings
@@ -82,7 +82,7 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
     return "\n".join(blocks)
 
 
-def _read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
+def read_flags(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     words = list(argv)
     while words:

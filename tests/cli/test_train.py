@@ -1,6 +1,8 @@
 """`minirlhf train NAME` does what examples/NAME.py does."""
 
+import functools
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +19,18 @@ FLAGS = {
 }
 
 
+QUICK = ["--run.eval_every", "0", "--run.save_every", "0"]
+
+
+@functools.cache
+def smaller_task(name, seed):
+    task = small_task(name, seed)
+    return replace(task, prompts=task.prompts[:64], sft=task.sft[:64], pairs=task.pairs[:64])
+
+
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
-    monkeypatch.setattr(opened, "embedded_task", small_task)
+    monkeypatch.setattr(opened, "embedded_task", smaller_task)
     monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 8)
 
 
@@ -41,7 +52,7 @@ def metrics(folder):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_metrics_are_those_of_the_example_byte_for_byte(name, call, inputs, command, tmp_path):  # noqa: F811
-    flags = FLAGS.get(name, [])
+    flags = [*QUICK, *FLAGS.get(name, [])]
     call(name, tmp_path, *flags, "--output", tmp_path / "example")
     command("train", name, "--config", inputs / f"{name}.toml", *flags, "--output", tmp_path / "command")
     found = metrics(tmp_path / "command")

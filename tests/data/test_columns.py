@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minirlhf.data.columns import extras, has_meaning
+from minirlhf.data.columns import has_meaning
 from minirlhf.data.formats import read_rows
 from minirlhf.errors import InputError
 
@@ -30,50 +30,37 @@ def turn(index, **keys):
 
 
 DROPPED = {  # row, the name in the error
-    "system": (SFT | {"system": "be good"}, "system"),
-    "system of a dialogue": (DIALOGUE | {"system": "be good"}, "system"),
-    "system prompt": (SFT | {"system_prompt": "be good"}, "system_prompt"),
-    "camel case": (SFT | {"systemPrompt": "be good"}, "systemPrompt"),
-    "input": (SFT | {"input": "5"}, "input"),
+    "system of two kinds": (SFT | {"system_message": "be good"}, "system_message"),
     "Input": (SFT | {"Input": "5"}, "Input"),
-    "context": (PAIR | {"context": "long ago"}, "context"),
-    "history": (SFT | {"history": [["a", "b"]]}, "history"),
-    "completion": ({"prompt": "p", "completion": "c"}, "completion"),
+    "input beside turns": (DIALOGUE | {"input": "5"}, "input"),
+    "context of turns": ({"prompt": TURNS[:1], "response": "r", "context": "long ago"}, "context"),
     "completions": ({"prompt": "p", "completions": ["c", "d"]}, "completions"),
     "numbered answers": ({"prompt": "p", "response_0": "c", "response_1": "d"}, "response_0, response_1"),
     "answers": ({"prompt": "p", "answers": ["c"]}, "answers"),
-    "output": ({"prompt": "p", "output": "c"}, "output"),
-    "label 0": (SFT | {"label": 0}, "label"),
-    "label false": (SFT | {"label": False}, "label"),
-    "label in words": (SFT | {"label": "bad"}, "label"),
+    "two answers": (SFT | {"output": "c"}, "output"),
+    "two prompts": (SFT | {"instruction": "c"}, "instruction"),
+    "rejected alone": ({"prompt": "p", "rejected": "c"}, "rejected"),
+    "another prompt": (DIALOGUE | {"prompt": "p"}, "prompt"),
     "labels": ({"prompt": "p", "labels": [True]}, "labels"),
     "label of a prompt": ({"prompt": "p", "label": True}, "label"),
-    "kto_tag": (DIALOGUE | {"kto_tag": False}, "kto_tag"),
+    "label of a text": ({"text": "p", "label": 1}, "label"),
+    "label of a pair": (PAIR | {"label": 1}, "label"),
     "rating": (SFT | {"rating": 1}, "rating"),
     "score": (SFT | {"score": -1.0}, "score"),
-    "score_chosen": (PAIR | {"score_chosen": 1, "score_rejected": 2}, "score_chosen, score_rejected"),
+    "half of the scores": (PAIR | {"score_chosen": 1}, "score_chosen"),
     "preference": (PAIR | {"preference": 2}, "preference"),
-    "correct": (SFT | {"is_correct": False}, "is_correct"),
+    "second verdict": (
+        {"prompt": "p", "response_0": "c", "response_1": "d", "better_response_id": 0, "safer_response_id": 1},
+        "safer_response_id",
+    ),
+    "strength": (PAIR | {"preference_strength": 2}, "preference_strength"),
     "weight of a sample": (SFT | {"sample_weight": 0}, "sample_weight"),
     "think": (SFT | {"think": "because"}, "think"),
-    "loss of a turn": (turn(1, loss=False), "loss"),
-    "trainable turn": (turn(1, trainable=False), "trainable"),
-    "training turn": (turn(1, training=False), "training"),
     "weight of a row": (SFT | {"weight": 0.1}, "weight"),
-    "tools": (DIALOGUE | {"tools": [{"name": "f"}]}, "tools"),
-    "tools as text": (DIALOGUE | {"tools": '[{"name": "f"}]'}, "tools"),
     "images": (DIALOGUE | {"images": ["a.png"]}, "images"),
     "reasoning": (SFT | {"reasoning": "because"}, "reasoning"),
-    "tool calls": (turn(1, tool_calls=[{"id": "1"}]), "tool_calls"),
-    "reasoning_content": (turn(1, reasoning_content="because"), "reasoning_content"),
-    "thinking": (turn(1, thinking="because"), "thinking"),
-    "name of a speaker": (turn(0, name="Ann"), "name"),
-    "answer of weight 0": (turn(1, weight=0), "weight"),
-    "answer of half a weight": (turn(1, loss_weight=0.5), "loss_weight"),
-    "user turn that is learned": (turn(0, weight=1), "weight"),
-    "turns of a prompt": ({"prompt": [TURNS[0] | {"name": "Ann"}], "response": "r"}, "name"),
-    "chosen turn": ({"messages": TURNS[:1], "chosen": TURNS[1] | {"weight": 0}, "rejected": "r"}, "weight"),
-    "part": (turn(0, content=[{"type": "text", "text": "q", "weight": 0}]), "weight"),
+    "a turn without a dialogue": ({"text": "p", "role": "user"}, "role"),
+    "parent of a turn": ({"text": "p", "parent_id": "x"}, "parent_id"),
 }
 
 
@@ -86,8 +73,7 @@ def test_a_column_with_a_meaning_refuses_the_file_by_name(read, tmp_path, row, n
         f"{tmp_path / 'data.jsonl'}: line 1: needed only columns that are used as they are meant, got {name}; remove "
         f"{it}, or train without {it}: --ignore_columns {name.replace(', ', ',')}"
     )
-    kept = read(row, row, ignore_columns=tuple(name.split(", ")))
-    assert len(kept.rows) == 2 and f"not read: {name} (only your own" in kept.summary()
+    assert len(read(row, row, ignore_columns=tuple(name.split(", "))).rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -124,24 +110,66 @@ def test_a_margin_is_read_by_reward_models_and_must_be_a_number(read):
     assert read(SFT | {"margin": 1}).notes == ("not read: margin (only your own reward functions read columns)",)
 
 
+REFUSED = {  # row, the beginning of the reason
+    "weight in words": (turn(1, weight="1"), "messages: turn 2: weight: needed 0 or 1, got str '1'"),
+    "half a weight": (turn(1, loss_weight=0.5), "messages: turn 2: loss_weight: needed 0 or 1, got float 0.5"),
+    "weight that is no number": (
+        turn(1, weight=float("nan")),
+        "messages: turn 2: weight: needed 0 or 1, got float nan",
+    ),
+    "weight that is a truth": (turn(1, weight=True), "messages: turn 2: weight: needed 0 or 1, got bool True"),
+    "user turn that is learned": (turn(0, weight=1), "messages: turn 1: weight: needed 0, because a user turn is not"),
+    "nothing to learn": (turn(1, weight=0), "messages: needed an assistant turn that is learned"),
+    "nothing to train": (turn(1, trainable=False), "messages: needed an assistant turn that is learned"),
+    "part": (turn(0, content=[{"type": "text", "text": "q", "weight": 0}]), "messages: turn 1: content: needed parts"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_key_of_a_turn_that_cannot_be_used_refuses_the_row(read, row, reason):
+    (refusal,) = read(DIALOGUE, row, max_refused=0.5).refused
+    assert refusal.reason.startswith(reason)
+
+
+def test_a_key_of_a_turn_can_be_ignored(read):
+    dataset = read(turn(1, weight=0, id="x"), ignore_columns=("weight",))
+    assert "response_turns" not in dataset.rows[0] or "weight" not in dataset.rows[0]["response_turns"][0]
+
+
+def test_an_ignored_column_changes_the_layout(read):
+    row = {"prompt": "p", "completion": "c", "label": 0}
+    assert read(row).kind == "unpaired"
+    assert read(row, ignore_columns=("label",)).kind == "sft"
+
+
+def test_a_copy_is_listed(read):
+    rows = DIALOGUE | {"prompt": "q"}, {"instruction": "p", "output": "r", "text": "### p ### r"}
+    for row in rows:
+        assert "(the row has its answer in other columns)" in read(row).notes[0]
+    with pytest.raises(InputError, match="needed only columns that are used as they are meant, got text"):
+        read({"instruction": "p", "output": "r", "text": "p only"})
+
+
 def test_turns_that_are_not_learned_are_counted(read):
-    two = {"messages": TURNS + TURNS}
-    assert read(two, two, {"messages": [*TURNS, TURNS[0]]}).notes == (
-        "2 dialogues have several assistant turns: only the last is learned",
+    assert read(DIALOGUE, {"messages": [*TURNS, TURNS[0]]}).notes == (
         "1 dialogues go on after the last assistant turn: that part is not used",
     )
 
 
+def test_inputs_that_say_that_they_are_empty_are_counted(read):
+    rows = [
+        {"instruction": "p", "input": text, "output": "r"} for text in ("5", "", "<noinput>", "No Input", "无输入。")
+    ]
+    dataset = read(*rows)
+    assert dataset.notes == ("3 inputs say that they are empty: they are left out",)
+    assert dataset.layout == "{instruction, output} with input"
+
+
 def test_an_ignored_column_must_be_in_the_file(read):
-    with pytest.raises(InputError, match="needed columns that nothing reads, got lable; the file has label$"):
+    with pytest.raises(InputError, match="needed columns of the file, got lable; the file has prompt, response, label"):
         read(SFT | {"label": 0}, ignore_columns=("label", "lable"))
 
 
 @pytest.mark.parametrize("name", ["id", "conversation_id", "source", "answer", "category", "num_turns", "text_length"])
 def test_names_without_a_meaning(name):
     assert not has_meaning(name)
-
-
-def test_the_turns_of_all_keys_are_looked_at():
-    row = {"chosen": [TURNS[0], TURNS[1] | {"a1": 1}], "rejected": [TURNS[0] | {"b2": 2}, TURNS[1]]}
-    assert [extra.name for extra in extras(row, ("chosen", "rejected"))] == ["a1", "b2"]

@@ -20,6 +20,7 @@ import pytest
 from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli.main import main as minirlhf_command
+from minirlhf.evaluation.human.page import FORMAT, pack_key
 from minirlhf.jobs import opened
 from minirlhf.training.journal import Journal
 from minirlhf.training.vocabulary import METRICS
@@ -91,7 +92,7 @@ def name_of(value) -> str:
 
 
 def test_pages_are_there():
-    assert len(PAGES) == 13
+    assert len(PAGES) == 15
     assert len(PYTHON) > 15 and len(EXCERPTS) == 1 and len(COMMANDS) > 5
 
 
@@ -241,8 +242,15 @@ class Workshop:
             "turns.jsonl": turns,
             "steps.jsonl": steps,
             "answers.jsonl": answers,
+            "base.jsonl": [{"prompt": f"{n}", "completion": f"{n}?"} for n in range(4)],
+            "tuned.jsonl": [{"prompt": f"{n}", "response": f"{n}!"} for n in range(4)],
         }.items():
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        key = {"models": ["base", "tuned"], "pairs": [[0, 1]], "categories": [None], "identical": []}
+        ratings = [{"comparison": 0, "choice": "left", "comment": "", "left": 0, "at": "2026"}]
+        file = {"format": FORMAT, "page": "0", "key": pack_key(key), "ratings": ratings}
+        for rater in ("anna", "berta"):
+            (folder / f"ratings-{rater}.json").write_text(json.dumps({**file, "rater": rater}))
 
     def run(self, command: str) -> tuple[int, str, str]:
         """-> (exit code, stdout, stderr) of a command, after all commands before it."""

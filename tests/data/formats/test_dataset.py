@@ -1,4 +1,4 @@
-"""Every layout and every refusal of `read_rows`, on rows written here."""
+"""The quirks of real rows, and every refusal of `read_rows`, on rows written here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from minirlhf.data.formats import LAYOUTS, TEXT_KEYS, Refusal, read_rows
+from minirlhf.data.formats import Refusal, read_rows
+from minirlhf.data.formats.turns import ROLES
 from minirlhf.errors import InputError
 from minirlhf.text import render_chat
 
@@ -59,13 +60,6 @@ def hh(*texts: str) -> str:
 
 
 # ---- layouts ----
-
-
-def test_every_row_of_the_table_has_keys_in_order_and_a_kind():
-    for layout in LAYOUTS:
-        assert layout.keys == tuple(key for key in TEXT_KEYS if key in layout.keys)
-        assert layout.kind in ("sft", "preference", "prompt")
-    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
 
 
 LAYOUT_CASES = {
@@ -206,37 +200,42 @@ def test_hh_needs_its_markers(reason):
 
 # ---- refusals ----
 
-ROLES = "needed one of user, human, assistant, gpt, system, tool"
+NAMES = "prompt, messages, conversations, response, chosen, rejected, instruction, question, text"
 REASONS = {
-    "no object": (["a"], "needed an object with named keys, got list ['a']"),
+    "no object": ("a", "needed an object with named keys, got str 'a'"),
+    "a list in a file of objects": (
+        ["a"],
+        "this row is dialogues that end with the user, but the file is {prompt, response} since line 1",
+    ),
     "null": (None, "needed an object with named keys, got null"),
     "no known key": (
-        {"question": "q"},
-        "needed one of the keys prompt, messages, conversations, response, chosen, rejected, got question",
+        {"ask": "q"},
+        f"needed one of the keys {NAMES}, got ask; or name the keys with --map",
     ),
-    "no key": ({}, "needed one of the keys prompt, messages, conversations, response, chosen, rejected, got none"),
+    "no key": ({}, f"needed one of the keys {NAMES}, got none; or name the keys with --map"),
     "missing key": (
+        {"chosen": "c"},
+        "keys fit no layout; the nearest is {chosen, rejected}: missing rejected",
+    ),
+    "another layout": (
         {"prompt": "p", "chosen": "c"},
-        "keys fit no layout; the nearest is {prompt, chosen, rejected}: missing rejected",
+        "this row is {prompt, chosen}, but the file is {prompt, response} since line 1",
     ),
     "null answer": (
         {"prompt": None, "response": "r"},
         "keys fit no layout; the nearest is {prompt, response}: missing prompt",
     ),
-    "ambiguous": (
-        PAIR | {"response": "r"},
-        "keys fit no layout; the nearest is {prompt, chosen, rejected}: unexpected response",
-    ),
     "prompt of a wrong type": ({"prompt": 3, "response": "r"}, "prompt: needed text or turns, got int 3"),
     "answer of a wrong type": (SFT | {"response": True}, "response: needed text or turns, got bool True"),
-    "messages as text": ({"messages": "hi"}, "messages: needed text or turns, got str 'hi'"),
+    "messages as text": ({"messages": 5}, "messages: needed text or turns, got int 5"),
     "turn of a wrong type": (
-        {"messages": ["hi"]},
+        {"messages": ["hi", 5]},
         "messages: turn 1: needed an object with role and content, got str 'hi'",
     ),
     "unknown role": (
-        {"conversations": [human("q"), {"from": "function_call", "value": "f"}]},
-        f"conversations: turn 2: role: {ROLES}, got 'function_call'; rename the role or drop the row",
+        {"conversations": [human("q"), {"from": "narrator", "value": "f"}]},
+        f"conversations: turn 2: role: needed one of {', '.join(ROLES)}, got str 'narrator'; rename the role or drop "
+        "the row",
     ),
     "two contents": (
         {"messages": [{"role": "user", "content": "q", "value": "w"}]},
@@ -253,11 +252,11 @@ REASONS = {
     ),
     "no assistant": (
         {"messages": [human("q")]},
-        "messages: needed an assistant turn, got 1 turns without one",
+        "this row is dialogues that end with the user, but the file is {prompt, response} since line 1",
     ),
     "user turn as an answer": (
         {"prompt": "p", "chosen": [human("q"), gpt("c")], "rejected": [human("q"), gpt("r")]},
-        "chosen: turn 1: needed assistant turns beside a prompt, got a user turn",
+        "chosen: needed an answer, or a dialogue that begins with the prompt; got other turns",
     ),
     "no turns": (
         {"chosen": [], "rejected": [gpt("r")]},
@@ -318,7 +317,7 @@ def test_one_percent_refused_is_still_fine(read):
 
 def test_a_file_without_a_usable_row_is_refused_with_any_limit(read):
     with pytest.raises(InputError, match=r"needed a usable row, all 1 were refused \(line 1: .*\); rows may be {p"):
-        read([{"question": "q"}], max_refused=1.0)
+        read([{"ask": "q"}], max_refused=1.0)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 5, float("nan")])

@@ -1,0 +1,251 @@
+"""minirlhf check: what would stop a job, found before the job begins. Nothing is written.
+
+minirlhf check                           # this machine
+minirlhf check ppo --data rows.jsonl     # a program of `minirlhf train`, with its flags
+minirlhf check journey.toml              # the program that the file names: program = "ppo"
+
+Checked are all settings, files, folders, rows, lengths, memory and disk; then each stage takes one step in memory, on
+its longest rows. The exit code is 0 if nothing is found, and 2 if something is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
+from minirlhf.cli.machine import check_device, free_disk, free_memory, in_words, machine
+from minirlhf.cli.plan import disk_of_stages, memory_of_stages
+from minirlhf.cli.program import program_of
+from minirlhf.cli.rehearsal import Rehearsal, noted, rehearsed, with_few_held_out
+from minirlhf.cli.train import PROGRAMS, Program
+from minirlhf.errors import InputError
+from minirlhf.jobs import checks
+from minirlhf.jobs.effects import check_base, check_effects
+from minirlhf.jobs.folder import find_output
+from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
+from minirlhf.jobs.given_rows import given_task
+from minirlhf.jobs.learning_rates import with_rates
+from minirlhf.jobs.opened import RESPONSES, load_task, load_tokenizer
+from minirlhf.jobs.settings import sections
+from minirlhf.model.config import ModelConfig
+from minirlhf.runtime.device import resolve_device, session
+from minirlhf.runtime.distributed import say
+from minirlhf.training.config_file import read_document, settings_in
+from minirlhf.training.fields import fields_of
+from minirlhf.training.settings import read_flags
+
+FILES = (".toml", ".yaml", ".yml")
+
+
+def main(argv: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in argv):
+        return print(__doc__.strip())
+    sys.dont_write_bytecode = True  # a reward function's file is imported
+    findings: list[str] = []
+    if first := os.environ.get("RANK", "0") == "0":  # under torchrun every process checks, and the first tells
+        print("\n".join(f"{name:<12}  {fact}" for name, fact in machine().items()), flush=True)
+    with noted(findings):
+        check_device(resolve_device())
+    if argv:
+        argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
+        name, flags = program_of("check", argv, PROGRAMS)
+        if first:
+            print(f"\nminirlhf train {name}", flush=True)
+        check_program(name, flags, findings)
+    if first:
+        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
+        lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
+        print("", found, *lines, sep="\n", flush=True)
+    if findings:
+        raise InputError(f"minirlhf check: needed no problem, found {len(findings)}; see the list")
+
+
+def check_program(name: str, flags: list[str], findings: list[str]) -> None:
+    """Add to the findings all that would stop the program."""
+    program = PROGRAMS[name]
+    after, section = program.options.get("after", ()), program.options.get("section", name)
+    known = {key: value for key, value in program.options.items() if key in ("job", "after", "adapters", "defaults")}
+    classes = sections(section, program.config, **known)
+    settings = read_all(classes, flags, findings)
+    check_other_tables(classes, flags, findings)
+    if settings["job"].policy:
+        with noted(findings):
+            settings = read_all(with_rates(classes, settings["job"]), flags, [])
+    common = settings["job"]
+    with noted(findings):
+        check_effects(settings)
+    with noted(findings):
+        checks.check_flags(common)
+    if not after:
+        with noted(findings):
+            check_base(common)
+    with noted(findings), session(device=common.device, precision=common.precision, seed=common.seed) as device:
+        check_parts(program, name, section, settings, device, findings)
+
+
+def check_parts(
+    program: Program, name: str, section: str, settings: dict[str, Any], device: torch.device, findings: list[str]
+) -> None:
+    """Check folder, rows and models; then take one step of each stage."""
+    common, folder, after = settings["job"], None, program.options.get("after", ())
+    with noted(findings):
+        folder = find_output(common, program.folder or name)
+    task = tokenizer = None
+    with noted(findings):
+        task = given_task(settings, section) or program.options.get("task", load_task)(common)
+    with noted(findings):
+        if task or common.policy:
+            tokenizer = load_tokenizer(common, task.texts() if task else (), folder or Path("runs"))
+    if not task or not tokenizer:
+        return say("the models are not tried, because they need rows and a tokenizer")
+    few = with_few_held_out(task)
+    started = time.perf_counter()
+    job = Rehearsal(section, settings, folder or Path("runs"), few, tokenizer, device, started, findings=findings)
+    job, shape = check_job(job, program, after)
+    if shape and fits(job, shape, after):
+        few_steps = {"student_steps": 1} if hasattr(common, "student_steps") and not common.student else {}
+        job = replace(job, settings={**job.settings, "job": replace(job.common, **few_steps)})
+        rehearsed(job, program.parts)
+
+
+def check_job(job: Rehearsal, program: Program, after: tuple[str, ...]) -> tuple[Rehearsal, ModelConfig | None]:
+    """The checks of `jobs.checks.begun`, all of them -> (the job with its reward, the shape of its model)."""
+    findings, shape, on_policy = job.findings, None, isinstance(job.config, OnPolicyConfig)
+    with noted(findings):
+        job = checks.with_gold(checks.with_given_reward(job, after))
+    stages = checks.stages_of(job, after)
+    needs = (*program.options.get("needs", ()), *(checks.PARTS[stage] for stage in reversed(stages)))
+    needs = tuple(dict.fromkeys((*needs, *(("prompts",) if on_policy else ()))))
+    for part in needs:
+        with noted(findings):
+            job.task.need(part)
+    with noted(findings):
+        checks.check_stages(job, after, stages)
+    with noted(findings):
+        shape = checks.shape_of(job)
+    if shape is None:
+        return job, None
+    for check in checks_of_shape(job, shape, stages, on_policy):
+        with noted(findings):
+            check()
+    for part in needs:
+        if part in RESPONSES and len(getattr(job.task, part)):
+            with noted(findings):
+                job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
+    return job, shape
+
+
+def checks_of_shape(
+    job: Rehearsal, shape: ModelConfig, stages: list[str], on_policy: bool
+) -> list[Callable[[], object]]:
+    """Checks that know the shape of the model."""
+    common = job.common
+    found: list[Callable[[], object]] = [lambda: checks.check_trainable(job, shape, stages)]
+    found.append(lambda: checks.check_evaluations(job))
+    if value := getattr(common, "value", None):
+        found.append(lambda: check_value(job, value, shape))
+    if on_policy:
+        found.append(lambda: check_stop_token(type(job.config).__name__, job.config, shape.vocab_size))
+    if common.policy:
+        found.append(lambda: check_vocabulary(shape, job.tokenizer, common.policy))
+    if student := getattr(common, "student", None):
+        found.append(lambda: check_student(job, student))
+    if width := getattr(common, "student_width", None):
+        found.append(lambda: narrower(shape, width))
+    return found
+
+
+def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
+    """True if the models fit into memory. Notes memory and disk that do not suffice."""
+    free, needed = free_memory(job.device), memory_of_stages(job, shape, after)
+    plan = ", ".join(f"{stage} {in_words(size)}" for stage, size in needed.items())
+    say(f"weights, gradients, optimizer: {plan}; {in_words(free)} are free on {job.device}")
+    disk, room = disk_of_stages(job, shape, after), free_disk(job.folder)
+    say(f"checkpoints and final models: {in_words(disk)}; {in_words(room)} are free on the disk of {job.folder}")
+    if disk > room:
+        job.findings.append(
+            f"{job.folder}: needed {in_words(disk)} for checkpoints and models, got {in_words(room)}; choose "
+            "another --output, or lower --run.keep"
+        )
+    stage, most = max(needed.items(), key=lambda item: item[1])
+    if most > free:
+        job.findings.append(
+            f"{stage}: needed {in_words(most)} for weights, gradients and optimizer, got {in_words(free)} on "
+            f"{job.device}; give --train lora or --train qlora, or a smaller model"
+        )
+    return most <= free
+
+
+def read_all(classes: dict[str, type], argv: list[str], findings: list[str]) -> dict[str, Any]:
+    """The settings as `parse_settings` gives them. A faulty setting is noted, and its default is taken."""
+    hints = {name: hint for section, cls in classes.items() for name, _, hint in fields_of(section, cls)}
+    hints_of_flags, flags = {**hints, "config": str}, {}
+    for words in words_of_flags(argv):
+        with noted(findings):
+            flags = read_flags(words, hints_of_flags) | flags
+    path, values = flags.pop("config", None), {}
+    if len(findings) == 0:
+        with noted(findings):
+            read_flags(argv, hints_of_flags)  # refuses a flag that stands twice
+    if path:
+        with noted(findings):
+            values, problems, _ = settings_in(path, classes, hints)
+            findings += [str(problem) for problem in problems]
+    values |= flags
+    built = {}
+    for section, cls in classes.items():
+        given = {field.name: values[name] for name, field, _ in fields_of(section, cls) if name in values}
+        built[section] = made(cls, given, findings)
+    return built
+
+
+def words_of_flags(argv: list[str]) -> list[list[str]]:
+    """The words of each flag."""
+    flags: list[list[str]] = []
+    for word in argv:
+        if word.startswith("--") or not flags:
+            flags.append([])
+        flags[-1].append(word)
+    return flags
+
+
+def made(cls: type, given: dict[str, Any], findings: list[str]) -> Any:
+    """An instance with the given values, without those that it refuses: each refusal is noted."""
+    try:
+        return cls(**given)
+    except ValueError as error:
+        if str(error) not in findings:
+            findings.append(str(error))
+        for name in given:
+            others = {key: value for key, value in given.items() if key != name}
+            try:
+                return cls(**others)
+            except ValueError as second:
+                if str(second) != str(error):
+                    return made(cls, others, findings)
+        return cls()
+
+
+def check_other_tables(classes: dict[str, type], argv: list[str], findings: list[str]) -> None:
+    """Check the tables of the file that other programs read."""
+    with noted([]):  # a file that cannot be read is noted already
+        path = next((words[-1].removeprefix("--config=") for words in words_of_flags(argv) if is_config(words)), None)
+        for name in read_document(path) if path else ():
+            if name in PROGRAMS and name not in classes:
+                hints = {full: hint for full, _, hint in fields_of(name, PROGRAMS[name].config)}
+                values, problems, _ = settings_in(path, {name: PROGRAMS[name].config}, hints)
+                findings += [str(problem) for problem in problems if f"{name}." in str(problem)]
+                given = {key.removeprefix(f"{name}."): value for key, value in values.items()}
+                made(PROGRAMS[name].config, given, findings)
+
+
+def is_config(words: list[str]) -> bool:
+    return words[0].partition("=")[0] == "--config"

@@ -1,0 +1,1 @@
+"""People compare the answers of models: the page that asks, and the analysis of the ratings."""
