@@ -123,7 +123,7 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     tables, lines = [], []
     if entrants:
         prompts, samples, measures = measure_all(entrants, rows, config, device)
-        scores = measuring.scored_all(reward, rows, prompts, samples) if reward else {}
+        scores = {name: measuring.scored(reward, rows, prompts, samples[name], name) for name in samples if reward}
         for name, own in scores.items():
             measures[name] |= reward_measures(own, config.seed)
         for name in [name for name in samples if baseline not in (None, name)]:

@@ -212,12 +212,6 @@ def likelihood_of(
     return {"texts": len(answers), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
 
 
-def scored_all(
-    reward: Reward, rows: Rows, prompts: list[dict], samples: dict[str, list[list[str]]]
-) -> dict[str, list[list[float]]]:
-    return {name: scored(reward, rows, prompts, own, name) for name, own in samples.items()}
-
-
 def scored(reward: Reward, rows: Rows, prompts: list[dict], samples: list[list[str]], who: str) -> list[list[float]]:
     """The score of each completion; nan for a completion that the reward cannot score, which is named."""
     flat = [(row, text) for row, group in zip(prompts, samples, strict=True) for text in group]
@@ -247,13 +241,23 @@ def judged(
 
 def measured_pairs(reward: Reward, rows: Rows) -> dict[str, Any] | None:
     """The measures of a reward on the pairs that it can score; None without such pairs."""
-    sides = [[row["chosen"], row["rejected"]] for row in rows.pairs]
-    scores = scored(reward, rows, rows.pairs, sides, "pairs")
-    known = [i for i, (a, b) in enumerate(scores) if not math.isnan(a + b)]
+    sides = "chosen", "rejected"
+    answers = [(row, side) for side in sides for row in rows.pairs]
+    # tool calls and reasoning of an answer stand in its turns
+    sources = [
+        {**row, **({"completion_turns": row[f"{s}_turns"]} if f"{s}_turns" in row else {})} for row, s in answers
+    ]
+    scores = [score for (score,) in scored(reward, rows, sources, [[row[side]] for row, side in answers], "pairs")]
+    n = len(rows.pairs)
+    known = [(row, *pair) for row, *pair in zip(rows.pairs, scores[:n], scores[n:], strict=True) if not _unknown(pair)]
     if not known:
         return None
-    chosen, rejected = zip(*(scores[i] for i in known), strict=True)
-    return pair_measures(chosen, rejected, [(len(sides[i][0]), len(sides[i][1])) for i in known])
+    pairs, chosen, rejected = zip(*known, strict=True)
+    return pair_measures(chosen, rejected, [(len(row["chosen"]), len(row["rejected"])) for row in pairs])
+
+
+def _unknown(pair: Sequence[float]) -> bool:
+    return any(map(math.isnan, pair))
 
 
 def known_or_named(
