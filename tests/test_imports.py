@@ -140,15 +140,18 @@ def test_losses_import_torch_and_one_another_only():
         assert tops <= {"torch", "__future__", "math", "collections"}, path  # collections.abc: types of arguments
 
 
+OF_ONE_FILE = {  # file -> a further package that it loads when it is called
+    "text.checkpoint_tokenizer.sandbox": {"jinja2"},  # comes with torch
+    "training.yaml_file": {"yaml"},  # comes with tokenizers
+    "pretrained.hub": {"huggingface_hub"},  # comes with tokenizers
+    "data.reading.parquet": {"pyarrow"},  # an extra
+}
+
+
 def test_only_the_five_packages_and_the_standard_library_are_imported():
     for path in FILES:
         tops = {name.split(".")[0] for name in imports(path)} - {"minirlhf"} - set(sys.stdlib_module_names)
-        if module(path) == "text.checkpoint_tokenizer.sandbox":  # jinja2 comes with torch
-            tops.remove("jinja2")
-        if module(path) == "training.yaml_file":  # PyYAML comes with tokenizers
-            tops.remove("yaml")
-        if module(path) == "pretrained.hub":  # huggingface_hub comes with tokenizers
-            tops.remove("huggingface_hub")
+        tops -= OF_ONE_FILE.get(module(path), set())
         assert tops <= RUN_TIME, path
 
 

@@ -26,11 +26,12 @@ from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
+from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
 from minirlhf.jobs.given_rows import given_task
 from minirlhf.jobs.learning_rates import with_rates
 from minirlhf.jobs.opened import load_task, load_tokenizer
-from minirlhf.jobs.settings import check_base, check_effects, sections
+from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say

@@ -15,20 +15,22 @@ from minirlhf.adapters import apply_lora, freeze
 from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.folder import take_output, write_refused
-from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
+from minirlhf.jobs.folder import agreed, take_output, write_refused
+from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
-from minirlhf.runtime.distributed import is_main, say, world_size
+from minirlhf.runtime.distributed import is_main, restarted, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
-from minirlhf.training.run import MAY_CHANGE
+from minirlhf.training.going_back import check_step, go_back
+from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
@@ -46,6 +48,8 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     """
     job, refused, _ = checked(job, needs, after)
     first = [*stages_of(job, after), own_stage(job)][0]
+    if step := step_to_resume(job):
+        say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
     job = replace(job, folder=take_output(job.folder, job.common, name, first))
     write_refused(job.folder, [*job.task.refused, *refused])
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
@@ -62,7 +66,7 @@ def checked(
     a context that keeps them.
     """
     with attempt():
-        job = with_given_reward(replace(job, settings=with_commits(job.settings)), after)
+        job = with_gold(with_given_reward(replace(job, settings=with_commits(job.settings)), after))
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in dict.fromkeys(needs):
@@ -70,6 +74,11 @@ def checked(
             need(job, part, stages)
     with attempt():
         check_stages(job, after, stages)
+    with attempt():
+        check_evaluations(job)
+    with attempt():
+        if step := step_to_resume(job):
+            check_step(job.folder / own_stage(job), step)
     shape = shape_of(job)
     for check in checks_of_model(job, shape, stages):
         with attempt():
@@ -81,6 +90,11 @@ def checked(
         with attempt():
             refused += job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
     return job, refused, shape
+
+
+def step_to_resume(job: Opened) -> str | None:
+    """The step of `--resume step-N`."""
+    return None if isinstance(job.common.resume, bool) or restarted() else job.common.resume
 
 
 def need(job: Opened, part: str, stages: list[str]) -> None:
@@ -100,6 +114,8 @@ def checks_of_model(job: Opened, shape: ModelConfig, stages: list[str]) -> Itera
     if common.policy:
         yield lambda: check_vocabulary(shape, job.tokenizer, common.policy, tell=lambda line: None)
     yield lambda: check_trainable(job, shape, stages)
+    if value := getattr(common, "value", None):
+        yield lambda: check_value(job, value, shape)
     if student := getattr(common, "student", None):  # of distillation
         yield lambda: check_student(job, student)
     if width := getattr(common, "student_width", None):  # of distillation
@@ -143,6 +159,30 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
 
         return with_reward(job)
     return replace(job, given_reward=job.task.reward)
+
+
+def with_gold(job: Opened) -> Opened:
+    """The job with the reward of `--gold` as the task's exact measure."""
+    if not job.common.gold:
+        return job
+    if own_stage(job) in ("sft", "reward", "process_reward"):
+        raise InputError("--gold: this program samples no completions to measure; drop the flag")
+    from minirlhf.jobs.given_rewards import gold_of
+
+    return replace(job, task=replace(job.task, gold=gold_of(job, job.common.gold)))
+
+
+def check_evaluations(job: Opened) -> None:
+    """Refuse a best metric of a validation set that does not exist. A run itself looks for other names."""
+    metric, sets = job.settings["run"].best_metric, job.task.validation
+    name = (metric or "").removeprefix("eval/").rpartition("/")[0]
+    if metric and not metric.startswith("eval/"):
+        raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")
+    if name and name not in sets:
+        raise InputError(
+            f"--run.best_metric {metric}: needed a set of --validation, got {name}{nearest(name, sets)}; the sets are "
+            f"{', '.join(sets) or 'none'}"
+        )
 
 
 def with_commits(settings: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,19 @@ def test_a_program_of_few_settings_shows_all(capsys):
     assert "  --first   1     [rows] a number" in text and "  --second  x     a text" in text
 
 
+def test_the_meanings_stand_below_each_other_beside_a_default_of_twelve_letters(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Few:
+        first: int = 1  # [rows] a number
+        second: str = "twelve_chars"  # [-] a text
+        third: str = "thirteen_char"  # [-] a name
+
+    lines = ask(capsys, "--help", program={"job": Few}).splitlines()
+    meanings = ("[rows] a number", "a text", "a name")
+    starts = [line.index(meaning) for line in lines for meaning in meanings if meaning in line]
+    assert starts[0] == starts[1] == starts[2] - 1  # a longer default shifts its own line only
+
+
 @pytest.mark.parametrize("name", ["nonsense", "xyzzy", "q", "banana", "wibble", "lorem", "test", "push_to_hub", "fp16"])
 def test_nothing_is_guessed_where_nothing_is_near(name):
     assert nearest(name, NAMES) == ""

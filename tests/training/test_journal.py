@@ -1,5 +1,6 @@
 """The journal of a run, the names of the metrics, and the table for the terminal."""
 
+import io
 import json
 import re
 import subprocess
@@ -120,3 +121,10 @@ def test_table_has_names_on_the_left_and_numbers_on_the_right():
         "gold reward  -0.012      -",
         "n              1024  0.500",
     ]
+
+
+def test_a_shown_line_leaves_the_program_at_once(tmp_path, monkeypatch):
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, write_through=False))
+    Journal(tmp_path, 0).show("step 1")
+    assert file.getvalue() == b"step 1\n"
