@@ -194,7 +194,7 @@ def _convert(source: object, columns: Columns, where: str, wishes: Wishes) -> tu
     found = [new for old in found for new in (change(old) if change else [old])]
     for texts in found:
         _check(texts)
-    columns.look(source, row.read, layout, wishes.kind, found, where)
+    columns.look(row, layout, wishes.kind, found, where)
     rest = {key: value for key, value in source.items() if key not in row.read and key not in OURS}
     rest = {key: value for key, value in rest.items() if value is not None or not (has_meaning(key) or key == "margin")}
     return (layout, keys), [rest | texts for texts in found]
