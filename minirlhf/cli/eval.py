@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -28,6 +28,8 @@ from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, w
 from minirlhf.evaluation.shown import bias_table, measures_table, pairs_table, side_by_side_text, wins_table
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
+from minirlhf.jobs.data_flags import Kind
+from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.weights import load_policy
@@ -42,7 +44,9 @@ WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
 
 @dataclass(frozen=True)
 class EvalConfig:
-    data: str  # [file] prompts, and answers to compare with
+    table: ClassVar[str] = "eval"  # its table in a --config file that serves several commands
+
+    data: str  # [files] prompts, and answers to compare with: files or folders, with commas
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
     reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
     judge: str | None = (
@@ -61,11 +65,11 @@ class EvalConfig:
     words: Literal["auto", "13a", "zh", "char"] = "auto"  # [-] how BLEU splits texts, by sacrebleu's names
     template: str | None = None  # [-] built-in chat template, such as chatml; none: the template of each model
     template_variables: str | None = None  # [JSON] values of the template: '{"enable_thinking": false}'
-    map: str | None = None  # [-] columns by their meaning: prompt=ask,response=answer
-    as_kind: Literal["sft", "preference", "unpaired", "prompts", "steps", "text"] | None = None  # [-] --as: read the
-    #                            rows as this kind
-    encoding: str | None = None  # [-] of a text file that is not UTF-8, such as gb18030
-    max_rows: int | None = None  # [rows] read only the first rows
+    wrap: Literal["turns", "plain"] = "turns"  # [-] beside a chat template, a prompt of text is a user turn, or text
+    map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
+    as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
+    encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
+    max_rows: int | None = None  # [rows] of each file, from its beginning
     max_refused: float = 0.01  # [share] of the rows that may be unusable
     ignore_columns: tuple[str, ...] = ()  # [-] columns to leave unused, although they have a meaning
     batch_size: int = 256  # [rows] completions in progress at a time
@@ -101,8 +105,7 @@ def main(argv: list[str]) -> None:
 
         return eval_human.main(argv[1:])
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    flags = ["--as_kind" + word[4:] if word.partition("=")[0] == "--as" else word for word in argv[count:]]
-    config = parse_settings({"job": EvalConfig}, flags, description=__doc__)["job"]
+    config = parse_settings({"job": EvalConfig}, argv[count:], description=__doc__)["job"]
     check_folder(config.output)
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
         evaluate(argv[:count], config, device)
@@ -110,19 +113,17 @@ def main(argv: list[str]) -> None:
 
 def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> None:
     """Measure all models on the rows, print the tables, write the folder."""
-    data = read(config)
-    say(data.summary())
-    rows = measuring.rows_of(data)
+    rows = measuring.rows_of(read(config))
     entrants, baseline = open_all(models, config)
     if not entrants and not (rows.pairs and config.reward):
         raise InputError("eval: needed a model first, or rows of pairs and --reward, got neither; see --help")
-    reward = config.reward and measuring.open_reward(config.reward, rows, device, config.microbatch_tokens)
-    judge = config.judge and measuring.open_judge(config.judge, rows, device, config.microbatch_tokens)
+    reward = config.reward and measuring.open_reward(config.reward, rows, device, config.microbatch_tokens, config.wrap)
+    judge = config.judge and measuring.open_judge(config.judge, rows, device, config.microbatch_tokens, config.wrap)
     found: dict[str, Any] = {"data": config.data, "baseline": baseline, "models": {}}
     tables, lines = [], []
     if entrants:
         prompts, samples, measures = measure_all(entrants, rows, config, device)
-        scores = measuring.scored_all(reward, rows, prompts, samples) if reward else {}
+        scores = {name: measuring.scored(reward, rows, prompts, samples[name], name) for name in samples if reward}
         for name, own in scores.items():
             measures[name] |= reward_measures(own, config.seed)
         for name in [name for name in samples if baseline not in (None, name)]:
@@ -141,21 +142,17 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
         say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
-def read(config: EvalConfig) -> Dataset:
-    """The rows of --data."""
-    names = [name.strip() for name in config.data.split(",")]
-    options = {
-        "columns_map": config.map,
-        "as_kind": config.as_kind,
-        "encoding": config.encoding,
-        "max_rows": config.max_rows,
-    }
-    return read_rows(
-        names if len(names) > 1 else config.data,
-        max_refused=config.max_refused,
-        ignore_columns=config.ignore_columns,
-        **{name: value for name, value in options.items() if value is not None},
-    )
+def read(config: EvalConfig) -> list[Dataset]:
+    """The rows of each file of --data. The counts, and the columns that nothing reads, are printed."""
+    options = {"columns_map": mapping(config.map), "as_kind": config.as_}
+    options |= {"encoding": config.encoding, "max_rows": config.max_rows}
+    given = {name: value for name, value in options.items() if value}
+    datasets = []
+    for name in config.data.split(","):
+        dataset = read_rows(name.strip(), max_refused=config.max_refused, ignore_columns=config.ignore_columns, **given)
+        say(dataset.summary())
+        datasets.append(dataset)
+    return datasets
 
 
 def open_all(models: list[str], config: EvalConfig) -> tuple[list[Entrant], str | None]:
@@ -183,14 +180,13 @@ def measure_all(
     entrants: list[Entrant], rows: Rows, config: EvalConfig, device: torch.device
 ) -> tuple[list[dict], dict[str, list[list[str]]], dict[str, dict[str, Any]]]:
     """-> (the measured prompts; model -> completions of each prompt; model -> measures)."""
-    kept, prompts = measuring.readable_by_all(entrants, rows, rows.prompts, measuring.encode_prompts)
-    known, answers = measuring.readable_by_all(entrants, rows, rows.texts, measuring.encode_answers)
+    kept, prompts = measuring.readable_by_all(entrants, rows, rows.prompts, measuring.encode_prompts, config.wrap)
+    known, answers = measuring.readable_by_all(entrants, rows, rows.texts, measuring.encode_answers, config.wrap)
     if not kept and not known:
         raise InputError(f"{config.data}: needed a row that all models can read, got none: {rows.left_out[0]}")
     sources, references = [rows.prompts[i] for i in kept], [rows.references[i] for i in kept]
     texts = [text for own in references for text in own] or [row["prompt"] for row in sources]
     words = WORDS.get(config.words) or words_for(texts)
-    sizes = [len(rows.texts[i]["response"].encode("utf-8", "surrogatepass")) for i in known]
     reference = open_reference(config, device)
     samples, measures = {}, {}
     for entrant, own_prompts, own_answers in zip(entrants, prompts, answers, strict=True):
@@ -205,7 +201,7 @@ def measure_all(
             own |= {"prompts": len(kept), **{name: report.measures[name] for name in ("length", "ended", "kl")}}
             own |= text_measures(completions, references, words) | answers_right(sources, completions)
         if known:
-            own |= measuring.likelihood_of(policy, own_answers, sizes, config.overlap, config.microbatch_tokens)
+            own |= measuring.likelihood_of(policy, own_answers, config.overlap, config.microbatch_tokens)
         say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
     return sources, samples, measures
 

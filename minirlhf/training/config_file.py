@@ -25,7 +25,7 @@ TABLES = (
 )
 KEYS = (
     *("reward", "reward_weights", "stop_after", "stop_sft_at", "student", "student_width", "student_steps"),
-    *("kind", "rows"),
+    *("kind", "rows", "value"),
 )
 
 

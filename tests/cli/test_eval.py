@@ -10,8 +10,6 @@ import torch
 
 import minirlhf.cli
 from minirlhf.cli import eval as command
-from minirlhf.data import read_rows
-from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError
 from minirlhf.evaluation.bleu import bleu
 from minirlhf.evaluation.intervals import bootstrap
@@ -100,12 +98,12 @@ def test_the_numbers_are_those_of_the_samples(tmp_path, capsys):
 def test_the_likelihood_is_that_of_the_answers_without_end_token(tmp_path):
     found, _ = run("a --data pairs.jsonl", tmp_path / "out")
     policy, tokenizer = load_policy("a"), Tokenizer.load("a")
-    rows = read_rows("pairs.jsonl").rows
-    ids = [(prompt, chosen[:-1]) for prompt, (chosen, _) in encode_texts(tokenizer, rows, ("chosen", "rejected"))]
-    nll = sum(nll for nll, _ in likelihoods(policy, ids))
+    texts = [(tokenizer.encode_prompts([row["prompt"]])[0], tokenizer.encode(row["chosen"])) for row in PAIRS]
+    rows = [(prompt + answer, [False] * len(prompt) + [True] * len(answer)) for prompt, answer in texts]
+    nll = sum(nll for nll, _ in likelihoods(policy, rows))
     own = found["models"]["a"]
     size = sum(len(row["chosen"].encode()) for row in PAIRS)
-    assert own["text_tokens"] == sum(len(chosen) for _, chosen in ids) and own["text_bytes"] == size
+    assert own["text_tokens"] == sum(len(answer) for _, answer in texts) and own["text_bytes"] == size
     assert own["bits_per_byte"] == pytest.approx(nll / math.log(2) / size)
     assert own["perplexity"] == pytest.approx(math.exp(nll / own["text_tokens"]))
 

@@ -37,6 +37,8 @@ def files_of(source: str | os.PathLike | Sequence) -> tuple[list[str], list[str]
                 notes.append(f"{path} is named twice{same}; it is read once")
             else:
                 found[identity] = path
+    if not found:
+        raise InputError(f"needed the path of a file, got {shown(source)}")
     return list(found.values()), notes
 
 
@@ -48,7 +50,7 @@ def _names(source: object) -> Iterator[str]:
         if not isinstance(part, str | bytes | os.PathLike):
             raise InputError(f"needed the path of a file, got {shown(part)}; rows in memory need no reading")
         name = os.fsdecode(part)
-        yield from [name] if "," not in name or os.path.lexists(name) else filter(None, name.split(","))
+        yield from filter(None, [name] if os.path.lexists(name) else name.split(","))
 
 
 def _expanded(name: str, notes: list[str]) -> Iterator[str]:

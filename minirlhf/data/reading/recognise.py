@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 from itertools import islice
+from types import UnionType
 from typing import BinaryIO, NamedTuple
 
 from minirlhf.data.reading import bounded
+from minirlhf.data.reading.bounded import checked
 from minirlhf.data.reading.containers import Container, JsonLines, JsonValues, Table, Text, records
 from minirlhf.data.reading.files import endings
 from minirlhf.errors import InputError, shown
@@ -60,8 +62,10 @@ def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as
         return values
     if _is_json_lines(beginning, as_text):
         return Region(JsonLines(encoding=encoding), start, end)
-    table = None if as_text else _table(file, beginning, end, encoding)
-    return table or Region(Text(cut, encoding), start, end)
+    if not as_text and (table := _table(file, beginning, end, encoding)):
+        return table
+    by_name = beginning.endings & JSON_ENDINGS and not as_text
+    return Region(JsonLines(encoding=encoding) if by_name else Text(cut, encoding), start, end)
 
 
 def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | None:
@@ -88,13 +92,13 @@ def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | N
 
 
 def _is_json_lines(beginning: Beginning, as_text: bool) -> bool:
-    """True if the first line or a later one begins with an object, if all lines are JSON, or if the name says so."""
-    if beginning.endings & TABLE_ENDINGS:
-        return _is_json(beginning.text, dict)
+    """True if the first line looks like an object, half of the lines are objects or lists, or all lines are JSON."""
     rows = [beginning.text, *beginning.others]
-    by_name = bool(beginning.endings & JSON_ENDINGS) and not as_text
-    quoted = beginning.text.startswith("{") and beginning.text.endswith("}")  # {'a': 1}, or a fault inside
-    return by_name or quoted or any(_is_json(row, dict) for row in rows) or (not as_text and all(map(_is_json, rows)))
+    if beginning.text.startswith("{") and beginning.text.endswith("}"):  # {'a': 1}, or a fault inside
+        return True
+    if 2 * sum(_is_json(row, dict | list) for row in rows) >= len(rows):
+        return True
+    return not as_text and not beginning.endings & TABLE_ENDINGS and all(map(_is_json, rows))
 
 
 def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
@@ -131,7 +135,7 @@ def _table(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Reg
     file.seek(beginning.offset)
     header = next(records(file, end, delimiter, beginning.number))
     try:
-        names = _names(header.cells)
+        names = _names(header.cells, encoding)
     except InputError as error:
         raise InputError(f"line {header.number}: {error}") from None
     return Region(Table(names, delimiter, encoding), header.end, end, header.next_number)
@@ -148,11 +152,11 @@ def _width(head: bytes, delimiter: str, by_name: bool) -> int:
     return widths[0] if by_name or (is_even and has_names and len(widths) > 1) else 0
 
 
-def _names(cells: list[str] | InputError) -> tuple[str, ...]:
+def _names(cells: list[str] | InputError, encoding: str) -> tuple[str, ...]:
     """The names of the columns.   Raises: InputError if the cells look like a first record, or stand twice."""
     if isinstance(cells, InputError):
         raise cells
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    names = [checked(cell, encoding).strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"needed a header with different names, got {shown(twice)} twice; rename a column")
     if set(COLUMNS.split()).isdisjoint(name.lower() for name in names) and (
@@ -177,7 +181,7 @@ def _begins_with_object(text: str) -> bool:
         return False
 
 
-def _is_json(text: str, kind: type = object) -> bool:
+def _is_json(text: str, kind: type | UnionType = object) -> bool:
     try:
         return isinstance(json.loads(text), kind)
     except RecursionError:
