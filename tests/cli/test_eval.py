@@ -184,6 +184,25 @@ def test_the_folder_is_fresh(tmp_path, monkeypatch, folder):
         command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--output", "runs/eval-008"])
 
 
+def test_a_model_with_broken_weights_is_named_and_the_others_are_measured(tmp_path, capsys, folder):
+    broken = load_policy("a").transformer
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    save_pretrained(broken, tmp_path / "broken")
+    Tokenizer.load("a").save(tmp_path / "broken")
+    found, _ = run(f"a {tmp_path}/broken --data pairs.jsonl --reward functions.py:length", tmp_path / "out")
+    assert "not finite" in found["models"]["broken"]["error"] and found["models"]["a"]["prompts"] == 4
+    assert "broken: not measured: " in capsys.readouterr().out
+    with pytest.raises(InputError, match="no model could be measured: .* not finite"):
+        run(f"{tmp_path}/broken --data pairs.jsonl", tmp_path / "none")
+
+
+def test_a_reward_that_scores_no_pair_is_an_error_if_nothing_else_is_measured(tmp_path):
+    write(tmp_path / "rows.jsonl", [{**row, "prompt": row["prompt"].replace("0", "2")} for row in PAIRS[:3:2]])
+    with pytest.raises(InputError, match="no opinion on 2"):
+        run(f"--data {tmp_path}/rows.jsonl --reward functions.py:picky", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
