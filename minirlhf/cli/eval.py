@@ -36,6 +36,7 @@ from minirlhf.evaluation.shown import (
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
 from minirlhf.jobs.data_flags import Kind
+from minirlhf.jobs.fresh_folder import check_folder, made_folder
 from minirlhf.jobs.given_judges import open_judge, open_reward
 from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
@@ -44,7 +45,7 @@ from minirlhf.pretrained.weights import load_policy
 from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
-from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.checkpoint import write_whole
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
 WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
@@ -57,9 +58,7 @@ class EvalConfig:
     data: str  # [files] prompts, and answers to compare with: files or folders, with commas
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
     reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
-    judge: str | None = (
-        None  # [folder, FILE.py:FUNCTION, right, longer or shorter] compares each model with the baseline
-    )
+    judge: str | None = None  # [right, longer, shorter, folder or FILE.py:FUNCTION] compares models with the baseline
     baseline: str | None = None  # [model] the others are compared with it; default: the first of several models
     reference: str | None = None  # [model] measure the KL of each model to this model
     samples: int = 1  # [completions] of each prompt
@@ -276,30 +275,19 @@ def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, judge: st
     return tables
 
 
-def check_folder(output: str | None) -> None:
-    if output is not None and holds_anything(Path(output)):
-        raise InputError(f"{output}: holds files already; choose another --output")
-
-
 def write(config: EvalConfig, found: dict[str, Any], lines: list[dict], tables: str, rows: Rows) -> Path:
     """Write everything into the folder of `output`, or a fresh runs/eval-001."""
+    files = {
+        "config.toml": settings_to_toml({"job": config}),
+        "eval.json": json.dumps(found, ensure_ascii=False, indent=1) + "\n",
+        "table.txt": tables + "\n",
+        "samples.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+        "side_by_side.txt": side_by_side_text(lines, rows.unit),
+        "left_out.txt": "".join(f"{line}\n" for line in rows.left_out),
+    }
     check_folder(config.output)
-    folder = Path(config.output) if config.output else fresh_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=config.output is not None)
-    except OSError as error:
-        raise InputError(f"{folder}: needed a folder for --output, got: {error.strerror}; choose another") from None
-    write_whole(folder / "config.toml", settings_to_toml({"job": config}))
-    write_whole(folder / "eval.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    write_whole(folder / "table.txt", tables + "\n")
-    if lines:
-        write_whole(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        write_whole(folder / "side_by_side.txt", side_by_side_text(lines, rows.unit))
-    if rows.left_out:
-        write_whole(folder / "left_out.txt", "".join(f"{line}\n" for line in rows.left_out))
+    folder = made_folder(config.output, "eval")
+    for name, text in files.items():
+        if text:
+            write_whole(folder / name, text)
     return folder
-
-
-def fresh_folder() -> Path:
-    numbers = [int(path.name[5:]) for path in Path("runs").glob("eval-*") if path.name[5:].isdecimal()]
-    return Path("runs") / f"eval-{max(numbers, default=0) + 1:03d}"

@@ -180,8 +180,13 @@ def test_the_folder_is_fresh(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--max_tokens", "2"])
     assert (tmp_path / "runs/eval-008/eval.json").exists()
-    with pytest.raises(InputError, match="holds files already; choose another --output"):
-        command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--output", "runs/eval-008"])
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        ("runs/eval-008", "holds files already; choose another"),
+        ("file", "not a writable folder"),
+    ):
+        with pytest.raises(InputError, match=message):  # before anything is read
+            command.main([str(folder / "a"), "--data", "none.jsonl", "--output", output])
 
 
 def test_a_model_with_broken_weights_is_named_and_the_others_are_measured(tmp_path, capsys, folder):
