@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from minirlhf.errors import InputError, shown
 
 STDIN = "-"
-ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet")  # of data files, before .gz
+ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow")  # of data files, before .gz
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),
