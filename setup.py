@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
+        "parquet": ["pyarrow>=15"],
         "test": TEST,
         "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
         "parity": [
@@ -30,6 +31,7 @@ setup(
             "peft>=0.21,<0.22",
             "sacrebleu>=2.5,<3",
             "rouge-score>=0.1.2",
+            "pyarrow>=15",
         ],
     },
 )

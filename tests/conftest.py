@@ -66,3 +66,42 @@ def mask():
 def junk(ids, mask):
     """`ids` with other ids in the padding."""
     return torch.where(mask, ids, (ids + 11) % 37)
+
+
+@pytest.fixture
+def hub_server(tmp_path, monkeypatch):
+    """The hub has the models maker/small and maker/empty, and the data set maker/rows; its files go into tmp_path."""
+    from minirlhf.pretrained import hub
+
+    from .hub_server import Hub
+
+    rows = [b'{"prompt": "p%d", "response": "r"}\n' % i for i in range(3)]
+    server = Hub(
+        {
+            "models/maker/small": {
+                "config.json": b"{}",
+                "model.safetensors": b"weights",
+                "chat_template.jinja": b"{{ messages }}",
+                "merges.txt": b"",
+                "pytorch_model.bin": b"pickle",
+                "modeling_small.py": b"raise SystemExit",
+                "original/model.safetensors": b"twice",
+            },
+            "models/maker/empty": {"README.md": b"nothing"},
+            "datasets/maker/rows": {
+                "a/train.jsonl": rows[0],
+                "a/test.jsonl": rows[1],
+                "b/train.jsonl": rows[2],
+                "load.py": b"raise SystemExit",
+            },
+        }
+    )
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.chdir(tmp_path)
+    hub._fetch.cache_clear()
+    hub._commits.clear()
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.encoding import encode_rows, first_three
+from minirlhf.data.colours import pieces, rendered
+from minirlhf.data.encoding import TrainOn, encode_rows, first_three
 from minirlhf.data.formats import Dataset
-from minirlhf.data.tools.inspect import contamination, report
+from minirlhf.data.tools.inspect import LONGEST, contamination, report
 from minirlhf.data.tools.texts import ANSWERS, answers
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.columns import in_columns
@@ -20,6 +21,7 @@ from minirlhf.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class CheckFlags(ReadFlags):
     policy: str | None = None  # [folder] lengths in tokens of this model; default: in letters
+    template: str | None = None  # [-] a built-in chat template, such as chatml, instead of the template of `policy`
     context: int | None = None  # [tokens] count the rows that are longer
     against: str | None = None  # [file] name the rows that this file has too, such as test questions
     ngram: int = 13  # [words] in a row that two rows must share; a Chinese letter is a word
@@ -38,7 +40,7 @@ def check(argv: list[str]) -> None:
     """
     words, flags = parsed(CheckFlags, argv, check, "a data file")
     file = ",".join(words)
-    tokenizer = Tokenizer.load(resolve_model(flags.policy)) if flags.policy else None
+    tokenizer = tokenizer_of(flags) if flags.policy else None
     dataset = flags.reading.rows(file)
     print(report(dataset, tokenizer, flags.context))
     if flags.against:
@@ -58,6 +60,8 @@ class ShowFlags(ReadFlags):
     start: int = 1  # [row] the first row to show, counted from 1
     tokens: bool = False  # [-] show tokens in colour: prompt, learned, masked; needs --policy
     policy: str | None = None  # [folder] the tokenizer and chat template of this model
+    template: str | None = None  # [-] a built-in chat template, such as chatml, instead of the template of `policy`
+    train_on: TrainOn = "all_turns"  # [-] tokens that SFT learns: of the last answer, of every answer, or all
 
     def __post_init__(self) -> None:
         check_range(self, "n", "start", "max_rows", least=1)
@@ -79,20 +83,29 @@ def show(argv: list[str]) -> None:
     if not rows:
         raise InputError(f"show: --start {flags.start}: the file has {len(dataset.rows):,} rows")
     if flags.tokens:
-        return print(in_colours(dataset, rows, Tokenizer.load(resolve_model(flags.policy))))
+        return print(in_colours(dataset, rows, tokenizer_of(flags), flags.train_on))
     keys = ANSWERS[dataset.kind]
     texts = [[f"{row['line']}: {row['prompt']}", *answers(row, dataset.kind)] for row in rows]
     print(in_columns([f"{dataset.unit}: prompt", *keys], texts))
 
 
-def in_colours(dataset: Dataset, rows: Sequence[dict], tokenizer: Tokenizer) -> str:
-    """The tokens of rows as training reads them."""
-    from minirlhf.data.colours import pieces, rendered
+def tokenizer_of(flags: CheckFlags | ShowFlags) -> Tokenizer:
+    return Tokenizer.load(resolve_model(flags.policy)).with_template(flags.template, None)
 
+
+def in_colours(dataset: Dataset, rows: Sequence[dict], tokenizer: Tokenizer, train_on: TrainOn) -> str:
+    """The tokens of rows as training reads them."""
     keys = ANSWERS[dataset.kind]
     texts = [{**row, **dict(zip(keys, answers(row, dataset.kind), strict=True))} for row in rows]
     encoded = encode_rows(
-        tokenizer, texts, keys, context=1 << 40, max_refused=1.0, source=dataset.path, unit=dataset.unit
+        tokenizer,
+        texts,
+        keys,
+        context=LONGEST,
+        max_refused=1.0,
+        source=dataset.path,
+        unit=dataset.unit,
+        train_on=train_on,
     )
     lines = first_three(encoded.refused)
     colour = sys.stdout.isatty()

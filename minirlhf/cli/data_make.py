@@ -8,14 +8,15 @@ from pathlib import Path
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
+from minirlhf.data.formats import Dataset
 from minirlhf.data.tools.augment import CHANGES, augmented
-from minirlhf.data.tools.convert import converted
+from minirlhf.data.tools.convert import convert_rows, layout_of
 from minirlhf.data.tools.fetch import fetch
 from minirlhf.data.tools.manifest import Made, check_new, write_rows
 from minirlhf.data.tools.pairs import DAMAGES, pairs_of
-from minirlhf.data.tools.sources import origin
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.nearest import nearest
+from minirlhf.pretrained.hub import DATA_NAME
 from minirlhf.tasks import arithmetic, questions_zh, reviews
 from minirlhf.tasks.steps import step_rows
 
@@ -90,9 +91,8 @@ def augment(argv: list[str]) -> None:
     print(dataset.summary())
     new = augmented(dataset.rows, flags.changes, flags.seed)
     rows = [*(dataset.rows if flags.keep else ()), *new]
-    made = [Made(converted(row, dataset.kind, layout_of(dataset.kind))[0], *origin(dataset, row)) for row in rows]
-    write_rows(output, made, "minirlhf data augment", asdict(flags))
-    print(f"{output}: {len(rows):,} rows, {len(new):,} of them new")
+    print(f"{len(new):,} new rows")
+    save(output, dataset, rows, dataset.kind, "augment", flags)
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,18 @@ def pairs(argv: list[str]) -> None:
         print(f"{left_out:,} pairs could not be made (a single sentence cannot be shuffled)")
     else:
         raise InputError(f"{file}: needed rows with one answer (sft), got {dataset.kind} rows; see data convert")
-    if not rows:
-        raise InputError(f"{file}: needed at least one pair to write, got none")
-    made = [Made(converted(row, "preference", "preference")[0], *origin(dataset, row)) for row in rows]
-    write_rows(output, made, "minirlhf data pairs", asdict(flags))
-    print(f"{output}: {len(rows):,} pairs")
+    save(output, dataset, rows, "preference", "pairs", flags)
 
 
-def layout_of(kind: str) -> str:
-    """The name of a kind as a layout."""
-    return "prompts" if kind == "prompt" else kind
+def save(output: Path, dataset: Dataset, rows: list[dict], kind: str, command: str, flags: ReadFlags) -> None:
+    """Write rows that were made from a file's rows, in the layout of their kind."""
+    made, refused = convert_rows(dataset, rows, layout_of(kind), kind, flags.ignore_columns)
+    for line in first_three(refused):
+        print(f"{dataset.path}: left out: {line}")
+    if not made:
+        raise InputError(f"{dataset.path}: needed at least one row to write, got none")
+    write_rows(output, made, f"minirlhf data {command}", asdict(flags))
+    print(f"{output}: {len(made):,} rows")
 
 
 def new_output(command: str, output: str | None) -> Path:
@@ -177,16 +179,21 @@ def download(argv: list[str]) -> None:
     minirlhf data download hub:OWNER/NAME@REVISION:FILES            # any data set
     """
     names, flags = parsed(DownloadFlags, argv, download, f"names ({', '.join(DATA_SETS)}) or all")
-    names = [*DATA_SETS] if names == ["all"] else names
-    if unknown := [name for name in names if name not in DATA_SETS and not name.startswith("hub:")]:
-        near = nearest(unknown[0], DATA_SETS)
-        raise InputError(
-            f"download: needed all, {', '.join(DATA_SETS)} or hub:OWNER/NAME, got {shown(unknown[0])}{near}"
-        )
-    sources = {name: DATA_SETS.get(name, name) for name in names}
-    folders = [Path(flags.output) / name.rpartition("/")[2].partition(":")[0].partition("@")[0] for name in names]
-    for folder in folders:
-        check_new(folder)
-    for folder, source in zip(folders, sources.values(), strict=True):
-        for line in fetch(source, folder):
+    sources = DATA_SETS if names == ["all"] else {folder_of(name): DATA_SETS.get(name, name) for name in names}
+    if names != ["all"] and len(sources) < len(names):
+        raise InputError(f"download: needed names of different folders, got {', '.join(names)}; give --output too")
+    for folder in sources:
+        check_new(Path(flags.output) / folder)
+    for folder, source in sources.items():
+        for line in fetch(source, Path(flags.output) / folder):
             print(line)
+
+
+def folder_of(name: str) -> str:
+    """The name of a data set's folder."""
+    found = DATA_NAME.fullmatch(name)
+    if not found and name not in DATA_SETS:
+        known = ", ".join(DATA_SETS)
+        near = nearest(name, DATA_SETS)
+        raise InputError(f"download: needed all, {known} or hub:OWNER/NAME, got {shown(name)}{near}")
+    return found[1].partition("/")[2] if found else name

@@ -10,12 +10,11 @@ from typing import Literal
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
-from minirlhf.data.tools.convert import LAYOUTS, converted, csv_text
+from minirlhf.data.tools.convert import LAYOUTS, convert_rows, csv_text, left_out
 from minirlhf.data.tools.manifest import Made, check_new, fingerprint, write_rows
 from minirlhf.data.tools.merge import plan as merge_plan
 from minirlhf.data.tools.merge import rows_of
-from minirlhf.data.tools.sources import origin
-from minirlhf.data.tools.split import PARTS, fractions
+from minirlhf.data.tools.split import PARTS, fractions, joined
 from minirlhf.data.tools.split import split as split_texts
 from minirlhf.data.tools.texts import normalised
 from minirlhf.errors import InputError
@@ -44,8 +43,9 @@ def split(argv: list[str]) -> None:
     dataset = flags.reading.rows(file)
     print(dataset.summary())
     kept = list(flags.reading.values(dataset))
-    by_prompt = flags.by == "prompt"
-    texts = [normalised(k.rows[0]["prompt"]) if by_prompt else json.dumps(k.value, sort_keys=True) for k in kept]
+    texts = [json.dumps(each.value, sort_keys=True) for each in kept]
+    if flags.by == "prompt":
+        texts = joined([[normalised(row["prompt"]) for row in each.rows] for each in kept])
     found = split_texts(texts, parts, flags.seed)
     if not all(found):
         raise InputError(f"{file}: needed {flags.by}s for {len(parts)} files, got {len(set(texts))} different")
@@ -53,6 +53,7 @@ def split(argv: list[str]) -> None:
         made = [Made(kept[i].value, kept[i].file, kept[i].line) for i in part]
         write_rows(path, made, "minirlhf data split", asdict(flags))
         print(f"{path}: {len(made):,} of {len(kept):,} rows")
+    tell_flags(flags)
 
 
 def beginning(files: list[str]) -> str:
@@ -95,6 +96,15 @@ def merge(argv: list[str]) -> None:
     sources = [{**fingerprint(path), "name": name} for path, name in names.items()]
     write_rows(output, rows, "minirlhf data merge", asdict(flags), sources)
     print(f"{output}: {len(rows):,} rows")
+    if not plan.converts:
+        tell_flags(flags)
+
+
+def tell_flags(flags: ReadFlags) -> None:
+    """Rows that stay as they are must be read with the same flags again."""
+    used = {"--map": ",".join(flags.map), "--as": flags.as_, "--ignore_columns": ",".join(flags.ignore_columns)}
+    if words := [f"{name} {value}" for name, value in used.items() if value]:
+        print(f"the rows are unchanged, so read the new file with {' '.join(words)} too")
 
 
 @dataclass(frozen=True)
@@ -116,15 +126,11 @@ def convert(argv: list[str]) -> None:
     output = check_new(flags.output)
     dataset = flags.reading.rows(file)
     print(dataset.summary())
-    made, refused = [], []
-    for row in dataset.rows:
-        try:
-            values = converted(row, dataset.kind, flags.layout)
-        except InputError as error:
-            refused.append(f"{dataset.unit} {row['line']}: {error}")
-            continue
-        made += [Made(value, *origin(dataset, row)) for value in values]
-    print("\n".join(f"{file}: not converted: {line}" for line in first_three(refused)), end="\n" * bool(refused))
+    if lost := left_out(dataset.rows, dataset.kind, flags.layout):
+        print(f"left out, because {flags.layout} has no place for it: {', '.join(lost)}")
+    made, refused = convert_rows(dataset, dataset.rows, flags.layout, ignored=flags.ignore_columns)
+    for line in first_three(refused):
+        print(f"{file}: not converted: {line}")
     if not made or len(refused) > flags.max_refused * len(dataset.rows):
         raise InputError(
             f"{file}: {len(refused):,} of {len(dataset.rows):,} rows have no place in the layout {flags.layout} "

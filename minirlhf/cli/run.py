@@ -145,16 +145,21 @@ def _sample(row: dict[str, Any]) -> str:
 def settings_classes() -> dict[str, type]:
     """Table of config.toml -> dataclass of its settings, for every algorithm."""
     from minirlhf import algorithms  # here, because it needs torch
-    from minirlhf.adapters.lora import LoRAConfig
-    from minirlhf.jobs.settings import PipelineConfig
-    from minirlhf.model.config import ModelConfig
-    from minirlhf.training.run import RunSettings
+    from minirlhf.jobs.settings import PipelineConfig, sections
 
-    classes = {"job": PipelineConfig, "model": ModelConfig, "lora": LoRAConfig, "run": RunSettings}
-    classes |= {"sft": algorithms.SFTConfig, "reward_model": algorithms.RewardConfig, "ppo": algorithms.PPOConfig}
-    classes |= {"grpo": algorithms.GRPOConfig, "dpo": algorithms.DPOConfig, "unpaired": algorithms.UnpairedConfig}
-    classes |= {"online_dpo": algorithms.OnlineDPOConfig, "distillation": algorithms.DistillationConfig}
-    return classes | {"process_reward": algorithms.ProcessRewardConfig}
+    own = {
+        "ppo": algorithms.PPOConfig,
+        "grpo": algorithms.GRPOConfig,
+        "dpo": algorithms.DPOConfig,
+        "unpaired": algorithms.UnpairedConfig,
+        "online_dpo": algorithms.OnlineDPOConfig,
+        "distillation": algorithms.DistillationConfig,
+        "process_reward": algorithms.ProcessRewardConfig,
+    }
+    classes: dict[str, type] = {}
+    for name, config in own.items():
+        classes |= sections(name, config, job=PipelineConfig, after=("sft", "reward"))
+    return classes
 
 
 def _defaults() -> dict[str, Any]:

@@ -7,7 +7,7 @@ columns are listed. They stay in the row, and reward functions can read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -49,23 +49,23 @@ class Columns:
         self.names: dict[str, None] = {}  # of all columns, and of all keys of turns
         self.turns_after = self.no_inputs = self.bad = 0  # rows
 
-    def look(self, row: dict, read: Mapping[str, None], layout: Any, wanted: str | None, found: list[dict], where: str):
-        """Note the extra columns of a row.
+    def look(self, row: Any, layout: Any, wanted: str | None, found: list[dict], where: str) -> None:
+        """Note the columns of a row that its layout does not read, and the turns and inputs that it leaves out.
 
         Args:
-            row:    the source row.   read: the columns that its layout reads.   found: the canonical rows made of it.
+            row:    a `Row` after reading.   found: the canonical rows made of it.
             wanted: the kind that the user asked for; then other answers of the row may stay unread.
         """
-        self.used |= {name: None for name in read if name in row}
-        for name, value in row.items():
-            if name in read:
-                self._look_at_turns(value, layout.kind == "sft" and name not in ("prompt", "history"))
-                self.no_inputs += (
-                    name == "input"
-                    and isinstance(value, str)
-                    and value.strip() != ""
-                    and not any(value in new["prompt"] for new in found)
-                )
+        self.used |= {name: None for name in row.read if name in row.columns}
+        self.turns_after += row.turns_after
+        self.no_inputs += row.no_input
+        self.names |= row.inside
+        for name in row.inside:
+            if name not in row.ignored:
+                self.meant.setdefault(name, where) if has_meaning(name) else self.listed.setdefault(name)
+        for name, value in row.columns.items():
+            if name in row.read:
+                self._look_at_turns(value)
             elif is_empty(value) or (name in WEIGHTS and value == 1 and value is not True):
                 continue
             elif not has_meaning(name) or name.lower() in OF_A_WHOLE_ROW:
@@ -75,15 +75,21 @@ class Columns:
             else:
                 self.meant.setdefault(name, where)
 
-    def _look_at_turns(self, value: object, learned: bool) -> None:
-        turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
-        for turn in turns:
-            for name in turn.keys() - KNOWN_TURN_KEYS:
-                self.names.setdefault(name)
-                if not has_meaning(name) and not is_empty(turn[name]):
-                    self.listed.setdefault(name)
-        if learned and turns and str(turns[-1].get("role", turns[-1].get("from"))).lower() in ("user", "human"):
-            self.turns_after += 1
+    def _look_at_turns(self, value: object) -> None:
+        for turn in value if isinstance(value, list) else [value]:
+            if isinstance(turn, dict) and turn.keys() & {"role", "from"}:
+                self._list(turn, KNOWN_TURN_KEYS)
+                content = turn.get("content", turn.get("value"))
+                for part in content if isinstance(content, list) else ():
+                    if isinstance(part, dict):
+                        self._list(part, {*PART_KEYS, str(part.get("type"))})
+
+    def _list(self, keys: dict, known: set[str]) -> None:
+        """Note the keys of a turn or a part that have no meaning. Turns keep their other keys."""
+        for name in keys.keys() - known:
+            self.names.setdefault(name)
+            if not has_meaning(name) and not is_empty(keys[name]):
+                self.listed.setdefault(name)
 
     def check(self, path: str, ignored: tuple[str, ...], renamed: list[str]) -> None:
         """Raise InputError for a column with a meaning, and for an ignored or renamed column that is absent."""
@@ -96,7 +102,7 @@ class Columns:
             raise InputError(
                 f"{path}: map: needed columns of the file, got {names_of(absent)}; the file has {names_of(self.names)}"
             )
-        if left := [name for name in self.meant if name not in ignored]:
+        if left := list(self.meant):
             it = "it" if len(left) == 1 else "them"
             raise InputError(
                 f"{path}: {self.meant[left[0]]}: needed only columns that are used as they are meant, got "

@@ -41,9 +41,11 @@ def model_folder(name: str) -> Path:
     return folder
 
 
-def data_files(name: str) -> list[Path]:
+def data_files(name: str, notes: list[str] | None = None) -> list[str]:
     """The files of hub:OWNER/NAME: those that FILES names (a path, or a pattern such as main/*.parquet), else those
     with "train" in their path, else all files of rows.   Raises: InputError.
+
+    notes: gets a line with the commit and the names of the files.
     """
     found = DATA_NAME.fullmatch(name)
     if not found:
@@ -52,18 +54,20 @@ def data_files(name: str) -> list[Path]:
         )
     repo, revision, wanted = found.groups()
     folder = _fetch("dataset", repo, revision, (wanted,) if wanted else DATA_FILES, NO_ROWS)
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [name for name in names if any(fnmatch(name, pattern) for pattern in (*DATA_FILES, *ARCHIVES))]
+    paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = [path for path in paths if _fits(path, (*DATA_FILES, *ARCHIVES))]
     if wanted:  # the folder may hold files of an earlier call
-        names = [name for name in names if fnmatch(name, wanted)]
+        paths = [path for path in paths if fnmatch(path, wanted)]
     else:
-        names = [name for name in names if not any(fnmatch(name, pattern) for pattern in NO_ROWS)]
-        names = [name for name in names if "train" in name.lower()] or names
-    files = [folder / name for name in names]
-    if not files:
+        paths = [path for path in paths if not _fits(path, NO_ROWS)]
+        paths = [path for path in paths if "train" in path.lower()] or paths
+    if not paths:
         raise InputError(f"{name}: needed a file of rows ({', '.join(DATA_FILES)}), found none in this data set")
     _commits[name] = f"hub:{repo}@{folder.name}" + (f":{wanted}" if wanted else "")
-    return files
+    if notes is not None:
+        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        notes.append(f"{_commits[name]}: {', '.join(paths[:5])}{more}")
+    return [str(folder / path) for path in paths]
 
 
 def pinned(value: str | tuple) -> str | tuple:
@@ -74,11 +78,16 @@ def pinned(value: str | tuple) -> str | tuple:
     return ",".join(key + equals + _commits.get(name, name) for key, equals, name in parts)
 
 
+def _fits(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(path, pattern) for pattern in patterns)
+
+
 @cache
 def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], left_out: tuple[str, ...]) -> Path:
     """The folder of the files; its name is the commit."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, logging, snapshot_download
 
+    logging.set_verbosity_error()  # this file says itself what is missing
     what = f"{'hub:' * (kind == 'dataset')}{repo}" + (f"@{revision}" if revision else "")
     where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:

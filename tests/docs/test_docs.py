@@ -20,7 +20,7 @@ import pytest
 from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli.main import main as minirlhf_command
-from minirlhf.evaluation.human import page
+from minirlhf.evaluation.human.page import FORMAT, pack_key
 from minirlhf.jobs import opened
 from minirlhf.training.journal import Journal
 from minirlhf.training.vocabulary import METRICS
@@ -248,7 +248,7 @@ class Workshop:
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         key = {"models": ["base", "tuned"], "pairs": [[0, 1]], "categories": [None], "identical": []}
         ratings = [{"comparison": 0, "choice": "left", "comment": "", "left": 0, "at": "2026"}]
-        file = {"format": page.FORMAT, "page": "0", "key": page.pack_key(key), "ratings": ratings}
+        file = {"format": FORMAT, "page": "0", "key": pack_key(key), "ratings": ratings}
         for rater in ("anna", "berta"):
             (folder / f"ratings-{rater}.json").write_text(json.dumps({**file, "rater": rater}))
 

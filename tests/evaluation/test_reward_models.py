@@ -29,6 +29,9 @@ def test_calibration_by_hand():
     assert calibration_error([0.8, 0.8, 0.8, 0.2, 0.6]) == pytest.approx(0.6 / 5)
     assert calibration_error([0.5, 0.5]) == 0.0
     assert calibration_error([1.0, 1.0]) == 0.0 and calibration_error([0.0]) == 1.0
+    # ten bins of width 0.05: 0.544 (right) and 0.548 (wrong) share a bin, 0.551 (wrong) stands in the next
+    assert calibration_error([0.544, 1 - 0.548]) == pytest.approx(abs(1 - 0.544 - 0.548) / 2)
+    assert calibration_error([0.544, 1 - 0.551]) == pytest.approx((1 - 0.544 + 0.551) / 2)
     # sure by log-odds of log(3), probability 3/4, and right in three of four
     log3 = math.log(3)
     measures = pair_measures([log3, log3, log3, 0], [0, 0, 0, log3], [(1, 1)] * 4)

@@ -1,13 +1,8 @@
-"""Names of the hub against a small server in a thread. No test reaches another machine."""
+"""Names of the hub, against a small server in a thread."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -18,101 +13,10 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.pretrained import hub
 from minirlhf.training.run import RunSettings
 
-COMMIT, OLD = "a" * 40, "b" * 40
+from ..hub_server import COMMIT, OLD
 
 
-class Hub(ThreadingHTTPServer):
-    """A hub with a few repositories: {"models/OWNER/NAME" | "datasets/OWNER/NAME": {path: bytes}}."""
-
-    def __init__(self, repos):
-        self.repos, self.asked, self.revisions = repos, [], {"main": COMMIT, "v1": OLD, COMMIT: COMMIT, OLD: OLD}
-        super().__init__(("127.0.0.1", 0), Answer)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self):
-        path = unquote(urlparse(self.path).path).strip("/")
-        self.server.asked.append((self.command, path))
-        if path.startswith("api/"):
-            kind, owner, name, what, revision, *_ = [*path.removeprefix("api/").split("/"), "", ""]
-            files = self.server.repos.get(f"{kind}/{owner}/{name}")
-            if files is None:
-                return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            commit = self.server.revisions.get(revision or "main")
-            if commit is None:
-                return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            if what == "tree":
-                entries = [
-                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for path, data in files.items()
-                ]
-                return self.send(200, json.dumps(entries).encode())
-            siblings = [{"rfilename": path} for path in files]
-            return self.send(200, json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": siblings}).encode())
-        repo, _, rest = path.partition("/resolve/")
-        repo = repo if repo.startswith("datasets/") else f"models/{repo}"
-        revision, _, file = rest.partition("/")
-        data = self.server.repos.get(repo, {}).get(file)
-        if data is None:
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        etag = f'"{hashlib.sha1(data).hexdigest()}"'
-        self.send(200, data, {"X-Repo-Commit": self.server.revisions[revision], "ETag": etag})
-
-    do_HEAD = do_GET
-
-    def send(self, code, data, headers=None):
-        self.send_response(code)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    rows = b'{"prompt": "p", "response": "r"}\n'
-    server = Hub(
-        {
-            "models/maker/small": {
-                "config.json": b"{}",
-                "model.safetensors": b"weights",
-                "chat_template.jinja": b"{{ messages }}",
-                "merges.txt": b"",
-                "pytorch_model.bin": b"pickle",
-                "modeling_small.py": b"raise SystemExit",
-                "original/model.safetensors": b"twice",
-            },
-            "models/maker/empty": {"README.md": b"nothing"},
-            "datasets/maker/rows": {
-                "a/train.jsonl": rows,
-                "a/test.jsonl": rows,
-                "b/train.jsonl": rows,
-                "load.py": b"raise SystemExit",
-            },
-        }
-    )
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.chdir(tmp_path)
-    hub._fetch.cache_clear()
-    hub._commits.clear()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_model_arrives_without_code_and_pickles(server):
+def test_a_model_arrives_without_code_and_pickles(hub_server):
     folder = hub.model_folder("maker/small")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {"config.json", "model.safetensors", "chat_template.jinja", "merges.txt"}
@@ -120,15 +24,15 @@ def test_a_model_arrives_without_code_and_pickles(server):
     assert hub.pinned("maker/small") == f"maker/small@{COMMIT}"
 
 
-def test_a_revision_and_a_second_call(server):
+def test_a_revision_and_a_second_call(hub_server):
     folder = hub.model_folder("maker/small@v1")
     assert folder.name == OLD and hub.pinned("maker/small@v1") == f"maker/small@{OLD}"
-    asked = len(server.asked)
-    assert hub.model_folder("maker/small@v1") == folder and len(server.asked) == asked  # once in a process
+    asked = len(hub_server.asked)
+    assert hub.model_folder("maker/small@v1") == folder and len(hub_server.asked) == asked  # once in a process
     assert hub.model_folder(f"maker/small@{OLD}") == folder  # the pinned name leads to the same files
 
 
-def test_files_that_are_here_need_no_connection(server, monkeypatch):
+def test_files_that_are_here_need_no_connection(hub_server, monkeypatch):
     folder = hub.model_folder("maker/small")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     hub._fetch.cache_clear()
@@ -143,18 +47,18 @@ def test_files_that_are_here_need_no_connection(server, monkeypatch):
         ("maker/empty", "maker/empty: needed a model with a config.json"),
     ],
 )
-def test_unknown_names_end_in_one_line(server, name, message):
+def test_unknown_names_end_in_one_line(hub_server, name, message):
     with pytest.raises(InputError, match=message):
         hub.model_folder(name)
 
 
-def test_without_a_connection_the_error_is_one_line(server, monkeypatch):
+def test_without_a_connection_the_error_is_one_line(hub_server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="http://127.0.0.1:9 cannot be reached .*name a mirror with HF_ENDPOINT"):
         hub.model_folder("maker/small")
 
 
-def test_a_folder_here_wins(server, tmp_path):
+def test_a_folder_here_wins(hub_server, tmp_path):
     assert hub.is_model_name("maker/small") and resolve_model("maker/small").name == COMMIT
     (tmp_path / "maker").mkdir()
     assert not hub.is_model_name("maker/small") and resolve_model("maker/small") == Path("maker/small")
@@ -170,20 +74,20 @@ def test_a_folder_here_wins(server, tmp_path):
         ("hub:maker/rows@v1:b/*.jsonl", ["b/train.jsonl"]),
     ],
 )
-def test_files_of_a_data_set(server, name, files):
+def test_files_of_a_data_set(hub_server, name, files):
     found = hub.data_files(name)
-    assert ["/".join(path.parts[-2:]) for path in found] == files
-    assert all(not path.endswith(".py") for _, path in server.asked)
+    assert ["/".join(Path(path).parts[-2:]) for path in found] == files
+    assert all(not path.endswith(".py") for _, path in hub_server.asked)
     assert hub.pinned(f"x.jsonl,{name}").startswith("x.jsonl,hub:maker/rows@")
 
 
 @pytest.mark.parametrize("name", ["hub:rows", "hub:maker/rows:*.py", "hub:maker/nothing", "hub:", "hub:a/b/c"])
-def test_data_sets_without_rows_are_refused(server, name):
+def test_data_sets_without_rows_are_refused(hub_server, name):
     with pytest.raises(InputError):
         hub.data_files(name)
 
 
-def test_a_job_records_the_commit(server):
+def test_a_job_records_the_commit(hub_server):
     hub.model_folder("maker/small")
     hub.data_files("hub:maker/rows")
     settings = {"job": JobConfig(policy="maker/small", data="hub:maker/rows"), "run": RunSettings()}

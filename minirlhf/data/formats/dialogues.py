@@ -56,7 +56,7 @@ def history_turns(value: object) -> list[dict]:
     if any(isinstance(pair, dict) for pair in value):
         return turns_of(value, "history")
     texts = [text for pair in value for text in (pair if isinstance(pair, list) else [pair])]
-    whole = all(isinstance(pair, str) or len(pair) == 2 for pair in value)
+    whole = all(isinstance(pair, str) or (isinstance(pair, list) and len(pair) == 2) for pair in value)
     if not whole or len(texts) % 2 or not all(isinstance(text, str) for text in texts):
         raise InputError(f"history: needed pairs of a question and its answer, got {got(value)}")
     return [turn for turn in alternating(texts) if turn["content"]]

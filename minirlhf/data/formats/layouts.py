@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minirlhf.data.columns import names_of
+from minirlhf.data.columns import is_empty, names_of
 from minirlhf.data.formats import dialogues
 from minirlhf.data.formats.labels import label_of, number, pair_of, ranked_pairs, step_label, verdict_of
 from minirlhf.data.formats.row import Row
@@ -49,17 +49,20 @@ def _without_prompt(turns: list[dict], prompt: str | list[dict], name: str) -> l
     ask = max((number for number, turn in enumerate(turns) if turn["role"] in ("user", "system")), default=-1)
     head, answer = turns[: ask + 1], turns[ask + 1 :]
     expected = user(prompt) if isinstance(prompt, str) else prompt
-    if head and [*map(_said, head)] not in ([*map(_said, expected)], [*map(_said, expected)][1:]):
-        if all(turn["role"] != "system" for turn in head):
-            raise InputError(f"{name}: needed an answer, or a dialogue that begins with the prompt; got other turns")
-        raise InputError(f"{name}: needed a dialogue that begins with the prompt, got another system turn")
+    expected = expected[len(expected) - len(head) :] if expected and expected[0]["role"] == "system" else expected
+    if head and not (len(head) == len(expected) and all(map(_is_same, head, expected))):
+        raise InputError(f"{name}: needed an answer, or a dialogue that begins with the prompt; got other turns")
     if answer and answer[0]["role"] != "assistant":
         raise InputError(f"{name}: needed an assistant turn first, got a {answer[0]['role']} turn")
     return answer
 
 
-def _said(turn: dict) -> tuple[str, str]:
-    return turn["role"], turn["content"].strip()
+def _is_same(turn: dict, expected: dict) -> bool:
+    """True if nothing is lost with the turn."""
+    return turn["content"].strip() == expected["content"].strip() and {**expected, **turn, "content": ""} == {
+        **expected,
+        "content": "",
+    }
 
 
 def _prompt_and_answers(row: Row, keys: tuple[str, ...]) -> dict:
@@ -118,6 +121,7 @@ def _last_answer(row: Row, turns: list[dict], name: str) -> dict:
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if all(turn.get("weight") == 0 for turn in answers):
         raise InputError(f"{name}: needed an assistant turn that is learned, got the weight 0 for all")
+    row.turns_after = last < len(turns) - 1
     return row.build(row.with_beginning(turns[:last]), response=[turns[last]])
 
 
@@ -205,7 +209,7 @@ def _ranked(row: Row, keys: tuple[str, ...]) -> list[dict]:
     if len(keys) == 3:
         scores, key = row.take(keys[2]), keys[2]
     else:
-        answers, scores, key = _answers_with_scores(answers, keys[1])
+        answers, scores, key = _answers_with_scores(row, answers, keys[1])
     if not isinstance(answers, list) or len(answers) < 2:
         raise InputError(f"{keys[1]}: needed a list of two answers or more, got {got(answers)}")
     if not isinstance(scores, list) or len(scores) != len(answers):
@@ -218,12 +222,13 @@ ANSWER_TEXTS = ("text", "answer", "response", "output", "completion", "content")
 ANSWER_SCORES = ("score", "overall_score", "rating", "reward", "rank")
 
 
-def _answers_with_scores(answers: object, key: str) -> tuple[list, list, str]:
+def _answers_with_scores(row: Row, answers: list[dict], key: str) -> tuple[list, list, str]:
     """[{"answer": text, "score": number}, ...] -> (texts, scores, the name of the scores)."""
     texts = next((name for name in ANSWER_TEXTS if all(name in answer for answer in answers)), None)
     scores = next((name for name in ANSWER_SCORES if all(name in answer for answer in answers)), None)
     if texts is None or scores is None:
         raise InputError(f"{key}: needed answers with a text and a score, got {got(answers)}")
+    row.inside |= {name: None for answer in answers for name in answer if name not in (texts, scores)}
     return [answer[texts] for answer in answers], [answer[scores] for answer in answers], scores
 
 
@@ -248,7 +253,10 @@ def _instances(row: Row, keys: tuple[str, ...]) -> list[dict]:
             raise InputError(f"instances: {number_}: needed the keys input and output, got {names_of(more)}")
         inner = Row({**row.columns, "instruction": instruction, "output": "", **instance}, row.ignored)
         rows.append(_prompt_and_answers(inner, ("instruction", "output")))
-        row.read |= {name: None for name in inner.read if name in row.columns}
+        row.no_input |= inner.no_input
+        if "input" not in inner.read and not is_empty(instance.get("input")):
+            raise InputError("instances: needed an instruction that is text beside an input, got turns")
+        row.read |= {name: None for name in inner.read if name in row.columns and name not in instance}
     return rows
 
 

@@ -6,8 +6,9 @@ from minirlhf.data.columns import is_empty
 from minirlhf.data.encoding import TURNS
 from minirlhf.data.formats.dialogues import history_turns, is_no_input, marked_prompt
 from minirlhf.data.formats.labels import number
-from minirlhf.data.formats.turns import got, is_plain, plain_answer, plain_prompt, tools_of, turns_of
+from minirlhf.data.formats.turns import got, is_plain, plain_answer, tools_of, turns_of
 from minirlhf.errors import InputError
+from minirlhf.text.chat import render_chat
 
 SYSTEM = ("system", "system_prompt", "systemPrompt")
 
@@ -20,6 +21,8 @@ class Row:
         self.ignored = ignored  # columns, and keys of turns
         self.every_pair = every_pair  # of several answers
         self.read: dict[str, None] = {}  # names, in the order of reading
+        self.inside: dict[str, None] = {}  # names of unread keys inside a column
+        self.turns_after = self.no_input = False  # are there turns after the answer, an input that says "no input"?
 
     def take(self, name: str) -> object:
         """The value of a column, which then counts as read."""
@@ -45,7 +48,7 @@ class Row:
                 if other != name and not is_no_input(self.columns.get(other)):
                     texts.append(self.text(other))
                 elif other != name and other in self.columns:
-                    self.take(other)
+                    self.no_input |= not is_empty(self.take(other))
             prompt = "\n\n".join(texts)
             prompt = marked_prompt(prompt) or prompt
         else:
@@ -87,7 +90,7 @@ class Row:
             prompt = [{"role": "user", "content": prompt}]
         row: dict = {"prompt": prompt}
         if isinstance(prompt, list):
-            row = {"prompt": plain_prompt(prompt, tools), TURNS: prompt}
+            row = {"prompt": render_chat(prompt, True, tools), TURNS: prompt}
         if tools:
             row["tools"] = tools
         for key, turns in answers.items():

@@ -18,7 +18,7 @@ from minirlhf.data.columns import PART_KEYS, TURN_KEYS, WEIGHTS, has_meaning, is
 from minirlhf.data.rows import with_type
 from minirlhf.errors import InputError
 from minirlhf.foreign import without_repeats
-from minirlhf.text.chat import render_chat
+from minirlhf.text.chat import HEADERS, TURN_END, render_chat, turn_text
 
 SPELLINGS = {
     "user": "user human prompter usr 用户",
@@ -177,29 +177,11 @@ def tools_of(value: object) -> list[dict]:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def plain(turn: dict) -> str:
-    """A turn's reasoning, content and calls as text, for models without a chat template."""
-    thought = turn.get("reasoning_content")
-    texts = [f"<think>\n{thought}\n</think>"] if isinstance(thought, str) else []
-    texts += [turn["content"]] if turn["content"].strip() or not turn.get("tool_calls") else []
-    for call in turn.get("tool_calls", ()):
-        texts.append(f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>")
-    return "\n\n".join(texts) if len(texts) > 1 else texts[0]
-
-
-def plain_prompt(turns: list[dict], tools: list[dict] | None = None) -> str:
-    """Turns, and tools before them, in the plain layout, for the assistant to go on."""
-    listed = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools or ()]
-    head = [{"role": "system", "content": "\n".join(["Tools:", *listed])}] if listed else []
-    return render_chat([*head, *({"role": turn["role"], "content": plain(turn)} for turn in turns)], True)
-
-
 def plain_answer(turns: list[dict]) -> str:
     """The turns of an answer as text: assistant turns joined by blank lines, or with headers if tools spoke."""
     if any(turn["role"] != "assistant" for turn in turns):
-        turns = [{"role": turn["role"], "content": plain(turn)} for turn in turns]
-        return render_chat(turns).removeprefix("Assistant:\n").removesuffix("\n\n")
-    texts = [plain(turn) for turn in turns]
+        return render_chat(turns).removeprefix(HEADERS["assistant"]).removesuffix(TURN_END)
+    texts = [turn_text(turn) for turn in turns]
     return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text.strip())
 
 

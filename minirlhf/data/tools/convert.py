@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from minirlhf.data.encoding import TURNS
+from minirlhf.data.formats import Dataset, read_rows
+from minirlhf.data.tools.manifest import Made, as_line
+from minirlhf.data.tools.sources import origin
 from minirlhf.errors import InputError
 
 ANSWER_TURNS = {"response": "response_turns", "chosen": "chosen_turns", "rejected": "rejected_turns"}
@@ -16,19 +21,79 @@ KINDS = {"prompts": "prompt"}  # names of layouts that are not the name of a kin
 FROM = {"user": "human", "assistant": "gpt", "system": "system"}  # role -> its name in ShareGPT files
 
 
-def converted(row: dict, kind: str, layout: str) -> list[dict]:
+def convert_rows(
+    dataset: Dataset, rows: Sequence[dict], layout: str, kind: str = "", ignored: Sequence[str] = ()
+) -> tuple[list[Made], list[str]]:
+    """-> (the values for the rows, a reason for each row that is left out).
+
+    The values are read back: a value that would be read as another kind of row, or not at all, is left out.
+
+    Args:
+        rows: of the dataset, or made from its rows.   kind: of these rows, by default the dataset's.
+        ignored: columns to leave out.
+    """
+    kind, made, refused = kind or dataset.kind, [], []
+    for row in rows:
+        try:
+            values = converted(row, kind, layout, ignored)
+            made += [Made(value, *origin(dataset, row)) for value in values]
+        except InputError as error:
+            refused.append((row["line"], str(error)))
+    lost = unreadable([row.value for row in made], wanted_kind(kind, layout), layout)
+    refused += [(made[i].line, reason) for i, reason in lost.items()]
+    kept = [row for i, row in enumerate(made) if i not in lost]
+    return kept, [f"{dataset.unit} {line}: {reason}" for line, reason in refused]
+
+
+def unreadable(values: Sequence[dict], kind: str, layout: str) -> dict[int, str]:
+    """Position -> reason, for values that a reader of the new file would not take as rows of this kind."""
+    if not values:
+        return {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        path.write_text(csv_text(values) if layout == "csv" else "".join(map(as_line, values)), encoding="utf-8")
+        try:
+            found = read_rows(path, max_refused=1.0)
+        except InputError as error:
+            return dict.fromkeys(range(len(values)), str(error).removeprefix(f"{path}: "))
+    if found.kind != kind:
+        return dict.fromkeys(range(len(values)), f"the new row would be read as {found.kind}, because of its columns")
+    lines = sorted({row["line"] for row in found.rows} | {refusal.line for refusal in found.refused})
+    at = {line: i for i, line in enumerate(lines)}  # a row of CSV may have several lines
+    return {at[refusal.line]: f"the new row could not be read: {refusal.reason}" for refusal in found.refused}
+
+
+def converted(row: dict, kind: str, layout: str, ignored: Sequence[str] = ()) -> list[dict]:
     """The values for one row; two for a pair as unpaired rows.   Raises: InputError with the reason of a refusal."""
-    values = []
-    wanted = kind if layout in WRITERS else KINDS.get(layout, layout)
+    values, wanted = [], wanted_kind(kind, layout)
     if layout in WRITERS and (kind == "steps" or (kind == "text" and layout != "csv")):
         raise InputError(f"a row of the kind {kind} has no place in this layout; choose --layout {kind}")
     for changed in as_kind(row, kind, wanted):
         value = WRITERS.get(layout, canonical)(changed, wanted)
-        others = {key: entry for key, entry in row.items() if key not in OWN}
+        others = {key: entry for key, entry in row.items() if key not in (*OWN, *ignored)}
         if clash := sorted(others.keys() & value.keys()):
             raise InputError(f"its column {clash[0]} has the name of a key of the layout {layout}; rename the column")
         values.append({**value, **others})
     return values
+
+
+def layout_of(kind: str) -> str:
+    """The name of a kind as a layout."""
+    return "prompts" if kind == "prompt" else kind
+
+
+def wanted_kind(kind: str, layout: str) -> str:
+    """The kind of rows in the new file."""
+    return kind if layout in WRITERS else KINDS.get(layout, layout)
+
+
+def left_out(rows: Sequence[dict], kind: str, layout: str) -> list[str]:
+    """The parts of rows that another kind of row has no place for: `rejected` if pairs become sft rows."""
+    kept = {"prompt": "prompt", **dict.fromkeys(CANONICAL[wanted_kind(kind, layout)])}
+    replaced = {"chosen", "rejected"} if "label" in kept else {"chosen"} if "response" in kept else set()
+    replaced |= {"steps", "labels"} if "response" in kept else set()
+    parts = ("response", "chosen", "rejected", "margin", "label", "steps", "labels")
+    return [name for name in parts if name not in {*kept} | replaced and any(name in row for row in rows)]
 
 
 def as_kind(row: dict, kind: str, wanted: str) -> list[dict]:

@@ -18,7 +18,7 @@ MAX_UNPACKED = 1 << 36  # bytes: 64 GiB
 
 def fetch(name: str, folder: Path) -> list[str]:
     """Copy the files of hub:OWNER/NAME:FILES into a new folder; archives are unpacked.   Returns: lines to print."""
-    files = data_files(name)
+    files = [Path(file) for file in data_files(name)]
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True)

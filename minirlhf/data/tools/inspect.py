@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from minirlhf.data.encoding import encode_rows
@@ -12,7 +13,9 @@ from minirlhf.data.tools.texts import ANSWERS, answers, normalised, question, sc
 from minirlhf.foreign import beginning_of_repr
 from minirlhf.text.tokenizer import Tokenizer
 
+IGNORED = "case, width, spaces and final punctuation"  # by `normalised`
 BAR = 30  # columns of the longest bar of a histogram
+LONGEST = 1 << 20  # tokens; a longer text is counted as this long
 AT_ONCE = 1000  # rows that are tokenised at once
 
 
@@ -32,7 +35,7 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer | None) -> Lengths:
         if tokenizer:
             texts = [{**row, **dict(zip(keys, answers(row, dataset.kind), strict=True))} for row in rows]
             encoded = encode_rows(
-                tokenizer, texts, keys, context=1 << 40, max_refused=1.0, source=dataset.path, unit=dataset.unit
+                tokenizer, texts, keys, context=LONGEST, max_refused=1.0, source=dataset.path, unit=dataset.unit
             )
             found.refused.extend(encoded.refused)
             pairs = [(row.prompt, row.responses) for row in encoded.rows]
@@ -69,11 +72,15 @@ class Twice(NamedTuple):
     examples: list[tuple[int, int]]  # (line of the first row, line of a later row), at most three
 
 
-def duplicates(rows: Sequence[dict], text: Callable[[dict], str]) -> Twice:
-    first: dict[str, int] = {}
-    later = [
-        (first[key], row["line"]) for row in rows if first.setdefault(key := text(row), row["line"]) != row["line"]
-    ]
+def duplicates(rows: Sequence[dict], texts: Iterable[Iterable[str]]) -> Twice:
+    """texts: those of each row that are compared."""
+    first: dict[bytes, int] = {}
+    later = []
+    for row, parts in zip(rows, texts, strict=True):
+        key = hashlib.sha256(repr([*parts]).encode("utf-8", "replace")).digest()  # 32 bytes, however long the text
+        if key in first:
+            later.append((first[key], row["line"]))
+        first.setdefault(key, row["line"])
     return Twice(len(later), later[:3])
 
 
@@ -150,13 +157,13 @@ def report(dataset: Dataset, tokenizer: Tokenizer | None, context: int | None) -
         cut = sum(length > context for length in found.whole)
         full = sum(length >= context for length in found.prompts)
         lines.append(f"at a context of {context:,}: {cut:,} rows are too long; in {full:,} of them the prompt alone is")
-    lines.append(f"empty prompts: {sum(not row['prompt'].strip() for row in rows):,}")
-    for name, twice in (
-        ("rows that stand twice", duplicates(rows, lambda row: repr([row["prompt"], *answers(row, kind)]))),
-        ("the same without case, width, spaces and final punctuation", duplicates(
-            rows, lambda row: repr([normalised(text) for text in (row["prompt"], *answers(row, kind))]))),
-        ("prompts that stand twice", duplicates(rows, lambda row: row["prompt"])),
-    ):  # fmt: skip
+    texts = [[row["prompt"], *answers(row, kind)] for row in rows]
+    same = [("rows that stand twice", texts), (f"the same without {IGNORED}", [map(normalised, row) for row in texts])]
+    if kind != "text":
+        lines.append(f"empty prompts: {sum(not row['prompt'].strip() for row in rows):,}")
+        same.append(("prompts that stand twice", [row[:1] for row in texts]))
+    for name, keys in same:
+        twice = duplicates(rows, keys)
         where = "; ".join(f"{unit} {later} as {unit} {first}" for first, later in twice.examples)
         lines.append(f"{name}: {twice.count:,}" + f" ({where})" * bool(where))
     shared, most = same_answers(rows, kind)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minirlhf.errors import InputError
+from minirlhf.pretrained.hub import pinned
 
 
 class Made(NamedTuple):
@@ -85,7 +86,7 @@ def write_new(path: Path, content: bytes) -> None:
 def fingerprint(file: str) -> dict:
     """A source's entry in the manifest."""
     if not os.path.isfile(file):
-        return {"file": file}  # standard input
+        return {"file": pinned(file)}  # standard input, a data set of the hub with its commit
     with open(file, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"file": file, "sha256": digest, "bytes": os.path.getsize(file)}

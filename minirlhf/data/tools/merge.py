@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from minirlhf.data.formats import Dataset
 from minirlhf.data.mixing import counts, lines, row_numbers
-from minirlhf.data.tools.convert import converted
+from minirlhf.data.tools.convert import convert_rows, layout_of
 from minirlhf.data.tools.manifest import Made
-from minirlhf.data.tools.sources import Reading, origin
+from minirlhf.data.tools.sources import Reading
 from minirlhf.errors import InputError
 
 
@@ -48,9 +48,9 @@ def rows_of(plan: Plan, reading: Reading, seed: int) -> list[Made]:
     made = []
     for i, (dataset, count) in enumerate(zip(plan.datasets, plan.wanted, strict=True)):
         if plan.converts:
-            values = [
-                Made(converted(row, dataset.kind, dataset.kind)[0], *origin(dataset, row)) for row in dataset.rows
-            ]
+            values, refused = convert_rows(dataset, dataset.rows, layout_of(dataset.kind))
+            if refused:
+                raise InputError(f"{dataset.path}: needed rows that can be converted, got {refused[0]}")
         else:
             values = [Made(*kept[:3]) for kept in reading.values(dataset)]
         if len(values) != len(dataset.rows):

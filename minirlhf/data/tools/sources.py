@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minirlhf.data.formats import Dataset, read_rows
-from minirlhf.data.reading import read_values
+from minirlhf.data.reading import open_values
+
+
+class Kept(NamedTuple):
+    """A value of a source."""
+
+    value: object
+    file: str
+    line: int
+    rows: list[dict]  # the rows that it gave
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a file; the arguments of `read_rows`."""
+    """How to read files."""
 
-    options: dict[str, Any]
+    options: dict[str, Any]  # of `read_rows`
 
     def rows(self, source: str) -> Dataset:
         return read_rows(source, **self.options)
 
     def values(self, dataset: Dataset) -> Iterator[Kept]:
-        """Each source value that gave at least one row, unchanged, with its rows."""
-        by_value: dict[tuple[str, int], list[dict]] = {}
+        """The values that gave at least one row, unchanged, with their rows."""
+        by_value: dict[tuple[str | None, int], list[dict]] = {}
         for row in dataset.rows:
-            by_value.setdefault(origin(dataset, row), []).append(row)
-        for _, number, value in read_values(os.fspath(dataset.path)):
-            if rows := by_value.get((dataset.path, number)):
-                yield Kept(value, dataset.path, number, rows)
+            by_value.setdefault((row.get("file"), row["line"]), []).append(row)
+        several = any(file for file, _ in by_value)
+        values = open_values(dataset.path, encoding=self.options.get("encoding"), as_text=self.as_text)
+        for source in values:
+            if rows := by_value.get((source.file if several else None, source.number)):
+                yield Kept(source.value, source.file, source.number, rows)
 
-
-class Kept(NamedTuple):
-    value: object
-    file: str
-    line: int
-    rows: list[dict]
+    @property
+    def as_text(self) -> bool:
+        """As `read_rows` reads a file that is not JSON."""
+        return self.options.get("as_kind") == "text"
 
 
 def origin(dataset: Dataset, row: dict) -> tuple[str, int]:

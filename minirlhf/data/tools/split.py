@@ -21,6 +21,21 @@ def fractions(ratio: Sequence[float]) -> tuple[float, ...]:
     return parts
 
 
+def joined(keys: Sequence[Sequence[str]]) -> list[str]:
+    """A text for each row. Rows that share a key, directly or through other rows, get the same text."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    for first, *more in keys:
+        for key in more:
+            parent[root(key)] = root(first)
+    return [root(first) for first, *_ in keys]
+
+
 def split(texts: Sequence[str], parts: Sequence[float], seed: int) -> list[list[int]]:
     """The positions in each part, in their order. Equal texts stay together.
 

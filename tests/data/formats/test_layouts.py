@@ -312,7 +312,7 @@ def test_tools_and_calls_become_canonical(one):
     assert (kind, row["response"], row["tools"]) == ("sft", "a", [TOOL])
     turns = [Q, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": '{"y": 2}'}]
     assert row["prompt_turns"] == turns
-    head = 'System:\nTools:\n{"name": "f", "description": "d"}\n\n'
+    head = f"Tools:\n{json.dumps(TOOL)}\n\n"
     body = f'User:\nq\n\nAssistant:\n{CALL_TEXT}\n\nTool:\n{{"y": 2}}\n\nAssistant:\n'
     assert row["prompt"] == head + body
 

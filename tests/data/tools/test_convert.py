@@ -100,6 +100,17 @@ def test_csv_has_a_header_and_quotes(call, write, tmp_path):
         ]
 
 
+def test_a_row_that_would_be_read_otherwise_is_refused(call, write):
+    # as a text, the second answer is a dialogue of another prompt
+    answers = ["a\n\nb", "\n\nHuman: x\n\nAssistant: y", "c"]
+    write("rows.jsonl", [{"prompt": "p", "response": [{"role": "assistant", "content": text}]} for text in answers])
+    for layout in ("sft", "csv"):
+        flags = "--layout", layout, "--max_refused", "0.5", "--output", f"new.{layout}"
+        code, out, _ = call("convert", "rows.jsonl", *flags)
+        assert code == 0 and "not converted: line 2: the new row could not be read: response: needed" in out, out
+        assert "2 rows in the layout" in out
+
+
 def test_refused_rows_are_named_and_bounded(call, write):
     good = {"messages": [USER, R]}
     write("rows.jsonl", [good, {"messages": [USER, USER, R]}])

@@ -45,10 +45,11 @@ def rows(*texts):
 
 def test_duplicates_by_hand():
     given = rows(("a", "1"), ("A?", "1"), ("a", "1"), ("a", "2"))
-    exact = duplicates(given, lambda row: row["prompt"] + row["response"])
-    assert exact == (1, [(1, 3)])
-    assert duplicates(given, lambda row: normalised(row["prompt"]) + row["response"]) == (2, [(1, 2), (1, 3)])
-    assert duplicates(given, lambda row: row["prompt"]) == (2, [(1, 3), (1, 4)])
+    texts = [[row["prompt"], row["response"]] for row in given]
+    assert duplicates(given, texts) == (1, [(1, 3)])
+    assert duplicates(given, [map(normalised, row) for row in texts]) == (2, [(1, 2), (1, 3)])
+    assert duplicates(given, [row[:1] for row in texts]) == (2, [(1, 3), (1, 4)])
+    assert duplicates(given[:2], [["ab", "c"], ["a", "bc"]]) == (0, [])
 
 
 def test_answers_under_several_questions():

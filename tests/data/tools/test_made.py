@@ -110,7 +110,7 @@ def test_only_the_last_user_turn_changes():
 def test_augmented_files_name_their_change(call, write, read):
     write("rows.jsonl", [{"prompt": "Explain gravity.", "response": "It pulls."}])
     code, out, _ = call("augment", "rows.jsonl", "--changes", "case,ending", "--output", "more.jsonl")
-    assert code == 0 and "3 rows, 2 of them new" in out
+    assert code == 0 and "2 new rows" in out and "more.jsonl: 3 rows" in out
     assert [(row["prompt"], row.get("change")) for row in read("more.jsonl")] == [
         ("Explain gravity.", None), ("explain gravity.", "case"), ("Explain gravity", "ending"),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minirlhf.data.tools.manifest import fingerprint
-from minirlhf.data.tools.split import fractions, split
+from minirlhf.data.tools.split import fractions, joined, split
 from minirlhf.errors import InputError
 
 TEXTS = [f"text {i}" for i in range(100)]
@@ -46,6 +46,12 @@ def test_a_new_row_moves_few_rows():
     assert len(before - texts_of(more, split(more, (0.8, 0.2), 1))[1]) <= 1
 
 
+def test_rows_that_share_a_prompt_get_one_text():
+    # 0 and 2 share b, 2 and 3 share c; 1 stands alone
+    found = joined([["a", "b"], ["x"], ["b", "c"], ["c"], ["y", "y"]])
+    assert found[0] == found[2] == found[3] and len({found[0], found[1], found[4]}) == 3
+
+
 def test_equal_texts_stay_together():
     texts = [f"text {i % 10}" for i in range(100)]
     first, second = texts_of(texts, split(texts, (0.75, 0.25), 0))
@@ -69,6 +75,12 @@ def test_a_file_is_split_by_prompt(call, write, read, tmp_path):
     manifest = json.loads((tmp_path / "rows-test.jsonl.manifest.json").read_text())
     assert manifest["sources"] == [fingerprint("rows.jsonl")] and manifest["rows"] == len(test)
     assert [rows[line - 1] for _, line in manifest["origin"]] == test
+
+
+def test_the_flags_for_the_new_files_are_told(call, write):
+    write("rows.jsonl", [{"ask": str(i), "say": str(i)} for i in range(10)])
+    code, out, _ = call("split", "rows.jsonl", "--map", "prompt=ask,response=say")
+    assert code == 0 and "read the new file with --map prompt=ask,response=say too" in out
 
 
 def test_no_file_is_overwritten(call, write, tmp_path):

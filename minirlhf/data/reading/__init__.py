@@ -1,0 +1,12 @@
+"""A data file's bytes -> its JSON values, each with its line number.
+
+files.py        a source  -> its files
+kinds.py        the first bytes -> binary formats and encodings
+spool.py        packed and foreign-encoded files -> a copy in UTF-8
+recognise.py    the first lines -> the container
+containers.py   JSONL, JSON, tables, text -> values with offsets
+bounded.py      lines and values of strangers, within bounds
+values.py       all of it: `open_values`, `Values`
+"""
+
+from minirlhf.data.reading.values import Source, Values, content_key, open_values, read_values
