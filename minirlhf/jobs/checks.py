@@ -34,7 +34,11 @@ from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
-INSTEAD = {"sft": "a trained model with --policy DIR", "reward": "--reward FILE.py:FUNCTION or DIR"}  # of a stage
+# of a stage
+INSTEAD = {
+    "sft": "rows for SFT with --sft.data FILE, or a trained model with --policy DIR",
+    "reward": "--reward FILE.py:FUNCTION or DIR",
+}
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
