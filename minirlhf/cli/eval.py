@@ -25,10 +25,19 @@ from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
 from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rate
-from minirlhf.evaluation.shown import bias_table, measures_table, pairs_table, side_by_side_text, wins_table
+from minirlhf.evaluation.shown import (
+    bias_table,
+    measures_table,
+    pairs_table,
+    sample_lines,
+    side_by_side_text,
+    wins_table,
+)
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
 from minirlhf.jobs.data_flags import Kind
+from minirlhf.jobs.fresh_folder import check_folder, made_folder
+from minirlhf.jobs.given_judges import open_judge, open_reward
 from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
 from minirlhf.model.policy import Policy
@@ -36,7 +45,7 @@ from minirlhf.pretrained.weights import load_policy
 from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
-from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.checkpoint import write_whole
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
 WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
@@ -49,9 +58,7 @@ class EvalConfig:
     data: str  # [files] prompts, and answers to compare with: files or folders, with commas
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
     reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
-    judge: str | None = (
-        None  # [folder, FILE.py:FUNCTION, right, longer or shorter] compares each model with the baseline
-    )
+    judge: str | None = None  # [right, longer, shorter, folder or FILE.py:FUNCTION] compares models with the baseline
     baseline: str | None = None  # [model] the others are compared with it; default: the first of several models
     reference: str | None = None  # [model] measure the KL of each model to this model
     samples: int = 1  # [completions] of each prompt
@@ -117,8 +124,8 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     entrants, baseline = open_all(models, config)
     if not entrants and not (rows.pairs and config.reward):
         raise InputError("eval: needed a model first, or rows of pairs and --reward, got neither; see --help")
-    reward = config.reward and measuring.open_reward(config.reward, rows, device, config.microbatch_tokens, config.wrap)
-    judge = config.judge and measuring.open_judge(config.judge, rows, device, config.microbatch_tokens, config.wrap)
+    reward = config.reward and open_reward(config.reward, rows.prompts, device, config.microbatch_tokens, config.wrap)
+    judge = config.judge and open_judge(config.judge, rows.prompts, device, config.microbatch_tokens, config.wrap)
     found: dict[str, Any] = {"data": config.data, "baseline": baseline, "models": {}}
     tables, lines = [], []
     if entrants:
@@ -126,13 +133,15 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
         scores = {name: measuring.scored(reward, rows, prompts, samples[name], name) for name in samples if reward}
         for name, own in scores.items():
             measures[name] |= reward_measures(own, config.seed)
-        for name in [name for name in samples if baseline not in (None, name)]:
+        for name in [name for name in samples if baseline in samples and name != baseline]:
             measures[name] |= compared(name, baseline, samples, scores, judge, rows, prompts, config.seed)
         found["models"], lines = measures, sample_lines(prompts, samples, scores)
         tables = tables_of(measures, baseline, config.judge)
     if rows.pairs and reward and (pairs := measuring.measured_pairs(reward, rows)):
         found["reward_model"] = pairs
         tables.append(pairs_table(measuring.short_names([config.reward])[0], pairs))
+    if not tables:
+        raise InputError(f"eval: nothing could be measured: {rows.left_out[0]}")
     found["left_out"] = len(rows.left_out)
     if rows.left_out:
         say(f"left out: {len(rows.left_out):,}, such as {rows.left_out[0]}")
@@ -190,19 +199,27 @@ def measure_all(
     reference = open_reference(config, device)
     samples, measures = {}, {}
     for entrant, own_prompts, own_answers in zip(entrants, prompts, answers, strict=True):
-        policy = load(entrant, config, device)
         own = measures[entrant.name] = {"folder": str(entrant.folder)}
-        if kept:
-            sampling = config.sampling(entrant.tokenizer.eos_ids)
-            report, completions = measuring.sampled(
-                entrant, policy, own_prompts, sampling, config.samples, config.seed, reference
-            )
-            samples[entrant.name] = completions
-            own |= {"prompts": len(kept), **{name: report.measures[name] for name in ("length", "ended", "kl")}}
-            own |= text_measures(completions, references, words) | answers_right(sources, completions)
-        if known:
-            own |= measuring.likelihood_of(policy, own_answers, config.overlap, config.microbatch_tokens)
-        say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
+        try:
+            policy = load(entrant, config, device)
+            if kept:
+                sampling = config.sampling(entrant.tokenizer.eos_ids)
+                found = measuring.sampled(
+                    entrant, policy, own_prompts, sampling, config.samples, config.seed, reference
+                )
+                samples[entrant.name], sampling_measures = found
+                own |= {"prompts": len(kept), **sampling_measures}
+                own |= text_measures(samples[entrant.name], references, words)
+                own |= answers_right(sources, samples[entrant.name])
+            if known:
+                own |= measuring.likelihood_of(policy, own_answers, config.overlap, config.microbatch_tokens)
+            say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
+        except InputError as error:  # such as broken weights; the other models are measured
+            samples.pop(entrant.name, None)
+            own |= {"error": str(error)}
+            say(f"{entrant.name}: not measured: {error}")
+    if all("error" in own for own in measures.values()):
+        raise InputError(f"eval: no model could be measured: {next(iter(measures.values()))['error']}")
     return sources, samples, measures
 
 
@@ -258,45 +275,19 @@ def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, judge: st
     return tables
 
 
-def sample_lines(
-    prompts: list[dict], samples: dict[str, list[list[str]]], scores: dict[str, list[list[float]]]
-) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl: for each prompt the completions of all models."""
-    lines = []
-    for i, row in enumerate(prompts if samples else []):
-        common = {name: row[name] for name in ("file", "line", "category") if name in row}
-        for name, own in samples.items():
-            for k, text in enumerate(own[i]):
-                score = scores[name][i][k] if scores else math.nan
-                known = {} if math.isnan(score) else {"reward": score}
-                lines.append({"prompt": row["prompt"], "completion": text, "model": name, **common, **known})
-    return lines
-
-
-def check_folder(output: str | None) -> None:
-    if output is not None and holds_anything(Path(output)):
-        raise InputError(f"{output}: holds files already; choose another --output")
-
-
 def write(config: EvalConfig, found: dict[str, Any], lines: list[dict], tables: str, rows: Rows) -> Path:
     """Write everything into the folder of `output`, or a fresh runs/eval-001."""
+    files = {
+        "config.toml": settings_to_toml({"job": config}),
+        "eval.json": json.dumps(found, ensure_ascii=False, indent=1) + "\n",
+        "table.txt": tables + "\n",
+        "samples.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+        "side_by_side.txt": side_by_side_text(lines, rows.unit),
+        "left_out.txt": "".join(f"{line}\n" for line in rows.left_out),
+    }
     check_folder(config.output)
-    folder = Path(config.output) if config.output else fresh_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=config.output is not None)
-    except OSError as error:
-        raise InputError(f"{folder}: needed a folder for --output, got: {error.strerror}; choose another") from None
-    write_whole(folder / "config.toml", settings_to_toml({"job": config}))
-    write_whole(folder / "eval.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    write_whole(folder / "table.txt", tables + "\n")
-    if lines:
-        write_whole(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        write_whole(folder / "side_by_side.txt", side_by_side_text(lines, rows.unit))
-    if rows.left_out:
-        write_whole(folder / "left_out.txt", "".join(f"{line}\n" for line in rows.left_out))
+    folder = made_folder(config.output, "eval")
+    for name, text in files.items():
+        if text:
+            write_whole(folder / name, text)
     return folder
-
-
-def fresh_folder() -> Path:
-    numbers = [int(path.name[5:]) for path in Path("runs").glob("eval-*") if path.name[5:].isdecimal()]
-    return Path("runs") / f"eval-{max(numbers, default=0) + 1:03d}"

@@ -34,7 +34,11 @@ from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
-INSTEAD = {"sft": "a trained model with --policy DIR", "reward": "--reward FILE.py:FUNCTION or DIR"}  # of a stage
+# of a stage
+INSTEAD = {
+    "sft": "rows for SFT with --sft.data FILE, or a trained model with --policy DIR",
+    "reward": "--reward FILE.py:FUNCTION or DIR",
+}
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
@@ -179,9 +183,9 @@ def check_evaluations(job: Opened) -> None:
     if metric and not metric.startswith("eval/"):
         raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")
     if name and name not in sets:
+        near, known = (nearest(name, sets), ", ".join(sets)) if sets else ("", "none")
         raise InputError(
-            f"--run.best_metric {metric}: needed a set of --validation, got {name}{nearest(name, sets)}; the sets are "
-            f"{', '.join(sets) or 'none'}"
+            f"--run.best_metric {metric}: needed a set of --validation, got {name}{near}; the sets are {known}"
         )
 
 

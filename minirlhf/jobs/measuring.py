@@ -5,36 +5,31 @@ A row that one model cannot read is left out for all models, so that every numbe
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.batches import EncodedRow
 from minirlhf.data.dialogues import Dialogues
 from minirlhf.data.encoding import encode_texts
 from minirlhf.data.formats import Dataset
-from minirlhf.data.wrapping import Wrapped, Wrapping
+from minirlhf.data.wrapping import Wrapping
 from minirlhf.errors import InputError
 from minirlhf.evaluation.likelihood import Likelihood, likelihoods
-from minirlhf.evaluation.pairwise import RULES, in_both_orders
-from minirlhf.evaluation.policies import Report, evaluate_policy
+from minirlhf.evaluation.pairwise import in_both_orders
+from minirlhf.evaluation.policies import evaluate_policy
 from minirlhf.evaluation.reward_models import pair_measures
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
-from minirlhf.pretrained.weights import load_policy, load_reward_model
-from minirlhf.rewards.functions import FileReward
-from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
-from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
+from minirlhf.pretrained.weights import load_policy
+from minirlhf.rewards.judges import Judge
+from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.distributed import gather, local_rows, say
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -184,8 +179,8 @@ def sampled(
     samples: int,
     seed: int,
     reference: tuple[Entrant, Policy] | None,
-) -> tuple[Report, list[list[str]]]:
-    """-> (the report of all completions, the completions of each prompt). Without a common tokenizer: no KL."""
+) -> tuple[list[list[str]], dict[str, float | None]]:
+    """-> (the completions of each prompt; length, ended, kl over all of them). Without a common tokenizer: no KL."""
     ref_policy = None
     if reference:
         try:
@@ -194,8 +189,8 @@ def sampled(
         except InputError:
             say(f"{entrant.name}: no KL, because the tokenizer of the reference {reference[0].name} is another")
     report = evaluate_policy(policy, entrant.tokenizer, prompts * samples, sampling, ref_policy=ref_policy, seed=seed)
-    n = len(prompts)
-    return report, [[report.completions[s * n + i] for s in range(samples)] for i in range(n)]
+    texts = [report.completions[i :: len(prompts)] for i in range(len(prompts))]
+    return texts, {name: report.measures[name] for name in ("length", "ended", "kl")}
 
 
 def likelihood_of(
@@ -263,21 +258,22 @@ def _unknown(pair: Sequence[float]) -> bool:
 def known_or_named(
     work: Callable[[list[int]], list[Value]], rows: Rows, sources: list[dict], who: str, unknown: Value
 ) -> list[Value]:
-    """The results of `work` for all sources. If it refuses some of them alone, these are named and `unknown`."""
+    """The results of `work` for all sources. If it refuses them together, each is tried alone.
+
+    A source that is refused alone is named, and its result is `unknown`.
+    """
 
     def tolerant(indices: list[int]) -> list[tuple[Value, str]]:
         try:
             return [(value, "") for value in work(indices)]
-        except InputError as first:
-            found = []
-            for i in indices:
-                try:
-                    found.append((work([i])[0], ""))
-                except InputError as error:
-                    found.append((unknown, str(error)))
-            if all(reason for _, reason in found):
-                raise first
-            return found
+        except InputError:
+            return [alone(i) for i in indices]
+
+    def alone(i: int) -> tuple[Value, str]:
+        try:
+            return work([i])[0], ""
+        except InputError as error:
+            return unknown, str(error)
 
     results = shared(len(sources), tolerant)
     for row, (_, reason) in zip(sources, results, strict=True):
@@ -298,63 +294,3 @@ def shared(n: int, work: Callable[[list[int]], list[Value]]) -> list[Value]:
         raise InputError(problem)
     found = {i: value for indices, values, _ in parts for i, value in zip(indices, values, strict=True)}
     return [found[i] for i in range(n)]
-
-
-def open_reward(name: str, rows: Rows, device: torch.device, microbatch_tokens: int, wrap: str) -> Reward:
-    """The reward of a reward model's folder, or of FILE.py:FUNCTION. A function is tried before any model samples."""
-    reward = _open(name, device, microbatch_tokens, wrap)
-    if isinstance(reward, FileReward):
-        score_completions(reward, *_trial(rows, ["", "yes"]), optional=True)
-    return reward
-
-
-def open_judge(name: str, rows: Rows, device: torch.device, microbatch_tokens: int, wrap: str) -> Judge:
-    """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
-    if name in RULES:
-        return RULES[name]
-    reward = _open(name, device, microbatch_tokens, wrap)
-    if not isinstance(reward, FileReward):
-        return judge_by(reward)
-
-    def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
-        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
-
-    judge.__name__ = name
-    found = judge if _takes_pairs(reward.function) else judge_by(reward)
-    prompts, texts, sources = _trial(rows, ["", "yes"])
-    judge_pairs(found, prompts, texts, texts[::-1], sources)
-    return found
-
-
-def _open(name: str, device: torch.device, microbatch_tokens: int, wrap: str) -> Reward:
-    if not Path(name).is_dir() and (name.endswith(".py") or ":" in name):
-        return FileReward(name)
-    if Path(name).is_dir():
-        check_no_pipeline(Path(name))
-    folder = resolve_model(name)
-    model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
-    check_vocabulary(model.config, tokenizer, folder)
-    scorer = RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens)
-
-    def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
-        return scorer(prompts, completions, list(Wrapped.of(rows, tokenizer, wrap)))
-
-    reward.__name__ = name
-    return reward
-
-
-def _trial(rows: Rows, texts: list[str]) -> tuple[list[str], list[str], list[dict]]:
-    """The first two prompts with these texts; a single prompt with the first text."""
-    sources = rows.prompts[: len(texts)]
-    return [row["prompt"] for row in sources], texts[: len(sources)], sources
-
-
-def _takes_pairs(function: Callable) -> bool:
-    """True for a function of four arguments: prompts, first answers, second answers, rows. A reward has completions."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters.values() if p.kind in places and p.default is p.empty]
-    return len(needed) == 4 and "completions" not in needed

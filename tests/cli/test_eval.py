@@ -180,8 +180,32 @@ def test_the_folder_is_fresh(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--max_tokens", "2"])
     assert (tmp_path / "runs/eval-008/eval.json").exists()
-    with pytest.raises(InputError, match="holds files already; choose another --output"):
-        command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--output", "runs/eval-008"])
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        ("runs/eval-008", "holds files already; choose another"),
+        ("file", "not a writable folder"),
+    ):
+        with pytest.raises(InputError, match=message):  # before anything is read
+            command.main([str(folder / "a"), "--data", "none.jsonl", "--output", output])
+
+
+def test_a_model_with_broken_weights_is_named_and_the_others_are_measured(tmp_path, capsys, folder):
+    broken = load_policy("a").transformer
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    save_pretrained(broken, tmp_path / "broken")
+    Tokenizer.load("a").save(tmp_path / "broken")
+    found, _ = run(f"a {tmp_path}/broken --data pairs.jsonl --reward functions.py:length", tmp_path / "out")
+    assert "not finite" in found["models"]["broken"]["error"] and found["models"]["a"]["prompts"] == 4
+    assert "broken: not measured: " in capsys.readouterr().out
+    with pytest.raises(InputError, match="no model could be measured: .* not finite"):
+        run(f"{tmp_path}/broken --data pairs.jsonl", tmp_path / "none")
+
+
+def test_a_reward_that_scores_no_pair_is_an_error_if_nothing_else_is_measured(tmp_path):
+    write(tmp_path / "rows.jsonl", [{**row, "prompt": row["prompt"].replace("0", "2")} for row in PAIRS[:3:2]])
+    with pytest.raises(InputError, match="no opinion on 2"):
+        run(f"--data {tmp_path}/rows.jsonl --reward functions.py:picky", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def read_answers(paths: Sequence[str]) -> tuple[list[Answers], list[str]]:
     notes = []
     for path in paths:
         unread: set[str] = set()
-        for source in read_values(path):
-            at = f"{path}: {source.unit} {source.number}"
-            row, key = _checked(at, source.value)
+        for unit, number, value in read_values(path):
+            at = f"{path}: {unit} {number}"
+            row, key = _checked(at, value)
             model = row.get("model")
             answers = found.setdefault((path, model), Answers(path if model is None else model))
             answers.texts[row["prompt"], answers.seen[row["prompt"]]] = row[key]
