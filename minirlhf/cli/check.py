@@ -13,27 +13,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.cli.machine import check_device, free_disk, free_memory, in_words, machine
 from minirlhf.cli.plan import disk_of_stages, memory_of_stages
 from minirlhf.cli.program import program_of
-from minirlhf.cli.rehearsal import Rehearsal, noted, rehearsed, with_few_held_out
+from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
 from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
-from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.given_rows import given_task
 from minirlhf.jobs.learning_rates import with_rates
-from minirlhf.jobs.opened import RESPONSES, load_task, load_tokenizer
+from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
@@ -95,72 +92,25 @@ def check_parts(
     program: Program, name: str, section: str, settings: dict[str, Any], device: torch.device, findings: list[str]
 ) -> None:
     """Check folder, rows and models; then take one step of each stage."""
-    common, folder, after = settings["job"], None, program.options.get("after", ())
+    common, folder, task, tokenizer = settings["job"], Path("runs"), None, None
     with noted(findings):
         folder = find_output(common, program.folder or name)
-    task = tokenizer = None
     with noted(findings):
         task = given_task(settings, section) or program.options.get("task", load_task)(common)
     with noted(findings):
         if task or common.policy:
-            tokenizer = load_tokenizer(common, task.texts() if task else (), folder or Path("runs"))
+            tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
     if not task or not tokenizer:
-        return say("the models are not tried, because they need rows and a tokenizer")
-    few = with_few_held_out(task)
-    started = time.perf_counter()
-    job = Rehearsal(section, settings, folder or Path("runs"), few, tokenizer, device, started, findings=findings)
-    job, shape = check_job(job, program, after)
-    if shape and fits(job, shape, after):
-        few_steps = {"student_steps": 1} if hasattr(common, "student_steps") and not common.student else {}
-        job = replace(job, settings={**job.settings, "job": replace(job.common, **few_steps)})
-        rehearsed(job, program.parts)
-
-
-def check_job(job: Rehearsal, program: Program, after: tuple[str, ...]) -> tuple[Rehearsal, ModelConfig | None]:
-    """The checks of `jobs.checks.begun`, all of them -> (the job with its reward, the shape of its model)."""
-    findings, shape, on_policy = job.findings, None, isinstance(job.config, OnPolicyConfig)
-    with noted(findings):
-        job = checks.with_gold(checks.with_given_reward(job, after))
-    stages = checks.stages_of(job, after)
-    needs = (*program.options.get("needs", ()), *(checks.PARTS[stage] for stage in reversed(stages)))
-    needs = tuple(dict.fromkeys((*needs, *(("prompts",) if on_policy else ()))))
-    for part in needs:
-        with noted(findings):
-            job.task.need(part)
-    with noted(findings):
-        checks.check_stages(job, after, stages)
-    with noted(findings):
-        shape = checks.shape_of(job)
-    if shape is None:
-        return job, None
-    for check in checks_of_shape(job, shape, stages, on_policy):
-        with noted(findings):
-            check()
-    for part in needs:
-        if part in RESPONSES and len(getattr(job.task, part)):
-            with noted(findings):
-                job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
-    return job, shape
-
-
-def checks_of_shape(
-    job: Rehearsal, shape: ModelConfig, stages: list[str], on_policy: bool
-) -> list[Callable[[], object]]:
-    """Checks that know the shape of the model."""
-    common = job.common
-    found: list[Callable[[], object]] = [lambda: checks.check_trainable(job, shape, stages)]
-    found.append(lambda: checks.check_evaluations(job))
-    if value := getattr(common, "value", None):
-        found.append(lambda: check_value(job, value, shape))
-    if on_policy:
-        found.append(lambda: check_stop_token(type(job.config).__name__, job.config, shape.vocab_size))
-    if common.policy:
-        found.append(lambda: check_vocabulary(shape, job.tokenizer, common.policy))
-    if student := getattr(common, "student", None):
-        found.append(lambda: check_student(job, student))
-    if width := getattr(common, "student_width", None):
-        found.append(lambda: narrower(shape, width))
-    return found
+        return say("the stages are not tried, because they need rows and a tokenizer")
+    opened = section, settings, folder, with_few_held_out(task), tokenizer, device, time.perf_counter()
+    job, after = Rehearsal(*opened, findings=findings), program.options.get("after", ())
+    attempt = partial(noted, findings)
+    with attempt():
+        job, _, shape = checks.checked(job, program.options.get("needs", ()), after, attempt)
+        if job.common.reward and not job.given_reward:
+            return say("the stages are not tried, because they need a reward")
+        if fits(job, shape, after):
+            rehearse(job, program.parts)
 
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:

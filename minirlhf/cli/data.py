@@ -1,23 +1,23 @@
-"""`minirlhf data`: look at rows, and make files of rows. Each command has its own --help.
+"""minirlhf data: look at rows, and make files of rows. COMMAND --help shows more.
 
-check FILE       counts, lengths, duplicates, languages, rows that another file has
-                 minirlhf data check rows.jsonl --policy DIR --against test.jsonl
-show FILE        rows side by side; with --tokens the learned tokens in colour
-                 minirlhf data show rows.jsonl --tokens --policy DIR
-split FILE       two or three files of rows
-                 minirlhf data split rows.jsonl --ratio 0.8 --seed 42 --by prompt
-merge FILE FILE  one file of rows
-                 minirlhf data merge a.jsonl b.jsonl --output both.jsonl --dry_run
-convert FILE     the rows in a layout that other tools read
-                 minirlhf data convert rows.csv --layout messages --output x.jsonl
-sample           the embedded tasks as files
-                 minirlhf data sample questions_zh --rows 1000 --output sample
-pairs FILE       preferences from answers: damaged, or sampled and judged
-                 minirlhf data pairs rows.jsonl --output pairs.jsonl
-augment FILE     more prompts for the same answers
-                 minirlhf data augment rows.jsonl --changes typo --output more.jsonl
-download NAME    a data set of the hub; all: five well-known data sets
-                 minirlhf data download gsm8k --output data
+check     counts, lengths, duplicates, languages, rows that another file has
+          minirlhf data check rows.jsonl --policy DIR --against test.jsonl
+show      rows side by side; with --tokens the learned tokens in colour
+          minirlhf data show rows.jsonl --tokens --policy DIR
+split     two or three files of rows
+          minirlhf data split rows.jsonl --ratio 0.8 --seed 42 --by prompt
+merge     one file from several
+          minirlhf data merge a.jsonl b.jsonl --output both.jsonl
+convert   the rows in a layout that other tools read
+          minirlhf data convert rows.csv --layout messages --output x.jsonl
+sample    the embedded tasks as files
+          minirlhf data sample questions_zh --rows 1000 --output sample
+pairs     preferences from answers: damaged, or sampled and judged
+          minirlhf data pairs rows.jsonl --output pairs.jsonl
+augment   more prompts for the same answers
+          minirlhf data augment rows.jsonl --changes typo --output more.jsonl
+download  a data set of the hub; all: five well-known data sets
+          minirlhf data download gsm8k --output data
 """
 
 from __future__ import annotations

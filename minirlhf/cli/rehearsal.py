@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,10 +103,11 @@ class Rehearsal(Job):
         )
 
 
-def rehearsed(job: Rehearsal, parts: Any) -> None:
+def rehearse(job: Rehearsal, parts: Callable[[Job], Generator]) -> None:
     """Take one step of each stage, and evaluate before and after on a few held-out rows."""
-    with noted(job.findings):
-        job.take_steps(parts(job))
+    if hasattr(job.common, "student_steps") and not job.common.student:  # of distillation
+        job = replace(job, settings={**job.settings, "job": replace(job.common, student_steps=1)})
+    job.take_steps(parts(job))
 
 
 def with_few_held_out(task: Task) -> Task:

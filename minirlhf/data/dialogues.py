@@ -5,7 +5,7 @@ the text without it is another text; all other keys are named in `notes`.
 
 train_on "last" learns the last answer. "all_turns" learns every assistant turn except those of weight 0:
 
-- A template with {% generation %} blocks says itself which text is learned.
+- A template with {% generation %} blocks says itself which text is learned, if the blocks hold the end token.
 - Else an earlier answer is learned where it stands, if the dialogue has it as the model writes it: after its generation
   prompt, up to its end token. A template may change an answer once turns follow (Qwen3 drops its reasoning). Such an
   answer becomes a row of its own, that ends with it.
@@ -107,13 +107,18 @@ class Dialogues:
         return [*filter(None, rows), _up_to_the_last(row, [*ids, *last], [*mask, *[True] * len(last)])]
 
     def _marked(self, turns: list[dict], wanted: list[int], tools: Any) -> tuple[list[int], list[bool]] | None:
-        """(ids, which are learned) by the template's {% generation %} blocks; None without a block for each answer."""
+        """(ids, which are learned) by the template's {% generation %} blocks. None unless each answer has a block, and
+        the last block an end token: a model must learn to stop.
+        """
         text, spans = render(self.tokenizer, turns, False, tools, None)
         answers = [k for k, turn in enumerate(turns) if turn["role"] == "assistant"]
         if spans is None or len(spans) != len(answers) or any(start == end for start, end in spans):
             return None
         ids, offsets = encode_with_offsets(self.tokenizer, text)
-        return ids, mask_of(offsets, [span for k, span in zip(answers, spans, strict=True) if k in wanted])
+        spans = [span for k, span in zip(answers, spans, strict=True) if k in wanted]
+        in_last = zip(ids, mask_of(offsets, spans[-1:]), strict=True)
+        stops = any(inside and token in self.tokenizer.eos_ids for token, inside in in_last)
+        return (ids, mask_of(offsets, spans)) if stops else None
 
     def _in_place(self, turns: list[dict], wanted: list[int], tools: Any) -> tuple[list[bool], list[int]]:
         """-> (for each id of the prompt made of these turns, whether it belongs to a wanted answer; the answers that
@@ -146,7 +151,7 @@ class Dialogues:
 
     def _is_learned(self, turn: dict) -> bool:
         """True for an assistant turn without the weight 0.   Raises: InputError for a weight other than 0 and 1."""
-        weight = turn.get(WEIGHT, 1)
+        weight = 1 if turn.get(WEIGHT) is None else turn[WEIGHT]
         if weight not in (0, 1):
             raise InputError(f"{WEIGHT}: needed 0 or 1, got {shown(weight)}; a turn is learned whole or not at all")
         self.counts[NO_ANSWER] += turn["role"] != "assistant" and turn.get(WEIGHT) == 1

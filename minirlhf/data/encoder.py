@@ -59,7 +59,7 @@ def _encode(
     built, refused, truncated, cut = Builder(len(responses)), [], 0, 0
     for numbers, chunk in chunks(rows, ("prompt", *responses)):
         chunk = [wrapping.look(row) for row in chunk]
-        texts = [limits.shorten(row, responses) for row in chunk]
+        texts = [limits.shorten(row, responses, settings.train_on == "all_turns") for row in chunk]
         encoded = encode_texts(tokenizer, texts, responses, settings.vocabulary, dialogues=dialogues)
         for number, row, text, found in zip(numbers, chunk, texts, encoded, strict=True):
             try:

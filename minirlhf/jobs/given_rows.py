@@ -52,8 +52,8 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
     # the program's own stage reads most; a stage before it takes its rows back
     for name in sorted(files, key=lambda name: name != section):
         task = with_stage_file(task, name, task_of(files[name], job))
-    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
-    say(f"{task.name}: {counts}")
+    part, word = ("prompts", "prompts") if len(task.prompts) else ("sft", "texts")
+    say(f"{task.name}: {len(getattr(task, part)):,} {word} to train on, {len(getattr(task, HELD[part])):,} held out")
     return replace(task, validation=validation_sets(job, flags.validation))
 
 

@@ -99,12 +99,12 @@ ROWS = [
     {"prompt": [said("user", "u1x")]},
     {"text": "a1x", "url": "n2x"},
 ]
-NAMES = [
-    *"prompt instruction question query input output response completion chosen rejected answer text messages".split(),
-    *"conversations system history context tools label labels steps scores margin weight name id source role".split(),
-    *"from content value tool_calls reasoning_content loss_weight train".split(),
-]
-ROLES = "user human User prompter assistant gpt bot chatgpt system tool observation function_call narrator".split()
+NAMES = (
+    "prompt instruction question query input output response completion chosen rejected answer text messages from "
+    "conversations system history context tools label labels steps scores margin weight name id source role content "
+    "value tool_calls reasoning_content loss_weight train"
+)
+ROLES = "user human User prompter assistant gpt bot chatgpt system tool observation function_call narrator"
 VALUES = [
     *[None, "", " ", "n70x", "bad", "true", "n71x\n\nAssistant: n72x", 0, 1, -1, 2, 0.5, True, False, float("nan")],
     *[
@@ -157,15 +157,15 @@ def mutated(rng, row):
             if index is None:
                 parent.insert(rng.randrange(len(parent) + 1), copy.deepcopy(parent[last]))
             else:
-                parent[rng.choice(NAMES)] = copy.deepcopy(parent[last])
+                parent[rng.choice(NAMES.split())] = copy.deepcopy(parent[last])
         elif fault == "order" and isinstance(parent, list):
             rng.shuffle(parent)
         elif isinstance(parent, dict) and fault == "role":
-            parent[rng.choice(["role", "from"])] = rng.choice(ROLES)
+            parent[rng.choice(["role", "from"])] = rng.choice(ROLES.split())
         elif isinstance(parent, dict) and fault == "rename":
-            parent[rng.choice(NAMES)] = parent.pop(last)
+            parent[rng.choice(NAMES.split())] = parent.pop(last)
         elif isinstance(parent, dict):
-            parent[rng.choice(NAMES)] = copy.deepcopy(rng.choice(VALUES))
+            parent[rng.choice(NAMES.split())] = copy.deepcopy(rng.choice(VALUES))
     return row
 
 
