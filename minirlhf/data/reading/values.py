@@ -26,16 +26,8 @@ OFFSET_BITS = 42  # of `Source.at`: files of up to 4 TB
 STDIN_NAME = "standard input"
 
 
-class Value(NamedTuple):
-    """A value of a data file; see `Source`."""
-
-    unit: str
-    number: int
-    value: object
-
-
 class Source(NamedTuple):
-    """A value of a data file, with its position."""
+    """A value of a data file."""
 
     unit: str  # "line", "row" (of an array, of parquet), "document" or "file"
     number: int  # from 1, in its file
@@ -130,11 +122,6 @@ def open_values(
         with _named(title), open(path, "rb") as file:
             parts.append(_part(file, title, path, encoding, as_text, cut, spool))
     return Values(tuple(parts), tuple(notes), spool() if spool.cache_info().currsize else None)
-
-
-def read_values(path: str | os.PathLike) -> Iterator[Value]:
-    """The values of a file, without their positions."""
-    return (Value(*source[:3]) for source in open_values(path))
 
 
 def content_key(values: Values) -> str:
