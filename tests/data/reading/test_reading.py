@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from minirlhf.data.reading import bounded, containers, open_values, read_values, spool
+from minirlhf.data.reading import bounded, containers, open_values, spool
 from minirlhf.errors import InputError
 
 SFT = {"prompt": "p", "response": "r"}
@@ -89,11 +89,6 @@ def test_a_file_without_values_has_none(read, content, name):
 
 def test_an_empty_array_has_no_values(read):
     assert read("[]") == read(" [ \n ] ") == []
-
-
-def test_triples_for_callers_that_only_iterate(tmp_path):
-    (tmp_path / "a.json").write_text(jsonl(ROWS))
-    assert list(read_values(tmp_path / "a.json")) == [("line", 1, ROWS[0]), ("line", 2, ROWS[1])]
 
 
 BROKEN_VALUES = {
