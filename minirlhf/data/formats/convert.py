@@ -74,7 +74,7 @@ def convert(value: object, wishes: Wishes, of_table: bool) -> tuple[Fit, Row, li
     if not isinstance(value, dict):
         raise InputError(f"needed an object with named keys, got {got(value)}")
     columns = _with_names(value, wishes.renamed)
-    row = Row(_with_numbers(columns) if of_table else columns, wishes.ignored, wishes.every_pair)
+    row = Row(with_numbers(columns) if of_table else columns, wishes.ignored, wishes.every_pair)
     fit, change = _fit_of(row, wishes.kind)
     found = fit.layout.convert(row, fit.keys)
     found = found if isinstance(found, list) else [found]
@@ -97,7 +97,7 @@ def _with_names(columns: dict, renamed: dict[str, str]) -> dict:
     return {renamed.get(name, name): value for name, value in columns.items()}
 
 
-def _with_numbers(columns: dict) -> dict:
+def with_numbers(columns: dict) -> dict:
     """The cells of a table, with numbers where numbers belong. An empty cell of such a column is absent."""
     columns = dict(columns)
     for name in filter(NUMBERS.fullmatch, columns):
