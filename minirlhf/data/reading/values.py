@@ -13,7 +13,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
-from minirlhf.data.reading.containers import JsonLines
+from minirlhf.data.reading.containers import CUTS, JsonLines
 from minirlhf.data.reading.files import STDIN, files_of
 from minirlhf.data.reading.kinds import Encoding, check_kind, encoding_of, is_gzip, is_parquet
 from minirlhf.data.reading.parquet import json_lines
@@ -23,12 +23,19 @@ from minirlhf.errors import InputError, shown
 
 HEAD = 1 << 16  # bytes by which the kind and the encoding of a file are recognised
 OFFSET_BITS = 42  # of `Source.at`: files of up to 4 TB
-CUTS = ("line", "blank_line", "file")
 STDIN_NAME = "standard input"
 
 
+class Value(NamedTuple):
+    """A value of a data file; see `Source`."""
+
+    unit: str
+    number: int
+    value: object
+
+
 class Source(NamedTuple):
-    """A value of a data file."""
+    """A value of a data file, with its position."""
 
     unit: str  # "line", "row" (of an array, of parquet), "document" or "file"
     number: int  # from 1, in its file
@@ -125,9 +132,9 @@ def open_values(
     return Values(tuple(parts), tuple(notes), spool() if spool.cache_info().currsize else None)
 
 
-def read_values(path: str | os.PathLike) -> Iterator[tuple[str, int, object]]:
-    """(unit, number, value) for each value of a source; see `Source`."""
-    return (source[:3] for source in open_values(path))
+def read_values(path: str | os.PathLike) -> Iterator[Value]:
+    """The values of a file, without their positions."""
+    return (Value(*source[:3]) for source in open_values(path))
 
 
 def content_key(values: Values) -> str:
