@@ -11,7 +11,7 @@ from typing import NamedTuple
 from minirlhf.data.columns import has_meaning, is_empty, names_of
 from minirlhf.data.encoding import TURNS
 from minirlhf.data.formats.kinds import CONVERSIONS
-from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout
+from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout, filling
 from minirlhf.data.formats.row import Row
 from minirlhf.data.formats.turns import got
 from minirlhf.errors import InputError
@@ -51,7 +51,7 @@ class Fit(NamedTuple):
 
 def renamed_columns(columns_map: Mapping[str, str]) -> dict[str, str]:
     """{"prompt": "ask"} -> {"ask": "prompt"}."""
-    known = [*dict.fromkeys(name for layout in LAYOUTS for slot in layout.slots for name in slot.split("|")), *OPTIONAL]
+    known = [*dict.fromkeys(name for layout in LAYOUTS for slot in layout.slots for name in filling(slot)), *OPTIONAL]
     for name in columns_map:
         if name not in known:
             raise InputError(f"map: needed a name that a layout reads, got {name!r}{nearest(str(name), known)}")
@@ -133,14 +133,14 @@ def _no_layout(row: Row) -> str:
     if _likeness(near, row)[0] <= 0:
         names = "prompt, messages, conversations, response, chosen, rejected, instruction, question, text"
         return f"needed one of the keys {names}, got {names_of(row.columns) or 'none'}; or name the keys with --map"
-    slots = [slot.split("|") for slot in near.slots]
+    slots = [filling(slot) for slot in near.slots]
     missing = [f"missing {slot[0]}" for slot in slots if not any(name in row.columns for name in slot)]
     return f"keys fit no layout; the nearest is {braces(slot[0] for slot in slots)}: {', '.join(missing)}"
 
 
 def _likeness(layout: Layout, row: Row) -> tuple[int, int]:
     """(is any slot filled, minus the number of empty slots); a layout that does not apply is unlike."""
-    filled = sum(any(name in row.columns for name in slot.split("|")) for slot in layout.slots)
+    filled = sum(any(name in row.columns for name in filling(slot)) for slot in layout.slots)
     return int(0 < filled < len(layout.slots)), filled - len(layout.slots)
 
 

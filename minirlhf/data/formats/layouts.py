@@ -8,6 +8,7 @@ reads the optional columns of `Row`: system, history, input, context, tools, mar
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from minirlhf.data.columns import is_empty, names_of
@@ -313,6 +314,12 @@ def _asks_last(row: Row, keys: tuple[str, ...]) -> bool:
         return False
 
 
+@cache
+def filling(slot: str) -> tuple[str, ...]:
+    """The columns that may fill a slot."""
+    return tuple(slot.split("|"))
+
+
 class Layout(NamedTuple):
     """A way to write a row."""
 
@@ -328,7 +335,7 @@ class Layout(NamedTuple):
         """The column that fills each slot, or None if the layout does not fit."""
         filled = []
         for slot in self.slots:
-            name = next((name for name in slot.split("|") if name in row.columns and name not in filled), None)
+            name = next((name for name in filling(slot) if name in row.columns and name not in filled), None)
             if name is None:
                 return None
             filled.append(name)
