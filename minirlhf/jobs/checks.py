@@ -15,6 +15,7 @@ from minirlhf.adapters import apply_lora, freeze
 from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
+from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.folder import agreed, take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
@@ -80,6 +81,7 @@ def checked(
         check_stages(job, after, stages)
     with attempt():
         check_evaluations(job)
+        check_lengths(job)
     with attempt():
         if step := step_to_resume(job):
             check_step(job.folder / own_stage(job), step)
@@ -198,6 +200,13 @@ def with_commits(settings: dict[str, Any]) -> dict[str, Any]:
         new = {name: pinned(value) for name, value in texts.items() if pinned(value) != value}
         changes |= {section: replace(config, **new)} if new else {}
     return settings | changes
+
+
+def check_lengths(job: Opened) -> None:
+    """Refuse flags of lengths that rows of steps do not follow: a step that is cut would keep its label."""
+    flags = flags_of(job.common)
+    if job.section == "process_reward" and (flags.max_prompt_length or flags.overlong != "refuse"):
+        raise InputError("--max_prompt_length, --overlong: rows of steps are never cut; drop both, or use --max_length")
 
 
 def check_flags(job: JobConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 
 from minirlhf.data.chosen import Chosen, choose, join
 from minirlhf.data.formats import Dataset
@@ -65,7 +66,8 @@ def answer_of(row: dict, key: str) -> dict:
 
 def once(rows: Sequence[dict]) -> Sequence[dict]:
     """Each prompt once, with its last row."""
-    return choose(rows, list({row["prompt"]: i for i, row in enumerate(rows)}.values()))
+    checksums = (blake2b(row["prompt"].encode(), digest_size=16).digest() for row in rows)  # prompts may be long
+    return choose(rows, list({checksum: i for i, checksum in enumerate(checksums)}.values()))
 
 
 def joined_steps(rows: Sequence[dict]) -> Sequence[dict]:
