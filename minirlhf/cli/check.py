@@ -59,20 +59,26 @@ def main(argv: list[str]) -> None:
     findings: list[str] = []
     if first := os.environ.get("RANK", "0") == "0":  # under torchrun every process checks, and the first tells
         print("\n".join(f"{name:<12}  {fact}" for name, fact in machine().items()), flush=True)
-    with noted(findings):
-        check_device(resolve_device())
-    if argv:
-        argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
-        name, flags = program_of("check", argv, PROGRAMS)
+    try:
+        with noted(findings):
+            check_device(resolve_device())
+        if argv:
+            argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
+            name, flags = program_of("check", argv, PROGRAMS)
+            if first:
+                print(f"\nminirlhf train {name}", flush=True)
+            check_program(name, flags, findings)
+    finally:  # an error of ours must not hide the findings
         if first:
-            print(f"\nminirlhf train {name}", flush=True)
-        check_program(name, flags, findings)
-    if first:
-        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
-        lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
-        print("", found, *lines, sep="\n", flush=True)
+            tell(findings)
     if findings:
         raise InputError(f"minirlhf check: needed no problem, found {len(findings)}; see the list")
+
+
+def tell(findings: list[str]) -> None:
+    found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
+    lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
+    print("", found, *lines, sep="\n", flush=True)
 
 
 def check_program(name: str, flags: list[str], findings: list[str]) -> None:
@@ -94,7 +100,8 @@ def check_program(name: str, flags: list[str], findings: list[str]) -> None:
     if not after:
         with noted(findings):
             check_base(common)
-    with noted(findings), session(device=common.device, precision=common.precision, seed=common.seed) as device:
+    surroundings = {"device": common.device, "precision": common.precision, "threads": common.threads}
+    with noted(findings), session(**surroundings, seed=common.seed) as device:
         check_parts(program, name, section, settings, device, findings)
 
 

@@ -132,6 +132,16 @@ def test_a_loss_that_is_no_number_is_found(checked, inputs, monkeypatch):  # noq
     assert code == 2 and findings == ["sft: needed a finite loss, got nan; look at the longest rows"]
 
 
+def test_an_error_of_ours_does_not_hide_the_findings(checked, inputs, monkeypatch, capsys):  # noqa: F811
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(check, "rehearse", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        checked("sft", "--config", inputs / "sft.toml", "--sft.stepz", "3")
+    assert "1 problem found\n1. command line: no setting '--sft.stepz'" in capsys.readouterr().out
+
+
 def test_a_program_without_a_name_is_asked_for(checked, tmp_path):
     (tmp_path / "job.toml").write_text("seed = 1\n")
     assert checked(tmp_path / "job.toml")[0] == 2
