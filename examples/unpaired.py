@@ -2,7 +2,7 @@
 
 python examples/unpaired.py    # the embedded task: its pairs, split in two
 python examples/unpaired.py --unpaired.loss bco
-python examples/unpaired.py --data rows.jsonl    # {prompt, response, label}, or pairs
+python examples/unpaired.py --data rows.jsonl    # {prompt, response, label}
 """
 
 from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer

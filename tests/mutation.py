@@ -44,6 +44,7 @@ TESTS = {  # of files of the losses whose tests stand elsewhere than in losses/t
     "losses/groups.py": ["losses/test_groups.py", "losses/test_advantages.py"],
     "losses/policy_family.py": ["losses/test_policy_family.py", "losses/test_policy.py"],
     "losses/reference_free.py": ["losses/test_reference_free.py", "losses/test_preference_edges.py"],
+    "losses/correctness.py": ["losses/test_reward.py"],
     "losses/reward.py": ["losses/test_reward.py", "losses/test_unpaired.py"],
     "losses/distillation.py": ["losses/test_distillation.py", "losses/test_preference_edges.py"],
     "losses/supervised.py": ["losses/test_supervised.py", "losses/test_preference_edges.py"],

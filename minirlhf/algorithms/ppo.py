@@ -52,6 +52,7 @@ class PPOConfig(OnPolicyConfig):
     whiten_rewards: bool = False  # [-] scale rewards to variance 1, with the mean kept
     separate_value_model: bool = False  # [-] train a value model with its own trunk instead of a head on the policy
     value_warmup: int = 0  # [steps] train the value function alone in the first steps
+    value_lr: float | None = None  # [per update] peak learning rate of the value function; none: lr
 
     kl_coef: float = 0.14  # [score per nat] cost of KL to the reference; the first value, if adaptive
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] KL in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
@@ -65,7 +66,7 @@ class PPOConfig(OnPolicyConfig):
             known = ", ".join(SURROGATES)
             raise InputError(f"PPOConfig: surrogate must be one of {known}, got {shown(self.surrogate)}")
         check_range(self, "clip_eps", "clip_eps_high", "value_clip", above=0)
-        check_range(self, "kl_target", "kl_horizon", above=0)
+        check_range(self, "kl_target", "kl_horizon", "value_lr", above=0)
         check_range(self, "dual_clip", above=1)
         check_range(self, "gamma", "lam", least=0, most=1)
         check_range(self, "value_coef", "kl_coef", "value_warmup", least=0)
@@ -115,6 +116,10 @@ class PPOTrainer:
             disable_dropout(model)
         self.wrapped_policy, self.wrapped_value_model = wrap(policy), value_model and wrap(value_model)
         self.optimizer = Optimizer(self.models, config, config.updates)
+        if config.value_lr is not None:
+            from minirlhf.training.own_rate import give_rate  # here, so that the core loads no leaf
+
+            give_rate(self.optimizer, self.value_parameters(), config.value_lr)
         self.surrogate = SURROGATES[config.surrogate]
         self.kl = (
             AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)

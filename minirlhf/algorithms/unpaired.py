@@ -208,8 +208,10 @@ def _labelled_rows(rows: Sequence[EncodedRow], context: int) -> list[EncodedRow]
         numbers = [i for i, row in enumerate(rows) if row.source["label"] is label]
         same = [rows[i] for i in numbers]
         for i, row, other in zip(numbers, same, _pairs_before(same) if same else [], strict=True):
-            answers = row.responses[0], other.responses[0][: context - len(row.prompt)]
-            found[i] = EncodedRow({**row.source, "desirable": label}, row.prompt, answers)
+            room = context - len(row.prompt)
+            learned = (row.mask(), other.mask()[:room]) if row.learned or other.learned else None
+            answers = row.responses[0], other.responses[0][:room]
+            found[i] = EncodedRow({**row.source, "desirable": label}, row.prompt, answers, learned)
     return found
 
 

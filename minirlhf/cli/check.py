@@ -13,34 +13,43 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
+from minirlhf.cli.chat import ChatConfig
+from minirlhf.cli.data_look import CheckFlags, ShowFlags
+from minirlhf.cli.data_make import AugmentFlags, DownloadFlags, PairsFlags, SampleFlags
+from minirlhf.cli.data_write import ConvertFlags, MergeFlags, SplitFlags
+from minirlhf.cli.eval import EvalConfig
 from minirlhf.cli.machine import check_device, free_disk, free_memory, in_words, machine
 from minirlhf.cli.plan import disk_of_stages, memory_of_stages
 from minirlhf.cli.program import program_of
-from minirlhf.cli.rehearsal import Rehearsal, noted, rehearsed, with_few_held_out
+from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
+from minirlhf.jobs.data_flags import with_data
+from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
-from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
+from minirlhf.jobs.given_rows import given_task
 from minirlhf.jobs.learning_rates import with_rates
 from minirlhf.jobs.opened import load_task, load_tokenizer
-from minirlhf.jobs.settings import check_base, check_effects, sections
+from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
 from minirlhf.training.config_file import read_document, settings_in
-from minirlhf.training.fields import fields_of
+from minirlhf.training.fields import TOP, fields_of
 from minirlhf.training.settings import read_flags
 
 FILES = (".toml", ".yaml", ".yml")
+# Table of a file -> the settings of the command that reads it
+COMMANDS = {cls.table: cls for cls in (SampleFlags, AugmentFlags, PairsFlags, DownloadFlags, CheckFlags, ShowFlags)}
+COMMANDS |= {cls.table: cls for cls in (SplitFlags, MergeFlags, ConvertFlags, EvalConfig, ChatConfig)}
 
 
 def main(argv: list[str]) -> None:
@@ -93,69 +102,25 @@ def check_parts(
     program: Program, name: str, section: str, settings: dict[str, Any], device: torch.device, findings: list[str]
 ) -> None:
     """Check folder, rows and models; then take one step of each stage."""
-    common, folder, after = settings["job"], None, program.options.get("after", ())
+    common, folder, task, tokenizer = settings["job"], Path("runs"), None, None
     with noted(findings):
         folder = find_output(common, program.folder or name)
-    task = tokenizer = None
     with noted(findings):
-        task = program.options.get("task", load_task)(common)
+        task = given_task(settings, section) or program.options.get("task", load_task)(common)
     with noted(findings):
         if task or common.policy:
-            tokenizer = load_tokenizer(common, task.texts() if task else (), folder or Path("runs"))
+            tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
     if not task or not tokenizer:
-        return say("the models are not tried, because they need rows and a tokenizer")
-    few = with_few_held_out(task)
-    started = time.perf_counter()
-    job = Rehearsal(section, settings, folder or Path("runs"), few, tokenizer, device, started, findings=findings)
-    job, shape = check_job(job, program, after)
-    if shape and fits(job, shape, after):
-        few_steps = {"student_steps": 1} if hasattr(common, "student_steps") and not common.student else {}
-        job = replace(job, settings={**job.settings, "job": replace(job.common, **few_steps)})
-        rehearsed(job, program.parts)
-
-
-def check_job(job: Rehearsal, program: Program, after: tuple[str, ...]) -> tuple[Rehearsal, ModelConfig | None]:
-    """The checks of `jobs.checks.begun`, all of them -> (the job with its reward, the shape of its model)."""
-    findings, shape, on_policy = job.findings, None, isinstance(job.config, OnPolicyConfig)
-    with noted(findings):
-        job = checks.with_given_reward(job, after)
-    stages = checks.stages_of(job, after)
-    needs = (*program.options.get("needs", ()), *(checks.PARTS[stage] for stage in reversed(stages)))
-    needs = tuple(dict.fromkeys((*needs, *(("prompts",) if on_policy else ()))))
-    for part in needs:
-        with noted(findings):
-            job.task.need(part)
-    with noted(findings):
-        checks.check_stages(job, after, stages)
-    with noted(findings):
-        shape = checks.shape_of(job)
-    if shape is None:
-        return job, None
-    for check in checks_of_shape(job, shape, stages, on_policy):
-        with noted(findings):
-            check()
-    for part in needs:
-        if getattr(job.task, part):
-            with noted(findings):
-                job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
-    return job, shape
-
-
-def checks_of_shape(
-    job: Rehearsal, shape: ModelConfig, stages: list[str], on_policy: bool
-) -> list[Callable[[], object]]:
-    """Checks that know the shape of the model."""
-    common = job.common
-    found: list[Callable[[], object]] = [lambda: checks.check_trainable(job, shape, stages)]
-    if on_policy:
-        found.append(lambda: check_stop_token(type(job.config).__name__, job.config, shape.vocab_size))
-    if common.policy:
-        found.append(lambda: check_vocabulary(shape, job.tokenizer, common.policy))
-    if student := getattr(common, "student", None):
-        found.append(lambda: check_student(job, student))
-    if width := getattr(common, "student_width", None):
-        found.append(lambda: narrower(shape, width))
-    return found
+        return say("the stages are not tried, because they need rows and a tokenizer")
+    opened = section, settings, folder, with_few_held_out(task), tokenizer, device, time.perf_counter()
+    job, after = Rehearsal(*opened, findings=findings), program.options.get("after", ())
+    attempt = partial(noted, findings)
+    with attempt():
+        job, _, shape = checks.checked(job, program.options.get("needs", ()), after, attempt)
+        if job.common.reward and not job.given_reward:
+            return say("the stages are not tried, because they need a reward")
+        if fits(job, shape, after):
+            rehearse(job, program.parts)
 
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
@@ -192,7 +157,7 @@ def read_all(classes: dict[str, type], argv: list[str], findings: list[str]) -> 
             read_flags(argv, hints_of_flags)  # refuses a flag that stands twice
     if path:
         with noted(findings):
-            values, problems, _ = settings_in(path, classes, hints)
+            values, problems, _ = settings_in(path, read_document(path), classes, hints)
             findings += [str(problem) for problem in problems]
     values |= flags
     built = {}
@@ -230,17 +195,18 @@ def made(cls: type, given: dict[str, Any], findings: list[str]) -> Any:
 
 
 def check_other_tables(classes: dict[str, type], argv: list[str], findings: list[str]) -> None:
-    """Check the tables of the file that other programs read."""
-    with noted([]):  # a file that cannot be read is noted already
-        path = next((words[-1].removeprefix("--config=") for words in words_of_flags(argv) if is_config(words)), None)
-        for name in read_document(path) if path else ():
-            if name in PROGRAMS and name not in classes:
-                hints = {full: hint for full, _, hint in fields_of(name, PROGRAMS[name].config)}
-                values, problems, _ = settings_in(path, {name: PROGRAMS[name].config}, hints)
-                findings += [str(problem) for problem in problems if f"{name}." in str(problem)]
-                given = {key.removeprefix(f"{name}."): value for key, value in values.items()}
-                made(PROGRAMS[name].config, given, findings)
-
-
-def is_config(words: list[str]) -> bool:
-    return words[0].partition("=")[0] == "--config"
+    """Check the tables of the file that other programs and commands read."""
+    words = next((words for words in words_of_flags(argv) if words[0].partition("=")[0] == "--config"), None)
+    document: dict[str, Any] = {}
+    if words:
+        with noted([]):  # a file that cannot be read is noted already
+            document = read_document(path := words[-1].removeprefix("--config="))
+    others = {name: (name, with_data(program.config)) for name, program in PROGRAMS.items() if name not in classes}
+    others |= {name: (TOP, cls) for name, cls in COMMANDS.items()}
+    for name in [name for name in others if isinstance(document.get(name), dict)]:
+        section, cls = others[name]
+        hints = {full: hint for full, _, hint in fields_of(section, cls)}
+        values, problems, _ = settings_in(path, {name: document[name]}, {section: cls}, hints)
+        findings += [str(problem) for problem in problems]
+        with noted(findings), suppress(TypeError):  # a setting without default may come as a flag
+            cls(**{key.rpartition(".")[2]: value for key, value in values.items()})

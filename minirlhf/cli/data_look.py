@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.colours import pieces, rendered
@@ -20,6 +21,8 @@ from minirlhf.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class CheckFlags(ReadFlags):
+    table: ClassVar[str] = "check"
+
     policy: str | None = None  # [folder] lengths in tokens of this model; default: in letters
     template: str | None = None  # [-] a built-in chat template, such as chatml, instead of the template of `policy`
     context: int | None = None  # [tokens] count the rows that are longer
@@ -56,6 +59,8 @@ def check(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class ShowFlags(ReadFlags):
+    table: ClassVar[str] = "show"
+
     n: int = 5  # [rows] to show
     start: int = 1  # [row] the first row to show, counted from 1
     tokens: bool = False  # [-] show tokens in colour: prompt, learned, masked; needs --policy

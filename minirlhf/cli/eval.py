@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -25,16 +25,27 @@ from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
 from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rate
-from minirlhf.evaluation.shown import bias_table, measures_table, pairs_table, side_by_side_text, wins_table
+from minirlhf.evaluation.shown import (
+    bias_table,
+    measures_table,
+    pairs_table,
+    sample_lines,
+    side_by_side_text,
+    wins_table,
+)
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
+from minirlhf.jobs.data_flags import Kind
+from minirlhf.jobs.fresh_folder import check_folder, made_folder
+from minirlhf.jobs.given_judges import open_judge, open_reward
+from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.weights import load_policy
 from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
-from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.checkpoint import write_whole
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
 WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
@@ -42,12 +53,12 @@ WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
 
 @dataclass(frozen=True)
 class EvalConfig:
-    data: str  # [file] prompts, and answers to compare with
+    table: ClassVar[str] = "eval"  # its table in a --config file that serves several commands
+
+    data: str  # [files] prompts, and answers to compare with: files or folders, with commas
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
     reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
-    judge: str | None = (
-        None  # [folder, FILE.py:FUNCTION, right, longer or shorter] compares each model with the baseline
-    )
+    judge: str | None = None  # [right, longer, shorter, folder or FILE.py:FUNCTION] compares models with the baseline
     baseline: str | None = None  # [model] the others are compared with it; default: the first of several models
     reference: str | None = None  # [model] measure the KL of each model to this model
     samples: int = 1  # [completions] of each prompt
@@ -61,11 +72,11 @@ class EvalConfig:
     words: Literal["auto", "13a", "zh", "char"] = "auto"  # [-] how BLEU splits texts, by sacrebleu's names
     template: str | None = None  # [-] built-in chat template, such as chatml; none: the template of each model
     template_variables: str | None = None  # [JSON] values of the template: '{"enable_thinking": false}'
-    map: str | None = None  # [-] columns by their meaning: prompt=ask,response=answer
-    as_kind: Literal["sft", "preference", "unpaired", "prompts", "steps", "text"] | None = None  # [-] --as: read the
-    #                            rows as this kind
-    encoding: str | None = None  # [-] of a text file that is not UTF-8, such as gb18030
-    max_rows: int | None = None  # [rows] read only the first rows
+    wrap: Literal["turns", "plain"] = "turns"  # [-] beside a chat template, a prompt of text is a user turn, or text
+    map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
+    as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
+    encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
+    max_rows: int | None = None  # [rows] of each file, from its beginning
     max_refused: float = 0.01  # [share] of the rows that may be unusable
     ignore_columns: tuple[str, ...] = ()  # [-] columns to leave unused, although they have a meaning
     batch_size: int = 256  # [rows] completions in progress at a time
@@ -101,8 +112,7 @@ def main(argv: list[str]) -> None:
 
         return eval_human.main(argv[1:])
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    flags = ["--as_kind" + word[4:] if word.partition("=")[0] == "--as" else word for word in argv[count:]]
-    config = parse_settings({"job": EvalConfig}, flags, description=__doc__)["job"]
+    config = parse_settings({"job": EvalConfig}, argv[count:], description=__doc__)["job"]
     check_folder(config.output)
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
         evaluate(argv[:count], config, device)
@@ -110,28 +120,28 @@ def main(argv: list[str]) -> None:
 
 def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> None:
     """Measure all models on the rows, print the tables, write the folder."""
-    data = read(config)
-    say(data.summary())
-    rows = measuring.rows_of(data)
+    rows = measuring.rows_of(read(config))
     entrants, baseline = open_all(models, config)
     if not entrants and not (rows.pairs and config.reward):
         raise InputError("eval: needed a model first, or rows of pairs and --reward, got neither; see --help")
-    reward = config.reward and measuring.open_reward(config.reward, rows, device, config.microbatch_tokens)
-    judge = config.judge and measuring.open_judge(config.judge, rows, device, config.microbatch_tokens)
+    reward = config.reward and open_reward(config.reward, rows.prompts, device, config.microbatch_tokens, config.wrap)
+    judge = config.judge and open_judge(config.judge, rows.prompts, device, config.microbatch_tokens, config.wrap)
     found: dict[str, Any] = {"data": config.data, "baseline": baseline, "models": {}}
     tables, lines = [], []
     if entrants:
         prompts, samples, measures = measure_all(entrants, rows, config, device)
-        scores = measuring.scored_all(reward, rows, prompts, samples) if reward else {}
+        scores = {name: measuring.scored(reward, rows, prompts, samples[name], name) for name in samples if reward}
         for name, own in scores.items():
             measures[name] |= reward_measures(own, config.seed)
-        for name in [name for name in samples if baseline not in (None, name)]:
+        for name in [name for name in samples if baseline in samples and name != baseline]:
             measures[name] |= compared(name, baseline, samples, scores, judge, rows, prompts, config.seed)
         found["models"], lines = measures, sample_lines(prompts, samples, scores)
         tables = tables_of(measures, baseline, config.judge)
     if rows.pairs and reward and (pairs := measuring.measured_pairs(reward, rows)):
         found["reward_model"] = pairs
         tables.append(pairs_table(measuring.short_names([config.reward])[0], pairs))
+    if not tables:
+        raise InputError(f"eval: nothing could be measured: {rows.left_out[0]}")
     found["left_out"] = len(rows.left_out)
     if rows.left_out:
         say(f"left out: {len(rows.left_out):,}, such as {rows.left_out[0]}")
@@ -141,21 +151,17 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
         say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
-def read(config: EvalConfig) -> Dataset:
-    """The rows of --data."""
-    names = [name.strip() for name in config.data.split(",")]
-    options = {
-        "columns_map": config.map,
-        "as_kind": config.as_kind,
-        "encoding": config.encoding,
-        "max_rows": config.max_rows,
-    }
-    return read_rows(
-        names if len(names) > 1 else config.data,
-        max_refused=config.max_refused,
-        ignore_columns=config.ignore_columns,
-        **{name: value for name, value in options.items() if value is not None},
-    )
+def read(config: EvalConfig) -> list[Dataset]:
+    """The rows of each file of --data. The counts, and the columns that nothing reads, are printed."""
+    options = {"columns_map": mapping(config.map), "as_kind": config.as_}
+    options |= {"encoding": config.encoding, "max_rows": config.max_rows}
+    given = {name: value for name, value in options.items() if value}
+    datasets = []
+    for name in config.data.split(","):
+        dataset = read_rows(name.strip(), max_refused=config.max_refused, ignore_columns=config.ignore_columns, **given)
+        say(dataset.summary())
+        datasets.append(dataset)
+    return datasets
 
 
 def open_all(models: list[str], config: EvalConfig) -> tuple[list[Entrant], str | None]:
@@ -183,30 +189,37 @@ def measure_all(
     entrants: list[Entrant], rows: Rows, config: EvalConfig, device: torch.device
 ) -> tuple[list[dict], dict[str, list[list[str]]], dict[str, dict[str, Any]]]:
     """-> (the measured prompts; model -> completions of each prompt; model -> measures)."""
-    kept, prompts = measuring.readable_by_all(entrants, rows, rows.prompts, measuring.encode_prompts)
-    known, answers = measuring.readable_by_all(entrants, rows, rows.texts, measuring.encode_answers)
+    kept, prompts = measuring.readable_by_all(entrants, rows, rows.prompts, measuring.encode_prompts, config.wrap)
+    known, answers = measuring.readable_by_all(entrants, rows, rows.texts, measuring.encode_answers, config.wrap)
     if not kept and not known:
         raise InputError(f"{config.data}: needed a row that all models can read, got none: {rows.left_out[0]}")
     sources, references = [rows.prompts[i] for i in kept], [rows.references[i] for i in kept]
     texts = [text for own in references for text in own] or [row["prompt"] for row in sources]
     words = WORDS.get(config.words) or words_for(texts)
-    sizes = [len(rows.texts[i]["response"].encode("utf-8", "surrogatepass")) for i in known]
     reference = open_reference(config, device)
     samples, measures = {}, {}
     for entrant, own_prompts, own_answers in zip(entrants, prompts, answers, strict=True):
-        policy = load(entrant, config, device)
         own = measures[entrant.name] = {"folder": str(entrant.folder)}
-        if kept:
-            sampling = config.sampling(entrant.tokenizer.eos_ids)
-            report, completions = measuring.sampled(
-                entrant, policy, own_prompts, sampling, config.samples, config.seed, reference
-            )
-            samples[entrant.name] = completions
-            own |= {"prompts": len(kept), **{name: report.measures[name] for name in ("length", "ended", "kl")}}
-            own |= text_measures(completions, references, words) | answers_right(sources, completions)
-        if known:
-            own |= measuring.likelihood_of(policy, own_answers, sizes, config.overlap, config.microbatch_tokens)
-        say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
+        try:
+            policy = load(entrant, config, device)
+            if kept:
+                sampling = config.sampling(entrant.tokenizer.eos_ids)
+                found = measuring.sampled(
+                    entrant, policy, own_prompts, sampling, config.samples, config.seed, reference
+                )
+                samples[entrant.name], sampling_measures = found
+                own |= {"prompts": len(kept), **sampling_measures}
+                own |= text_measures(samples[entrant.name], references, words)
+                own |= answers_right(sources, samples[entrant.name])
+            if known:
+                own |= measuring.likelihood_of(policy, own_answers, config.overlap, config.microbatch_tokens)
+            say(f"{entrant.name}: measured on {len(kept):,} prompts and {len(known):,} answers of the file")
+        except InputError as error:  # such as broken weights; the other models are measured
+            samples.pop(entrant.name, None)
+            own |= {"error": str(error)}
+            say(f"{entrant.name}: not measured: {error}")
+    if all("error" in own for own in measures.values()):
+        raise InputError(f"eval: no model could be measured: {next(iter(measures.values()))['error']}")
     return sources, samples, measures
 
 
@@ -262,45 +275,19 @@ def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, judge: st
     return tables
 
 
-def sample_lines(
-    prompts: list[dict], samples: dict[str, list[list[str]]], scores: dict[str, list[list[float]]]
-) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl: for each prompt the completions of all models."""
-    lines = []
-    for i, row in enumerate(prompts if samples else []):
-        common = {name: row[name] for name in ("file", "line", "category") if name in row}
-        for name, own in samples.items():
-            for k, text in enumerate(own[i]):
-                score = scores[name][i][k] if scores else math.nan
-                known = {} if math.isnan(score) else {"reward": score}
-                lines.append({"prompt": row["prompt"], "completion": text, "model": name, **common, **known})
-    return lines
-
-
-def check_folder(output: str | None) -> None:
-    if output is not None and holds_anything(Path(output)):
-        raise InputError(f"{output}: holds files already; choose another --output")
-
-
 def write(config: EvalConfig, found: dict[str, Any], lines: list[dict], tables: str, rows: Rows) -> Path:
     """Write everything into the folder of `output`, or a fresh runs/eval-001."""
+    files = {
+        "config.toml": settings_to_toml({"job": config}),
+        "eval.json": json.dumps(found, ensure_ascii=False, indent=1) + "\n",
+        "table.txt": tables + "\n",
+        "samples.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+        "side_by_side.txt": side_by_side_text(lines, rows.unit),
+        "left_out.txt": "".join(f"{line}\n" for line in rows.left_out),
+    }
     check_folder(config.output)
-    folder = Path(config.output) if config.output else fresh_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=config.output is not None)
-    except OSError as error:
-        raise InputError(f"{folder}: needed a folder for --output, got: {error.strerror}; choose another") from None
-    write_whole(folder / "config.toml", settings_to_toml({"job": config}))
-    write_whole(folder / "eval.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    write_whole(folder / "table.txt", tables + "\n")
-    if lines:
-        write_whole(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        write_whole(folder / "side_by_side.txt", side_by_side_text(lines, rows.unit))
-    if rows.left_out:
-        write_whole(folder / "left_out.txt", "".join(f"{line}\n" for line in rows.left_out))
+    folder = made_folder(config.output, "eval")
+    for name, text in files.items():
+        if text:
+            write_whole(folder / name, text)
     return folder
-
-
-def fresh_folder() -> Path:
-    numbers = [int(path.name[5:]) for path in Path("runs").glob("eval-*") if path.name[5:].isdecimal()]
-    return Path("runs") / f"eval-{max(numbers, default=0) + 1:03d}"

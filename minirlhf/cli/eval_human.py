@@ -13,8 +13,9 @@ import math
 from pathlib import Path
 
 from minirlhf.errors import InputError, shown
-from minirlhf.evaluation.columns import aligned, columns_of, printable, shortened, wrapped
+from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.evaluation.human.analysis import (
+    Comment,
     Rating,
     Ratings,
     agreement,
@@ -63,7 +64,8 @@ def report(ratings: Ratings) -> str:
     ]
     parts += ratings.notes
     if ratings.comments:
-        parts.append("comments\n" + "\n".join(_comment(*comment) for comment in _sorted_comments(ratings)))
+        ordered = sorted(ratings.comments, key=lambda comment: (comment.rater, comment.number))
+        parts.append("comments\n" + "\n".join(_comment(comment, letter) for comment in ordered))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -82,7 +84,7 @@ def _win_rates(rows: list[Rating], letter: dict[str, str]) -> str:
             share = [f"{found.share:.3f}", f"{low:.3f} to {high:.3f}"]
             lines.append([first, *map(str, [found.comparisons, *counts]), *share])
     header = ["", "n", "won", "lost", "tie", "bad", "win rate", "95% interval"]
-    return aligned(header, lines)
+    return f"{aligned(header, lines)}\nn counts comparisons; won, lost, tie and bad count ratings"
 
 
 def _strengths(rows: list[Rating], letter: dict[str, str]) -> str:
@@ -121,20 +123,11 @@ def _sides(rows: list[Rating]) -> str:
     return f"the left answer won {sides.count('left')} of {len(sides)} ratings with a winner"
 
 
-def _sorted_comments(ratings: Ratings) -> list[tuple[str, int, str]]:
-    return sorted((comment.rater, comment.number, comment.text) for comment in ratings.comments)
-
-
-def _comment(rater: str, number: int, text: str) -> str:
-    first = f"  {shortened(printable(rater), 20)}, comparison {number}: "
-    return "\n    ".join(wrapped_after(first, printable(text)))
-
-
-def wrapped_after(first: str, text: str) -> list[str]:
-    """Lines of at most 80 columns; the first begins with `first`, and the caller indents the others by 4."""
-    lines = wrapped("x" * columns_of(first.strip()) + " " + text, WIDTH - 4)
-    lines[0] = first + lines[0].partition(" ")[2]
-    return lines
+def _comment(comment: Comment, letter: dict[str, str]) -> str:
+    models = " and ".join(letter.get(model, printable(model)) for model in comment.models)
+    first = f"{printable(comment.rater)}, comparison {comment.number}, {models}:"
+    lines = wrapped(f"{first} {printable(comment.text)}", WIDTH - 4)
+    return "\n    ".join([f"  {lines[0]}", *lines[1:]])
 
 
 def parser() -> argparse.ArgumentParser:

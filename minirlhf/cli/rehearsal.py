@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,7 @@ from minirlhf.model.policy import Policy, copy_of
 from minirlhf.rewards.scoring import Reward, RewardModelScorer
 from minirlhf.runtime.distributed import local_rows, say
 from minirlhf.tasks.task import Task
+from minirlhf.tasks.user_rows import HELD
 
 HELD_OUT = 8  # rows of each part to evaluate on
 
@@ -102,16 +103,16 @@ class Rehearsal(Job):
         )
 
 
-def rehearsed(job: Rehearsal, parts: Any) -> None:
+def rehearse(job: Rehearsal, parts: Callable[[Job], Generator]) -> None:
     """Take one step of each stage, and evaluate before and after on a few held-out rows."""
-    with noted(job.findings):
-        job.take_steps(parts(job))
+    if hasattr(job.common, "student_steps") and not job.common.student:  # of distillation
+        job = replace(job, settings={**job.settings, "job": replace(job.common, student_steps=1)})
+    job.take_steps(parts(job))
 
 
 def with_few_held_out(task: Task) -> Task:
     """The task with a few held-out rows of each part, because an evaluation may take as long as many steps."""
-    held_out = ("held_out_sft", "held_out_pairs", "held_out_prompts")
-    return replace(task, **{part: getattr(task, part)[:HELD_OUT] for part in held_out})
+    return replace(task, **{part: getattr(task, part)[:HELD_OUT] for part in HELD.values()})
 
 
 def length(row: Any) -> int:

@@ -13,6 +13,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def cached(folder: Path | None, key: Callable[[], str], make: Callable[[], tuple
     if path.exists():
         try:
             return read(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             say(f"{path}: damaged ({error}); the rows are encoded again")
     made = make()
     if is_main():
@@ -86,12 +87,13 @@ def write(path: Path, arrays: Arrays, about: dict) -> None:
         save_file(tensors, partial, metadata={"about": json.dumps(about), "sums": json.dumps(sums)})
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise InputError(f"{VARIABLE}: cannot write {path} ({error.strerror}); name another folder or none") from None
 
 
 def read(path: Path) -> tuple[Arrays, dict]:
-    """Map the arrays of a file from disk.   Raises: ValueError, KeyError or OSError if the file is damaged."""
+    """Map the arrays of a file from disk.   Raises: ValueError, KeyError, TypeError or OSError if it is damaged."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= path.stat().st_size - 8:

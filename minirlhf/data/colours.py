@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-from minirlhf.data.encoding import EncodedRow
+from minirlhf.data.batches import EncodedRow
+from minirlhf.text.streaming import BROKEN
 
 Kind = Literal["prompt", "learned", "masked"]
 COLOURS = {"prompt": "\x1b[2m", "learned": "\x1b[1;32m", "masked": "\x1b[33m"}  # dim, bold green, yellow
@@ -26,8 +27,10 @@ def pieces(tokenizer: Any, row: EncodedRow, side: int = 0) -> list[tuple[str, Ki
     ids, found, done, before = [*row.prompt, *response], [], 0, ""
     for kind, run in groupby(kinds):
         done += len(list(run))
-        # The text of all tokens so far: a tokenizer may drop the space before the first token of a text.
+        # The text of all tokens so far: a tokenizer may drop the space before the first token of a text. Half a letter
+        # waits for its other half.
         text = tokenizer.backend.decode(ids[:done], skip_special_tokens=False)
+        text = text.rstrip(BROKEN) if done < len(ids) else text
         found.append((text[len(before) :], kind))
         before = text
     return found

@@ -5,7 +5,7 @@ the text without it is another text; all other keys are named in `notes`.
 
 train_on "last" learns the last answer. "all_turns" learns every assistant turn except those of weight 0:
 
-- A template with {% generation %} blocks says itself which text is learned.
+- A template with {% generation %} blocks says itself which text is learned, if the blocks hold the end token.
 - Else an earlier answer is learned where it stands, if the dialogue has it as the model writes it: after its generation
   prompt, up to its end token. A template may change an answer once turns follow (Qwen3 drops its reasoning). Such an
   answer becomes a row of its own, that ends with it.
@@ -21,6 +21,7 @@ from minirlhf.errors import InputError, shown
 from minirlhf.text.tool_turns import has_tools, tool_form, with_arguments, without_tools
 from minirlhf.text.turns import answer_text, encode_with_offsets, mask_of, render
 
+WEIGHT = "weight"  # key of a turn: 0 for an answer that is not learned
 READ_BY_EVERY_TEMPLATE = ("role", "content")
 TRIES = 32  # a key that changes no text in so many rows is not read
 USED = TRIES + 1
@@ -29,8 +30,8 @@ CHANGED = "{n} earlier answers are rows of their own: the chat template writes t
 NOT_FOUND = "{n} earlier answers are not learned: the chat template does not show where they begin and end"
 NO_PROMPT = "{n} answers at the beginning of a dialogue are not learned: no prompt leads to them"
 NO_TOOLS = "{n} rows have tools, and the chat template has none: schemas, calls and results stand in the turns as text"
-WEIGHT = "{n} turns of weight 1 are not learned: they are no assistant turns"
-COUNTED = (CHANGED, NOT_FOUND, NO_PROMPT, NO_TOOLS, WEIGHT)
+NO_ANSWER = "{n} turns of weight 1 are not learned: they are no assistant turns"
+COUNTED = (CHANGED, NOT_FOUND, NO_PROMPT, NO_TOOLS, NO_ANSWER)
 
 
 class Dialogues:
@@ -60,16 +61,16 @@ class Dialogues:
         """
         tools = row.get("tools") or None
         answers = [row.get(f"{key}_turns") or [{"role": "assistant", "content": row[key]}] for key in responses]
-        parts = [row[TURNS], *answers]
-        turns, *answers = self._readable(parts, tools)
+        parts = self._readable([row[TURNS], *answers], tools)
+        turns, *answers = ([{k: v for k, v in turn.items() if k != WEIGHT} for turn in part] for part in parts)
         tools = tools if self.form or not self.tokenizer.templates else None
         for answer in answers or [[]]:
             self._look([*turns, *answer], tools)
         if self.train_on == "all_turns" and answers:
             learned = [self._is_learned(turn) for part in parts for turn in part]
             return self._all_turns(row, turns + answers[0], learned, tools)
-        if self.train_on == "all" and any(turn.get("weight") == 0 for part in parts for turn in part):
-            raise InputError("a turn of weight 0 is not to be learned, and --train_on all learns it; use all_turns")
+        if self.train_on == "all" and any(turn.get(WEIGHT) == 0 for part in parts for turn in part):
+            raise InputError("a turn of weight 0 is not to be learned, but train_on all learns it; use all_turns")
         prompt = self.tokenizer.encode_turns(turns, (), tools=tools)[0]
         encoded = []
         for part, answer in zip(parts[1:], answers, strict=True):
@@ -84,56 +85,62 @@ class Dialogues:
     ) -> tuple[list[int], list[bool]]:
         """-> (ids of an answer of one or more turns, which of them are learned)."""
         if not any(learned):
-            raise InputError("needed an answer to learn, got weight 0 on all its turns; drop the row")
-        before = [*turns, *answer[:-1]]
+            raise InputError(f"needed an answer to learn, got {WEIGHT} 0 on all its turns; drop the row")
+        before, wanted = [*turns, *answer[:-1]], [len(turns) + k for k, is_learned in enumerate(learned) if is_learned]
         ids, (last,) = self.tokenizer.encode_turns(before, [answer[-1]], sampled, tools)
         if ids[: len(prompt)] != prompt:
             raise InputError("chat template: it renders the prompt differently once several turns answer it; join them")
-        spans = [self._span(before, k, tools) for k, wanted in enumerate(learned[:-1], start=len(turns)) if wanted]
-        mask = self._mask(before, [span for span in spans if span], tools)[len(prompt) :]
-        return [*ids[len(prompt) :], *last], [*mask, *[learned[-1]] * len(last)]
+        mask, _ = self._in_place(before, [k for k in wanted if k < len(before)], tools)
+        return [*ids[len(prompt) :], *last], [*mask[len(prompt) :], *[learned[-1]] * len(last)]
 
     def _all_turns(self, row: dict, turns: list[dict], learned: list[bool], tools: Any) -> list[EncodedRow]:
         """A dialogue with every learned turn, where it stands or as a row of its own."""
         wanted = [k for k, is_learned in enumerate(learned) if is_learned]
         if not wanted:
-            raise InputError("needed an assistant turn to learn, got weight 0 on all of them; drop the row")
+            raise InputError(f"needed an assistant turn to learn, got {WEIGHT} 0 on all of them; drop the row")
         if marked := self._marked(turns, wanted, tools):
-            return [_cut_to_learned(row, *marked)]
-        before = turns[: wanted[-1]]
-        ids, (last,) = self.tokenizer.encode_turns(before, [turns[wanted[-1]]], tools=tools)
-        spans = {k: self._span(before, k, tools) for k in wanted[:-1]}
-        mask = self._mask(before, [span for span in spans.values() if span], tools)
-        rows = [self._row_of_its_own(row, turns, k, tools) for k, span in spans.items() if span is None and k]
-        self.counts[NO_PROMPT] += spans.get(0, ()) is None
-        return [*filter(None, rows), _cut_to_learned(row, [*ids, *last], [*mask, *[True] * len(last)])]
+            return [_up_to_the_last(row, *marked)]
+        before, answer = turns[: wanted[-1]], turns[wanted[-1]]
+        ids, (last,) = self.tokenizer.encode_turns(before, [answer], tools=tools)
+        mask, others = self._in_place(before, wanted[:-1], tools)
+        rows = [self._row_of_its_own(row, turns, k, tools) for k in others]
+        return [*filter(None, rows), _up_to_the_last(row, [*ids, *last], [*mask, *[True] * len(last)])]
 
     def _marked(self, turns: list[dict], wanted: list[int], tools: Any) -> tuple[list[int], list[bool]] | None:
-        """(ids, which are learned) by the template's {% generation %} blocks; None without a block for each answer."""
+        """(ids, which are learned) by the template's {% generation %} blocks. None unless each answer has a block, and
+        the last block an end token: a model must learn to stop.
+        """
         text, spans = render(self.tokenizer, turns, False, tools, None)
         answers = [k for k, turn in enumerate(turns) if turn["role"] == "assistant"]
         if spans is None or len(spans) != len(answers) or any(start == end for start, end in spans):
             return None
         ids, offsets = encode_with_offsets(self.tokenizer, text)
-        return ids, mask_of(offsets, [span for k, span in zip(answers, spans, strict=True) if k in wanted])
+        spans = [span for k, span in zip(answers, spans, strict=True) if k in wanted]
+        in_last = zip(ids, mask_of(offsets, spans[-1:]), strict=True)
+        stops = any(inside and token in self.tokenizer.eos_ids for token, inside in in_last)
+        return (ids, mask_of(offsets, spans)) if stops else None
 
-    def _span(self, turns: list[dict], k: int, tools: Any) -> tuple[int, int] | None:
-        """The (start, end) of answer k in the prompt made of the turns; None if the prompt has it in another form."""
-        if not k and self.tokenizer.templates:  # no prompt leads to it
-            return None
-        before = self.tokenizer.apply_chat_template(turns[:k], True, tools)
-        try:
-            answer, _ = answer_text(self.tokenizer, turns[:k], before, turns[k], tools=tools)
-        except InputError:
-            return None
-        whole = self.tokenizer.apply_chat_template(turns, True, tools)
-        return (len(before), len(before + answer)) if whole.startswith(before + answer) else None
-
-    def _mask(self, turns: list[dict], spans: list[tuple[int, int]], tools: Any) -> list[bool]:
-        text = self.tokenizer.apply_chat_template(turns, True, tools)
-        return mask_of(encode_with_offsets(self.tokenizer, text)[1], spans)
+    def _in_place(self, turns: list[dict], wanted: list[int], tools: Any) -> tuple[list[bool], list[int]]:
+        """-> (for each id of the prompt made of these turns, whether it belongs to a wanted answer; the answers that
+        the prompt has in another form than the model writes).
+        """
+        text, spans, others = self.tokenizer.apply_chat_template(turns, True, tools), [], []
+        for k in wanted:
+            try:
+                before = self.tokenizer.apply_chat_template(turns[:k], True, tools)
+                answer = before + answer_text(self.tokenizer, turns[:k], before, turns[k], tools=tools)[0]
+            except InputError:  # the template does not show the answer
+                answer = None
+            if answer and text.startswith(answer):
+                spans.append((len(before), len(answer)))
+            else:
+                others.append(k)
+        return mask_of(encode_with_offsets(self.tokenizer, text)[1], spans), others
 
     def _row_of_its_own(self, row: dict, turns: list[dict], k: int, tools: Any) -> EncodedRow | None:
+        if not k:
+            self.counts[NO_PROMPT] += 1
+            return None
         try:
             prompt, responses = self.tokenizer.encode_turns(turns[:k], [turns[k]], tools=tools)
         except InputError:
@@ -144,10 +151,10 @@ class Dialogues:
 
     def _is_learned(self, turn: dict) -> bool:
         """True for an assistant turn without the weight 0.   Raises: InputError for a weight other than 0 and 1."""
-        weight = turn.get("weight", 1)
+        weight = 1 if turn.get(WEIGHT) is None else turn[WEIGHT]
         if weight not in (0, 1):
-            raise InputError(f"weight: needed 0 or 1, got {shown(weight)}; only whole turns can be left out")
-        self.counts[WEIGHT] += turn["role"] != "assistant" and turn.get("weight") == 1
+            raise InputError(f"{WEIGHT}: needed 0 or 1, got {shown(weight)}; a turn is learned whole or not at all")
+        self.counts[NO_ANSWER] += turn["role"] != "assistant" and turn.get(WEIGHT) == 1
         return turn["role"] == "assistant" and weight == 1
 
     def notes(self) -> list[str]:
@@ -159,7 +166,6 @@ class Dialogues:
 
     def _readable(self, parts: list[list[dict]], tools: list | None) -> list[list[dict]]:
         """The turns in the form that the template reads. The first part begins the dialogue."""
-        parts = [[{k: v for k, v in turn.items() if k != "weight"} for turn in part] for part in parts]
         if not self.tokenizer.templates:
             return parts
         if self.form:
@@ -173,20 +179,17 @@ class Dialogues:
         open_keys = [key for key in keys if key[1] not in READ_BY_EVERY_TEMPLATE and self.tries.get(key, 0) < TRIES]
         if not open_keys:
             return
-        whole = self._text(turns, False, tools)
+        whole = self.tokenizer.apply_chat_template(turns, False, tools)
         for role, key in open_keys:
             without = [{k: v for k, v in turn.items() if (turn["role"], k) != (role, key)} for turn in turns]
             try:
-                used = self._text(without, False, tools) != whole
+                used = self.tokenizer.apply_chat_template(without, False, tools) != whole
             except InputError:  # the template needs the key
                 used = True
             self.tries[role, key] = USED if used else self.tries.get((role, key), 0) + 1
 
-    def _text(self, turns: list[dict], prompt: bool, tools: list | None) -> str:
-        return self.tokenizer.apply_chat_template(turns, prompt, tools)
 
-
-def _cut_to_learned(row: dict, ids: list[int], mask: list[bool]) -> EncodedRow:
+def _up_to_the_last(row: dict, ids: list[int], mask: list[bool]) -> EncodedRow:
     """The ids up to the last learned token. The first token is never learned: no token predicts it."""
     start, end = max(1, mask.index(True)), len(mask) - mask[::-1].index(True)
     learned = mask[start:end]

@@ -59,14 +59,15 @@ def _encode(
     built, refused, truncated, cut = Builder(len(responses)), [], 0, 0
     for numbers, chunk in chunks(rows, ("prompt", *responses)):
         chunk = [wrapping.look(row) for row in chunk]
-        texts = [limits.shorten(row, responses) for row in chunk]
+        texts = [limits.shorten(row, responses, settings.train_on == "all_turns") for row in chunk]
         encoded = encode_texts(tokenizer, texts, responses, settings.vocabulary, dialogues=dialogues)
         for number, row, text, found in zip(numbers, chunk, texts, encoded, strict=True):
             try:
                 fitted = limits.fit(found, responses, shortened=text is not row)
             except InputError as error:
                 where = f"{settings.unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
-                refused.append(f"{settings.source}: {where}: {error}" if settings.source else f"{where}: {error}")
+                source = row.get("file") or settings.source  # a mixture has rows of several files
+                refused.append(f"{source}: {where}: {error}" if source else f"{where}: {error}")
                 continue
             for each in fitted:
                 built.add(everything(each.row) if settings.train_on == "all" else each.row, number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from minirlhf.data.batches import TURNS, EncodedRow
@@ -61,18 +62,19 @@ class Limits(NamedTuple):
         if isinstance(found, InputError):
             raise found
         fitted = [self._fit(row, shortened) for row in found]
+        if any(not any(mask) for each in fitted for mask in each.row.learned or ()):
+            raise InputError(f"no learned token is left once it is cut to {self._of} {self.context} tokens")
         if any(len(each.row.responses) == 2 and each.row.responses[0] == each.row.responses[1] for each in fitted):
             raise InputError(f"{' and '.join(responses)} are the same once cut to {self._of} {self.context} tokens")
         return fitted
 
     def _fit(self, row: EncodedRow, shortened: bool) -> Fitted:
-        if self.lengths.overlong == "keep_end":
-            return self._keep_end(row)
         prompt, room = row.prompt, min(self.lengths.max_prompt_length or self.context, self.context - self.reserve)
-        if len(prompt) > room:
-            if self.lengths.overlong == "refuse" or room <= len(self.prefix):
-                raise InputError(self._reason(len(prompt), shortened))
-            prompt = self._cut(prompt, room)
+        if len(prompt) > room and (self.lengths.overlong == "refuse" or room <= len(self.prefix)):
+            raise InputError(self._reason(len(prompt), shortened))
+        if self.lengths.overlong == "keep_end":
+            return self._keep_end(row, room)
+        prompt = self._cut(prompt, room) if len(prompt) > room else prompt
         left = self.context - len(prompt)
         learned = row.learned and tuple(mask[:left] for mask in row.learned)
         fitted = EncodedRow(row.source, prompt, tuple(ids[:left] for ids in row.responses), learned)
@@ -84,7 +86,7 @@ class Limits(NamedTuple):
 
     def _reason(self, tokens: int, shortened: bool) -> str:
         most = self.lengths.max_prompt_length
-        has = f"the prompt has {f'more than {self.context}' if shortened else tokens} tokens"
+        has = f"the prompt has {f'more than {self.context}' if shortened and tokens > self.context else tokens} tokens"
         if most and most <= self.context - self.reserve:
             return f"{has}, --max_prompt_length allows {most}"
         return f"{has} and leaves {max(self.context - tokens, 0)} of {self._of} {self.context}, needed {self.reserve}"
@@ -93,40 +95,58 @@ class Limits(NamedTuple):
         """The prompt with so many tokens, BOS among them."""
         kept = len(self.prefix) if tuple(prompt[: len(self.prefix)]) == self.prefix else 0
         start, text, room = prompt[:kept], prompt[kept:], room - kept
-        first = {"cut_left": 0, "cut_right": room, "cut_middle": room // 2}[self.lengths.overlong]
+        first = {"cut_right": room, "cut_middle": room // 2}.get(self.lengths.overlong, 0)
         return [*start, *text[:first], *text[len(text) - (room - first) :]]
 
-    def _keep_end(self, row: EncodedRow) -> Fitted:
-        """The last tokens of prompt and answer. Both answers of a pair keep the same prompt."""
+    def _keep_end(self, row: EncodedRow, room: int) -> Fitted:
+        """The last tokens of prompt and answer, and at least a token of the prompt. A pair keeps the same prompt."""
         longest = max(map(len, row.responses), default=0)
-        most = min(self.lengths.max_prompt_length or self.context, self.context - max(longest, self.reserve))
-        least = len(self.prefix) + 1
-        if len(row.prompt) <= most:
+        room = min(room, max(self.context - longest, len(self.prefix) + 1))
+        if len(row.prompt) <= room and len(row.prompt) + longest <= self.context:
             return Fitted(row, False, 0)
-        cut = Limits(Lengths(overlong="cut_left"), *self[1:])
-        prompt = cut._cut(row.prompt, max(most, min(least, len(row.prompt))))
-        start = [max(0, len(ids) - (self.context - len(prompt))) for ids in row.responses]
+        prompt = self._cut(row.prompt, room) if len(row.prompt) > room else row.prompt
+        start = [max(0, len(prompt) + len(ids) - self.context) for ids in row.responses]
         responses = tuple(ids[n:] for n, ids in zip(start, row.responses, strict=True))
         learned = row.learned and tuple(mask[n:] for n, mask in zip(start, row.learned, strict=True))
-        return Fitted(EncodedRow(row.source, prompt, responses, learned), True, sum(n > 0 for n in start))
+        cut = len(prompt) < len(row.prompt)
+        return Fitted(EncodedRow(row.source, prompt, responses, learned), cut, sum(n > 0 for n in start))
 
-    def shorten(self, row: dict, answers: tuple[str, ...]) -> dict:
+    def shorten(self, row: dict, answers: tuple[str, ...], all_turns: bool = False) -> dict:
         """The row with a beginning and an end of each text that cannot fit. The row itself if all texts may fit.
 
-        answers: their keys.
+        answers: their keys.   all_turns: a dialogue that is too long ends after the turns that may fit.
         """
         most = self.characters
         if most is None:
             return row
         texts = {key: _shortened(row[key], most) for key in ("prompt", *answers) if len(row[key]) > 2 * most}
         for key in (TURNS, *(f"{key}_turns" for key in answers)):
-            if any(len(turn["content"]) > 2 * most for turn in row.get(key, ())):
-                texts[key] = [{**turn, "content": _shortened(turn["content"], most)} for turn in row[key]]
-        return {**row, **texts} if texts else row
+            if any(
+                len(text) > 2 * most for turn in row.get(key, ()) for text in turn.values() if isinstance(text, str)
+            ):
+                texts[key] = [_shortened_turn(turn, most) for turn in row[key]]
+        row = {**row, **texts} if texts else row
+        if self.lengths.overlong != "refuse" or sum(len(turn["content"]) for turn in row.get(TURNS, ())) <= 2 * most:
+            return row
+        return {**row, **_first_turns(row[TURNS], most, all_turns)}
 
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= 2 * most else text[:most] + text[-most:]
+
+
+def _shortened_turn(turn: dict, most: int) -> dict:
+    return {key: _shortened(value, most) if isinstance(value, str) else value for key, value in turn.items()}
+
+
+def _first_turns(turns: list[dict], most: int, all_turns: bool) -> dict:
+    """The first turns with more than `most` characters. all_turns: an assistant turn is the last, and the response."""
+    characters = list(accumulate(len(turn["content"]) for turn in turns))
+    for k in range(1, len(turns)):
+        if characters[k] > most and (turns[k]["role"] == "assistant" or not all_turns):
+            answer = {"response": turns[k]["content"], "response_turns": [turns[k]]} if all_turns else {}
+            return {TURNS: turns[: k if all_turns else k + 1], **answer}
+    return {}
 
 
 # Parts of a tokenizer that keep every character, at least one in four: NFC joins a letter and up to three marks.

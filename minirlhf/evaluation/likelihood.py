@@ -32,7 +32,7 @@ class Likelihood:
         """perplexity = exp(nll / tokens); bits_per_byte = nll / (log 2 * bytes). None without tokens or bytes."""
         mean = self.nll / self.tokens if self.tokens else None
         return {
-            "perplexity": None if mean is None else math.exp(mean) if mean < 700 else math.inf,
+            "perplexity": None if mean is None else math.exp(min(mean, 700.0)),  # a larger number is infinite
             "bits_per_byte": self.nll / math.log(2) / self.size if self.size else None,
         }
 
@@ -58,36 +58,40 @@ def rolling_windows(n: int, length: int, overlap: int = 1) -> Iterator[tuple[int
 @torch.no_grad()
 def likelihoods(
     policy: Policy,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
     *,
     overlap: int = 1,
     microbatch_tokens: int = 16_384,
 ) -> list[tuple[float, int]]:
-    """(nll in nats, tokens) of the second part of each row, given the first; both are ids, and the first is not empty.
+    """(nll in nats, tokens) of the counted tokens of each row: ids, and which of them are counted.
 
-    A row longer than the context is read in `rolling_windows`; windows that hold no token of the second part are
-    skipped.
+    The first token cannot be counted: it is BOS or the beginning of a prompt. A row longer than the context is read in
+    `rolling_windows`; windows without a counted token are skipped.
+    Raises: InputError if a first token is counted, or a log-prob is not finite.
     """
-    context = policy.transformer.config.max_position_embeddings
-    texts = [[*given, *counted] for given, counted in rows]
-    if not all(len(given) for given, _ in rows):
+    if not all(len(ids) and not counted[0] for ids, counted in rows):
         raise InputError("likelihoods: needed a token before each text, such as BOS, got none")
+    context = policy.transformer.config.max_position_embeddings
     windows = [
-        (row, start, max(first, len(rows[row][0])), stop)
-        for row, text in enumerate(texts)
-        for start, first, stop in rolling_windows(len(text), context, overlap)
-        if stop > len(rows[row][0])
+        (row, *window)
+        for row, (ids, counted) in enumerate(rows)
+        for window in rolling_windows(len(ids), context, overlap)
+        if any(counted[window[1] : window[2]])
     ]
     nlls = [0.0] * len(rows)
     for group in microbatches([stop - start for _, start, _, stop in windows], microbatch_tokens):
         chosen = [windows[i] for i in group]
-        befores = [texts[row][start:first] for row, start, first, _ in chosen]
-        afters = [texts[row][first:stop] for row, _, first, stop in chosen]
-        batch = pad_sequences(befores, afters, 0, policy.transformer.device)
-        sums = torch.where(batch.completion_mask, window_logps(policy, *batch[:2]), 0).double().sum(-1)
+        ids = [rows[row][0][start:stop] for row, start, _, stop in chosen]
+        batch = pad_sequences(ids, [[] for _ in ids], 0, policy.transformer.device)
+        masks = [[False] * (first - start) + list(rows[row][1][first:stop]) for row, start, first, stop in chosen]
+        width = batch.input_ids.shape[1]
+        counted = torch.tensor([mask + [False] * (width - len(mask)) for mask in masks], device=batch.input_ids.device)
+        sums = torch.where(counted, window_logps(policy, *batch[:2]), 0).double().sum(-1)
+        if not bool(sums.isfinite().all()):
+            raise InputError("likelihoods: log-probs are not finite; the weights are broken or the precision too low")
         for (row, *_), logp in zip(chosen, sums.tolist(), strict=True):
             nlls[row] -= logp
-    return [(nll, len(counted)) for nll, (_, counted) in zip(nlls, rows, strict=True)]
+    return [(nll, sum(counted)) for nll, (_, counted) in zip(nlls, rows, strict=True)]
 
 
 def window_logps(policy: Policy, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

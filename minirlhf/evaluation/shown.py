@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,3 +89,18 @@ def bias_table(biases: dict[str, dict[str, float]]) -> str:
     """The position bias of a judge, from `position_bias`; the first number is 0.5 without bias, the second 0."""
     rows = [[name, bias["first"], bias["changed"]] for name, bias in biases.items()]
     return table(["position bias of the judge", "P(first answer)", "verdicts changed by the order"], rows)
+
+
+def sample_lines(
+    prompts: list[dict], samples: dict[str, list[list[str]]], scores: dict[str, list[list[float]]]
+) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl: for each prompt the completions of all models."""
+    lines = []
+    for i, row in enumerate(prompts if samples else []):
+        common = {name: row[name] for name in ("file", "line", "category") if name in row}
+        for name, own in samples.items():
+            for k, text in enumerate(own[i]):
+                score = scores[name][i][k] if scores else math.nan
+                known = {} if math.isnan(score) else {"reward": score}
+                lines.append({"prompt": row["prompt"], "completion": text, "model": name, **common, **known})
+    return lines

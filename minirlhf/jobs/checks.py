@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +15,30 @@ from minirlhf.adapters import apply_lora, freeze
 from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.folder import take_output, write_refused
-from minirlhf.jobs.given_models import check_student, check_vocabulary, narrower
+from minirlhf.jobs.folder import agreed, take_output, write_refused
+from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
-from minirlhf.runtime.distributed import is_main, say, world_size
+from minirlhf.runtime.distributed import is_main, restarted, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
-from minirlhf.training.run import MAY_CHANGE
+from minirlhf.training.going_back import check_step, go_back
+from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
 PARTS = {"sft": "sft", "reward": "pairs"}  # stage -> the part of the task that it trains on
-INSTEAD = {"sft": "a trained model with --policy DIR", "reward": "--reward FILE.py:FUNCTION or DIR"}  # of a stage
+# of a stage
+INSTEAD = {
+    "sft": "rows for SFT with --sft.data FILE, or a trained model with --policy DIR",
+    "reward": "--reward FILE.py:FUNCTION or DIR",
+}
 SECTIONS = {"sft": "sft", "reward": "reward_model"}  # stage -> the section of its settings
 
 
@@ -42,36 +50,80 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
         needs: parts that the task must have.
     Raises: InputError, before anything is written.
     """
-    job = with_given_reward(replace(job, settings=with_commits(job.settings)), after)
-    stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
-    needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
-    for part in needs:
-        try:
-            job.task.need(part)
-        except InputError as error:
-            others = [f", or {INSTEAD[stage]}" for stage in stages if PARTS[stage] == part and takes(job, stage)]
-            raise InputError(f"{error}{''.join(others)}") from None
-    check_stages(job, after, stages)
-    shape = shape_of(job)
-    if on_policy:
-        check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
-    if job.common.policy:
-        check_vocabulary(shape, job.tokenizer, job.common.policy, tell=lambda line: None)
-    check_trainable(job, shape, stages)
-    if student := getattr(job.common, "student", None):  # of distillation
-        check_student(job, student)
-        shape = min(shape, read_config(resolve_model(student))[0], key=lambda shape: shape.max_position_embeddings)
-    if width := getattr(job.common, "student_width", None):  # of distillation
-        narrower(shape, width)
-    refused = list(job.task.refused)
-    for part in [part for part in dict.fromkeys(needs) if part in RESPONSES]:
-        reserve = job.config.max_tokens if part == "prompts" else 1
-        refused += job.encode(part, shape, reserve)
-    job = replace(job, folder=take_output(job.folder, job.common, name, [*stages, own_stage(job)][0]))
-    write_refused(job.folder, refused)
+    job, refused, _ = checked(job, needs, after)
+    first = [*stages_of(job, after), own_stage(job)][0]
+    if step := step_to_resume(job):
+        say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
+    job = replace(job, folder=take_output(job.folder, job.common, name, first))
+    write_refused(job.folder, [*job.task.refused, *refused])
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
     save_tokenizer(job)
     return job
+
+
+def checked(
+    job: Opened, needs: tuple[str, ...], after: tuple[str, ...], attempt: Callable[[], Any] = nullcontext
+) -> tuple[Opened, list[str], ModelConfig]:
+    """-> (the job with its reward and its rows as ids, a line for each row that is left out, the shape of its model).
+
+    attempt: makes a context for each check. The default lets the first error pass; a caller who wants all errors gives
+    a context that keeps them.
+    """
+    with attempt():
+        job = with_gold(with_given_reward(replace(job, settings=with_commits(job.settings)), after))
+    stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
+    needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
+    for part in dict.fromkeys(needs):
+        with attempt():
+            need(job, part, stages)
+    with attempt():
+        check_stages(job, after, stages)
+    with attempt():
+        check_evaluations(job)
+    with attempt():
+        if step := step_to_resume(job):
+            check_step(job.folder / own_stage(job), step)
+    shape = shape_of(job)
+    for check in checks_of_model(job, shape, stages):
+        with attempt():
+            check()
+    if student := getattr(job.common, "student", None):
+        shape = min(shape, read_config(resolve_model(student))[0], key=lambda shape: shape.max_position_embeddings)
+    refused = []
+    for part in [part for part in dict.fromkeys(needs) if part in RESPONSES and len(getattr(job.task, part))]:
+        with attempt():
+            refused += job.encode(part, shape, job.config.max_tokens if part == "prompts" else 1)
+    return job, refused, shape
+
+
+def step_to_resume(job: Opened) -> str | None:
+    """The step of `--resume step-N`."""
+    return None if isinstance(job.common.resume, bool) or restarted() else job.common.resume
+
+
+def need(job: Opened, part: str, stages: list[str]) -> None:
+    """Raise InputError if the task lacks a part. The message names the flags that make the part needless."""
+    try:
+        job.task.need(part)
+    except InputError as error:
+        others = [f", or {INSTEAD[stage]}" for stage in stages if PARTS[stage] == part and takes(job, stage)]
+        raise InputError(f"{error}{''.join(others)}") from None
+
+
+def checks_of_model(job: Opened, shape: ModelConfig, stages: list[str]) -> Iterator[Callable[[], object]]:
+    """Checks of the job's models. Each raises an InputError."""
+    common = job.common
+    if isinstance(job.config, OnPolicyConfig):
+        yield lambda: check_stop_token(type(job.config).__name__, job.config, shape.vocab_size)
+    if common.policy:
+        yield lambda: check_vocabulary(shape, job.tokenizer, common.policy, tell=lambda line: None)
+    yield lambda: check_trainable(job, shape, stages)
+    if value := getattr(common, "value", None):
+        yield lambda: check_value(job, value, shape)
+    if student := getattr(common, "student", None):  # of distillation
+        yield lambda: check_student(job, student)
+    if width := getattr(common, "student_width", None):  # of distillation
+        yield lambda: narrower(shape, width)
 
 
 def takes(job: Opened, stage: str) -> bool:
@@ -88,7 +140,7 @@ def shape_of(job: Opened) -> ModelConfig:
 
 def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
     """The stages that the job trains before its own."""
-    replaced = {"sft": job.common.policy, "reward": job.given_reward}
+    replaced = {"sft": job.common.policy, "reward": job.given_reward or job.common.reward}
     return [stage for stage in after if not replaced[stage]]
 
 
@@ -111,6 +163,30 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
 
         return with_reward(job)
     return replace(job, given_reward=job.task.reward)
+
+
+def with_gold(job: Opened) -> Opened:
+    """The job with the reward of `--gold` as the task's exact measure."""
+    if not job.common.gold:
+        return job
+    if own_stage(job) in ("sft", "reward", "process_reward"):
+        raise InputError("--gold: this program samples no completions to measure; drop the flag")
+    from minirlhf.jobs.given_rewards import gold_of
+
+    return replace(job, task=replace(job.task, gold=gold_of(job, job.common.gold)))
+
+
+def check_evaluations(job: Opened) -> None:
+    """Refuse a best metric of a validation set that does not exist. A run itself looks for other names."""
+    metric, sets = job.settings["run"].best_metric, job.task.validation
+    name = (metric or "").removeprefix("eval/").rpartition("/")[0]
+    if metric and not metric.startswith("eval/"):
+        raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")
+    if name and name not in sets:
+        near, known = (nearest(name, sets), ", ".join(sets)) if sets else ("", "none")
+        raise InputError(
+            f"--run.best_metric {metric}: needed a set of --validation, got {name}{near}; the sets are {known}"
+        )
 
 
 def with_commits(settings: dict[str, Any]) -> dict[str, Any]:

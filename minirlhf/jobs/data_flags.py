@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from minirlhf.data.cache import cache_folder
+from minirlhf.data.encoding import TrainOn
+from minirlhf.data.lengths import Lengths, Overlong
 from minirlhf.data.splitting import HELD_OUT
 
 Kind = Literal["sft", "preference", "unpaired", "prompts", "steps", "text"]
@@ -18,12 +21,24 @@ class DataFlags:
     encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
     map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
     as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
+    pairs: Literal["best_worst", "all"] = "best_worst"  # [-] of several scored answers: one pair, or every pair
     max_rows: int | None = None  # [rows] of each file, from its beginning
     mix: Literal["concat", "weighted", "balanced"] | None = None  # [-] how several files become one set of rows;
     #                             none: weighted with data_weights, else concat
     data_weights: tuple[float, ...] = ()  # [-] a weight for each file of `data`
     held_out: int | float | str = HELD_OUT  # [share, rows or file] rows for evaluation, of `data` or of a file
     validation: tuple[str, ...] = ()  # [files] more rows for evaluation, by name: chat=a.jsonl,math=b.jsonl
+    train_on: TrainOn = "all_turns"  # [-] of a dialogue SFT learns the last answer, every assistant turn, or all tokens
+    wrap: Literal["turns", "plain"] = (
+        "turns"  # [-] beside a chat template a prompt of text is a user turn, or plain text
+    )
+    max_length: int | None = None  # [tokens] of prompt and answer; none: the model's context
+    max_prompt_length: int | None = None  # [tokens] of the prompt; none: all that leaves room for an answer
+    overlong: Overlong = "refuse"  # [-] a prompt that is too long: refuse its row, or cut it; see docs/data.md
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(self.max_length, self.max_prompt_length, self.overlong)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,13 @@ def with_data(cls: type) -> type:
 def flags_of(job: object) -> DataFlags:
     """The flags of a program; their defaults for a plain JobConfig that a caller has made."""
     return job if isinstance(job, DataFlags) else DataFlags()
+
+
+def encoding_options(job: object, part: str) -> dict[str, Any]:
+    """The arguments of `encode_rows` that the flags decide. Only SFT learns earlier turns of a dialogue."""
+    flags = flags_of(job)
+    train_on = flags.train_on if part == "sft" else "last"
+    return {"train_on": train_on, "wrap": flags.wrap, "lengths": flags.lengths, "cache": cache_folder()}
 
 
 def _with(cls: type, more: type) -> type:

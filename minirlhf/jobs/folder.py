@@ -21,7 +21,7 @@ def find_output(job: JobConfig, name: str) -> Path:
 
     Raises: InputError if the folder holds files and `resume` is not set.
     """
-    return _agreed(lambda: _find(job, name))
+    return Path(agreed(lambda: _find(job, name)))
 
 
 def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
@@ -30,7 +30,7 @@ def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
     Jobs that start together never share a folder: only one of them can make the folder of the first stage. A job
     without `output` then takes the next number.
     """
-    return _agreed(lambda: _take(folder, job, name, first))
+    return Path(agreed(lambda: _take(folder, job, name, first)))
 
 
 def write_refused(folder: Path, refused: list[str]) -> None:
@@ -40,7 +40,7 @@ def write_refused(folder: Path, refused: list[str]) -> None:
         say(f"every row that was left out: {folder / 'refused.txt'}")
 
 
-def _agreed(choose: Callable[[], Path]) -> Path:
+def agreed(choose: Callable[[], Path | str]) -> str:
     """The main process's choice, on all processes. All of them raise the main process's InputError."""
     path, problem = None, ""
     if is_main():
@@ -51,7 +51,7 @@ def _agreed(choose: Callable[[], Path]) -> Path:
     path, problem = gather((path, problem))[0]
     if problem:
         raise InputError(problem)
-    return Path(path)
+    return path
 
 
 def _find(job: JobConfig, name: str) -> Path:

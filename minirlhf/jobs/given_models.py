@@ -18,8 +18,10 @@ from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import Policy
-from minirlhf.pretrained import load_policy, load_reward_model
+from minirlhf.model.policy import Policy, RewardModel, ValueModel
+from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
+from minirlhf.pretrained.weights import Uninitialised, read_config
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say
@@ -27,6 +29,7 @@ from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.checkpoint_tokenizer.answer_end import lines_about_answers
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.text.vocabulary import largest_needed_id, names_beyond
+from minirlhf.training.checkpoint import is_complete
 
 
 def given_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> Policy:
@@ -50,6 +53,38 @@ def check_student(job: Opened, student: str) -> None:
     folder = resolve_model(student)
     load_policy(folder)
     check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
+
+
+def check_value(job: Opened, value: str, shape: ModelConfig) -> None:
+    """Raise InputError if the folder holds no reward or value model, or it cannot read the policy's texts."""
+    folder = value_folder(value)
+    config, model_class = read_config(folder)
+    if model_class not in (RewardModel, ValueModel):
+        raise InputError(
+            f"--value {value}: needed a reward or value model, got a {model_class.__name__}; check the folder"
+        )
+    if (ours := shape.max_position_embeddings) > config.max_position_embeddings:
+        theirs = config.max_position_embeddings
+        raise InputError(f"--value {value}: needed a context of {ours} tokens, as the policy, got {theirs}")
+    check_same_tokenizer(f"--value {value}", Tokenizer.load(folder), job.tokenizer)
+
+
+def value_folder(value: str) -> Path:
+    """The model of a folder: a value model in the newest checkpoint of a PPO run, or a model that was given itself."""
+    checkpoints = [path for path in Path(value).glob("checkpoints/step-*/value") if is_complete(path.parent)]
+    return max(checkpoints, key=lambda path: int(path.parent.name[5:])) if checkpoints else resolve_model(value)
+
+
+def given_value(job: Opened, value: str) -> ValueModel:
+    """The value model of `--value`. A reward model becomes a value model: its scores are the first values."""
+    model = load_pretrained(value_folder(value), torch.float32)
+    if isinstance(model, ValueModel):
+        return model
+    with torch.device("meta"), Uninitialised():
+        converted = ValueModel(Transformer(model.config))
+    converted.model = model.model
+    converted.value_head.load_state_dict({"weight": model.score.weight.data, "bias": torch.zeros(1)}, assign=True)
+    return converted
 
 
 def narrower(shape: ModelConfig, width: int) -> ModelConfig:

@@ -12,8 +12,9 @@ from minirlhf.jobs.given_models import load_scorer
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pipeline import check_no_pipeline
+from minirlhf.rewards.answers import check_answers, exact_match
 from minirlhf.rewards.functions import FileReward, RewardSum
-from minirlhf.rewards.scoring import Reward, score_completions
+from minirlhf.rewards.scoring import Gold, Reward, score_completions
 
 
 def with_reward(job: Opened) -> Opened:
@@ -42,6 +43,8 @@ def with_reward(job: Opened) -> Opened:
     for reward in rewards:
         if isinstance(reward, FileReward):
             try_reward(reward, job, optional=optional or len(rewards) > 1)
+        if reward is exact_match and len(rewards) == 1:
+            check_answers([*job.task.prompts, *job.task.held_out_prompts])
     plain = len(rewards) == 1 and (optional or weights == (1.0,))
     if optional:
         job = replace(job, settings={**job.settings, job.section: replace(config, reward_weights=weights)})
@@ -55,7 +58,25 @@ def reward_of(job: Opened, name: str) -> Reward:
         return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
     if name.endswith(".py") or ":" in name:
         return FileReward(name)
-    raise InputError(f"{name}: needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path")
+    if name == exact_match.__name__:
+        return exact_match
+    raise InputError(
+        f"{name}: needed a reward model's folder, FILE.py:FUNCTION or exact_match, found none of them; check the path"
+    )
+
+
+def gold_of(job: Opened, name: str) -> Gold:
+    """The measure of `--gold`: the scores of a reward that no policy is trained on, as gold_reward."""
+    reward = reward_of(job, name)
+    if isinstance(reward, FileReward):
+        try_reward(reward, job, optional=False)
+    if reward is exact_match:
+        check_answers(job.task.held_out_prompts)
+
+    def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
+        return {"gold_reward": score_completions(reward, prompts, completions, rows)}
+
+    return gold
 
 
 def try_reward(reward: Reward, job: Opened, optional: bool) -> None:

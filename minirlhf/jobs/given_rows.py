@@ -25,6 +25,9 @@ READS = {
     "unpaired": ("unpaired", "prompts"),
     "distillation": ("sft", "prompts"),
 }
+# flags that need files
+OF_FILES = ("encoding", "map", "as_", "pairs", "max_rows", "mix", "data_weights", "held_out", "validation", "train_on")
+NO_FILES = "no files"  # name of a task without rows
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -45,12 +48,12 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
         raise InputError(f"--task {job.task}: --data replaces the embedded task; drop one of the two")
     if flags.data_weights and not job.data:
         raise InputError("--data_weights: needs the files to weigh; give --data FILE,FILE")
-    task = task_of(job.data, job, flags.data_weights) if job.data else Task("no files", [], [], [], [], [], [])
+    task = task_of(job.data, job, flags.data_weights) if job.data else Task(NO_FILES, [], [], [], [], [], [])
     # the program's own stage reads most; a stage before it takes its rows back
     for name in sorted(files, key=lambda name: name != section):
         task = with_stage_file(task, name, task_of(files[name], job))
-    counts = f"{len(task.prompts):,} prompts to train on, {len(task.held_out_prompts):,} held out"
-    say(f"{task.name}: {counts}")
+    part, word = ("prompts", "prompts") if len(task.prompts) else ("sft", "texts")
+    say(f"{task.name}: {len(getattr(task, part)):,} {word} to train on, {len(getattr(task, HELD[part])):,} held out")
     return replace(task, validation=validation_sets(job, flags.validation))
 
 
@@ -59,7 +62,7 @@ def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
     if job.ignore_columns:
         raise InputError("--ignore_columns: the embedded task has no columns to ignore; give --data FILE")
     for field in fields(DataFlags):
-        if getattr(flags, field.name) != field.default:
+        if field.name in OF_FILES and getattr(flags, field.name) != field.default:
             raise InputError(f"--{field.name.rstrip('_')}: the embedded task reads no files; give --data FILE")
 
 
@@ -76,19 +79,27 @@ def task_of(files: str, job: JobConfig, weights: Sequence[float] = ()) -> Task:
             f"--data_weights: needed a weight for each of the {len(names)} files, got {len(weights)}; see --help"
         )
     from_file = isinstance(flags.held_out, str)
-    tasks = [task_from_rows(read(name, job), 0 if from_file else flags.held_out) for name in names]
+    tasks = [source_task(name, job, 0 if from_file else flags.held_out) for name in names]
     if strategy != "concat":
         say("\n".join(plan(tasks, strategy, weights)))
     task = mixed(tasks, strategy, weights, job.seed)
     return with_held_out(task, job) if from_file else task
 
 
+def source_task(name: str, job: JobConfig, held_out: float) -> Task:
+    """The task of one name: a file, a folder, a pattern, or hub:OWNER/NAME, whose files are joined."""
+    if not name.startswith("hub:"):
+        return task_from_rows(read(name, job), held_out)
+    from minirlhf.pretrained.hub import data_files
+
+    return replace(mixed([task_from_rows(read(str(file), job), held_out) for file in data_files(name)]), name=name)
+
+
 def read(source: str, job: JobConfig) -> Dataset:
     """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
     flags = flags_of(job)
     given = {"columns_map": mapping(flags.map), "as_kind": flags.as_, "encoding": flags.encoding}
-    given |= {"max_rows": flags.max_rows}
-    given = {name: value for name, value in given.items() if value}
+    given |= {"max_rows": flags.max_rows, "pairs": flags.pairs}
     dataset = read_rows(source, max_refused=job.max_refused, ignore_columns=job.ignore_columns, **given)
     say(dataset.summary())
     return dataset
@@ -121,9 +132,13 @@ def with_stage_file(task: Task, section: str, own: Task) -> Task:
     own.need(reads[0])
     parts = [name for part in reads if len(getattr(own, part)) for name in (part, HELD[part])]
     gold = own.gold if "prompts" in reads else task.gold
-    name = own.name if task.name == "no files" else f"{task.name}, {own.name}"
-    refused = (*task.refused, *own.refused)
-    return replace(task, name=name, refused=refused, gold=gold, **{part: getattr(own, part) for part in parts})
+    names = [] if task.name == NO_FILES else task.name.split(", ")
+    name = ", ".join(dict.fromkeys([*names, *own.name.split(", ")]))
+    refused = tuple(dict.fromkeys([*task.refused, *own.refused]))
+    rows = {part: getattr(own, part) for part in parts}
+    return replace(
+        task, name=name, refused=refused, gold=gold, sources=task.sources | dict.fromkeys(rows, own.name), **rows
+    )
 
 
 def validation_sets(job: JobConfig, named: Sequence[str]) -> dict[str, Task]:

@@ -23,7 +23,7 @@ from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
 from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
 from minirlhf.jobs.reward_model import reward_for
-from minirlhf.jobs.settings import JobConfig, check_base, check_effects, sections
+from minirlhf.jobs.settings import JobConfig, sections
 from minirlhf.jobs.sft import train_sft
 from minirlhf.jobs.stage import EVALUATION_PROMPTS, PolicyStage, open_stage
 from minirlhf.model.policy import Policy, ValueModel, copy_of
@@ -73,13 +73,15 @@ class Job(Opened):
             from minirlhf.jobs.learning_rates import settings_for_model
 
             settings = settings_for_model(classes, settings["job"], argv)
+        from minirlhf.jobs.effects import check_base, check_effects  # here, so that the core loads no leaf
+        from minirlhf.runtime.log_level import log_level
+
         check_effects(settings)
-        if not after:
-            check_base(settings["job"])
         common = settings["job"]
-        with session(
-            device=common.device, precision=common.precision, seed=common.seed, threads=common.threads
-        ) as device:
+        if not after:
+            check_base(common)
+        options = {name: getattr(common, name) for name in ("device", "precision", "seed", "threads")}
+        with log_level(common.log_level), session(**options) as device:
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
                 yield opened
@@ -157,6 +159,10 @@ class Job(Opened):
         value_model, policy = None, base
         if values:
             value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
+            if given := getattr(common, "value", None):
+                from minirlhf.jobs.given_models import given_value  # here, so that the core loads no leaf
+
+                value_model = given_value(self, given)
             policy = Policy(base.transformer, value_head=value_model is None)
         policy = policy if teacher else prepare(policy, settings, device)
         reference = teacher or reference_for(policy)

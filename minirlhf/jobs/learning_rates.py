@@ -44,7 +44,7 @@ def settings_for_model(classes: dict[str, type], job: Any, argv: list[str] | Non
     skipped = {"sft", "reward_model"} if job.reward else {"sft"}
     used = [section for section in RATES if section in classes]
     used = [section for section in used if section not in skipped] or used
-    if os.environ.get("RANK", "0") == "0":  # the processes have not joined yet
+    if os.environ.get("RANK", "0") == "0" and job.log_level != "quiet":  # the processes have not joined yet
         rates = ", ".join(f"{section}.lr {settings[section].lr:g}" for section in used)
         print(f"{folder}: about {n / 1e6:,.1f} million parameters, --train {job.train}: {rates}", flush=True)
     return settings

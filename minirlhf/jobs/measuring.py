@@ -5,33 +5,31 @@ A row that one model cannot read is left out for all models, so that every numbe
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any, NamedTuple, TypeVar
 
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
-from minirlhf.data.encoding import EncodedRow, encode_texts
+from minirlhf.data.batches import EncodedRow
+from minirlhf.data.dialogues import Dialogues
+from minirlhf.data.encoding import encode_texts
 from minirlhf.data.formats import Dataset
+from minirlhf.data.wrapping import Wrapping
 from minirlhf.errors import InputError
 from minirlhf.evaluation.likelihood import Likelihood, likelihoods
-from minirlhf.evaluation.pairwise import RULES, in_both_orders
-from minirlhf.evaluation.policies import Report, evaluate_policy
+from minirlhf.evaluation.pairwise import in_both_orders
+from minirlhf.evaluation.policies import evaluate_policy
 from minirlhf.evaluation.reward_models import pair_measures
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
-from minirlhf.pretrained.weights import load_policy, load_reward_model
-from minirlhf.rewards.functions import FileReward
-from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
-from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
+from minirlhf.pretrained.weights import load_policy
+from minirlhf.rewards.judges import Judge
+from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.distributed import gather, local_rows, say
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -53,6 +51,12 @@ class Entrant:
         return self.shape.max_position_embeddings
 
 
+class Answer(NamedTuple):
+    ids: list[int]  # of the prompt and the answer
+    counted: list[bool]  # which of them are text of the answer
+    size: int  # [bytes] of the answer
+
+
 @dataclass
 class Rows:
     """The rows to measure on, each with its file and line."""
@@ -69,17 +73,26 @@ class Rows:
         self.left_out.append(f"{file}{self.unit} {row.get('line')}: {who}: {why}")
 
 
-def rows_of(data: Dataset) -> Rows:
-    """The prompts of a data set with all known answers of each; texts; pairs. Raw text is no prompt."""
-    key = ANSWERS.get(data.kind)
-    known = [{**row, "response": row[key]} for row in data.rows if key and row.get("label", True)]
+def rows_of(datasets: Sequence[Dataset]) -> Rows:
+    """The prompts of all data sets with all known answers of each; texts; pairs. Raw text is no prompt."""
+    prompts: dict[str, dict] = {}
     answers: dict[str, list[str]] = {}
-    for row in known:
-        answers.setdefault(row["prompt"], []).append(row["response"])
-    prompts = [] if data.kind == "text" else list({row["prompt"]: row for row in data.rows}.values())
-    references = [list(dict.fromkeys(answers.get(row["prompt"], []))) for row in prompts]
-    pairs = list(data.rows) if data.kind == "preference" else []
-    return Rows(prompts, references, known, pairs, data.unit)
+    found = Rows([], [], [], [], datasets[0].unit)
+    for data in datasets:
+        key = ANSWERS.get(data.kind)
+        for row in data.rows:
+            row = row if len(datasets) == 1 else {"file": data.path, **row}
+            if data.kind != "text":
+                prompts.setdefault(row["prompt"], row)
+            if key and row.get("label", True):
+                turns = {"response_turns": row[f"{key}_turns"]} if f"{key}_turns" in row else {}
+                found.texts.append({**row, "response": row[key], **turns})
+                answers.setdefault(row["prompt"], []).append(row[key])
+            if data.kind == "preference":
+                found.pairs.append(row)
+    found.prompts = list(prompts.values())
+    found.references = [list(dict.fromkeys(answers.get(prompt, []))) for prompt in prompts]
+    return found
 
 
 def open_entrant(name: str, label: str, template: str | None, variables: str | None) -> Entrant:
@@ -101,10 +114,14 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def readable_by_all(
-    entrants: Sequence[Entrant], rows: Rows, part: list[dict], encode: Callable[[Entrant, list[dict]], list]
+    entrants: Sequence[Entrant],
+    rows: Rows,
+    part: list[dict],
+    encode: Callable[[Entrant, list[dict], str], list],
+    wrap: str,
 ) -> tuple[list[int], list[list]]:
     """-> (the indices of the rows that every model can read, for each model its encoding of these rows)."""
-    columns = [encode(entrant, part) for entrant in entrants]
+    columns = [encode(entrant, part, wrap) for entrant in entrants]
     kept = []
     for i, row in enumerate(part):
         refused = [(e.name, column[i]) for e, column in zip(entrants, columns, strict=True)]
@@ -116,25 +133,42 @@ def readable_by_all(
     return kept, [[column[i] for i in kept] for column in columns]
 
 
-def encode_prompts(entrant: Entrant, rows: list[dict]) -> list[EncodedRow | InputError]:
-    found = []
-    for row, cell in zip(rows, encode_texts(entrant.tokenizer, rows, (), entrant.shape.vocab_size), strict=True):
-        if not isinstance(cell, InputError) and len(cell[0]) >= entrant.context:
-            cell = InputError(f"the prompt has {len(cell[0])} tokens, the context holds {entrant.context}")
-        found.append(cell if isinstance(cell, InputError) else EncodedRow(row, cell[0], ()))
+def encoded(entrant: Entrant, rows: list[dict], responses: tuple[str, ...], wrap: str) -> list[EncodedRow | InputError]:
+    """The rows as a model reads them. What its chat template does with text and unread keys is said."""
+    wrapping, dialogues = Wrapping(entrant.tokenizer, wrap), Dialogues(entrant.tokenizer)
+    rows = [wrapping.look(row) for row in rows]
+    found = encode_texts(entrant.tokenizer, rows, responses, entrant.shape.vocab_size, dialogues=dialogues)
+    for note in (*wrapping.notes(), *dialogues.notes()):
+        say(f"{entrant.name}: {note}")
+    return [cell if isinstance(cell, InputError) else cell[0] for cell in found]  # the last answer makes one row
+
+
+def encode_prompts(entrant: Entrant, rows: list[dict], wrap: str) -> list[EncodedRow | InputError]:
+    """The prompts. A prompt that fills the context is refused."""
+    found = encoded(entrant, rows, (), wrap)
+    for i, cell in enumerate(found):
+        if isinstance(cell, EncodedRow) and len(cell.prompt) >= entrant.context:
+            found[i] = InputError(f"the prompt has {len(cell.prompt)} tokens, the context holds {entrant.context}")
     return found
 
 
-def encode_answers(entrant: Entrant, rows: list[dict]) -> list[tuple[list[int], list[int]] | InputError]:
-    """(ids of the prompt, ids of the response) of each row. The end token is no text, so it is not among them."""
-    found = []
-    for cell in encode_texts(entrant.tokenizer, rows, ("response",), entrant.shape.vocab_size):
-        if not isinstance(cell, InputError):
-            prompt, (response,) = cell
-            ends = bool(response) and response[-1] in entrant.tokenizer.eos_ids
-            cell = prompt, response[: len(response) - ends]
-        found.append(cell)
-    return found
+def encode_answers(entrant: Entrant, rows: list[dict], wrap: str) -> list[Answer | InputError]:
+    """The answers of the file. Their end tokens are no text, so they are not counted."""
+    return [
+        cell if isinstance(cell, InputError) else _answer(entrant, cell)
+        for cell in encoded(entrant, rows, ("response",), wrap)
+    ]
+
+
+def _answer(entrant: Entrant, row: EncodedRow) -> Answer:
+    response, counted = row.responses[0], list(row.mask())
+    if response and response[-1] in entrant.tokenizer.eos_ids:
+        counted[-1] = False
+    text = row.source["response"]
+    if "response_turns" in row.source:  # tool calls and reasoning are text too, as the template writes them
+        text = entrant.tokenizer.backend.decode([t for t, c in zip(response, counted, strict=True) if c], False)
+    mask = [False] * len(row.prompt) + counted
+    return Answer([*row.prompt, *response], mask, len(text.encode("utf-8", "surrogatepass")))
 
 
 def sampled(
@@ -145,8 +179,8 @@ def sampled(
     samples: int,
     seed: int,
     reference: tuple[Entrant, Policy] | None,
-) -> tuple[Report, list[list[str]]]:
-    """-> (the report of all completions, the completions of each prompt). Without a common tokenizer: no KL."""
+) -> tuple[list[list[str]], dict[str, float | None]]:
+    """-> (the completions of each prompt; length, ended, kl over all of them). Without a common tokenizer: no KL."""
     ref_policy = None
     if reference:
         try:
@@ -155,28 +189,22 @@ def sampled(
         except InputError:
             say(f"{entrant.name}: no KL, because the tokenizer of the reference {reference[0].name} is another")
     report = evaluate_policy(policy, entrant.tokenizer, prompts * samples, sampling, ref_policy=ref_policy, seed=seed)
-    n = len(prompts)
-    return report, [[report.completions[s * n + i] for s in range(samples)] for i in range(n)]
+    texts = [report.completions[i :: len(prompts)] for i in range(len(prompts))]
+    return texts, {name: report.measures[name] for name in ("length", "ended", "kl")}
 
 
 def likelihood_of(
-    policy: Policy, rows: list, sizes: list[int], overlap: int, microbatch_tokens: int
+    policy: Policy, answers: list[Answer], overlap: int, microbatch_tokens: int
 ) -> dict[str, float | None]:
-    """The measures of the likelihood of all rows of ids. sizes: the bytes of each row's text."""
+    """The measures of the likelihood of all answers together."""
 
     def read(indices: list[int]) -> list[tuple[float, int]]:
-        chosen = [rows[i] for i in indices]
+        chosen = [(answers[i].ids, answers[i].counted) for i in indices]
         return likelihoods(policy, chosen, overlap=overlap, microbatch_tokens=microbatch_tokens)
 
-    parts = [Likelihood(*found, size) for found, size in zip(shared(len(rows), read), sizes, strict=True)]
-    total = sum(parts, Likelihood())
-    return {"texts": len(rows), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
-
-
-def scored_all(
-    reward: Reward, rows: Rows, prompts: list[dict], samples: dict[str, list[list[str]]]
-) -> dict[str, list[list[float]]]:
-    return {name: scored(reward, rows, prompts, own, name) for name, own in samples.items()}
+    found = zip(shared(len(answers), read), answers, strict=True)
+    total = sum((Likelihood(*numbers, answer.size) for numbers, answer in found), Likelihood())
+    return {"texts": len(answers), "text_tokens": total.tokens, "text_bytes": total.size, **total.measures()}
 
 
 def scored(reward: Reward, rows: Rows, prompts: list[dict], samples: list[list[str]], who: str) -> list[list[float]]:
@@ -208,33 +236,44 @@ def judged(
 
 def measured_pairs(reward: Reward, rows: Rows) -> dict[str, Any] | None:
     """The measures of a reward on the pairs that it can score; None without such pairs."""
-    sides = [[row["chosen"], row["rejected"]] for row in rows.pairs]
-    scores = scored(reward, rows, rows.pairs, sides, "pairs")
-    known = [i for i, (a, b) in enumerate(scores) if not math.isnan(a + b)]
+    sides = "chosen", "rejected"
+    answers = [(row, side) for side in sides for row in rows.pairs]
+    # tool calls and reasoning of an answer stand in its turns
+    sources = [
+        {**row, **({"completion_turns": row[f"{s}_turns"]} if f"{s}_turns" in row else {})} for row, s in answers
+    ]
+    scores = [score for (score,) in scored(reward, rows, sources, [[row[side]] for row, side in answers], "pairs")]
+    n = len(rows.pairs)
+    known = [(row, *pair) for row, *pair in zip(rows.pairs, scores[:n], scores[n:], strict=True) if not _unknown(pair)]
     if not known:
         return None
-    chosen, rejected = zip(*(scores[i] for i in known), strict=True)
-    return pair_measures(chosen, rejected, [(len(sides[i][0]), len(sides[i][1])) for i in known])
+    pairs, chosen, rejected = zip(*known, strict=True)
+    return pair_measures(chosen, rejected, [(len(row["chosen"]), len(row["rejected"])) for row in pairs])
+
+
+def _unknown(pair: Sequence[float]) -> bool:
+    return any(map(math.isnan, pair))
 
 
 def known_or_named(
     work: Callable[[list[int]], list[Value]], rows: Rows, sources: list[dict], who: str, unknown: Value
 ) -> list[Value]:
-    """The results of `work` for all sources. If it refuses some of them alone, these are named and `unknown`."""
+    """The results of `work` for all sources. If it refuses them together, each is tried alone.
+
+    A source that is refused alone is named, and its result is `unknown`.
+    """
 
     def tolerant(indices: list[int]) -> list[tuple[Value, str]]:
         try:
             return [(value, "") for value in work(indices)]
-        except InputError as first:
-            found = []
-            for i in indices:
-                try:
-                    found.append((work([i])[0], ""))
-                except InputError as error:
-                    found.append((unknown, str(error)))
-            if all(reason for _, reason in found):
-                raise first
-            return found
+        except InputError:
+            return [alone(i) for i in indices]
+
+    def alone(i: int) -> tuple[Value, str]:
+        try:
+            return work([i])[0], ""
+        except InputError as error:
+            return unknown, str(error)
 
     results = shared(len(sources), tolerant)
     for row, (_, reason) in zip(sources, results, strict=True):
@@ -255,57 +294,3 @@ def shared(n: int, work: Callable[[list[int]], list[Value]]) -> list[Value]:
         raise InputError(problem)
     found = {i: value for indices, values, _ in parts for i, value in zip(indices, values, strict=True)}
     return [found[i] for i in range(n)]
-
-
-def open_reward(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Reward:
-    """The reward of a reward model's folder, or of FILE.py:FUNCTION. A function is tried before any model samples."""
-    reward = _open(name, device, microbatch_tokens)
-    if isinstance(reward, FileReward):
-        score_completions(reward, *_trial(rows, ["", "yes"]), optional=True)
-    return reward
-
-
-def open_judge(name: str, rows: Rows, device: torch.device, microbatch_tokens: int) -> Judge:
-    """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
-    if name in RULES:
-        return RULES[name]
-    reward = _open(name, device, microbatch_tokens)
-    if not isinstance(reward, FileReward):
-        return judge_by(reward)
-
-    def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
-        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
-
-    judge.__name__ = name
-    found = judge if _takes_pairs(reward.function) else judge_by(reward)
-    prompts, texts, sources = _trial(rows, ["", "yes"])
-    judge_pairs(found, prompts, texts, texts[::-1], sources)
-    return found
-
-
-def _open(name: str, device: torch.device, microbatch_tokens: int) -> Reward:
-    if not Path(name).is_dir() and (name.endswith(".py") or ":" in name):
-        return FileReward(name)
-    if Path(name).is_dir():
-        check_no_pipeline(Path(name))
-    folder = resolve_model(name)
-    model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
-    check_vocabulary(model.config, tokenizer, folder)
-    return RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens)
-
-
-def _trial(rows: Rows, texts: list[str]) -> tuple[list[str], list[str], list[dict]]:
-    """The first two prompts with these texts; a single prompt with the first text."""
-    sources = rows.prompts[: len(texts)]
-    return [row["prompt"] for row in sources], texts[: len(sources)], sources
-
-
-def _takes_pairs(function: Callable) -> bool:
-    """True for a function of four arguments: prompts, first answers, second answers, rows. A reward has completions."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters.values() if p.kind in places and p.default is p.empty]
-    return len(needed) == 4 and "completions" not in needed

@@ -67,26 +67,30 @@ class Opened:
 
     def encode(self, part: str, model: ModelConfig, reserve: int) -> list[str]:
         """Keep a part as ids until a stage takes it -> a reason for each row that is left out."""
-        limits = {"max_refused": self.common.max_refused, "reserve": reserve, **self._limits(model)}
+        limits = {"max_refused": self.common.max_refused, "reserve": reserve, **self._limits(part, model)}
         train = encode_rows(self.tokenizer, self.task.need(part), RESPONSES[part], **limits)
-        say(train.summary(f"{self.task.name}: {part} in ids"))
+        say(train.summary(f"{limits['source']}: {part} in ids"))
         if not train.rows:
             why = f"but all rows are refused: {train.refused[0]}"
-            raise InputError(f"{self.task.name}: needed {part} to train on, {why}")
+            raise InputError(f"{limits['source']}: needed {part} to train on, {why}")
         self.encoded[part, model.max_position_embeddings, reserve] = train.rows, self.held_out(part, model)
         return train.refused
 
     def held_out(self, part: str, model: ModelConfig) -> list[EncodedRow]:
         """The held-out rows of one part as ids. A row that does not fit is left out: it never stops the program."""
-        rows, name = getattr(self.task, f"held_out_{part}"), f"{self.task.name}: held-out {part}"
-        encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **self._limits(model))
+        rows, limits = getattr(self.task, f"held_out_{part}"), self._limits(part, model)
+        encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **limits)
+        name = f"{limits['source']}: held-out {part}"
         if encoded.refused or not encoded.rows:
             say(encoded.summary(name) + ("" if encoded.rows else f"\n{name}: none, so nothing is evaluated on them"))
         return encoded.rows
 
-    def _limits(self, model: ModelConfig) -> dict[str, Any]:
+    def _limits(self, part: str, model: ModelConfig) -> dict[str, Any]:
+        from minirlhf.jobs.data_flags import encoding_options  # here, so that the core loads no leaf
+
         limits = {"context": model.max_position_embeddings, "vocabulary": model.vocab_size}
-        return {**limits, "source": self.task.name, "unit": self.task.unit}
+        limits |= encoding_options(self.common, part)
+        return {**limits, "source": self.task.sources.get(part, self.task.name), "unit": self.task.unit}
 
 
 def load_task(job: JobConfig) -> Task:

@@ -12,6 +12,7 @@ from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
+from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.given_models import convert_base, narrower
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import choose_threads, to_device
@@ -93,6 +94,7 @@ def load_steps(job: ProcessRewardJobConfig) -> Task:
 def encoded_steps(job: Job, context: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """-> (rows of steps to train on, held-out rows) as ids; with `--kind outcome`, each answer as one step."""
     training, held_out = job.task.need("steps"), job.task.held_out_steps
+    context = min(context, flags_of(job.common).max_length or context)
     if job.common.kind == "outcome":
         training, held_out = ([as_outcome(row) for row in rows] for rows in (training, held_out))
     rows = encode_steps(job.tokenizer, training, context, job.common.max_refused)

@@ -26,4 +26,4 @@ def report(job: Opened, title: str, before: Report, after: Report, **extra: floa
     evaluations, steps = evaluation_seconds(job.folder)
     known = before.seconds + after.seconds
     share = (evaluations + known) / max(steps + known, 1e-9)
-    say(f"{seconds:.0f} s, {share:.0%} of them for evaluations; everything is in {job.folder}")
+    say(f"{seconds:.0f} s, {share:.0%} of them for evaluations; everything is in {job.folder}", "quiet")

@@ -18,13 +18,15 @@ class JobConfig:
     """Plain flags, such as `--seed`, and the top of the TOML file."""
 
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/NAME-001
-    resume: bool = False  # [-] go on with the job in `output`; finished stages are reused
+    resume: bool | str = False  # [-] go on with the job in `output`; finished stages are reused; step-N: from this
+    #                             checkpoint of the program's own stage
     seed: int = 0  # [-] of data, initial weights, shuffling and sampling
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
     data: str | None = None  # [files] your own rows instead of the embedded task: files or folders, with commas
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
     ignore_columns: tuple[str, ...] = ()  # [-] columns of your rows to leave unused, although they have a meaning
     vocab_size: int = 2048  # [tokens] at most, in a tokenizer that the job trains
+    gold: str | None = None  # [folder or FILE.py:FUNCTION] a reward that only evaluations measure, as gold_reward
     policy: str | None = None  # [folder] start from this model and its tokenizer instead of training an SFT model
     template: str | None = None  # [-] a built-in chat template, such as zephyr, instead of the template of `policy`
     template_variables: str | None = None  # [JSON] values of that template: '{"enable_thinking": false}'
@@ -37,15 +39,20 @@ class JobConfig:
     gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
+    log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step
 
     trained: ClassVar[str] = "policy"  # the flag that names the model to train
     reward: ClassVar[str | None] = None  # a flag of the programs that take a reward model
     stop_after: ClassVar[str | None] = None  # a flag of the programs that can end before their last stage
     # Flags that SFT and reward training do not depend on, so that a job can change them and reuse both stages.
-    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "reward_weights", "stop_after")
+    later_stages_only: ClassVar[tuple[str, ...]] = ("reward", "reward_weights", "stop_after", "gold", "value")
 
     def __post_init__(self) -> None:
         check_range(self, "threads", least=1, most=1024)
+        if not isinstance(self.resume, bool):
+            from minirlhf.training.going_back import check_name  # here, so that the core loads no leaf
+
+            check_name(self.resume)
         if self.freeze and self.train != "all":
             raise InputError(
                 f"--freeze: --train {self.train} freezes all but adapters already; see lora.target_modules"
@@ -54,18 +61,20 @@ class JobConfig:
     @property
     def resumes(self) -> bool:
         """True if the user asked to resume, or if torchrun has restarted the job after a crash."""
-        return self.resume or restarted()
+        return bool(self.resume) or restarted()
 
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
     reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
-    #                            instead of training a reward model; or several, with commas
+    #                            instead of training a reward model; exact_match compares with `answer`; or several,
+    #                            with commas
     reward_weights: tuple[float, ...] | None = None  # [-] a weight for each reward; default: 1 each
 
 
 @dataclass(frozen=True)
 class PipelineConfig(RLJobConfig):
+    value: str | None = None  # [folder] start a value model of its own from this reward or value model
     stop_after: Literal["sft", "reward"] | None = None  # [stage] end the job after this stage; --resume goes on
 
     def __post_init__(self) -> None:
@@ -121,28 +130,6 @@ def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[s
         job = replace(job, **{field.name: field.default for field in later})
     used = ("model", *(() if job.train == "all" else ("lora",)), section, "run", *more)
     return {"job": job, **{name: settings[name] for name in used if name in settings}}
-
-
-def check_effects(settings: dict[str, Any]) -> None:
-    """Refuse settings that would be ignored, and model settings that config.json cannot hold."""
-    from minirlhf.pretrained.config_json import config_to
-
-    job = settings["job"]
-    if not job.policy:
-        config_to(settings["model"])
-    if (job.template or job.template_variables) and not job.policy:
-        raise InputError(f"--template{'' if job.template else '_variables'}: needs a model folder; give --policy DIR")
-    if "lora" not in settings and (job.train != "all" or job.freeze):
-        raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
-    if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
-        raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
-
-
-def check_base(job: JobConfig) -> None:
-    """Refuse LoRA or --freeze without --policy if no stage comes before: the program starts from random weights."""
-    asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
-    if asked and not job.policy:
-        raise InputError(f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR")
 
 
 def changed(config: Any) -> list[str]:

@@ -19,7 +19,7 @@ from minirlhf.jobs.settings import stage_settings
 from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.distributed import say
-from minirlhf.training.run import Run, RunConfig, Trainer, check_same_settings, finished_model
+from minirlhf.training.run import Run, RunConfig, Trainer, finished_model
 from minirlhf.training.settings import settings_to_toml
 
 EVALUATION_PROMPTS = 1024  # before and after a stage; evaluations during the stage take fewer prompts
@@ -59,10 +59,16 @@ class Stage:
 
         eval_every: steps between evaluations, unless `--run.eval_every` is set.
         """
-        job, common = self.job, self.job.common
-        every = self.settings["run"]
+        job, common, every = self.job, self.job.common, self.settings["run"]
+        changes = {"eval_every": eval_every if every.eval_every is None else every.eval_every}
+        if self.section != job.section:  # best_metric is a metric of the program's own stage
+            changes |= {"best_metric": None, "best_mode": None}
+        if job.task.validation:
+            from minirlhf.jobs.validation import with_validation  # here, so that the core loads no leaf
+
+            evaluate = with_validation(self, trainer, evaluate)
         config = RunConfig(
-            **vars(every) | {"eval_every": eval_every if every.eval_every is None else every.eval_every},
+            **vars(every) | changes,
             output=str(self.folder),
             resume=common.resumes,
             base=os.path.abspath(resolve_model(common.policy or job.folder / "sft")),
@@ -80,6 +86,8 @@ def open_stage(job: Opened, name: str, section: str, reads: tuple[str, ...] = ()
     """
     folder, settings = job.folder / name, stage_settings(job.settings, section, *reads)
     if final := finished_model(folder):
+        from minirlhf.training.same_settings import check_same_settings  # here, so that the core loads no leaf
+
         check_same_settings(folder / "config.toml", settings_to_toml(settings))
         say(f"{name}: finished already, {final}")
     return Stage(job, name, section, settings, final)

@@ -15,11 +15,12 @@ from minirlhf.losses.masking import (
     shift_right,
 )
 from minirlhf.losses.policy import ppo_policy_loss, ppo_value_loss, ratio_diagnostics
-from minirlhf.losses.reward import bradley_terry_loss, correctness_loss, reward_centering_loss
+from minirlhf.losses.reward import bradley_terry_loss, reward_centering_loss
 from minirlhf.losses.supervised import cross_entropy, dft_loss
 
 # names of leaves
 LEAVES = {
+    "minirlhf.losses.correctness": "correctness_loss",
     "minirlhf.losses.distillation": "generalised_js linear_distillation_loss minillm_advantages",
     "minirlhf.losses.dpo": (
         "alpha_link aot_paired_loss aot_unpaired_loss apo_down_loss apo_zero_loss bco_pair_loss "

@@ -1,16 +1,11 @@
-"""Losses of reward models. B pairs or rows, T tokens.
-
-A loss of pairs does not fix the zero point of the scores; a loss of right and wrong answers does. Every function
-raises ValueError if the shapes differ.
-"""
+"""Losses of reward models that learn from B pairs. Every function raises ValueError if the shapes differ."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minirlhf.losses.masking import check_mask, check_same_shape
+from minirlhf.losses.masking import check_same_shape
 
 
 def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> Tensor:
@@ -38,17 +33,3 @@ def reward_centering_loss(*, chosen_scores: Tensor, rejected_scores: Tensor) -> 
     """
     check_same_shape("reward_centering_loss", chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     return (chosen_scores + rejected_scores).square()
-
-
-def correctness_loss(scores: Tensor, *, labels: Tensor) -> Tensor:
-    """-log sigmoid(score) where right, -log sigmoid(-score) where wrong -> nats, in the shape of scores.
-
-    At the last token of an answer, it trains an outcome reward model (Cobbe et al. 2021, arXiv:2110.14168). At the
-    last token of each step, it trains a process reward model (Lightman et al. 2023, arXiv:2305.20050). sigmoid(score)
-    is the probability of "right". Scores are read at their token, unshifted.
-
-    Args:   scores: [B] or [B, T] nats (log-odds).   labels: the same shape, bool.
-    Raises: ValueError if labels are not bool.
-    """
-    check_mask("correctness_loss", labels, scores=scores)
-    return -F.logsigmoid(torch.where(labels, scores, -scores))

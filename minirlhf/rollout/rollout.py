@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-# The fields with one column per token. `select` cuts their columns, `replaced` pads them.
+# The fields with one column per token. `select` cuts their columns, `with_groups` pads them.
 PER_TOKEN = ("input_ids", "attention_mask", "completion_mask", "logps", "ref_logps", "values")
 
 
@@ -43,22 +42,3 @@ class Rollout:
         return Rollout(
             **tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows]
         )
-
-    def replaced(self, groups: Sequence[int], other: Rollout, group_size: int) -> Rollout:
-        """This rollout with group k of `other` in place of group `groups[k]`, for every k."""
-        rows = [group * group_size + i for group in groups for i in range(group_size)]
-        order = list(range(len(self.lengths)))
-        for new, row in enumerate(rows):
-            order[row] = len(self.lengths) + new
-        fields = {}
-        for name, old in vars(self).items():
-            new = getattr(other, name)
-            if not isinstance(old, Tensor):
-                joined = [*old, *new]
-                fields[name] = [joined[i] for i in order]
-                continue
-            if name in PER_TOKEN:
-                width = max(old.shape[1], new.shape[1])
-                old, new = (F.pad(x, (0, width - x.shape[1])) for x in (old, new))
-            fields[name] = torch.cat((old, new))[order]
-        return Rollout(**fields)

@@ -29,9 +29,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def say(text: str) -> None:
+def shows(level: str = "normal") -> bool:
+    """True on the main process if `--log_level` lets it print lines of this level."""
+    from minirlhf.runtime.log_level import allows  # here, so that the core loads no leaf
+
+    return is_main() and allows(level)
+
+
+def say(text: str, level: str = "normal") -> None:
     """Print on the main process: once, not once per process."""
-    if is_main():
+    if shows(level):
         print(text, flush=True)
 
 

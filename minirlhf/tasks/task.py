@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from minirlhf.errors import InputError, shown
 from minirlhf.rewards.scoring import Gold, Reward
-from minirlhf.runtime.distributed import is_main
+from minirlhf.runtime.distributed import shows
 from minirlhf.tasks import reviews
 
 EMBEDDED = ("reviews", "arithmetic")
@@ -42,6 +42,7 @@ class Task:
     steps: Sequence[dict] = ()  # {prompt, steps, labels, response}
     held_out_steps: Sequence[dict] = ()
     validation: dict[str, Task] = field(default_factory=dict)  # name -> held-out rows of `--validation`
+    sources: dict[str, str] = field(default_factory=dict)  # part -> its files, if they are not those of `name`
     hint: str = ""  # on the rows of the user's files, for the error of a missing part
 
     def texts(self) -> Iterator[str]:
@@ -74,7 +75,7 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
         "held_out_pairs": lambda: task.preference_rows(1024, seed, flipped=0.0, held_out=True),
         "held_out_prompts": task.held_out_prompts,
     }
-    bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=not is_main())
+    bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=not shows())
     parts = {part: write() for part, write in bar}
     held_out_sft = [row | {"response": row["chosen"]} for row in parts["held_out_pairs"]]
     reward = getattr(task, "reward", None)

@@ -182,10 +182,7 @@ class Tokenizer:
         tools: list[dict] | None = None,
         variables: dict | None = None,
     ) -> str:
-        """Turns -> one text, by the chat template, or in the plain layout of a tokenizer without a template.
-
-        Args: see `ChatTemplate.render`. The plain layout (`render_chat`) reads no variables.
-        """
+        """Turns -> their text by the chat template, see `ChatTemplate.render`; without a template by `render_chat`."""
         from minirlhf.text.turns import render
 
         return render(self, messages, add_generation_prompt, tools, variables)[0]
@@ -199,10 +196,7 @@ class Tokenizer:
     def encode_turns(
         self, turns: list[dict], answers: Sequence[str | dict] = (), sampled: bool = False, tools: list | None = None
     ) -> tuple[list[int], list[list[int]]]:
-        """Turns for the assistant to answer -> (ids of the prompt, ids of each answer, its end token included).
-
-        See `text.turns.encode_turns`.
-        """
+        """Turns -> (ids of the prompt, ids of each answer with its end token); see `text.turns.encode_turns`."""
         from minirlhf.text.turns import encode_turns
 
         return encode_turns(self, turns, answers, sampled, tools)

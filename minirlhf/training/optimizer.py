@@ -72,7 +72,7 @@ class Optimizer:
         vectors = [p for p in self.parameters.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{**group, "scale": 1.0} for group in groups if group["params"]],  # scale: see own_rate.py
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             fused=True,
@@ -101,7 +101,7 @@ class Optimizer:
         )
         if math.isfinite(norm) and math.isfinite(metrics["loss"]):
             for group in self.adamw.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             self.adamw.step()
             self.update += 1
         self.zero_grad()

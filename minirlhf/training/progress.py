@@ -34,14 +34,22 @@ class EvaluationTable:
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
 
     def row(self, step: int, metrics: dict[str, float]) -> str:
-        """The line of one evaluation, below the header if it is the first. eval/NAME goes before NAME."""
-        numbers = {name: value for name, value in metrics.items() if name in self.wanted}
-        numbers |= {name.removeprefix("eval/"): x for name, x in metrics.items() if name.startswith("eval/")}
+        """The line of one evaluation, below the header if it is the first. eval/NAME goes before NAME.
+
+        Each validation set has a line of its own below it, with the set's name instead of the step.
+        """
+        rows: dict[str, dict[str, float]] = {str(step): {n: x for n, x in metrics.items() if n in self.wanted}}
+        for name, value in metrics.items():
+            if name.startswith("eval/"):
+                subset, _, short = name.removeprefix("eval/").rpartition("/")
+                rows.setdefault(subset or str(step), {})[short] = value
         lines = []
         if not self.widths:
-            self._choose_columns(numbers)
+            self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
             lines = [self._line(self.first, {name: LABELS.get(name, name) for name in self.widths})]
-        return "\n".join([*lines, self._line(str(step), {name: _number(x) for name, x in numbers.items()})])
+        for first, numbers in rows.items():
+            lines.append(self._line(first[: len(self.first)], {name: _number(x) for name, x in numbers.items()}))
+        return "\n".join(lines)
 
     def _choose_columns(self, names: Iterable[str]) -> None:
         known = list(LABELS)  # measures of the user's own come first

@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from minirlhf.errors import InputError, check_range, shown
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted
+from minirlhf.errors import InputError, check_range
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted, shows
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import (
@@ -40,7 +40,6 @@ from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
 ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
-MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads")  # settings, in a resumed run
 BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
@@ -51,10 +50,17 @@ class RunSettings:
     eval_every: int | None = None  # [steps] between evaluations; none: ten in a run; 0: only after the last step
     save_every: int | None = None  # [steps] between checkpoints; none: ten in a run; 0: only after the last step
     keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
+    best_metric: str | None = None  # [-] of evaluations, such as eval/loss; decides the best checkpoint; none: as the
+    #                                 algorithm says
+    best_mode: Literal["min", "max"] | None = None  # [-] of best_metric; none: min if it ends with loss, else max
+    patience: int = 0  # [evaluations] end the run after so many in a row without a new best; 0: never
+    final: Literal["last", "best"] = "last"  # [-] the checkpoint that becomes the finished model
 
     def __post_init__(self) -> None:
-        check_range(self, "eval_every", "save_every", least=0)
+        check_range(self, "eval_every", "save_every", "patience", least=0)
         check_range(self, "keep", least=1)
+        if self.best_mode and not self.best_metric:
+            raise InputError(f"{type(self).__name__}: best_mode needs best_metric; set both, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -131,23 +137,22 @@ class Run:
         self.folder = Path(config.output)
         self.step = 0
         self._done = False  # True once `until` returned True
-        self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation so far
+        self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation, and the number "since"
         self._saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
-        self._signal = 0
+        self._signals: list[int] = []  # that asked the run to end
         self._open(settings_to_toml(settings or {"run": config}))
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
-        previous = self._catch_signals()
-        bar = tqdm(
-            total=len(self.batches),
-            initial=self.step,
-            desc=self.folder.name[:12],
-            bar_format=BAR,
-            disable=not is_main(),
-            mininterval=0.2 if sys.stderr.isatty() else 10,
-        )
-        try:
+        from minirlhf.training.signals import caught_signals  # here, so that the core loads no leaf
+
+        if self.config.best_metric and not self.step:
+            from minirlhf.training.best import check_metric
+
+            check_metric(self)
+        options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
+        bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
+        with caught_signals() as self._signals, bar:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
@@ -159,10 +164,6 @@ class Run:
                 self._stop_if_asked()
             self._finish()
             self._stop_if_asked()  # otherwise a job of several stages would begin the next stage
-        finally:
-            bar.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write the metrics of the current step; then evaluate and save if they are due.
@@ -187,10 +188,17 @@ class Run:
             improved = self._is_best(evaluation)
             self._done = bool(self.until and self.until(evaluation))
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
+            if 0 < self.config.patience <= self._best.get("since", 0):
+                self._done = True
+                self.log(
+                    f"{self.folder.name}: ends at step {self.step}, because step {self._best['step']} stays the best"
+                )
         self.metrics = metrics
         if self._journal:
             self._journal.step(self.step - 1, metrics, self.trainer.samples, seconds)
-            if evaluation:
+            if shows("debug"):
+                self.log(f"step {self.step}: {json.dumps(metrics)}")
+            if evaluation and shows():
                 self._journal.show(self._table.row(self.step, metrics))
             self.trainer.samples = []
             if self.on_metrics:
@@ -201,7 +209,7 @@ class Run:
     def log(self, text: str, show: bool = True) -> None:
         """Write a line to log.txt and, if `show`, to the terminal; only the main process does."""
         if self._journal:
-            self._journal.log(text, show)
+            self._journal.log(text, show or shows("debug"))
 
     def save(self) -> None:
         """Write checkpoints/step-N, complete or not at all; then delete old checkpoints except the best."""
@@ -238,6 +246,8 @@ class Run:
                 raise InputError(f"{self.folder}: holds files that are not a run's; choose another --output")
             if not (self.config.resume or restarted()):
                 raise InputError(f"{self.folder}: holds a run already; give --resume or choose another --output")
+            from minirlhf.training.same_settings import check_same_settings  # here, so that the core loads no leaf
+
             check_same_settings(path, settings)
             self._load()
         barrier()  # all ranks must look at the folder before rank 0 writes to it
@@ -259,16 +269,21 @@ class Run:
         if not found:
             return
         state = load_state(found[-1])
-        for name, model in self.trainer.models.items():
-            self.files.load_trained(model, found[-1] / name)
+        self._load_models(found[-1])
         self.step, self._done, self._best = state["step"], state["done"], state["best"]
         self._saved = self.step
         self.trainer.load_state_dict(state["trainer"])
+
+    def _load_models(self, checkpoint: Path) -> None:
+        for name, model in self.trainer.models.items():
+            self.files.load_trained(model, checkpoint / name)
 
     def _finish(self) -> None:
         """Write the last checkpoint, then the folders of the final model."""
         if self._saved != self.step:
             self.save()
+        if self.config.final == "best" and self._best:
+            self._load_models(self._checkpoint(self._best["step"]))
         if is_main() and not is_complete(self.folder / FINAL):
             model = next(iter(self.trainer.models.values()))
             if self.files.has_adapter(model):
@@ -289,59 +304,33 @@ class Run:
     def _is_best(self, evaluation: dict[str, float]) -> bool:
         """True if this evaluation is better than all before; then remember it."""
         name, direction = self.trainer.best
+        if self.config.best_metric:
+            from minirlhf.training.best import goal  # here, so that the core loads no leaf
+
+            name, direction = goal(self.config, evaluation)
         value = evaluation.get(name)
         if value is None:
             return False
         sign = 1 if direction == "max" else -1
         if self._best and sign * value <= sign * self._best["value"]:
+            self._best["since"] += 1
             return False
-        self._best = {"step": self.step, "value": value}
+        self._best = {"step": self.step, "value": value, "since": 0}
         return True
 
     def _headline(self) -> dict[str, str]:
         names = [name for name in self.trainer.headline if name in self.metrics and not name.startswith("eval/")]
         return {name: f"{self.metrics[name]:.3g}" for name in names}
 
-    def _catch_signals(self) -> dict[int, Any]:
-        """Make the first SIGINT or SIGTERM end the run after its step, and a second signal end it at once.
-
-        Returns: the previous handlers, by signal number.
-        """
-        first = math.inf
-
-        def on_signal(number: int, frame: Any) -> None:
-            nonlocal first
-            first = min(first, time.monotonic())
-            if time.monotonic() - first > 2:  # under torchrun one Ctrl-C arrives twice within moments
-                raise KeyboardInterrupt
-            self._signal = number
-
-        try:
-            return {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # outside the main thread Python forbids new handlers
-            return {}
-
     def _stop_if_asked(self) -> None:
-        if any_rank(bool(self._signal)):
+        if any_rank(bool(self._signals)):
             if self._saved != self.step:
                 self.save()
             self.log(f"{self.folder.name}: stopped at step {self.step} with a checkpoint; continue with --resume")
-            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+            raise SystemExit(128 + (self._signals or [signal.SIGTERM])[0])
 
 
 def finished_model(run: str | Path) -> Path | None:
     """The folder with the final weights of a run, or None if the run has not finished."""
     final = Path(run) / FINAL
     return final if is_complete(final) else None
-
-
-def check_same_settings(path: Path, settings: str) -> None:
-    """Raise InputError with the first difference if `settings` differ from the settings in the file `path`."""
-    texts = path.read_text(), settings
-    old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in MAY_CHANGE] for text in texts)
-    if old != new:
-        different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
-        raise InputError(
-            f"{path.parent}: holds another run: it began with {shown(different[0])}, but the settings now say "
-            f"{shown(different[1])}; resume with its own settings or choose another --output"
-        )

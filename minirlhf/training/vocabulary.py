@@ -42,4 +42,5 @@ def metrics_help() -> str:
     lines = ["metrics (explained in docs/metrics.md#NAME)"]
     lines += [f"  {name:<20}  [{unit}]  {meaning}" for name, (unit, meaning) in METRICS.items()]
     lines += ["  eval/NAME             the same metric, or a measure of the task, on held-out rows"]
+    lines += ["  eval/SET/NAME         the same on the rows of --validation SET=FILE"]
     return "\n".join(lines)

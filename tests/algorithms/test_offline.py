@@ -44,3 +44,19 @@ def test_every_config_refuses_the_same_settings(config):
     ]:
         with pytest.raises(InputError, match=f"^{config.__name__}: {text}"):
             config(**settings)
+
+
+def test_epochs_decide_the_steps_instead_of_steps_and_their_limit():
+    assert OfflineConfig(epochs=3.0, batch_size=8).steps_for(100) == 38  # 3 * 100 / 8 = 37.5, to an even number
+    assert OfflineConfig(epochs=20.0, batch_size=8).steps_for(100) == 250  # the default of max_epochs is 4
+    assert OfflineConfig(epochs=0.5, batch_size=64).steps_for(3) == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_epochs_beside_steps_are_refused(config):
+    config(epochs=2.0, batch_size=4)
+    for settings in ({"steps": 7}, {"max_epochs": 9.0}):
+        with pytest.raises(InputError, match=f"^{config.__name__}: epochs decides alone"):
+            config(epochs=2.0, **settings)
+    with pytest.raises(InputError, match="epochs must be above 0"):
+        config(epochs=0.0)

@@ -301,7 +301,7 @@ def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, 
     return recorded[0]
 
 
-def go_on(kind: str, folder: str | Path, *, resume: bool = False, after_step: Callable[[int], None] = lambda k: None):
+def go_on(kind: str, folder: str | Path, *, after_step: Callable[[int], None] = lambda k: None, **config: bool | int):
     """Start or resume a run in a folder: 8 steps, a checkpoint every 3 steps, an evaluation every 2."""
     steps = 8
     adaptive = {"entropy_coef": 0.02, "entropy_target": 3.2, "entropy_delta": 0.01}
@@ -313,7 +313,7 @@ def go_on(kind: str, folder: str | Path, *, resume: bool = False, after_step: Ca
     }[kind]()
     held_out = rows(5, seed=9)
     run = Run(
-        RunConfig(output=str(folder), resume=resume, eval_every=2, save_every=3),
+        RunConfig(output=str(folder), **{"eval_every": 2, "save_every": 3, **config}),
         trainer,
         batches(8, steps),
         tokenizer=tokenizer(),

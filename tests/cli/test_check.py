@@ -77,6 +77,9 @@ max_tokens = 8
 [dpo]
 betta = 1
 loss = "dpo"
+data = "others.jsonl"
+[split]
+ratio = 0.8
 [nonsense]
 """)
     code, findings, _ = checked(tmp_path / "job.toml", "--seed", "x", "--policy", "nowhere", "--sft.stepz", "4")
@@ -91,11 +94,12 @@ loss = "dpo"
         "no setting 'ppo.clip'; the nearest is ppo.clip_eps",
         "no setting 'dpo.betta'; the nearest is dpo.beta",
         "loss must be one of",
+        "[split]: ratio: needed a list",
         "no table 'nonsense'",
         "nowhere: ",
     ):
         assert sum(part in finding for finding in findings) == 1, (part, findings)
-    assert len(findings) == len(set(findings)) == 11
+    assert len(findings) == len(set(findings)) == 12
 
 
 def test_rows_rewards_and_folders_are_tried(checked, inputs, tmp_path):  # noqa: F811

@@ -10,8 +10,6 @@ import torch
 
 import minirlhf.cli
 from minirlhf.cli import eval as command
-from minirlhf.data import read_rows
-from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError
 from minirlhf.evaluation.bleu import bleu
 from minirlhf.evaluation.intervals import bootstrap
@@ -100,12 +98,12 @@ def test_the_numbers_are_those_of_the_samples(tmp_path, capsys):
 def test_the_likelihood_is_that_of_the_answers_without_end_token(tmp_path):
     found, _ = run("a --data pairs.jsonl", tmp_path / "out")
     policy, tokenizer = load_policy("a"), Tokenizer.load("a")
-    rows = read_rows("pairs.jsonl").rows
-    ids = [(prompt, chosen[:-1]) for prompt, (chosen, _) in encode_texts(tokenizer, rows, ("chosen", "rejected"))]
-    nll = sum(nll for nll, _ in likelihoods(policy, ids))
+    texts = [(tokenizer.encode_prompts([row["prompt"]])[0], tokenizer.encode(row["chosen"])) for row in PAIRS]
+    rows = [(prompt + answer, [False] * len(prompt) + [True] * len(answer)) for prompt, answer in texts]
+    nll = sum(nll for nll, _ in likelihoods(policy, rows))
     own = found["models"]["a"]
     size = sum(len(row["chosen"].encode()) for row in PAIRS)
-    assert own["text_tokens"] == sum(len(chosen) for _, chosen in ids) and own["text_bytes"] == size
+    assert own["text_tokens"] == sum(len(answer) for _, answer in texts) and own["text_bytes"] == size
     assert own["bits_per_byte"] == pytest.approx(nll / math.log(2) / size)
     assert own["perplexity"] == pytest.approx(math.exp(nll / own["text_tokens"]))
 
@@ -182,8 +180,32 @@ def test_the_folder_is_fresh(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--max_tokens", "2"])
     assert (tmp_path / "runs/eval-008/eval.json").exists()
-    with pytest.raises(InputError, match="holds files already; choose another --output"):
-        command.main([str(folder / "a"), "--data", str(folder / "pairs.jsonl"), "--output", "runs/eval-008"])
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        ("runs/eval-008", "holds files already; choose another"),
+        ("file", "not a writable folder"),
+    ):
+        with pytest.raises(InputError, match=message):  # before anything is read
+            command.main([str(folder / "a"), "--data", "none.jsonl", "--output", output])
+
+
+def test_a_model_with_broken_weights_is_named_and_the_others_are_measured(tmp_path, capsys, folder):
+    broken = load_policy("a").transformer
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    save_pretrained(broken, tmp_path / "broken")
+    Tokenizer.load("a").save(tmp_path / "broken")
+    found, _ = run(f"a {tmp_path}/broken --data pairs.jsonl --reward functions.py:length", tmp_path / "out")
+    assert "not finite" in found["models"]["broken"]["error"] and found["models"]["a"]["prompts"] == 4
+    assert "broken: not measured: " in capsys.readouterr().out
+    with pytest.raises(InputError, match="no model could be measured: .* not finite"):
+        run(f"{tmp_path}/broken --data pairs.jsonl", tmp_path / "none")
+
+
+def test_a_reward_that_scores_no_pair_is_an_error_if_nothing_else_is_measured(tmp_path):
+    write(tmp_path / "rows.jsonl", [{**row, "prompt": row["prompt"].replace("0", "2")} for row in PAIRS[:3:2]])
+    with pytest.raises(InputError, match="no opinion on 2"):
+        run(f"--data {tmp_path}/rows.jsonl --reward functions.py:picky", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,19 @@ from pathlib import Path
 
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli import eval_human, run
-from minirlhf.cli.chat import parser as chat_parser
+from minirlhf.cli.chat import ChatConfig
+from minirlhf.cli.data_look import ShowFlags
 from minirlhf.evaluation import MEASURES
 from minirlhf.training.fields import fields_of
 from minirlhf.training.vocabulary import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-SETTINGS = {name for section, cls in run.settings_classes().items() for name, *_ in fields_of(section, cls)}
-PARSERS = (run.parser, eval_human.parser, chat_parser)
+CLASSES = {**run.settings_classes(), "chat": ChatConfig, "show": ShowFlags}
+SETTINGS = {
+    re.sub("^(chat|show)\\.", "", name) for section, cls in CLASSES.items() for name, *_ in fields_of(section, cls)
+}
+PARSERS = (run.parser, eval_human.parser)
 
 
 def options(parser):

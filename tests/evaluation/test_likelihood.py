@@ -1,5 +1,6 @@
 """Likelihood of texts: windows by hand, and log-probs of a tiny model."""
 
+import copy
 import math
 
 import pytest
@@ -22,6 +23,11 @@ def policy():
         for p in model.parameters():
             p += 0.3 * torch.randn_like(p)
     return Policy(model)
+
+
+def row(given, counted):
+    """A row that counts its second part."""
+    return [*given, *counted], [False] * len(given) + [True] * len(counted)
 
 
 def windows(text, length, overlap=1):
@@ -58,15 +64,16 @@ def test_each_token_is_predicted_once_from_enough_tokens(n, length, overlap):
     for read, predicted in found:
         assert len(read) <= length and read[-1] == predicted[-1] - 1  # the last token before the last prediction
         assert read[0] == 0 or predicted[0] - read[0] >= overlap
-    with pytest.raises(InputError, match="overlap: needed 1 to 7"):
-        list(rolling_windows(n, length, length + 1))
+    for bad in (0, length + 1):
+        with pytest.raises(InputError, match="overlap: needed 1 to 7"):
+            list(rolling_windows(n, length, bad))
 
 
 def test_likelihood_is_the_sum_of_log_probs(policy):
     given, counted = [1, 7, 8], [9, 4, 4, 2]
     ids = torch.tensor([given + counted])
     logps = token_logps(policy.transformer(ids), ids)[0]
-    ((nll, tokens),) = likelihoods(policy, [(given, counted)])
+    ((nll, tokens),) = likelihoods(policy, [row(given, counted)])
     assert tokens == 4 and nll == pytest.approx(-logps[3:].sum().item(), rel=1e-9)
 
 
@@ -77,7 +84,7 @@ def test_a_long_text_is_the_sum_of_its_windows(policy):
     for start, first, stop in [(0, 1, 11), (10, 11, 21), (14, 21, 25)]:
         logits = policy.transformer(torch.tensor([text[start : stop - 1]]))[0].log_softmax(-1)
         expected -= sum(logits[i - start - 1, text[i]].item() for i in range(first, stop))
-    rows = [([1], text[1:]), ([1], [5]), (text[:22], text[22:]), ([1], [])]
+    rows = [row([1], text[1:]), row([1], [5]), row(text[:22], text[22:]), row([1], [])]
     nlls = likelihoods(policy, rows, microbatch_tokens=30)
     assert nlls[0] == (pytest.approx(expected, rel=1e-9), 24)
     logits = policy.transformer(torch.tensor([text[14:24]]))[0].log_softmax(-1)  # the window of tokens 21 to 24
@@ -87,7 +94,7 @@ def test_a_long_text_is_the_sum_of_its_windows(policy):
 
 def test_more_overlap_gives_more_context(policy):
     text = [1, *(3 + 7 * i % 40 for i in range(24))]
-    seen = {overlap: likelihoods(policy, [([1], text[1:])], overlap=overlap)[0] for overlap in (1, CONTEXT)}
+    seen = {overlap: likelihoods(policy, [row([1], text[1:])], overlap=overlap)[0] for overlap in (1, CONTEXT)}
     logits = [policy.transformer(torch.tensor([text[max(0, i - CONTEXT) : i]]))[0, -1] for i in range(1, 25)]
     each = -sum(row.log_softmax(-1)[text[i]].item() for i, row in enumerate(logits, start=1))
     assert seen[CONTEXT] == (pytest.approx(each, rel=1e-9), 24)
@@ -106,9 +113,21 @@ def test_measures_by_hand():
     both = Likelihood(2 * math.log(8), 2, 4) + Likelihood(math.log(8), 1, 2)
     assert both.measures() == {"perplexity": pytest.approx(8.0), "bits_per_byte": pytest.approx(1.5)}
     assert Likelihood().measures() == {"perplexity": None, "bits_per_byte": None}
-    assert Likelihood(1e6, 1, 1).measures()["perplexity"] == math.inf
+    assert Likelihood(1e6, 1, 1).measures()["perplexity"] == math.exp(700)  # JSON has no infinity
 
 
-def test_a_text_needs_a_token_before_it(policy):
-    with pytest.raises(InputError, match="needed a token before each text"):
-        likelihoods(policy, [([], [1, 2])])
+def test_counted_tokens_may_have_gaps(policy):
+    ids, counted = [1, 7, 8, 9, 4, 4], [False, True, False, False, True, False]
+    logps = token_logps(policy.transformer(torch.tensor([ids])), torch.tensor([ids]))[0]
+    assert likelihoods(policy, [(ids, counted)]) == [(pytest.approx(-(logps[1] + logps[4]).item(), rel=1e-9), 2)]
+
+
+def test_bad_rows_and_broken_weights_are_refused(policy):
+    for bad in (([], []), ([1, 2], [True, True])):
+        with pytest.raises(InputError, match="needed a token before each text"):
+            likelihoods(policy, [bad])
+    broken = copy.deepcopy(policy)
+    with torch.no_grad():
+        broken.transformer.model.norm.weight.fill_(math.nan)
+    with pytest.raises(InputError, match="log-probs are not finite"):
+        likelihoods(broken, [row([1], [2])])

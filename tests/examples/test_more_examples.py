@@ -86,9 +86,11 @@ def test_process_rewards_on_the_embedded_rows_and_on_your_own(call, tmp_path, ca
 
 def test_process_rewards_on_rows_whose_held_out_part_is_too_long(call, tmp_path, capsys):
     rows = [{**row, "steps": [*row["steps"], "x" * 300], "labels": [*row["labels"], True]} for row in step_rows(2, 1)]
-    data = tmp_path / "rows.jsonl"  # of 30 rows the first two are held out
-    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *step_rows(28, 1)]))
-    call("process_reward", tmp_path, "--model.max_position_embeddings", "200", "--data", data, "--output", "job")
+    files = {"rows": step_rows(28, 1), "long": rows}
+    for name, its_rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in its_rows))
+    data = "--data", tmp_path / "rows.jsonl", "--held_out", tmp_path / "long.jsonl"
+    call("process_reward", tmp_path, "--model.max_position_embeddings", "200", *data, "--output", "job")
     out = capsys.readouterr().out
     assert "2 of 2 rows are left out: line 1: has " in out and "on 0 held-out labels" in out
     metrics = [json.loads(line) for line in (tmp_path / "job/process_reward/metrics.jsonl").read_text().splitlines()]
@@ -102,7 +104,8 @@ def test_a_line_that_is_no_labelled_row_is_named(call, tmp_path, capsys, line):
     with pytest.raises(SystemExit) as caught:
         call("process_reward", tmp_path, "--data", data)
     assert caught.value.code == 2
-    assert f"{data}: line 2: needed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {data}: ") and "line 2: " in error
 
 
 def test_compare_writes_a_file_a_result_and_goes_on_where_it_stopped(call, inputs, tmp_path, monkeypatch, capsys):

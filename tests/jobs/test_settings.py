@@ -9,7 +9,8 @@ import pytest
 from minirlhf.algorithms import GRPOConfig, PPOConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import JobConfig, PipelineConfig, RLJobConfig, checks
-from minirlhf.jobs.settings import check_base, check_effects, sections, stage_settings
+from minirlhf.jobs.effects import check_base, check_effects
+from minirlhf.jobs.settings import sections, stage_settings
 from minirlhf.training.settings import settings_to_toml
 
 

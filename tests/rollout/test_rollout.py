@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.rollout import Rollout, describe
+from minirlhf.rollout.groups import with_groups
 from minirlhf.rollout.rollout import PER_TOKEN
 
 
@@ -46,7 +47,7 @@ def test_selected_rows_lose_columns_of_tokens_and_keep_all_functions(functions):
 @pytest.mark.parametrize("functions", [1, 2])  # 2 is also the number of columns of the first rollout
 def test_replaced_groups_come_from_the_other_rollout_and_the_rest_stays(functions):
     short, long = rollout([2, 1, 2, 2], functions), rollout([3, 2], functions, start=100)
-    joined = short.replaced([1], long, group_size=2)  # group 1 is rows 2 and 3
+    joined = with_groups(short, [1], long, group_size=2)  # group 1 is rows 2 and 3
     assert joined.input_ids.tolist() == [[0, 1, 0], [2, 3, 0], [100, 101, 102], [103, 104, 105]]
     assert joined.attention_mask.tolist() == [[True, True, False], [True, False, False]] + long.attention_mask.tolist()
     assert_close(joined.scores_by_function, torch.cat((short.scores_by_function[:2], long.scores_by_function)))

@@ -15,7 +15,7 @@ from minirlhf.errors import InputError
 from minirlhf.model import Policy
 from minirlhf.runtime import keyed_uniforms
 from minirlhf.training import Run, RunConfig, finished_model
-from minirlhf.training.run import check_same_settings
+from minirlhf.training.same_settings import check_same_settings
 from minirlhf.training.settings import settings_to_toml
 
 

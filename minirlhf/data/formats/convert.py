@@ -139,8 +139,9 @@ def _no_layout(row: Row) -> str:
 
 
 def _likeness(layout: Layout, row: Row) -> tuple[int, int]:
+    """(is any slot filled, minus the number of empty slots); a layout that does not apply is unlike."""
     filled = sum(any(name in row.columns for name in slot.split("|")) for slot in layout.slots)
-    return (filled if filled < len(layout.slots) else 0), -len(layout.slots)
+    return int(0 < filled < len(layout.slots)), filled - len(layout.slots)
 
 
 def _check(texts: dict) -> None:

@@ -11,7 +11,7 @@ from minirlhf.errors import InputError, shown
 
 STDIN = "-"
 HUB = "hub:"  # begins the name of a data set of the hub
-ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet")  # of data files, before .gz
+ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow")  # of data files, before .gz
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),
@@ -37,6 +37,8 @@ def files_of(source: str | os.PathLike | Sequence) -> tuple[list[str], list[str]
                 notes.append(f"{path} is named twice{same}; it is read once")
             else:
                 found[identity] = path
+    if not found:
+        raise InputError(f"needed the path of a file, got {shown(source)}")
     return list(found.values()), notes
 
 
@@ -48,7 +50,7 @@ def _names(source: object) -> Iterator[str]:
         if not isinstance(part, str | bytes | os.PathLike):
             raise InputError(f"needed the path of a file, got {shown(part)}; rows in memory need no reading")
         name = os.fsdecode(part)
-        yield from [name] if "," not in name or os.path.lexists(name) else filter(None, name.split(","))
+        yield from filter(None, [name] if os.path.lexists(name) else name.split(","))
 
 
 def _expanded(name: str, notes: list[str]) -> Iterator[str]:

@@ -9,37 +9,34 @@ from minirlhf.errors import InputError, shown
 
 UNPACK = "unpack it first: "
 CONVERT = "convert it to JSONL first"
+NO_DATA = "name a data file"
 KINDS = (  # first bytes, name, advice
-    (b"PK\x03\x04", "a zip archive (or .xlsx, .docx, .npz, .pt)", UNPACK + "unzip"),
-    (b"BZh91AY&SY", "a bzip2 file", UNPACK + "bunzip2"),
-    (b"\xfd7zXZ\x00", "an xz file", UNPACK + "unxz"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", UNPACK + "unzstd"),
-    (b"\x04\x22\x4d\x18", "an lz4 file", UNPACK + "unlz4"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK + "7z x"),
-    (b"Rar!\x1a", "a rar archive", UNPACK + "unrar x"),
-    (b"\x1f\x9d", "a file of compress", UNPACK + "uncompress"),
-    (b"ARROW1\x00", "an Arrow file", CONVERT),
-    (b"Obj\x01", "an Avro file", CONVERT),
-    (b"\x89HDF", "an HDF5 file", CONVERT),
-    (b"SQLite format 3\x00", "an SQLite database", CONVERT),
-    (b"\x93NUMPY", "a NumPy array", CONVERT),
-    (b"\x80\x02", "a pickle, which can run programs", CONVERT),
-    (b"\x80\x03", "a pickle, which can run programs", CONVERT),
-    (b"\x80\x04", "a pickle, which can run programs", CONVERT),
-    (b"\x80\x05", "a pickle, which can run programs", CONVERT),
-    (b"\xd0\xcf\x11\xe0", "an old Office file (.xls, .doc)", "save it as CSV first"),
-    (b"%PDF", "a PDF", "extract its text first: pdftotext"),
-    (b"{\\rtf", "an RTF document", "save it as plain text"),
-    (b"\x89PNG", "a PNG picture", "name a data file"),
-    (b"\xff\xd8\xff", "a JPEG picture", "name a data file"),
-    (b"GIF87a", "a GIF picture", "name a data file"),
-    (b"GIF89a", "a GIF picture", "name a data file"),
-    (b"\x7fELF", "a program", "name a data file"),
-    (b"version https://git-lfs", "a Git LFS pointer instead of the data", "fetch the data: git lfs pull"),
-    (b"/annex/objects/", "a git-annex pointer instead of the data", "fetch the data: git annex get"),
-    (b"<!doctype html", "an HTML page instead of the data", "fetch the data again, by its raw address"),
-    (b"<html", "an HTML page instead of the data", "fetch the data again, by its raw address"),
+    ((b"PK\x03\x04",), "a zip archive (or .xlsx, .docx, .npz, .pt)", UNPACK + "unzip"),
+    ((b"BZh91AY&SY",), "a bzip2 file", UNPACK + "bunzip2"),
+    ((b"\xfd7zXZ\x00",), "an xz file", UNPACK + "unxz"),
+    ((b"\x28\xb5\x2f\xfd",), "a zstd file", UNPACK + "unzstd"),
+    ((b"\x04\x22\x4d\x18",), "an lz4 file", UNPACK + "unlz4"),
+    ((b"7z\xbc\xaf\x27\x1c",), "a 7z archive", UNPACK + "7z x"),
+    ((b"Rar!\x1a",), "a rar archive", UNPACK + "unrar x"),
+    ((b"\x1f\x9d",), "a file of compress", UNPACK + "uncompress"),
+    ((b"ARROW1\x00", b"\xff\xff\xff\xff"), "an Arrow file", CONVERT),
+    ((b"Obj\x01",), "an Avro file", CONVERT),
+    ((b"\x89HDF",), "an HDF5 file", CONVERT),
+    ((b"SQLite format 3\x00",), "an SQLite database", CONVERT),
+    ((b"\x93NUMPY",), "a NumPy array", CONVERT),
+    ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle, which can run programs", CONVERT),
+    ((b"\xd0\xcf\x11\xe0",), "an old Office file (.xls, .doc)", "save it as CSV first"),
+    ((b"%PDF",), "a PDF", "extract its text first: pdftotext"),
+    ((b"{\\rtf",), "an RTF document", "save it as plain text"),
+    ((b"\x89PNG",), "a PNG picture", NO_DATA),
+    ((b"\xff\xd8\xff",), "a JPEG picture", NO_DATA),
+    ((b"GIF87a", b"GIF89a"), "a GIF picture", NO_DATA),
+    ((b"\x7fELF",), "a program", NO_DATA),
+    ((b"version https://git-lfs",), "a Git LFS pointer instead of the data", "fetch the data: git lfs pull"),
+    ((b"/annex/objects/",), "a git-annex pointer instead of the data", "fetch the data: git annex get"),
+    ((b"<!doctype html", b"<html"), "an HTML page instead of the data", "fetch the data again, by its raw address"),
 )
+CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})  # bytes that no text has
 MARKS = (  # byte order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8", "UTF-8 with BOM"),
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
@@ -67,8 +64,8 @@ def is_parquet(head: bytes) -> bool:
 
 def check_kind(head: bytes) -> None:
     """Raise InputError for a binary file, and for a pointer or a page in place of the data."""
-    for begin, name, advice in KINDS:
-        if head[: len(begin)].lower() == begin.lower():
+    for begins, name, advice in KINDS:
+        if head.startswith(begins) or head[:20].lower().startswith(begins):
             raise InputError(f"needed JSONL, JSON, CSV, plain text, parquet or gzip, got {name}; {advice}")
     if head[257:262] == b"ustar":
         raise InputError(f"needed data files, got a tar archive; {UNPACK}tar xf")
@@ -93,16 +90,17 @@ def encoding_of(head: bytes, asked: str | None) -> Encoding:
     wide = _wide_codec(head)
     if wide:
         return Encoding(wide, 0, f"{wide[:6].upper()} without BOM")
-    if head.count(0) * 100 > len(head):  # a broken line of a text may hold a few
-        raise InputError(f"needed text, got a binary file that begins with {shown(head[:16])}; name a data file")
+    if sum(map(head.count, CONTROL)) * 100 > len(head):  # a broken line of a text may hold a few
+        begin = shown(head[:16])
+        raise InputError(f"needed text, got a binary file that begins with {begin}; is it UTF-16? --encoding utf-16")
     return Encoding("utf-8", 0, "UTF-8")
 
 
 def _wide_codec(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark: the first letters of JSON, and of Latin text, are ASCII."""
+    """UTF-16 or UTF-32 without a byte order mark: the first two letters of JSON, and of Latin text, are ASCII."""
     for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
-        begin = head[:8].decode(codec, "replace")
-        if 0 in head[:8] and begin.isascii() and all(letter.isprintable() or letter.isspace() for letter in begin):
+        begin = head[: 8 if "32" in codec else 4].decode(codec, "replace")
+        if 0 in head[:4] and begin.isascii() and all(letter.isprintable() or letter.isspace() for letter in begin):
             return codec
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 
 from minirlhf.errors import InputError, shown
 
@@ -20,6 +21,8 @@ def json_lines(path: str) -> Iterator[bytes]:
         raise InputError(f"needed the package pyarrow to read parquet, got none; {advice}") from None
     try:
         with ParquetFile(path) as file:
+            if twice := [name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1]:
+                raise InputError(f"two columns with the name {shown(twice[0])}; rename one of them")
             for batch in file.iter_batches(ROWS):
                 rows = (json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in batch.to_pylist())
                 yield "".join(rows).encode("utf-8", "surrogatepass")
@@ -28,8 +31,10 @@ def json_lines(path: str) -> Iterator[bytes]:
         raise InputError(f"needed a parquet file that pyarrow reads, got: {fault}") from None
 
 
-def _plain(value: object) -> str | list:
+def _plain(value: object) -> str | float:
     """A value that JSON lacks."""
+    if isinstance(value, Decimal):
+        return float(value)
     if hasattr(value, "isoformat"):  # dates and times
         return value.isoformat()
     if isinstance(value, bytes):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 from itertools import islice
+from types import UnionType
 from typing import BinaryIO, NamedTuple
 
 from minirlhf.data.reading import bounded
+from minirlhf.data.reading.bounded import checked
 from minirlhf.data.reading.containers import Container, JsonLines, JsonValues, Table, Text, records
 from minirlhf.data.reading.files import endings
 from minirlhf.errors import InputError, shown
 
 HEAD = 1 << 16  # bytes behind the first line that are looked at
 JSON_ENDINGS, TABLE_ENDINGS = {"json", "jsonl", "ndjson"}, {"csv", "tsv"}
-DELIMITERS = ",\t;|"
+DELIMITERS = ",\t;"
 # A file that is not named .csv or .tsv is a table only if its header has one of these names.
 COLUMNS = (
     "id prompt instruction input output context history system question query answer response completion chosen "
@@ -56,12 +58,14 @@ def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as
     beginning = _beginning(file, start, end, name)
     if beginning is None:
         return Region(JsonLines("no values"), start, end)
-    if values := _json_values(file, beginning, end, encoding):
+    if values := _json_values(file, beginning, end, encoding, as_text):
         return values
     if _is_json_lines(beginning, as_text):
         return Region(JsonLines(encoding=encoding), start, end)
-    table = None if as_text else _table(file, beginning, end, encoding)
-    return table or Region(Text(cut, encoding), start, end)
+    if not as_text and (table := _table(file, beginning, end, encoding)):
+        return table
+    by_name = beginning.endings & JSON_ENDINGS and not as_text
+    return Region(JsonLines(encoding=encoding) if by_name else Text(cut, encoding), start, end)
 
 
 def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | None:
@@ -88,16 +92,18 @@ def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | N
 
 
 def _is_json_lines(beginning: Beginning, as_text: bool) -> bool:
-    """True if the first line or a later one begins with an object, if all lines are JSON, or if the name says so."""
-    if beginning.endings & TABLE_ENDINGS:
-        return _is_json(beginning.text, dict)
+    """True if half of the lines are objects or lists, the first line looks like an object, or all lines are JSON."""
     rows = [beginning.text, *beginning.others]
-    by_name = bool(beginning.endings & JSON_ENDINGS) and not as_text
-    quoted = beginning.text.startswith("{") and beginning.text.endswith("}")  # {'a': 1}, or a fault inside
-    return by_name or quoted or any(_is_json(row, dict) for row in rows) or (not as_text and all(map(_is_json, rows)))
+    if 2 * sum(_is_json(row, dict | list) for row in rows) >= len(rows):
+        return True
+    if as_text:
+        return False
+    if beginning.text.startswith("{") and beginning.text.endswith("}"):  # {'a': 1}, or a fault inside
+        return True
+    return not beginning.endings & TABLE_ENDINGS and all(map(_is_json, rows))
 
 
-def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
+def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str, as_text: bool) -> Region | None:
     """The region of a JSON array, or of objects that go over several lines. None for any other text."""
     head = beginning.head.removeprefix(b"\xef\xbb\xbf")
     in_array, start = head[:1] == b"[", beginning.offset + len(beginning.head) - len(head)
@@ -113,9 +119,10 @@ def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) 
         first = next(scan, None)
         second = next(scan, None)
     except InputError:  # a broken file, or text such as "[1] Title" and "{so}"
-        by_name = bool(beginning.endings & JSON_ENDINGS)
-        is_json = head[1:].lstrip()[:1] in (b"", b"{", b"[", b'"') or by_name if in_array else first is not None
-        return found if is_json else None
+        if not in_array:
+            return found if first else None
+        is_cut = head[1:].lstrip()[:1] in (b"", b"{", b"[", b'"') or beginning.endings & JSON_ENDINGS
+        return found if is_cut and not as_text else None
     if not in_array and second is None:
         return found._replace(container=JsonValues("one JSON object", "file", False, encoding))
     return found
@@ -124,14 +131,15 @@ def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) 
 def _table(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
     """The region of the records of a table. None for plain text."""
     by_name = bool(beginning.endings & TABLE_ENDINGS)
-    widths = {delimiter: _width(beginning.head, delimiter, by_name) for delimiter in DELIMITERS}
+    delimiters = DELIMITERS + "|" * by_name  # elsewhere | is that of a table in Markdown
+    widths = {delimiter: _width(beginning.head, delimiter, by_name) for delimiter in delimiters}
     delimiter = "\t" if "tsv" in beginning.endings else max(widths, key=widths.get)
     if not by_name and widths[delimiter] < 2:
         return None
     file.seek(beginning.offset)
     header = next(records(file, end, delimiter, beginning.number))
     try:
-        names = _names(header.cells)
+        names = _names(header.cells, encoding)
     except InputError as error:
         raise InputError(f"line {header.number}: {error}") from None
     return Region(Table(names, delimiter, encoding), header.end, end, header.next_number)
@@ -148,11 +156,11 @@ def _width(head: bytes, delimiter: str, by_name: bool) -> int:
     return widths[0] if by_name or (is_even and has_names and len(widths) > 1) else 0
 
 
-def _names(cells: list[str] | InputError) -> tuple[str, ...]:
+def _names(cells: list[str] | InputError, encoding: str) -> tuple[str, ...]:
     """The names of the columns.   Raises: InputError if the cells look like a first record, or stand twice."""
     if isinstance(cells, InputError):
         raise cells
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    names = [checked(cell, encoding).strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"needed a header with different names, got {shown(twice)} twice; rename a column")
     if set(COLUMNS.split()).isdisjoint(name.lower() for name in names) and (
@@ -177,7 +185,7 @@ def _begins_with_object(text: str) -> bool:
         return False
 
 
-def _is_json(text: str, kind: type = object) -> bool:
+def _is_json(text: str, kind: type | UnionType = object) -> bool:
     try:
         return isinstance(json.loads(text), kind)
     except RecursionError:

@@ -42,6 +42,7 @@ class Rating:
 class Comment:
     rater: str
     number: int  # of the comparison, from 1, as the page shows it
+    models: tuple[str, str]
     text: str
 
 
@@ -111,7 +112,7 @@ def _read(file: Any, order: dict[str, int]) -> tuple[list[Rating], list[Comment]
         if first == second:
             raise ValueError(f"comparison {number}: one model wrote both answers")
         if row["comment"]:
-            comments.append(Comment(rater, number + 1, str(row["comment"])))
+            comments.append(Comment(rater, number + 1, (first, second), str(row["comment"])))
         if choice is None:  # a comment alone
             continue
         result = choice

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minirlhf.data.reading import read_values
+from minirlhf.data.reading import open_values
 from minirlhf.errors import InputError, shown
 from minirlhf.foreign import SURROGATE
 
@@ -64,9 +64,9 @@ def read_answers(paths: Sequence[str]) -> tuple[list[Answers], list[str]]:
     notes = []
     for path in paths:
         unread: set[str] = set()
-        for source in read_values(path):
-            at = f"{path}: {source.unit} {source.number}"
-            row, key = _checked(at, source.value)
+        for unit, number, value, *_ in open_values(path):
+            at = f"{path}: {unit} {number}"
+            row, key = _checked(at, value)
             model = row.get("model")
             answers = found.setdefault((path, model), Answers(path if model is None else model))
             answers.texts[row["prompt"], answers.seen[row["prompt"]]] = row[key]

@@ -13,6 +13,7 @@ TABLES = {
     "semicolons": ('prompt;response\na, b;"say ""hi"""\n"two\nlines";猫\n', "a.csv", "CSV with ; with header"),
     "TSV": ('prompt\tresponse\na, b\t"say ""hi"""\n"two\nlines"\t猫\n', "a.tsv", "TSV with header"),
     "tabs in .csv": ('prompt\tresponse\na, b\t"say ""hi"""\n"two\nlines"\t猫\n', "a.csv", "TSV with header"),
+    "CSV in .jsonl": ('prompt,response\n"a, b","say ""hi"""\n"two\nlines",猫\n', "a.jsonl", "CSV with header"),
     "no ending": ('prompt,response\n"a, b","say ""hi"""\n"two\nlines",猫\n', "rows", "CSV with header"),
     "CRLF": ('prompt,response\r\n"a, b","say ""hi"""\r\n"two\nlines",猫\r\n', "a.csv", "CSV with header"),
     "CR alone": ('prompt,response\r"a, b","say ""hi"""\r"two\rlines",猫\r', "a.csv", "CSV with header"),
@@ -109,6 +110,7 @@ def test_an_open_quote_takes_no_memory(faults, monkeypatch):
 
 
 HEADERS = {
+    "Latin-1": ("prompt,réponse\na,b\n".encode("latin-1"), "line 1: needed UTF-8, got the byte 0xe9 in "),
     "data": ("What is 2+2?,4\nWho?,me\n", "line 1: needed a header, got 'What is 2+2?' as the name of a column; write"),
     "numbers": ("a,1\nb,2\n", "line 1: needed a header, got '1' as the name of a column; write"),
     "twice": ("\nprompt,prompt\na,b\n", "line 2: needed a header with different names, got 'prompt' twice; rename"),
@@ -163,6 +165,18 @@ def test_text_on_demand(read):
     assert [s.value for s in read(table, "a.txt", as_text=True)] == [{"text": "title,text"}, {"text": "a,b"}]
     assert [s.value for s in read("1\n2\n", "a.txt", as_text=True)] == [{"text": "1"}, {"text": "2"}]
     assert [s.value for s in read('{"text": "a"}\n', "a.txt", as_text=True)] == [{"text": "a"}]  # JSON stays JSON
+
+
+@pytest.mark.parametrize("text", ["{Enter a king}\nHo!", '["Ho!" he said]\nmore', "[cut\nmore"])
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_text_in_brackets_on_demand(read, text, name):
+    found = read(text, name, as_text=True)
+    assert [source.value["text"] for source in found] == text.split("\n")
+
+
+def test_a_table_in_markdown_is_no_csv(read):
+    text = "| prompt | response |\n|---|---|\n| a | b |\n"
+    assert [source.value["text"] for source in read(text, "a.md")] == text.splitlines()
 
 
 def test_a_document_beyond_the_limit_is_refused(faults, monkeypatch):

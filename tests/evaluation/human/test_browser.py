@@ -209,6 +209,6 @@ def test_a_page_of_500_long_comparisons_opens(browser, tmp_path):
     assert not errors(browser)
 
 
-def test_the_picture_in_docs_can_be_drawn_again(tmp_path):
+def test_the_picture_in_docs_can_be_drawn_again(browser, tmp_path):
     draw(tmp_path / "human.png")
     assert (tmp_path / "human.png").stat().st_size < 100_000

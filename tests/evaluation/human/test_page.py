@@ -117,6 +117,14 @@ def test_max_rows_limits_the_prompts_and_is_named(write):
     files = [write(name, [row(f"{n}", f"{n}{name}") for n in range(20)]) for name in ("a.jsonl", "b.jsonl")]
     found = compare(read_answers(files)[0], max_rows=5)
     assert len(found.rows) == 5 and found.notes == ["5 of 20 prompts are taken, at random"]
+    write("a.jsonl", [row(f"{n}", "a") for n in range(40)])  # 20 of them have no second answer
+    assert len(compare(read_answers(files)[0], max_rows=20).rows) == 20
+
+
+def test_the_comparisons_stand_in_a_random_order(write):
+    files = [write(name, [row(f"{n:02}", name) for n in range(20)]) for name in ("a.jsonl", "b.jsonl")]
+    prompts = [each.prompt for each in compare(read_answers(files)[0]).rows]
+    assert prompts != sorted(prompts) == [f"{n:02}" for n in range(20)]
 
 
 STRANGE = [

@@ -1,0 +1,30 @@
+"""Refuse settings that would be ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minirlhf.errors import InputError
+from minirlhf.jobs.settings import JobConfig, changed
+
+
+def check_effects(settings: dict[str, Any]) -> None:
+    """Refuse settings that would be ignored, and model settings that config.json cannot hold."""
+    from minirlhf.pretrained.config_json import config_to
+
+    job = settings["job"]
+    if not job.policy:
+        config_to(settings["model"])
+    if (job.template or job.template_variables) and not job.policy:
+        raise InputError(f"--template{'' if job.template else '_variables'}: needs a model folder; give --policy DIR")
+    if "lora" not in settings and (job.train != "all" or job.freeze):
+        raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
+    if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
+        raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
+
+
+def check_base(job: JobConfig) -> None:
+    """Refuse LoRA or --freeze without --policy if no stage comes before: the program starts from random weights."""
+    asked = f"--train {job.train}" if job.train != "all" else f"--freeze {','.join(job.freeze)}" if job.freeze else ""
+    if asked and not job.policy:
+        raise InputError(f"{asked}: needs a trained model, this program starts from random weights; give --policy DIR")

@@ -1,0 +1,54 @@
+"""`--resume step-N`: go back to an older checkpoint of a run. Nothing is deleted: all later files are moved aside."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from minirlhf.errors import InputError, shown
+from minirlhf.training.checkpoint import is_complete
+
+STEP = re.compile(r"step-(\d+)")
+LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")  # a resumed run drops their later lines
+
+
+def check_step(run: Path, name: str) -> None:
+    """Raise InputError unless the run in this folder has a complete checkpoint of this name."""
+    if not is_complete(run / "checkpoints" / name):
+        known = ", ".join(f"step-{n}" for n in sorted(_steps(run))) or "none"
+        raise InputError(f"--resume {name}: needed a complete checkpoint of {run}, which has {known}; choose another")
+
+
+def go_back(run: Path, name: str) -> str:
+    """Make the checkpoint `name` the newest of its run -> a line that says what was moved, and where.
+
+    Later checkpoints and the finished model go to the folder left-001 (or -002, ...) of the run, with a copy of the
+    files whose later lines the resumed run drops.
+    """
+    step = int(STEP.fullmatch(name)[1])
+    later = [run / "checkpoints" / f"step-{n}" for n in sorted(_steps(run)) if n > step]
+    moved = [*later, *(run / folder for folder in ("model", "adapter") if (run / folder).exists())]
+    kept = next(aside for n in range(1, 10_000) if not (aside := run / f"left-{n:03d}").exists())
+    kept.mkdir()
+    for path in moved:
+        path.rename(kept / path.name)
+    for path in (run / file for file in LINES):
+        if path.exists():
+            shutil.copyfile(path, kept / path.name)
+    lines = (run / LINES[0]).read_text(encoding="utf-8").count("\n") if (run / LINES[0]).exists() else 0
+    return (
+        f"{run}: goes back to {name}; {max(0, lines - step):,} later lines of metrics, {len(later)} later checkpoints "
+        f"and the finished model, if any, are in {kept}"
+    )
+
+
+def check_name(value: str) -> None:
+    """Raise InputError unless this is step-N."""
+    if not STEP.fullmatch(value):
+        raise InputError(f"--resume: needed no value, true, false or step-N, got {shown(value)}; see --help")
+
+
+def _steps(run: Path) -> list[int]:
+    found = (run / "checkpoints").glob("step-*")
+    return [int(match[1]) for path in found if (match := STEP.fullmatch(path.name)) and is_complete(path)]

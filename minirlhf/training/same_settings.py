@@ -1,0 +1,21 @@
+"""A resumed run must have the settings that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minirlhf.errors import InputError, shown
+
+MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level")  # in a resumed run
+
+
+def check_same_settings(path: Path, settings: str) -> None:
+    """Raise InputError with the first difference if `settings` differ from the settings in the file `path`."""
+    texts = path.read_text(), settings
+    old, new = ([x for x in text.splitlines() if x.split(" = ")[0] not in MAY_CHANGE] for text in texts)
+    if old != new:
+        different = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (old[-1], new[-1]))
+        raise InputError(
+            f"{path.parent}: holds another run: it began with {shown(different[0])}, but the settings now say "
+            f"{shown(different[1])}; resume with its own settings or choose another --output"
+        )
