@@ -78,7 +78,7 @@ def measure(name: str, folder: Path) -> None:
     random.Random(0).shuffle(positions)
     for at in positions:
         values.at(at)
-    again = (time.process_time() - read) / max(1, len(positions))
+    again = (time.process_time() - read) / len(positions) if positions else 0
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(count, path.stat().st_size / 1e6, opened - begin, read - opened, again, peak)
 

@@ -129,6 +129,13 @@ def test_a_column_without_a_name_gets_its_number(read):
     assert read(",prompt\n0,p\n", "a.csv")[0].value == {"column 1": "0", "prompt": "p"}
 
 
+def test_a_mark_in_the_middle_of_a_table_is_no_text(read):
+    content = "prompt,response\na,b\n\ufeffprompt,response\n\ufeffc,d\n"  # two files, one after the other
+    first, again, second = read(content, "a.csv")
+    assert (first.value["prompt"], second.value["prompt"]) == ("a", "c")
+    assert str(again.value) == "needed a record, got the header again; remove the line"
+
+
 def test_one_column(read):
     assert [s.value for s in read("prompt\na\n\nb\n", "a.csv")] == [{"prompt": "a"}, {"prompt": "b"}]
 
