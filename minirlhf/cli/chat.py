@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -41,6 +41,8 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters
 
 @dataclass(frozen=True)
 class ChatConfig:
+    table: ClassVar[str] = "chat"
+
     system: str = ""  # [text] the system turn, before all turns
     temperature: float = 0.7  # [-] divides the logits; 0 takes the likeliest token
     top_p: float = 0.95  # [probability] sample from the likeliest tokens with this total probability; 1: from all

@@ -13,12 +13,18 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minirlhf.cli.chat import ChatConfig
+from minirlhf.cli.data_look import CheckFlags, ShowFlags
+from minirlhf.cli.data_make import AugmentFlags, DownloadFlags, PairsFlags, SampleFlags
+from minirlhf.cli.data_write import ConvertFlags, MergeFlags, SplitFlags
+from minirlhf.cli.eval import EvalConfig
 from minirlhf.cli.machine import check_device, free_disk, free_memory, in_words, machine
 from minirlhf.cli.plan import disk_of_stages, memory_of_stages
 from minirlhf.cli.program import program_of
@@ -26,6 +32,7 @@ from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
+from minirlhf.jobs.data_flags import with_data
 from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
 from minirlhf.jobs.given_rows import given_task
@@ -36,10 +43,13 @@ from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
 from minirlhf.training.config_file import read_document, settings_in
-from minirlhf.training.fields import fields_of
+from minirlhf.training.fields import TOP, fields_of
 from minirlhf.training.settings import read_flags
 
 FILES = (".toml", ".yaml", ".yml")
+# Table of a file -> the settings of the command that reads it
+COMMANDS = {cls.table: cls for cls in (SampleFlags, AugmentFlags, PairsFlags, DownloadFlags, CheckFlags, ShowFlags)}
+COMMANDS |= {cls.table: cls for cls in (SplitFlags, MergeFlags, ConvertFlags, EvalConfig, ChatConfig)}
 
 
 def main(argv: list[str]) -> None:
@@ -49,20 +59,26 @@ def main(argv: list[str]) -> None:
     findings: list[str] = []
     if first := os.environ.get("RANK", "0") == "0":  # under torchrun every process checks, and the first tells
         print("\n".join(f"{name:<12}  {fact}" for name, fact in machine().items()), flush=True)
-    with noted(findings):
-        check_device(resolve_device())
-    if argv:
-        argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
-        name, flags = program_of("check", argv, PROGRAMS)
+    try:
+        with noted(findings):
+            check_device(resolve_device())
+        if argv:
+            argv = ["--config", *argv] if argv[0].endswith(FILES) else argv
+            name, flags = program_of("check", argv, PROGRAMS)
+            if first:
+                print(f"\nminirlhf train {name}", flush=True)
+            check_program(name, flags, findings)
+    finally:  # an error of ours must not hide the findings
         if first:
-            print(f"\nminirlhf train {name}", flush=True)
-        check_program(name, flags, findings)
-    if first:
-        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
-        lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
-        print("", found, *lines, sep="\n", flush=True)
+            tell(findings)
     if findings:
         raise InputError(f"minirlhf check: needed no problem, found {len(findings)}; see the list")
+
+
+def tell(findings: list[str]) -> None:
+    found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found"
+    lines = (f"{number}. {finding}" for number, finding in enumerate(findings, start=1))
+    print("", found, *lines, sep="\n", flush=True)
 
 
 def check_program(name: str, flags: list[str], findings: list[str]) -> None:
@@ -84,7 +100,8 @@ def check_program(name: str, flags: list[str], findings: list[str]) -> None:
     if not after:
         with noted(findings):
             check_base(common)
-    with noted(findings), session(device=common.device, precision=common.precision, seed=common.seed) as device:
+    surroundings = {"device": common.device, "precision": common.precision, "threads": common.threads}
+    with noted(findings), session(**surroundings, seed=common.seed) as device:
         check_parts(program, name, section, settings, device, findings)
 
 
@@ -147,7 +164,7 @@ def read_all(classes: dict[str, type], argv: list[str], findings: list[str]) -> 
             read_flags(argv, hints_of_flags)  # refuses a flag that stands twice
     if path:
         with noted(findings):
-            values, problems, _ = settings_in(path, classes, hints)
+            values, problems, _ = settings_in(path, read_document(path), classes, hints)
             findings += [str(problem) for problem in problems]
     values |= flags
     built = {}
@@ -185,17 +202,18 @@ def made(cls: type, given: dict[str, Any], findings: list[str]) -> Any:
 
 
 def check_other_tables(classes: dict[str, type], argv: list[str], findings: list[str]) -> None:
-    """Check the tables of the file that other programs read."""
-    with noted([]):  # a file that cannot be read is noted already
-        path = next((words[-1].removeprefix("--config=") for words in words_of_flags(argv) if is_config(words)), None)
-        for name in read_document(path) if path else ():
-            if name in PROGRAMS and name not in classes:
-                hints = {full: hint for full, _, hint in fields_of(name, PROGRAMS[name].config)}
-                values, problems, _ = settings_in(path, {name: PROGRAMS[name].config}, hints)
-                findings += [str(problem) for problem in problems if f"{name}." in str(problem)]
-                given = {key.removeprefix(f"{name}."): value for key, value in values.items()}
-                made(PROGRAMS[name].config, given, findings)
-
-
-def is_config(words: list[str]) -> bool:
-    return words[0].partition("=")[0] == "--config"
+    """Check the tables of the file that other programs and commands read."""
+    words = next((words for words in words_of_flags(argv) if words[0].partition("=")[0] == "--config"), None)
+    document: dict[str, Any] = {}
+    if words:
+        with noted([]):  # a file that cannot be read is noted already
+            document = read_document(path := words[-1].removeprefix("--config="))
+    others = {name: (name, with_data(program.config)) for name, program in PROGRAMS.items() if name not in classes}
+    others |= {name: (TOP, cls) for name, cls in COMMANDS.items()}
+    for name in [name for name in others if isinstance(document.get(name), dict)]:
+        section, cls = others[name]
+        hints = {full: hint for full, _, hint in fields_of(section, cls)}
+        values, problems, _ = settings_in(path, {name: document[name]}, {section: cls}, hints)
+        findings += [str(problem) for problem in problems]
+        with noted(findings), suppress(TypeError):  # a setting without default may come as a flag
+            cls(**{key.rpartition(".")[2]: value for key, value in values.items()})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.colours import pieces, rendered
 from minirlhf.data.encoding import TrainOn, encode_rows, first_three
 from minirlhf.data.formats import Dataset
-from minirlhf.data.tools.inspect import LONGEST, contamination, report
+from minirlhf.data.tools.inspect import LONGEST, contamination, place, report
 from minirlhf.data.tools.texts import ANSWERS, answers
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.columns import in_columns
@@ -20,6 +21,8 @@ from minirlhf.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class CheckFlags(ReadFlags):
+    table: ClassVar[str] = "check"
+
     policy: str | None = None  # [folder] lengths in tokens of this model; default: in letters
     template: str | None = None  # [-] a built-in chat template, such as chatml, instead of the template of `policy`
     context: int | None = None  # [tokens] count the rows that are longer
@@ -48,7 +51,7 @@ def check(argv: list[str]) -> None:
         found = contamination(dataset, other, flags.ngram)
         print(f"rows that {flags.against} has too: {len(found):,} of {len(dataset.rows):,}")
         for overlap in found[:10]:
-            where = f"{dataset.unit} {overlap.line} as {other.unit} {overlap.other_line} of {flags.against}"
+            where = f"{dataset.unit} {overlap.place} as {other.unit} {overlap.other} of {flags.against}"
             print(f"  {where}: {overlap.why}")
         if len(found) > 10:
             print(f"  and {len(found) - 10:,} more")
@@ -56,6 +59,8 @@ def check(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class ShowFlags(ReadFlags):
+    table: ClassVar[str] = "show"
+
     n: int = 5  # [rows] to show
     start: int = 1  # [row] the first row to show, counted from 1
     tokens: bool = False  # [-] show tokens in colour: prompt, learned, masked; needs --policy
@@ -85,7 +90,7 @@ def show(argv: list[str]) -> None:
     if flags.tokens:
         return print(in_colours(dataset, rows, tokenizer_of(flags), flags.train_on))
     keys = ANSWERS[dataset.kind]
-    texts = [[f"{row['line']}: {row['prompt']}", *answers(row, dataset.kind)] for row in rows]
+    texts = [[f"{place(row)}: {row['prompt']}", *answers(row, dataset.kind)] for row in rows]
     print(in_columns([f"{dataset.unit}: prompt", *keys], texts))
 
 
@@ -113,7 +118,7 @@ def in_colours(dataset: Dataset, rows: Sequence[dict], tokenizer: Tokenizer, tra
         for side, key in enumerate(keys or ["prompt"]):
             parts = pieces(tokenizer, row, side)
             tokens = len(row.prompt) + (len(row.responses[side]) if row.responses else 0)
-            lines.append(f"--- {dataset.unit} {row.source['line']}, {key}: {tokens:,} tokens")
+            lines.append(f"--- {dataset.unit} {place(row.source)}, {key}: {tokens:,} tokens")
             lines.append(rendered(parts, colour))
     legend = [("prompt, ", "prompt"), ("learned", "learned"), (", ", "prompt"), ("masked", "masked")]
     return "\n".join([*lines, rendered(legend, colour)])

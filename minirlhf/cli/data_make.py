@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
@@ -43,6 +44,8 @@ SAMPLES: dict[str, dict[str, Callable[[int, int], list[dict]]]] = {  # task -> e
 
 @dataclass(frozen=True)
 class SampleFlags:
+    table: ClassVar[str] = "sample"
+
     rows: int = 1000  # [rows] of each file
     seed: int = 0  # [-] another seed gives other rows
     output: str = "sample"  # [folder] of the new files
@@ -71,6 +74,8 @@ def sample(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class AugmentFlags(ReadFlags):
+    table: ClassVar[str] = "augment"
+
     changes: tuple[str, ...] = tuple(CHANGES)  # [-] typo: two letters of a word change places; case: a small first
     #                           letter; ending: no mark at the end; width: ASCII marks in Chinese
     seed: int = 0  # [-] another seed changes other letters
@@ -97,6 +102,8 @@ def augment(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class PairsFlags(ReadFlags):
+    table: ClassVar[str] = "pairs"
+
     damages: tuple[str, ...] = tuple(DAMAGES)  # [-] of the rejected answer; each row gives a pair for each
     policy: str | None = None  # [folder] sample two answers of this model for each prompt instead of damaging answers
     reward: str | None = None  # [folder or FILE.py:FUNCTION] judges the two answers; the better is chosen
@@ -168,6 +175,8 @@ DATA_SETS = {
 
 @dataclass(frozen=True)
 class DownloadFlags:
+    table: ClassVar[str] = "download"
+
     output: str = "data"  # [folder] a new folder for each data set is made in it
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.encoding import first_three
@@ -22,6 +22,8 @@ from minirlhf.errors import InputError
 
 @dataclass(frozen=True)
 class SplitFlags(ReadFlags):
+    table: ClassVar[str] = "split"
+
     ratio: tuple[float, ...] = (0.8,)  # [share] of the first file, or of two or three files: 0.8,0.1,0.1
     seed: int = 42  # [-] another seed splits otherwise
     by: Literal["row", "prompt"] = "row"  # [-] prompt: all rows of a prompt go to one file
@@ -66,6 +68,8 @@ def beginning(files: list[str]) -> str:
 
 @dataclass(frozen=True)
 class MergeFlags(ReadFlags):
+    table: ClassVar[str] = "merge"
+
     strategy: Literal["concat", "weighted", "balanced"] = "concat"  # [-] all rows; by --weights; equally many of each
     weights: tuple[float, ...] = ()  # [-] of the files, for --strategy weighted
     names: tuple[str, ...] = ()  # [-] of the files, in the plan and the manifest
@@ -109,6 +113,8 @@ def tell_flags(flags: ReadFlags) -> None:
 
 @dataclass(frozen=True)
 class ConvertFlags(ReadFlags):
+    table: ClassVar[str] = "convert"
+
     layout: Literal[LAYOUTS] | None = None  # [-] of the new file
     output: str | None = None  # [file] the new file
 

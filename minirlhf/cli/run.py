@@ -24,7 +24,7 @@ from minirlhf.training.vocabulary import METRICS
 WIDTH = 80  # columns
 NAME = 25  # columns of the name of a run in a table
 MOST_ROWS = 20  # evaluations that are shown of one run
-# The metric of a run in the list: the first of these that the run has.
+# The metric of a run in the list: the run's own best_metric, or the first of these that the run has.
 USUAL = ("eval/gold_reward", "eval/model_reward", "eval/accuracy", "eval/loss", "score_mean", "accuracy", "loss")
 
 
@@ -35,10 +35,12 @@ def list_runs(folder: Path, metric: str | None = None, mode: str | None = None) 
     names = {id(run): _name(run, folder) for run in runs}
     rows = []
     for run in runs:
-        chosen = metric or next((name for name in USUAL if name in run.curves), next(iter(run.curves), None))
+        own = run.settings.get("run.best_metric")
+        chosen = metric or next((name for name in (own, *USUAL) if name in run.curves), next(iter(run.curves), None))
         best = ("-", "-")
         if chosen in run.curves:
-            value, step = run.curves[chosen].best(mode or better(chosen))
+            own_mode = run.settings.get("run.best_mode") if chosen == own else None
+            value, step = run.curves[chosen].best(mode or own_mode or better(chosen))
             best = _number(value), str(step)
         rows.append([names[id(run)], _steps(run), _time(run.seconds), shortened(printable(chosen or "-"), 18), *best])
     parts = [aligned(["run", "steps", "time", "metric", "best", "at step"], rows)]

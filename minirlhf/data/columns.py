@@ -15,20 +15,21 @@ from minirlhf.errors import InputError, shown
 
 # A column has a meaning if all its words stand in these two lists, and one of them in the first: chosen_score.
 MEANINGS = (
-    "system instruction input output completion context history query question response reply text document passage "
-    "summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
+    "system instruction input output completion context history query question response resp reply text document "
+    "passage summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
     "tool function reasoning think thinking thought rationale image video audio name "
     "label score rating rank ranking preference preferred winner vote thumb feedback weight reward mask train "
     "trainable training loss desirable step role parent strength"
 )
 QUALIFIERS = (
     "prompt chosen rejected better best worse worst safer first second left right a b is human user assistant bot gpt "
-    "model ai gold overall sample example good bad up down list kto tag call parallel content extra"
+    "model ai gold overall sample example good bad pos neg positive negative up down list kto tag call parallel "
+    "content extra"
 )
 WHOLE_NAMES = (
     "kto_tag is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "
     "prompt chosen rejected std_answer parent_id margins better_response_id safer_response_id "
-    "input_ids attention_mask chat_template_kwargs tool_call_id cot"
+    "input_ids attention_mask chat_template_kwargs tool_call_id cot a b c d"
 )
 TURN_KEYS = ("role", "content", "from", "value", "text")
 PART_KEYS = ("type", "text", "value")

@@ -103,7 +103,7 @@ def chrf(texts: Sequence[str], references: Sequence[str | Sequence[str]]) -> flo
 
 
 def words_for(references: Iterable[str]) -> Words:
-    """`letters` for scripts without spaces, `words_zh` if a tenth of all letters is Chinese, else `words_13a`."""
+    """`letters` for scripts without spaces, `words_zh` if more than a tenth is Chinese, else `words_13a`."""
     text = "".join(references)
     size = sum(map(str.isalpha, text))
     if 10 * len(NO_SPACES.findall(text)) > size:

@@ -13,6 +13,7 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.rewards.answers import check_answers, exact_match
+from minirlhf.pretrained.hub import is_model_name
 from minirlhf.rewards.functions import FileReward, RewardSum
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 
@@ -53,7 +54,7 @@ def with_reward(job: Opened) -> Opened:
 
 def reward_of(job: Opened, name: str) -> Reward:
     """The reward of one name: FILE.py:FUNCTION, or the folder of a reward model."""
-    if Path(name).is_dir():
+    if Path(name).is_dir() or (is_model_name(name) and not name.endswith(".py")):
         check_no_pipeline(Path(name))
         return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
     if name.endswith(".py") or ":" in name:

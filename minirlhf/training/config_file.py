@@ -21,7 +21,7 @@ PROGRAM = "program"  # the key that names the program of `minirlhf train` and `m
 TABLES = (
     *("model", "lora", "run", "sft", "reward_model", "process_reward", "ppo", "grpo", "dpo", "unpaired"),
     *("online_dpo", "distillation"),
-    *("sample", "split", "merge", "pairs", "augment", "convert", "download", "show", "eval", "human", "chat"),
+    *("sample", "check", "show", "split", "merge", "pairs", "augment", "convert", "download", "eval", "chat"),
 )
 KEYS = (
     *("reward", "reward_weights", "stop_after", "stop_sft_at", "student", "student_width", "student_steps"),
@@ -34,7 +34,7 @@ def read_settings(path: str, sections: dict[str, type], hints: dict[str, Any]) -
 
     Raises: InputError for a file that cannot be read, and for an unknown or ill-typed setting.
     """
-    values, problems, unread = settings_in(path, sections, hints)
+    values, problems, unread = settings_in(path, read_document(path), sections, hints)
     if problems:
         raise problems[0]
     if unread:
@@ -43,14 +43,14 @@ def read_settings(path: str, sections: dict[str, type], hints: dict[str, Any]) -
 
 
 def settings_in(
-    path: str, sections: dict[str, type], hints: dict[str, Any]
+    path: str, document: dict[str, Any], sections: dict[str, type], hints: dict[str, Any]
 ) -> tuple[dict[str, Any], list[InputError], list[str]]:
     """-> (the values of `read_settings`, an error for each unknown or ill-typed setting, names that others read)."""
-    document, values, problems, unread = read_document(path), {}, [], []
+    values, problems, unread = {}, [], []
     table = getattr(sections.get(TOP), "table", None)  # the name of a command's own table
     if alone := isinstance(document.get(table), dict):
         document = document[table]
-    document.pop(PROGRAM, None)
+    document = {key: value for key, value in document.items() if alone or key != PROGRAM}
     where = f"{path}: [{table}]: " if alone else f"{path}: "
     for name, value in _entries(document, sections).items():
         if name in hints and not ("." in name and name in document):  # "ppo.lr" = 1 could contradict [ppo]

@@ -119,7 +119,7 @@ def help_text(sections: dict[str, type], description: str, epilogue: str = "") -
 
 def _tables(sections: dict[str, type]) -> dict[str, list[tuple[str, str, str, str]]]:
     """Section -> rows (flag, default, [unit], meaning)."""
-    tables = {TOP: [("--config", "none", "", "TOML file of settings; flags override it")]} if TOP in sections else {}
+    tables = {TOP: [("--config", "none", "", "TOML or YAML file; flags override it")]} if TOP in sections else {}
     for section, cls in sections.items():
         notes = field_help(cls)
         for name, field, hint in fields_of(section, cls):

@@ -77,6 +77,9 @@ max_tokens = 8
 [dpo]
 betta = 1
 loss = "dpo"
+data = "others.jsonl"
+[split]
+ratio = 0.8
 [nonsense]
 """)
     code, findings, _ = checked(tmp_path / "job.toml", "--seed", "x", "--policy", "nowhere", "--sft.stepz", "4")
@@ -91,11 +94,12 @@ loss = "dpo"
         "no setting 'ppo.clip'; the nearest is ppo.clip_eps",
         "no setting 'dpo.betta'; the nearest is dpo.beta",
         "loss must be one of",
+        "[split]: ratio: needed a list",
         "no table 'nonsense'",
         "nowhere: ",
     ):
         assert sum(part in finding for finding in findings) == 1, (part, findings)
-    assert len(findings) == len(set(findings)) == 11
+    assert len(findings) == len(set(findings)) == 12
 
 
 def test_rows_rewards_and_folders_are_tried(checked, inputs, tmp_path):  # noqa: F811
@@ -126,6 +130,16 @@ def test_a_loss_that_is_no_number_is_found(checked, inputs, monkeypatch):  # noq
     monkeypatch.setattr(train.SFTTrainer, "step", lambda trainer, batch: {"loss": float("nan"), "grad_norm": 1.0})
     code, findings, _ = checked("sft", "--config", inputs / "sft.toml")
     assert code == 2 and findings == ["sft: needed a finite loss, got nan; look at the longest rows"]
+
+
+def test_an_error_of_ours_does_not_hide_the_findings(checked, inputs, monkeypatch, capsys):  # noqa: F811
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(check, "rehearse", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        checked("sft", "--config", inputs / "sft.toml", "--sft.stepz", "3")
+    assert "1 problem found\n1. command line: no setting '--sft.stepz'" in capsys.readouterr().out
 
 
 def test_a_program_without_a_name_is_asked_for(checked, tmp_path):

@@ -25,13 +25,15 @@ QUICK = ["--run.eval_every", "0", "--run.save_every", "0"]
 @functools.cache
 def smaller_task(name, seed):
     task = small_task(name, seed)
-    return replace(task, prompts=task.prompts[:64], sft=task.sft[:64], pairs=task.pairs[:64])
+    few = {part: getattr(task, f"held_out_{part}")[:4] for part in ("sft", "pairs", "prompts")}
+    few = {f"held_out_{part}": rows for part, rows in few.items()}
+    return replace(task, prompts=task.prompts[:64], sft=task.sft[:64], pairs=task.pairs[:64], **few)
 
 
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
     monkeypatch.setattr(opened, "embedded_task", smaller_task)
-    monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 8)
+    monkeypatch.setattr(stage, "EVALUATION_TOKENS", 6)
 
 
 @pytest.fixture

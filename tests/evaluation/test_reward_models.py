@@ -10,9 +10,9 @@ from minirlhf.evaluation.reward_models import calibration_error, length_group, p
 
 
 def test_pairs_by_hand():
-    # margins 2, -1, 0, 3: right, wrong, half, right
-    measures = pair_measures([3, 0, 1, 3], [1, 1, 1, 0], [(20, 10), (10, 20), (10, 10), (30, 1)])
-    assert measures["pairs"] == 4 and measures["accuracy"] == 2.5 / 4 and measures["margin"] == 1.0
+    # margins 0.5, -1, 0, 3: right, wrong, half, right
+    measures = pair_measures([1.5, 0, 1, 3], [1, 1, 1, 0], [(20, 10), (10, 20), (10, 10), (30, 1)])
+    assert measures["pairs"] == 4 and measures["accuracy"] == 2.5 / 4 and measures["margin"] == 2.5 / 4
     assert measures["accuracy_interval"] == wilson(2.5, 4)
     assert measures["by_length"] == {
         "longer": {"pairs": 2, "accuracy": 1.0},

@@ -13,8 +13,10 @@ import pytest
 import tokenizers
 import transformers
 
+from minirlhf.data import encode_rows
 from minirlhf.errors import InputError
 from minirlhf.text import LAYOUTS, Tokenizer
+from minirlhf.text.tool_turns import tool_form
 
 pytestmark = pytest.mark.parity
 FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
@@ -23,6 +25,9 @@ TRAINING = sorted(name for name in REAL if name.endswith("_training") and "llava
 PLAIN = sorted(
     REAL.keys() - set(TRAINING) - {"llava_next", "llava_next_training"}
 )  # llava's content is a list of parts
+# their blocks hold no end token of this vocabulary, or are not one for each answer
+NO_END_IN_BLOCKS = {"diffusion_gemma_training", "idefics3_training", "phi3_5_training", "phi3_training"}
+NO_END_IN_BLOCKS |= {"smolvlm_training"}
 TOKENS = re.compile(r"<[|\uff5c][^|\uff5c<>\s'\"]+[|\uff5c]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
 
 USER, ANSWER = {"role": "user", "content": " Hi there\n"}, {"role": "assistant", "content": "Hello, you."}
@@ -276,3 +281,49 @@ def test_an_answer_of_a_sentencepiece_tokenizer_has_the_ids_of_the_whole(tmp_pat
     whole = reference.apply_chat_template([USER, {"role": "assistant", "content": "he"}])["input_ids"]
     assert [*prompt, *answer][: len(whole)] == whole[: len(prompt) + len(answer)]
     assert len(answer) > 1
+
+
+def learned(ours, turns, tools):
+    """All ids of a dialogue's rows in SFT, and which are learned."""
+    row = {"prompt": "", "prompt_turns": turns[:-1], "response": turns[-1]["content"] or "", "tools": tools}
+    row["response_turns"] = [{"content": "", **{k: v for k, v in turns[-1].items() if v is not None}}]
+    found = encode_rows(ours, [row], ("response",), context=10**5, max_refused=1.0).rows
+    return [([*row.prompt, *row.responses[0]], [False] * len(row.prompt) + row.mask()) for row in found]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_sft_learns_the_tokens_of_generation_blocks(tmp_path, name):
+    end = "<end_of_turn>" if "gemma" in name else "<|im_end|>"
+    ours, reference = both(tmp_path, REAL[name], eos_token=end if end in REAL[name] else "</s>")
+    compared, has_tools = 0, tool_form(ours) is not None
+    for turns, tools in GRID.values():
+        if tools and not has_tools:
+            continue  # the template drops tools in silence; here they become text
+        turns = [turn | {"content": turn["content"] or ""} for turn in turns]
+        if turns[-1]["role"] != "assistant" or not same(ours, reference, turns, tools, False):
+            continue
+        other = reference.apply_chat_template(turns, tools=tools, return_assistant_tokens_mask=True)
+        mask = [bool(x) for x in other["assistant_masks"]]
+        blocks = ours.templates["default"].render(turns, False, tools)[1]
+        answers = sum(turn["role"] == "assistant" for turn in turns)
+        inside = [token for token, is_inside in zip(other["input_ids"], mask, strict=True) if is_inside]
+        if len(blocks) != answers or not {*inside} & {*ours.eos_ids}:
+            continue  # these blocks would not teach the model to stop
+        ((ids, ours_mask),) = learned(ours, turns, tools)
+        assert ids == other["input_ids"][: len(ids)] and not any(mask[len(ids) :]) and ours_mask == mask[: len(ids)]
+        compared += 1
+    assert compared or name in NO_END_IN_BLOCKS
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"plain"}))
+def test_sft_learns_the_tokens_of_built_in_blocks(tmp_path, layout):
+    ours, _ = both(tmp_path, LAYOUTS[layout].template)
+    (tmp_path / "other").mkdir()
+    ours.with_template(layout).save(tmp_path / "other")
+    ours, reference = Tokenizer.load(tmp_path / "other"), transformers.AutoTokenizer.from_pretrained(tmp_path / "other")
+    for turns in ([USER, ANSWER], [SYSTEM, USER, ANSWER, MORE, ANSWER]):
+        other = reference.apply_chat_template(turns, return_assistant_tokens_mask=True)
+        ((ids, mask),) = learned(ours, turns, None)
+        expected = [bool(x) for x in other["assistant_masks"]]
+        assert ids == other["input_ids"][: len(ids)]
+        assert mask == expected[: len(ids)] and not any(expected[len(ids) :]) and any(mask)

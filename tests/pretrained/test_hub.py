@@ -8,6 +8,7 @@ import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.jobs.checks import with_commits
+from minirlhf.jobs.given_rewards import reward_of
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.pretrained import hub
@@ -85,6 +86,13 @@ def test_files_of_a_data_set(hub_server, name, files):
 def test_data_sets_without_rows_are_refused(hub_server, name):
     with pytest.raises(InputError):
         hub.data_files(name)
+
+
+def test_a_reward_model_may_be_on_the_hub(hub_server):
+    with pytest.raises(InputError, match="maker/none: no such folder here, and .* has no such model"):
+        reward_of(None, "maker/none")
+    with pytest.raises(InputError, match="reward maker/my.py"):
+        reward_of(None, "maker/my.py")
 
 
 def test_a_job_records_the_commit(hub_server):

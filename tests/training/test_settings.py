@@ -356,7 +356,7 @@ def test_help_is_an_aligned_table_on_stdout_and_exits_0(argv, capsys, monkeypatc
 HELP = r"""Train a policy.
 
 common settings
-  --config            none                  TOML file of settings; flags override it
+  --config            none                  TOML or YAML file; flags override it
   --output            none                  folder of the run
   --seed              0                     all randomness follows from it
   --resume            false                 go on with the run in --output

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from minirlhf.data.columns import has_meaning, is_empty, names_of
 from minirlhf.data.encoding import TURNS
 from minirlhf.data.formats.kinds import CONVERSIONS
-from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout
+from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout, filling
 from minirlhf.data.formats.row import Row
 from minirlhf.data.formats.turns import got
 from minirlhf.errors import InputError
@@ -51,7 +51,7 @@ class Fit(NamedTuple):
 
 def renamed_columns(columns_map: Mapping[str, str]) -> dict[str, str]:
     """{"prompt": "ask"} -> {"ask": "prompt"}."""
-    known = [*dict.fromkeys(name for layout in LAYOUTS for slot in layout.slots for name in slot.split("|")), *OPTIONAL]
+    known = [*dict.fromkeys(name for layout in LAYOUTS for slot in layout.slots for name in filling(slot)), *OPTIONAL]
     for name in columns_map:
         if name not in known:
             raise InputError(f"map: needed a name that a layout reads, got {name!r}{nearest(str(name), known)}")
@@ -74,7 +74,7 @@ def convert(value: object, wishes: Wishes, of_table: bool) -> tuple[Fit, Row, li
     if not isinstance(value, dict):
         raise InputError(f"needed an object with named keys, got {got(value)}")
     columns = _with_names(value, wishes.renamed)
-    row = Row(_with_numbers(columns) if of_table else columns, wishes.ignored, wishes.every_pair)
+    row = Row(with_numbers(columns) if of_table else columns, wishes.ignored, wishes.every_pair)
     fit, change = _fit_of(row, wishes.kind)
     found = fit.layout.convert(row, fit.keys)
     found = found if isinstance(found, list) else [found]
@@ -97,7 +97,7 @@ def _with_names(columns: dict, renamed: dict[str, str]) -> dict:
     return {renamed.get(name, name): value for name, value in columns.items()}
 
 
-def _with_numbers(columns: dict) -> dict:
+def with_numbers(columns: dict) -> dict:
     """The cells of a table, with numbers where numbers belong. An empty cell of such a column is absent."""
     columns = dict(columns)
     for name in filter(NUMBERS.fullmatch, columns):
@@ -133,14 +133,15 @@ def _no_layout(row: Row) -> str:
     if _likeness(near, row)[0] <= 0:
         names = "prompt, messages, conversations, response, chosen, rejected, instruction, question, text"
         return f"needed one of the keys {names}, got {names_of(row.columns) or 'none'}; or name the keys with --map"
-    slots = [slot.split("|") for slot in near.slots]
+    slots = [filling(slot) for slot in near.slots]
     missing = [f"missing {slot[0]}" for slot in slots if not any(name in row.columns for name in slot)]
     return f"keys fit no layout; the nearest is {braces(slot[0] for slot in slots)}: {', '.join(missing)}"
 
 
 def _likeness(layout: Layout, row: Row) -> tuple[int, int]:
-    filled = sum(any(name in row.columns for name in slot.split("|")) for slot in layout.slots)
-    return (filled if filled < len(layout.slots) else 0), -len(layout.slots)
+    """(is any slot filled, minus the number of empty slots); a layout that does not apply is unlike."""
+    filled = sum(any(name in row.columns for name in filling(slot)) for slot in layout.slots)
+    return int(0 < filled < len(layout.slots)), filled - len(layout.slots)
 
 
 def _check(texts: dict) -> None:

@@ -28,13 +28,16 @@ from dataclasses import dataclass, field
 
 from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import first_three
-from minirlhf.data.formats.convert import Fit, Wishes, braces, convert, renamed_columns
+from minirlhf.data.formats.convert import Fit, Wishes, convert, renamed_columns
 from minirlhf.data.formats.kinds import kind_of
-from minirlhf.data.formats.layouts import LAYOUTS
 from minirlhf.data.formats.turns import got
 from minirlhf.data.reading import Source, Values, open_values
 from minirlhf.errors import InputError, shown
 
+KNOWN = (
+    "{prompt, response}, {instruction, input, output}, {messages}, {conversations}, {prompt, chosen, rejected}, "
+    "{prompt, completion, label}, {prompt, steps, labels}, {prompt}, {text}; docs/data.md has more"
+)
 LARGE = 1 << 25  # bytes; the rows of a larger source stay on the disk
 
 
@@ -216,9 +219,8 @@ class Reading:
         if total == 0:
             raise InputError(f"{path}: needed at least one row, got an empty file; write one JSON object per line")
         if not len(self.rows):
-            known = ", ".join(dict.fromkeys(braces(slot.split("|")[0] for slot in layout.slots) for layout in LAYOUTS))
             why = f"all {total} were refused ({refused[0]})" if refused else "no label is good"
-            raise InputError(f"{path}: needed a usable row, {why}; rows may be {known}")
+            raise InputError(f"{path}: needed a usable row, {why}; rows may be {KNOWN}")
         if len(refused) / total > max_refused:
             first, enough = "; ".join(map(str, refused[:3])), math.ceil(100 * len(refused) / total) / 100
             raise InputError(

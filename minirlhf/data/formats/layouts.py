@@ -8,6 +8,7 @@ reads the optional columns of `Row`: system, history, input, context, tools, mar
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from minirlhf.data.columns import is_empty, names_of
@@ -19,8 +20,9 @@ from minirlhf.errors import InputError
 
 LIST = "a list of turns"  # the column of a row that is a list, not an object
 PROMPT = "prompt|instruction|question|query"
-DIALOGUE = "messages|conversations|conversation|dialog|dialogue|" + LIST
+DIALOGUE = "messages|conversations|conversation|dialog|dialogue|chat|" + LIST
 RESPONSE = "response|completion|output|chosen"
+CHOSEN, REJECTED = "chosen|response_chosen|chosen_response", "rejected|response_rejected|rejected_response"
 LABEL = "label|kto_tag|thumbs|thumb|feedback|desirable|is_desirable|is_good|good|liked|is_correct|correct"
 VERDICT = "preference|preferred|winner|better|better_response_id|better_answer|better_response|choice|label"
 SEVERAL = "answers|responses|completions|outputs|candidates|generations"
@@ -68,10 +70,10 @@ def _is_same(turn: dict, expected: dict) -> bool:
 def _prompt_and_answers(row: Row, keys: tuple[str, ...]) -> dict:
     """The first key holds the prompt, each further key an answer: text, turns, or the whole dialogue."""
     prompt = row.prompt(keys[0])
-    answers = {name: _without_prompt(_answer(row, name), prompt, name) for name in keys[1:]}
+    answers = [_without_prompt(_answer(row, name), prompt, name) for name in keys[1:]]
     if len(keys) == 2:
-        return row.build(prompt, response=answers[keys[1]]) | checkable(row, keys[1])
-    return row.build(prompt, **answers) | row.margin()
+        return row.build(prompt, response=answers[0]) | checkable(row, keys[1])
+    return row.build(prompt, chosen=answers[0], rejected=answers[1]) | row.margin()
 
 
 def checkable(row: Row, answer: str) -> dict:
@@ -93,11 +95,14 @@ def _prompt_alone(row: Row, keys: tuple[str, ...]) -> dict:
     if keys[0] in DIALOGUE.split("|"):
         return row.build(row.with_beginning(_dialogue(row, keys[0])))
     found = row.build(row.prompt(keys[0]))
-    for name in ("answer", "std_answer"):
-        text = row.columns.get(name)
-        if isinstance(text, str) and (name in keys or "####" in text):
-            row.take(name)
-            return found | ({"answer": text} if text.strip() else {}) | checkable(row, name)
+    reward = row.columns.get("reward_model")
+    if isinstance(reward, dict) and isinstance(reward.get("ground_truth"), str):  # verl
+        return found | {"reward_model": row.take("reward_model"), "answer": reward["ground_truth"]}
+    text = row.columns.get(keys[-1])
+    if keys[-1] == "std_answer" and isinstance(text, str) and text.strip():
+        return found | {"answer": row.take("std_answer")}
+    if final := checkable(row, "answer"):
+        return found | {"response": row.take("answer"), **final}
     return found
 
 
@@ -127,8 +132,8 @@ def _last_answer(row: Row, turns: list[dict], name: str) -> dict:
 
 def _dialogue_and_answers(row: Row, keys: tuple[str, ...]) -> dict:
     prompt = row.with_beginning(_dialogue(row, keys[0]))
-    answers = {name: _without_prompt(_answer(row, name), prompt, name) for name in keys[1:]}
-    return row.build(prompt, **answers) | row.margin()
+    chosen, rejected = (_without_prompt(_answer(row, name), prompt, name) for name in keys[1:])
+    return row.build(prompt, chosen=chosen, rejected=rejected) | row.margin()
 
 
 def _answers_inside(row: Row, keys: tuple[str, ...]) -> dict:
@@ -277,6 +282,10 @@ def _has_objects(row: Row, keys: tuple[str, ...]) -> bool:
     return isinstance(value, list) and value != [] and all(isinstance(each, dict) for each in value)
 
 
+def _is_moss(row: Row, keys: tuple[str, ...]) -> bool:
+    return isinstance(row.columns["chat"], dict)
+
+
 def _has_steps(row: Row, keys: tuple[str, ...]) -> bool:
     return isinstance(row.columns[keys[1]], list)
 
@@ -305,6 +314,12 @@ def _asks_last(row: Row, keys: tuple[str, ...]) -> bool:
         return False
 
 
+@cache
+def filling(slot: str) -> tuple[str, ...]:
+    """The columns that may fill a slot."""
+    return tuple(slot.split("|"))
+
+
 class Layout(NamedTuple):
     """A way to write a row."""
 
@@ -320,7 +335,7 @@ class Layout(NamedTuple):
         """The column that fills each slot, or None if the layout does not fit."""
         filled = []
         for slot in self.slots:
-            name = next((name for name in slot.split("|") if name in row.columns and name not in filled), None)
+            name = next((name for name in filling(slot) if name in row.columns and name not in filled), None)
             if name is None:
                 return None
             filled.append(name)
@@ -336,19 +351,20 @@ LAYOUTS = (  # the first row that fits is taken
     Layout("preference", (PROMPT, VERDICT), _judged_pair, "two answers and a verdict", _has_pair),
     Layout("preference", (VERDICT,), _judged_pair, "two dialogues and a verdict", _has_pair),
     Layout("preference", (PROMPT,), _scored_pair, "two answers with scores", _has_scored_pair),
-    Layout("preference", (PROMPT, "chosen", "rejected"), _prompt_and_answers, beside=COPIES),
-    Layout("preference", (DIALOGUE, "chosen", "rejected"), _dialogue_and_answers, beside=COPIES),
+    Layout("preference", (PROMPT, CHOSEN, REJECTED), _prompt_and_answers, beside=COPIES),
+    Layout("preference", (PROMPT, "response", REJECTED), _prompt_and_answers),
+    Layout("preference", (DIALOGUE, CHOSEN, REJECTED), _dialogue_and_answers, beside=COPIES),
     Layout("preference", ("chosen", "rejected"), _answers_inside, "HH-RLHF dialogues", _has_dialogue_texts),
     Layout("preference", ("chosen", "rejected"), _answers_inside),
+    Layout("sft", ("chat",), _moss, "MOSS conversations", _is_moss),
     Layout("unpaired", (DIALOGUE, LABEL), _labelled),
     Layout("unpaired", (PROMPT, RESPONSE, LABEL), _labelled),
     Layout("unpaired", ("question|instruction|query", "answer", LABEL), _labelled),
     Layout("prompt", (DIALOGUE,), _prompt_alone, "dialogues that end with the user", _asks_last),
     Layout("sft", (DIALOGUE,), _answer_last),
-    Layout("sft", ("chat",), _moss, "MOSS conversations"),
     Layout("sft", ("instruction", "instances"), _instances),
     Layout("sft", (PROMPT, RESPONSE), _prompt_and_answers),
-    Layout("sft", ("input", RESPONSE), _prompt_and_answers),
+    Layout("sft", ("input", RESPONSE + "|target"), _prompt_and_answers),
     Layout("sft", ("question|instruction|query", "answer"), _question_and_answer, other=ALONE),
     Layout("sft", ("problem", "solution"), _prompt_and_answers, other=ALONE),
     Layout("prompt", ("question", "std_answer"), _prompt_alone, other="--as sft learns std_answer"),

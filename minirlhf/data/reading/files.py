@@ -11,7 +11,7 @@ from minirlhf.errors import InputError, shown
 
 STDIN = "-"
 HUB = "hub:"  # begins the name of a data set of the hub
-ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet")  # of data files, before .gz
+ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow")  # of data files, before .gz
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),

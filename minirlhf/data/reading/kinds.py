@@ -97,10 +97,10 @@ def encoding_of(head: bytes, asked: str | None) -> Encoding:
 
 
 def _wide_codec(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark: the first letters of JSON, and of Latin text, are ASCII."""
+    """UTF-16 or UTF-32 without a byte order mark: the first two letters of JSON, and of Latin text, are ASCII."""
     for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
-        begin = head[:8].decode(codec, "replace")
-        if 0 in head[:8] and begin.isascii() and all(letter.isprintable() or letter.isspace() for letter in begin):
+        begin = head[: 8 if "32" in codec else 4].decode(codec, "replace")
+        if 0 in head[:4] and begin.isascii() and all(letter.isprintable() or letter.isspace() for letter in begin):
             return codec
     return None
 

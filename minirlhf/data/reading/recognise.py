@@ -16,7 +16,7 @@ from minirlhf.errors import InputError, shown
 
 HEAD = 1 << 16  # bytes behind the first line that are looked at
 JSON_ENDINGS, TABLE_ENDINGS = {"json", "jsonl", "ndjson"}, {"csv", "tsv"}
-DELIMITERS = ",\t;|"
+DELIMITERS = ",\t;"
 # A file that is not named .csv or .tsv is a table only if its header has one of these names.
 COLUMNS = (
     "id prompt instruction input output context history system question query answer response completion chosen "
@@ -58,7 +58,7 @@ def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as
     beginning = _beginning(file, start, end, name)
     if beginning is None:
         return Region(JsonLines("no values"), start, end)
-    if values := _json_values(file, beginning, end, encoding):
+    if values := _json_values(file, beginning, end, encoding, as_text):
         return values
     if _is_json_lines(beginning, as_text):
         return Region(JsonLines(encoding=encoding), start, end)
@@ -92,16 +92,18 @@ def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | N
 
 
 def _is_json_lines(beginning: Beginning, as_text: bool) -> bool:
-    """True if the first line looks like an object, half of the lines are objects or lists, or all lines are JSON."""
+    """True if half of the lines are objects or lists, the first line looks like an object, or all lines are JSON."""
     rows = [beginning.text, *beginning.others]
-    if beginning.text.startswith("{") and beginning.text.endswith("}"):  # {'a': 1}, or a fault inside
-        return True
     if 2 * sum(_is_json(row, dict | list) for row in rows) >= len(rows):
         return True
-    return not as_text and not beginning.endings & TABLE_ENDINGS and all(map(_is_json, rows))
+    if as_text:
+        return False
+    if beginning.text.startswith("{") and beginning.text.endswith("}"):  # {'a': 1}, or a fault inside
+        return True
+    return not beginning.endings & TABLE_ENDINGS and all(map(_is_json, rows))
 
 
-def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
+def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str, as_text: bool) -> Region | None:
     """The region of a JSON array, or of objects that go over several lines. None for any other text."""
     head = beginning.head.removeprefix(b"\xef\xbb\xbf")
     in_array, start = head[:1] == b"[", beginning.offset + len(beginning.head) - len(head)
@@ -117,9 +119,10 @@ def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) 
         first = next(scan, None)
         second = next(scan, None)
     except InputError:  # a broken file, or text such as "[1] Title" and "{so}"
-        by_name = bool(beginning.endings & JSON_ENDINGS)
-        is_json = head[1:].lstrip()[:1] in (b"", b"{", b"[", b'"') or by_name if in_array else first is not None
-        return found if is_json else None
+        if not in_array:
+            return found if first else None
+        is_cut = head[1:].lstrip()[:1] in (b"", b"{", b"[", b'"') or beginning.endings & JSON_ENDINGS
+        return found if is_cut and not as_text else None
     if not in_array and second is None:
         return found._replace(container=JsonValues("one JSON object", "file", False, encoding))
     return found
@@ -128,7 +131,8 @@ def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str) 
 def _table(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
     """The region of the records of a table. None for plain text."""
     by_name = bool(beginning.endings & TABLE_ENDINGS)
-    widths = {delimiter: _width(beginning.head, delimiter, by_name) for delimiter in DELIMITERS}
+    delimiters = DELIMITERS + "|" * by_name  # elsewhere | is that of a table in Markdown
+    widths = {delimiter: _width(beginning.head, delimiter, by_name) for delimiter in delimiters}
     delimiter = "\t" if "tsv" in beginning.endings else max(widths, key=widths.get)
     if not by_name and widths[delimiter] < 2:
         return None

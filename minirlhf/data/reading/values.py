@@ -13,7 +13,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
-from minirlhf.data.reading.containers import JsonLines
+from minirlhf.data.reading.containers import CUTS, JsonLines
 from minirlhf.data.reading.files import STDIN, files_of
 from minirlhf.data.reading.kinds import Encoding, check_kind, encoding_of, is_gzip, is_parquet
 from minirlhf.data.reading.parquet import json_lines
@@ -23,7 +23,6 @@ from minirlhf.errors import InputError, shown
 
 HEAD = 1 << 16  # bytes by which the kind and the encoding of a file are recognised
 OFFSET_BITS = 42  # of `Source.at`: files of up to 4 TB
-CUTS = ("line", "blank_line", "file")
 STDIN_NAME = "standard input"
 
 
@@ -125,11 +124,6 @@ def open_values(
     return Values(tuple(parts), tuple(notes), spool() if spool.cache_info().currsize else None)
 
 
-def read_values(path: str | os.PathLike) -> Iterator[tuple[str, int, object]]:
-    """(unit, number, value) for each value of a source; see `Source`."""
-    return (source[:3] for source in open_values(path))
-
-
 def content_key(values: Values) -> str:
     """A key of the files' bytes and of the way in which they were read. Their names do not matter."""
     total = hashlib.sha256()
@@ -206,8 +200,8 @@ def _standard_input() -> Spool:
     spool, first = Spool(), stream.read(HEAD)
     with _named(STDIN_NAME):
         check_kind(first)
-        if not (is_gzip(first) or is_parquet(first)):
-            encoding_of(first, None)  # a binary stream may be endless
+        if first and not first.strip(b"\0"):
+            raise InputError("needed data, got nothing but NUL bytes")  # such as those of /dev/zero, which never end
         spool.add(chain([first], iter(partial(stream.read, CHUNK), b"")))
     return spool
 
@@ -226,11 +220,8 @@ def _opened(part: Part) -> Iterator[BinaryIO]:
 def _check_unchanged(part: Part, file: BinaryIO) -> None:
     status = os.fstat(file.fileno())
     if (status.st_size, status.st_mtime_ns) != part.stamp:
-        got = (
-            f"{status.st_size:,} bytes instead of {part.stamp[0]:,}"
-            if status.st_size != part.stamp[0]
-            else "a later one"
-        )
+        other_size = status.st_size != part.stamp[0]
+        got = f"{status.st_size:,} bytes instead of {part.stamp[0]:,}" if other_size else "one that was written since"
         raise InputError(f"needed the file as it was when it was opened, got {got}; start again")
 
 
@@ -242,4 +233,6 @@ def _named(name: str) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except OSError as error:
-        raise InputError(f"{name}: needed a readable data file, got: {error.strerror}; check the path") from None
+        raise InputError(
+            f"{name}: needed a readable data file, got: {error.strerror or error}; check the path"
+        ) from None

@@ -65,22 +65,27 @@ def quantile(values: Sequence[int], part: float) -> int:
     return ordered[max(0, -(-int(part * 1000) * len(ordered) // 1000) - 1)]
 
 
+def place(row: dict) -> str:
+    """Its line; with its file if the rows come from several files."""
+    return f"{row['line']} of {row['file']}" if "file" in row else str(row["line"])
+
+
 class Twice(NamedTuple):
     """Rows whose text an earlier row has."""
 
     count: int
-    examples: list[tuple[int, int]]  # (line of the first row, line of a later row), at most three
+    examples: list[tuple[str, str]]  # (place of the first row, place of a later row), at most three
 
 
 def duplicates(rows: Sequence[dict], texts: Iterable[Iterable[str]]) -> Twice:
     """texts: those of each row that are compared."""
-    first: dict[bytes, int] = {}
+    first: dict[bytes, str] = {}
     later = []
     for row, parts in zip(rows, texts, strict=True):
         key = hashlib.sha256(repr([*parts]).encode("utf-8", "replace")).digest()  # 32 bytes, however long the text
         if key in first:
-            later.append((first[key], row["line"]))
-        first.setdefault(key, row["line"])
+            later.append((first[key], place(row)))
+        first.setdefault(key, place(row))
     return Twice(len(later), later[:3])
 
 
@@ -104,8 +109,8 @@ def same_answers(rows: Sequence[dict], kind: str) -> tuple[int, list[tuple[str, 
 class Overlap(NamedTuple):
     """A row that the other file has too."""
 
-    line: int
-    other_line: int
+    place: str
+    other: str  # its place in the other file
     why: str  # "same question" or "13 words in common: ..."
 
 
@@ -115,19 +120,19 @@ def contamination(dataset: Dataset, other: Dataset, n: int) -> list[Overlap]:
     Only questions and answers are compared: system turns and templates stand in many rows. Rows under n words are
     compared by their question alone.
     """
-    questions: dict[str, int] = {}
-    grams: dict[tuple[str, ...], int] = {}
+    questions: dict[str, str] = {}
+    grams: dict[tuple[str, ...], str] = {}
     for row in other.rows:
-        questions.setdefault(normalised(question(row)), row["line"])
+        questions.setdefault(normalised(question(row)), place(row))
         for gram in _grams(row, other.kind, n):
-            grams.setdefault(gram, row["line"])
+            grams.setdefault(gram, place(row))
     found = []
     for row in dataset.rows:
         if (same := questions.get(normalised(question(row)))) is not None:
-            found.append(Overlap(row["line"], same, "same question"))
+            found.append(Overlap(place(row), same, "same question"))
         elif gram := next((gram for gram in _grams(row, dataset.kind, n) if gram in grams), None):
             words = beginning_of_repr(" ".join(gram), 60)
-            found.append(Overlap(row["line"], grams[gram], f"{n} words in common: {words}"))
+            found.append(Overlap(place(row), grams[gram], f"{n} words in common: {words}"))
     return found
 
 

@@ -37,7 +37,8 @@ def plan(datasets: Sequence[Dataset], names: Sequence[str], strategy: str, weigh
         found = ", ".join(f"{path} has {kind} rows" for kind, path in kinds.items())
         raise InputError(f"merge: needed rows of one kind, but {found}; convert a file first: minirlhf data convert")
     wanted = counts([len(dataset.rows) for dataset in datasets], strategy, weights)
-    return Plan(datasets, names, wanted, len({dataset.layout for dataset in datasets}) > 1)
+    layouts = {dataset.layout.partition(" with ")[0] for dataset in datasets}  # "with" optional columns
+    return Plan(datasets, names, wanted, len(layouts) > 1)
 
 
 def rows_of(plan: Plan, reading: Reading, seed: int) -> list[Made]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from minirlhf.data.formats import Dataset, read_rows
+from minirlhf.data.formats.convert import with_numbers
+from minirlhf.data.formats.dataset import Dataset, read_rows, tables
 from minirlhf.data.reading import open_values
 
 
@@ -29,20 +30,18 @@ class Reading:
         return read_rows(source, **self.options)
 
     def values(self, dataset: Dataset) -> Iterator[Kept]:
-        """The values that gave at least one row, unchanged, with their rows."""
+        """The values that gave at least one row, with their rows. Numbers in the cells of a table become numbers."""
         by_value: dict[tuple[str | None, int], list[dict]] = {}
         for row in dataset.rows:
             by_value.setdefault((row.get("file"), row["line"]), []).append(row)
         several = any(file for file, _ in by_value)
-        values = open_values(dataset.path, encoding=self.options.get("encoding"), as_text=self.as_text)
+        as_text = self.options.get("as_kind") == "text"  # as `read_rows` opens a source
+        values = open_values(dataset.path, encoding=self.options.get("encoding"), as_text=as_text)
+        in_tables = tables(values)
         for source in values:
             if rows := by_value.get((source.file if several else None, source.number)):
-                yield Kept(source.value, source.file, source.number, rows)
-
-    @property
-    def as_text(self) -> bool:
-        """As `read_rows` reads a file that is not JSON."""
-        return self.options.get("as_kind") == "text"
+                value = with_numbers(source.value) if source.file in in_tables else source.value
+                yield Kept(value, source.file, source.number, rows)
 
 
 def origin(dataset: Dataset, row: dict) -> tuple[str, int]:

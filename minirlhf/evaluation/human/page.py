@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minirlhf.data.reading import read_values
+from minirlhf.data.reading import open_values
 from minirlhf.errors import InputError, shown
 from minirlhf.foreign import SURROGATE
 
@@ -64,7 +64,7 @@ def read_answers(paths: Sequence[str]) -> tuple[list[Answers], list[str]]:
     notes = []
     for path in paths:
         unread: set[str] = set()
-        for unit, number, value in read_values(path):
+        for unit, number, value, *_ in open_values(path):
             at = f"{path}: {unit} {number}"
             row, key = _checked(at, value)
             model = row.get("model")

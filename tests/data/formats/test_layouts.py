@@ -272,7 +272,10 @@ PROMPTS = {
     "turns": ({"prompt": [Q]}, TURNS),
     "dialogue that ends with the user": ({"messages": [S, Q]}, after(S, Q)),
     "texts that end with the user": (["q0", "a0", "q"], after(*OLD, Q)),
-    "final answer": ({"prompt": "q", "answer": "so\n#### 1,072"}, {"prompt": "q", "answer": "1072"}),
+    "final answer": (
+        {"prompt": "q", "answer": "so\n#### 1,072"},
+        {"prompt": "q", "response": "so\n#### 1,072", "answer": "1072"},
+    ),
     "an answer of your own": ({"prompt": "q", "answer": 72}, {"prompt": "q", "answer": 72}),
     "BELLE's evaluation": ({"question": "q", "std_answer": "a"}, {"prompt": "q", "answer": "a"}),
     "without an answer": ({"question": "q", "std_answer": ""}, {"prompt": "q"}),

@@ -160,7 +160,7 @@ def test_standard_input_may_be_read_again(piped, content):
 
 def test_standard_input_that_is_endless_binary_or_of_several_processes_is_refused(piped, monkeypatch):
     piped(b"\0" * 100_000)
-    with pytest.raises(InputError, match=r"standard input: needed text, got a binary file that begins with "):
+    with pytest.raises(InputError, match=r"standard input: needed data, got nothing but NUL bytes"):
         open_values("-")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"standard input: needed one process, got several"):
@@ -178,7 +178,7 @@ def test_a_file_that_changes_is_noticed(tmp_path):
             access()
     path.write_text("3\n4\n")
     os.utime(path, ns=(0, 0))
-    with pytest.raises(InputError, match=r"got a later one; start again"):
+    with pytest.raises(InputError, match=r"got one that was written since; start again"):
         found.at(first.at)
     found, numbers = open_values(path), []
     with pytest.raises(InputError, match=r"a.jsonl: needed the file as it was"):

@@ -167,6 +167,18 @@ def test_text_on_demand(read):
     assert [s.value for s in read('{"text": "a"}\n', "a.txt", as_text=True)] == [{"text": "a"}]  # JSON stays JSON
 
 
+@pytest.mark.parametrize("text", ["{Enter a king}\nHo!", '["Ho!" he said]\nmore', "[cut\nmore"])
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_text_in_brackets_on_demand(read, text, name):
+    found = read(text, name, as_text=True)
+    assert [source.value["text"] for source in found] == text.split("\n")
+
+
+def test_a_table_in_markdown_is_no_csv(read):
+    text = "| prompt | response |\n|---|---|\n| a | b |\n"
+    assert [source.value["text"] for source in read(text, "a.md")] == text.splitlines()
+
+
 def test_a_document_beyond_the_limit_is_refused(faults, monkeypatch):
     monkeypatch.setattr(bounded, "MAX_BYTES", 100)
     message = "needed at most 100 bytes, got a line of more; cut it into several rows"

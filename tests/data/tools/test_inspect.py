@@ -46,9 +46,9 @@ def rows(*texts):
 def test_duplicates_by_hand():
     given = rows(("a", "1"), ("A?", "1"), ("a", "1"), ("a", "2"))
     texts = [[row["prompt"], row["response"]] for row in given]
-    assert duplicates(given, texts) == (1, [(1, 3)])
-    assert duplicates(given, [map(normalised, row) for row in texts]) == (2, [(1, 2), (1, 3)])
-    assert duplicates(given, [row[:1] for row in texts]) == (2, [(1, 3), (1, 4)])
+    assert duplicates(given, texts) == (1, [("1", "3")])
+    assert duplicates(given, [map(normalised, row) for row in texts]) == (2, [("1", "2"), ("1", "3")])
+    assert duplicates(given, [row[:1] for row in texts]) == (2, [("1", "3"), ("1", "4")])
     assert duplicates(given[:2], [["ab", "c"], ["a", "bc"]]) == (0, [])
 
 
@@ -75,8 +75,8 @@ def test_contamination_finds_a_planted_row(write, call):
     ])  # fmt: skip
     write("test.jsonl", [{"prompt": planted, "response": "x"}, {"prompt": "What is it?", "response": "b"}])
     found = contamination(read_rows("train.jsonl"), read_rows("test.jsonl"), 13)
-    assert [(row.line, row.other_line) for row in found] == [(21, 1), (22, 2)]
-    assert contamination(read_rows("train.jsonl"), read_rows("test.jsonl"), 17)[0].line == 22  # it has 16 words
+    assert [(row.place, row.other) for row in found] == [("21", "1"), ("22", "2")]
+    assert contamination(read_rows("train.jsonl"), read_rows("test.jsonl"), 17)[0].place == "22"  # it has 16 words
     code, out, _ = call("check", "train.jsonl", "--against", "test.jsonl")
     assert code == 0 and "rows that test.jsonl has too: 2 of 22" in out
     assert "line 22 as line 2 of test.jsonl: same question" in out
@@ -102,6 +102,12 @@ def test_lengths_in_tokens_and_a_context(call, write, tmp_path):
     code, out, _ = call("check", "rows.jsonl", "--policy", "model", "--context", 16)
     assert code == 0 and "length in tokens, prompt and longest answer: median 8 95% 42 longest 42" in out
     assert "at a context of 16: 1 rows are too long; in 1 of them the prompt alone is" in out
+
+
+def test_places_in_several_files(call, write):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(name, [{"prompt": "p", "response": "r"}])
+    assert "rows that stand twice: 1 (line 1 of b.jsonl as line 1 of a.jsonl)" in call("check", "a.jsonl", "b.jsonl")[1]
 
 
 def test_the_report_names_refused_rows_and_duplicates(call, write):

@@ -77,6 +77,24 @@ def test_a_file_is_split_by_prompt(call, write, read, tmp_path):
     assert [rows[line - 1] for _, line in manifest["origin"]] == test
 
 
+def test_tables_folders_and_several_files_are_split(call, read, tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "prompt,chosen,rejected,margin\n" + "".join(f"p{i},c,r,0.{i}\n" for i in range(1, 9))
+    )
+    assert call("split", "a.csv", "--ratio", "0.5")[0] == 0
+    rows = [*read("a-train.jsonl"), *read("a-test.jsonl")]
+    assert {(row["prompt"], row["margin"]) for row in rows} == {(f"p{i}", i / 10) for i in range(1, 9)}
+    assert call("check", "a-train.jsonl", "a-test.jsonl")[1].count("8 kept, 0 refused") == 1
+    (tmp_path / "many").mkdir()
+    for i in range(4):
+        (tmp_path / f"many/{i}.json").write_text(json.dumps({"prompt": f"p{i}", "response": "r"}))
+    code, out, err = call("split", "many", "--ratio", "0.5")
+    assert code == 0 and len(read("many-train.jsonl")) == 2, err
+    manifest = json.loads((tmp_path / "many-train.jsonl.manifest.json").read_text())
+    names = [manifest["sources"][source]["file"] for source, _ in manifest["origin"]]
+    assert [f"many/{row['prompt'][1]}.json" for row in read("many-train.jsonl")] == names
+
+
 def test_the_flags_for_the_new_files_are_told(call, write):
     write("rows.jsonl", [{"ask": str(i), "say": str(i)} for i in range(10)])
     code, out, _ = call("split", "rows.jsonl", "--map", "prompt=ask,response=say")
