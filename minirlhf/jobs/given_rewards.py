@@ -61,9 +61,8 @@ def reward_of(job: Opened, name: str) -> Reward:
         return FileReward(name)
     if name == exact_match.__name__:
         return exact_match
-    raise InputError(
-        f"{name}: needed a reward model's folder, FILE.py:FUNCTION or exact_match, found none of them; check the path"
-    )
+    needed = "needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path"
+    raise InputError(f"{name}: {needed}, or write exact_match for rows with answers")
 
 
 def gold_of(job: Opened, name: str) -> Gold:

@@ -137,7 +137,7 @@ def test_a_stage_that_the_task_replaces_is_no_place_to_stop(refusal):
     ("program", "rows", "text"),
     [
         ("sft", [{"prompt": "a"}], "SFT needs rows {prompt, response}"),
-        ("unpaired", [{"prompt": "a"}], "training on pairs needs rows {prompt, chosen, rejected}"),
+        ("unpaired", [{"prompt": "a"}], "training on single answers needs rows {prompt, response, label}"),
         ("ppo", [{"prompt": "a"}], "give --data FILE with such rows, or --reward FILE.py:FUNCTION or DIR"),
         ("multi_adapter", [{"prompt": "a"}], "training on pairs needs rows {prompt, chosen, rejected}"),
         ("reward_model", [{"prompt": "a", "response": "b"}], "training on pairs needs rows {prompt, chosen, rejected}"),
