@@ -36,7 +36,7 @@ def test_a_run_records_the_commits_and_resumes(hub_with_a_model, monkeypatch, ca
 
 
 def test_an_unknown_model_is_one_line(hub_server, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", "minirlhf train sft --policy maker/none --data hub:maker/rows".split())
+    monkeypatch.setattr(sys, "argv", ["minirlhf", "train", "sft", "--policy", "maker/none", "--data", "hub:maker/rows"])
     with pytest.raises(SystemExit) as stop:
         main()
     err = capsys.readouterr().err
