@@ -66,7 +66,7 @@ def test_a_file_that_cannot_be_read(refusal, tmp_path):
 def test_a_folder_for_a_file(refusal, tmp_path):
     (tmp_path / "folder").mkdir()
     text = refusal("ppo", "--data", "folder")
-    assert text == "folder: needed a readable data file, got: Is a directory; check the path"
+    assert text == "folder: needed a folder with data files, got no visible file in it; check the path"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n  \n"])
@@ -87,7 +87,9 @@ def test_broken_json_at_a_line(refusal, data, pairs):
 
 def test_a_wrong_encoding(refusal, data):
     path = data('{"prompt": "é", "response": "x"}\n'.encode("latin-1"))
-    assert refusal("ppo", "--data", path) == f"{path}: line 1: needed UTF-8, got byte 0xe9; save the file as UTF-8"
+    text = refusal("ppo", "--data", path)
+    assert text.startswith(f"{path}: needed a usable row, all 1 were refused (line 1: needed UTF-8, got the byte 0xe9 ")
+    assert "name the file's encoding: --encoding latin-1 (or gb18030)" in text
 
 
 @pytest.mark.parametrize("key", ["chosen", "rejected"])
@@ -103,8 +105,7 @@ def test_a_prompt_longer_than_the_context(refusal, data, pairs, program):
     found = refusal(program, "--data", path)
     assert f" rows cannot be used, at most 1.0% may be refused: {path}: line 1: the prompt has " in found
     assert (
-        "shorten the prompts, allow more with --max_refused or raise a new model's --model.max_position_embeddings"
-        in found
+        "shorten the prompts, cut them with --overlong, allow more with --max_refused or raise a new model's " in found
     )
 
 

@@ -106,7 +106,10 @@ COMBINATIONS = [
     ("--policy=", "--policy: needed a value, got empty text; give a value, or drop the flag"),
     ("--data=", "--data: needed a value, got empty text"),
     ("--output=", "--output: needed a value, got empty text"),
-    ("--ignore_columns colour", "needed columns that nothing reads, got colour; the file has none"),
+    (
+        "--ignore_columns colour",
+        "ignore_columns: needed columns of the file, got colour; the file has prompt, chosen, rejected",
+    ),
 ]
 
 
