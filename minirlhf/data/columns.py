@@ -48,7 +48,7 @@ class Columns:
         self.beside: dict[str, None] = {}  # another reading of the row, or a copy of its texts
         self.used: dict[str, None] = {}  # columns that a layout reads
         self.names: dict[str, None] = {}  # of all columns, and of all keys of turns
-        self.turns_after = self.no_inputs = self.bad = 0  # rows
+        self.turns_after = self.no_inputs = self.more_answers = self.bad = 0  # rows
 
     def look(self, row: Any, layout: Any, wanted: str | None, found: list[dict], where: str) -> None:
         """Note the columns of a row that its layout does not read, and the turns and inputs that it leaves out.
@@ -60,6 +60,7 @@ class Columns:
         self.used |= {name: None for name in row.read if name in row.columns}
         self.turns_after += row.turns_after
         self.no_inputs += row.no_input
+        self.more_answers += row.more_answers
         self.names |= row.inside
         for name in row.inside:
             if name not in row.ignored:
@@ -122,6 +123,8 @@ class Columns:
             notes.append(f"{self.bad:,} rows with a bad label are left out")
         if self.no_inputs:
             notes.append(f"{self.no_inputs:,} inputs say that they are empty: they are left out")
+        if self.more_answers:
+            notes.append(f"{self.more_answers:,} rows have more than two answers: the best and the worst make a pair")
         if self.turns_after:
             notes.append(f"{self.turns_after:,} dialogues go on after the last assistant turn: that part is not used")
         return notes

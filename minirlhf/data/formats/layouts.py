@@ -219,6 +219,7 @@ def _ranked(row: Row, keys: tuple[str, ...]) -> list[dict]:
         raise InputError(f"{keys[1]}: needed a list of two answers or more, got {got(answers)}")
     if not isinstance(scores, list) or len(scores) != len(answers):
         raise InputError(f"{key}: needed a list of {len(answers)} numbers, one for each answer, got {got(scores)}")
+    row.more_answers = len(answers) > 2 and not row.every_pair
     turns = [assistant(a) if isinstance(a, str) else turns_of(a, keys[1], row.ignored) for a in answers]
     return _pairs_of(row, row.prompt(keys[0]), turns, [number(score, key) for score in scores], key, row.every_pair)
 

@@ -22,6 +22,7 @@ class Row:
         self.every_pair = every_pair  # of several answers
         self.read: dict[str, None] = {}  # names, in the order of reading
         self.inside: dict[str, None] = {}  # names of unread keys inside a column
+        self.more_answers = False  # more than two, and one pair of them
         self.turns_after = self.no_input = False  # are there turns after the answer, an input that says "no input"?
 
     def take(self, name: str) -> object:

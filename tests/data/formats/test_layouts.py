@@ -220,6 +220,7 @@ def test_a_pair_is_written_in_many_ways(one, row, rest):
 
 def test_all_pairs_of_answers_with_scores(read):
     row = {"prompt": "q", "answers": ["x", "y", "z", "w"], "scores": [1, 3, 1, 2]}
+    assert read(row).notes[-1] == "1 rows have more than two answers: the best and the worst make a pair"
     rows = read(row, pairs="all").rows
     assert [(r["chosen"], r["rejected"], r["margin"]) for r in rows] == [
         *[("y", "w", 1), ("y", "x", 2), ("y", "z", 2)],
