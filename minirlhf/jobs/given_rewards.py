@@ -12,8 +12,8 @@ from minirlhf.jobs.given_models import load_scorer
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pipeline import check_no_pipeline
-from minirlhf.rewards.answers import check_answers, exact_match
 from minirlhf.pretrained.hub import is_model_name
+from minirlhf.rewards.answers import check_answers, exact_match
 from minirlhf.rewards.functions import FileReward, RewardSum
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 
