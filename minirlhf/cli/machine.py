@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch.utils._triton import has_triton
 
 from minirlhf.errors import InputError
+from minirlhf.runtime.compile import default_backend
 from minirlhf.runtime.device import resolve_device, resolve_precision
 
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy", "tqdm")
@@ -45,9 +45,9 @@ def gpu(number: int) -> str:
 
 
 def compiler() -> str:
-    """What `--compile` would use."""
+    """The compiler that `--compile` would use."""
     if torch.cuda.is_available():
-        return "Triton" if has_triton() else "CUDA graphs, because Triton is missing"
+        return default_backend()
     found = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     return found or "none; --compile needs a C++ compiler"
 

@@ -11,6 +11,11 @@ import torch
 from torch.utils._triton import has_triton
 
 
+def default_backend() -> str:
+    """The backend of torch.compile on this machine."""
+    return "cudagraphs" if torch.cuda.is_available() and not has_triton() else "inductor"
+
+
 def maybe_compile(function: Callable, enabled: bool, backend: str | None = None) -> Callable:
     """The compiled function if `enabled`, else the function. If the compiler fails, the wrapper warns and stays eager.
 
@@ -21,8 +26,7 @@ def maybe_compile(function: Callable, enabled: bool, backend: str | None = None)
         return function
     from torch._dynamo.exc import TorchDynamoException  # the import costs a second and 80 MB
 
-    if backend is None:
-        backend = "cudagraphs" if torch.cuda.is_available() and not has_triton() else "inductor"
+    backend = backend or default_backend()
     # all blocks of policy, value model and reward model, with and without adapters, share one compiled function
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     compiled = torch.compile(function, dynamic=True, backend=backend)
