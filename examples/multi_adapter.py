@@ -8,10 +8,10 @@ python examples/multi_adapter.py --policy DIR --train qlora    # base in 4 bits
 from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, PolicyStage, open_stage
+from minirlhf.jobs.given_models import scorer_of
 from minirlhf.jobs.programs import MultiAdapterJobConfig, four_models, with_own_head
 from minirlhf.jobs.reward_model import train_reward_model
 from minirlhf.pretrained import load_adapter
-from minirlhf.rewards import RewardModelScorer
 from minirlhf.training import ADAPTER
 
 
@@ -28,7 +28,7 @@ def main() -> None:
         if stage.finished:
             load_adapter(models.reward, stage.folder / ADAPTER, "reward")
         accuracy = train_reward_model(job, stage, models.reward)
-        reward = RewardModelScorer(models.reward, job.tokenizer, job.config.microbatch_tokens)
+        reward = scorer_of(job, models.reward)
 
         rows, prompts = job.rows("prompts", base.config, reserve=job.config.max_tokens)
         parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value, "reward": reward}

@@ -12,7 +12,8 @@ from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.models import choose_threads
 from minirlhf.jobs.prepare import prepare
-from minirlhf.jobs.programs import ProcessRewardJobConfig, encoded_steps, load_steps
+from minirlhf.jobs.programs import ProcessRewardJobConfig, load_steps
+from minirlhf.jobs.steps import encoded_steps
 from minirlhf.model import ProcessRewardModel
 from minirlhf.training.table import table
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.colours import pieces, rendered
-from minirlhf.data.encoding import TrainOn, encode_rows, first_three
+from minirlhf.data.encoding import TrainOn, encode_rows
 from minirlhf.data.formats import Dataset
+from minirlhf.data.rows import first_three
 from minirlhf.data.tools.inspect import LONGEST, contamination, place, report
 from minirlhf.data.tools.texts import ANSWERS, answers
 from minirlhf.errors import InputError, check_range

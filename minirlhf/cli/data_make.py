@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.encoding import first_three
 from minirlhf.data.formats import Dataset
+from minirlhf.data.rows import first_three
 from minirlhf.data.tools.augment import CHANGES, augmented
 from minirlhf.data.tools.convert import convert_rows, layout_of
 from minirlhf.data.tools.fetch import fetch

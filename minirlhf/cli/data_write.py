@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.encoding import first_three
+from minirlhf.data.rows import first_three
 from minirlhf.data.tools.convert import LAYOUTS, convert_rows, csv_text, left_out
 from minirlhf.data.tools.manifest import Made, check_new, fingerprint, write_rows
 from minirlhf.data.tools.merge import plan as merge_plan

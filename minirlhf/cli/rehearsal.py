@@ -15,13 +15,14 @@ from minirlhf.cli import train
 from minirlhf.data.batches import Draw
 from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
+from minirlhf.jobs.given_models import scorer_of
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import load_finished
 from minirlhf.jobs.reward_model import untrained_reward_model
 from minirlhf.jobs.sft import untrained_policy
 from minirlhf.jobs.stage import open_stage
 from minirlhf.model.policy import Policy, copy_of
-from minirlhf.rewards.scoring import Reward, RewardModelScorer
+from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.distributed import local_rows, say
 from minirlhf.tasks.task import Task
 from minirlhf.tasks.user_rows import HELD
@@ -70,7 +71,7 @@ class Rehearsal(Job):
         model = untrained_reward_model(self, stage, copy_of(policy).requires_grad_(True).transformer)
         with noted(self.findings, "reward: "):
             self.take_steps(train.fit_reward(self, stage, model))
-        return RewardModelScorer(model, self.tokenizer, self.config.microbatch_tokens), None
+        return scorer_of(self, model), None
 
     def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
         """Nothing to report: the models have hardly learned."""

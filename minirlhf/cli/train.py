@@ -28,7 +28,7 @@ from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import win_rate
 from minirlhf.jobs import programs
-from minirlhf.jobs.given_models import given_student
+from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.prepare import prepare
@@ -36,12 +36,12 @@ from minirlhf.jobs.reward_model import untrained_reward_model
 from minirlhf.jobs.settings import PipelineConfig, RLJobConfig
 from minirlhf.jobs.sft import untrained_policy
 from minirlhf.jobs.stage import PolicyStage, Stage, open_stage
+from minirlhf.jobs.steps import encoded_steps
 from minirlhf.model.policy import RewardModel, copy_of
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.pretrained import load_adapter
 from minirlhf.rewards.functions import parts_of
 from minirlhf.rewards.judges import judge_by
-from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.training.run import ADAPTER, Run, Trainer
 from minirlhf.training.table import table
 
@@ -101,7 +101,7 @@ def process_reward(job: Job) -> Iterator[Work]:
     stage = open_stage(job, "process_reward", "process_reward")
     model = prepare(ProcessRewardModel(job.base().transformer), stage.settings, job.device)
     choose_threads(model, job.common, job.device)
-    rows, held_out = programs.encoded_steps(job, model.config.max_position_embeddings)
+    rows, held_out = encoded_steps(job, model.config.max_position_embeddings)
     batches = stage.batches(rows, "process")
     trainer = ProcessRewardTrainer(model, job.tokenizer, job.config, updates=len(batches))
     before = trainer.evaluate(held_out)
@@ -136,7 +136,7 @@ def multi_adapter(job: Job) -> Iterator[Work]:
     if stage.finished:
         load_adapter(models.reward, stage.folder / ADAPTER, "reward")
     accuracy = yield from fit_reward(job, stage, models.reward)
-    reward = RewardModelScorer(models.reward, job.tokenizer, job.config.microbatch_tokens)
+    reward = scorer_of(job, models.reward)
     rows, prompts = job.rows("prompts", base.config, reserve=job.config.max_tokens)
     parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value, "reward": reward}
     parts |= {"rows": rows, "held_out": prompts, "prompts": prompts}

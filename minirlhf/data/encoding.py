@@ -24,14 +24,10 @@ class Encoded:
 
     def summary(self, name: str) -> str:
         """A line of counts, the notes, then the first three refused rows.   name: names the rows: "prompts"."""
+        from minirlhf.data.rows import first_three
+
         counts = f"{name}: {len(self.rows):,} kept, {self.truncated:,} truncated, {len(self.refused):,} refused"
         return "\n".join([counts, *(f"{name}: {note}" for note in self.notes), *first_three(self.refused)])
-
-
-def first_three(refused: Sequence) -> list[str]:
-    """The first three refused rows, and the number of the others."""
-    more = [f"and {len(refused) - 3:,} more refused"] if len(refused) > 3 else []
-    return [*map(str, refused[:3]), *more]
 
 
 def encode_rows(

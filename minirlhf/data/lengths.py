@@ -119,24 +119,21 @@ class Limits(NamedTuple):
         most = self.characters
         if most is None:
             return row
-        texts = {key: _shortened(row[key], most) for key in ("prompt", *answers) if len(row[key]) > 2 * most}
-        for key in (TURNS, *(f"{key}_turns" for key in answers)):
-            if any(
-                len(text) > 2 * most for turn in row.get(key, ()) for text in turn.values() if isinstance(text, str)
-            ):
-                texts[key] = [_shortened_turn(turn, most) for turn in row[key]]
-        row = {**row, **texts} if texts else row
+        keys = ("prompt", *answers, TURNS, *(f"{key}_turns" for key in answers), "tools")
+        texts = {key: _shortened(row[key], most) for key in keys if key in row}
+        row = {**row, **texts} if any(texts[key] != row[key] for key in texts) else row
         if self.lengths.overlong != "refuse" or sum(len(turn["content"]) for turn in row.get(TURNS, ())) <= 2 * most:
             return row
         return {**row, **_first_turns(row[TURNS], most, all_turns)}
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= 2 * most else text[:most] + text[-most:]
-
-
-def _shortened_turn(turn: dict, most: int) -> dict:
-    return {key: _shortened(value, most) if isinstance(value, str) else value for key, value in turn.items()}
+def _shortened(value: Any, most: int) -> Any:
+    """A text, turns or tools, with a beginning and an end of each text in them."""
+    if isinstance(value, list):
+        return [_shortened(part, most) for part in value]
+    if isinstance(value, dict):
+        return {key: _shortened(part, most) for key, part in value.items()}
+    return value[:most] + value[-most:] if isinstance(value, str) and len(value) > 2 * most else value
 
 
 def _first_turns(turns: list[dict], most: int, all_turns: bool) -> dict:

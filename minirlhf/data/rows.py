@@ -10,6 +10,12 @@ from minirlhf.errors import InputError, shown
 from minirlhf.foreign import SURROGATE
 
 
+def first_three(refused: Sequence) -> list[str]:
+    """The first three refused rows, and the number of the others."""
+    more = [f"and {len(refused) - 3:,} more refused"] if len(refused) > 3 else []
+    return [*map(str, refused[:3]), *more]
+
+
 def indexed(who: str, rows: object) -> Sequence[dict]:
     """The rows with a length and an index. An object with both (a map-style Dataset of torch) is kept: its end is its
     length, because its index may raise nothing beyond it.

@@ -229,8 +229,13 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
     if stops and "sft" in stages and not job.task.reward:
         raise InputError("--stop_sft_at: this task does not check answers, so SFT cannot stop early; drop the flag")
     unused = [SECTIONS[stage] for stage in after if stage not in stages]
-    if unread := [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]:
+    unread = [f"{section}.{name}" for section in unused for name in changed(job.settings[section])]
+    learns_texts = "sft" in stages or job.section in ("sft", "distillation")
+    unread += ["train_on"] * ("train_on" in changed(common) and not learns_texts)
+    if unread:
         say(f"not read, because no such stage is trained: {', '.join(unread)}")
+    if "wrap" in changed(common) and "default" not in job.tokenizer.templates:
+        say("not read, because the tokenizer has no chat template: wrap")
     for stage in [*stages, own_stage(job)]:
         folder = job.folder / stage
         if folder.is_dir() and holds_anything(folder) and not (folder / "config.toml").exists():

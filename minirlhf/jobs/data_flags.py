@@ -63,10 +63,14 @@ def flags_of(job: object) -> DataFlags:
     return job if isinstance(job, DataFlags) else DataFlags()
 
 
-def encoding_options(job: object, part: str) -> dict[str, Any]:
-    """The arguments of `encode_rows` that the flags decide. Only SFT learns earlier turns of a dialogue."""
+def encoding_options(job: object, part: str, held_out: bool = False) -> dict[str, Any]:
+    """The arguments of `encode_rows` that the flags decide. Only SFT learns earlier turns of a dialogue.
+
+    held_out: the policy answers the prompts of these rows, so their prompts do not count as learned.
+    """
     flags = flags_of(job)
     train_on = flags.train_on if part == "sft" else "last"
+    train_on = "all_turns" if held_out and train_on == "all" else train_on
     return {"train_on": train_on, "wrap": flags.wrap, "lengths": flags.lengths, "cache": cache_folder()}
 
 

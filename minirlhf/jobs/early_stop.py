@@ -8,6 +8,7 @@ from typing import Any
 from minirlhf.data.encoding import encode_rows
 from minirlhf.evaluation.policies import evaluate_policy
 from minirlhf.generation.engine import SamplingConfig
+from minirlhf.jobs.data_flags import encoding_options
 from minirlhf.jobs.opened import Opened
 from minirlhf.model.policy import Policy
 
@@ -27,7 +28,8 @@ def early_stop(job: Opened, policy: Policy, stop_at: float, evaluate: Callable[[
 def solved(job: Opened, policy: Policy) -> dict[str, float]:
     """{solved}: the share of training prompts whose greedy answer has the full reward; {} if no prompt fits."""
     context = policy.transformer.config.max_position_embeddings
-    rows = encode_rows(job.tokenizer, job.task.prompts[:SOLVED_PROMPTS], (), context=context, max_refused=1.0).rows
+    options = {"context": context, "max_refused": 1.0, **encoding_options(job.common, "prompts")}
+    rows = encode_rows(job.tokenizer, job.task.prompts[:SOLVED_PROMPTS], (), **options).rows
     greedy = SamplingConfig(max_tokens=16, temperature=0.0, stop_ids=job.tokenizer.eos_ids)
     measures = evaluate_policy(policy, job.tokenizer, rows, greedy, reward=job.task.reward).known()
     return {"solved": measures["model_reward"]} if measures else {}

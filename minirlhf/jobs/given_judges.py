@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from minirlhf.data.wrapping import Wrapped
 from minirlhf.errors import InputError, shown
 from minirlhf.evaluation.pairwise import RULES
 from minirlhf.jobs.given_models import check_vocabulary
@@ -62,13 +61,7 @@ def _open(name: str, device: torch.device, microbatch_tokens: int, wrap: str) ->
     folder = resolve_model(name)
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    scorer = RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens)
-
-    def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
-        return scorer(prompts, completions, list(Wrapped.of(rows, tokenizer, wrap)))
-
-    reward.__name__ = name
-    return reward
+    return RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens, wrap)
 
 
 def _trial(prompts: list[dict], texts: list[str]) -> tuple[list[str], list[str], list[dict]]:

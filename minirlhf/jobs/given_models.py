@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from torch import nn
 from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
+from minirlhf.data.wrapping import Wrapped
 from minirlhf.errors import InputError, shown
+from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
@@ -153,17 +155,23 @@ def check_vocabulary(
         tell(f"{folder}: {line}")
 
 
+def scorer_of(job: Opened, model: RewardModel) -> RewardModelScorer:
+    """The scores of the job's own reward model. They read prompts as its training does."""
+    return RewardModelScorer(model, job.tokenizer, job.config.microbatch_tokens, flags_of(job.common).wrap)
+
+
 def load_scorer(job: Opened, folder: Path, microbatch_tokens: int) -> RewardModelScorer:
     """The reward model of a folder. Raises: InputError if its chat template refuses prompts of the task."""
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    prompts = [*job.task.prompts, *job.task.held_out_prompts]
+    wrap = flags_of(job.common).wrap
+    prompts = Wrapped.of([*job.task.prompts, *job.task.held_out_prompts], tokenizer, wrap)
     check_readable(tokenizer, prompts, folder, model.config.vocab_size, job.task.unit)
-    return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens)
+    return RewardModelScorer(to_device(model, job.common, job.device), tokenizer, microbatch_tokens, wrap)
 
 
 def check_readable(
-    tokenizer: Tokenizer, prompts: list[dict], folder: Path, vocabulary: int, unit: str = "line"
+    tokenizer: Tokenizer, prompts: Sequence[dict], folder: Path, vocabulary: int, unit: str = "line"
 ) -> None:
     """Raise InputError if a reward model cannot read some prompts. Without this check the job would stop at
     such a prompt, perhaps after hours.

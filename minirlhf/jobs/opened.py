@@ -71,26 +71,24 @@ class Opened:
         train = encode_rows(self.tokenizer, self.task.need(part), RESPONSES[part], **limits)
         say(train.summary(f"{limits['source']}: {part} in ids"))
         if not train.rows:
-            why = f"but all rows are refused: {train.refused[0]}"
-            raise InputError(f"{limits['source']}: needed {part} to train on, {why}")
+            raise InputError(f"{limits['source']}: needed {part} to train on, all rows are refused: {train.refused[0]}")
         self.encoded[part, model.max_position_embeddings, reserve] = train.rows, self.held_out(part, model)
         return train.refused
 
     def held_out(self, part: str, model: ModelConfig) -> list[EncodedRow]:
         """The held-out rows of one part as ids. A row that does not fit is left out: it never stops the program."""
-        rows, limits = getattr(self.task, f"held_out_{part}"), self._limits(part, model)
+        rows, limits = getattr(self.task, f"held_out_{part}"), self._limits(part, model, held_out=True)
         encoded = encode_rows(self.tokenizer, rows, RESPONSES[part], max_refused=1.0, **limits)
         name = f"{limits['source']}: held-out {part}"
         if encoded.refused or not encoded.rows:
             say(encoded.summary(name) + ("" if encoded.rows else f"\n{name}: none, so nothing is evaluated on them"))
         return encoded.rows
 
-    def _limits(self, part: str, model: ModelConfig) -> dict[str, Any]:
+    def _limits(self, part: str, model: ModelConfig, held_out: bool = False) -> dict[str, Any]:
         from minirlhf.jobs.data_flags import encoding_options  # here, so that the core loads no leaf
 
-        limits = {"context": model.max_position_embeddings, "vocabulary": model.vocab_size}
-        limits |= encoding_options(self.common, part)
-        return {**limits, "source": self.task.sources.get(part, self.task.name), "unit": self.task.unit}
+        own = encoding_options(self.common, part, held_out) | {"source": self.task.sources.get(part, self.task.name)}
+        return {"context": model.max_position_embeddings, "vocabulary": model.vocab_size, "unit": self.task.unit, **own}
 
 
 def load_task(job: JobConfig) -> Task:

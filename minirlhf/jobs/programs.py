@@ -7,12 +7,9 @@ from typing import ClassVar, Literal
 
 from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.adapters.shared_base import FourModels, put_three_adapters
-from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.data.batches import Batches
-from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
-from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.given_models import convert_base, narrower
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import choose_threads, to_device
@@ -21,7 +18,7 @@ from minirlhf.jobs.settings import JobConfig, RLJobConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.randomness import seed_everything
-from minirlhf.tasks.steps import as_outcome, steps_task
+from minirlhf.tasks.steps import steps_task
 from minirlhf.tasks.task import Task
 from minirlhf.tasks.user_rows import both_answers
 
@@ -89,16 +86,6 @@ class ProcessRewardJobConfig(JobConfig):
 def load_steps(job: ProcessRewardJobConfig) -> Task:
     """The embedded task of process reward models."""
     return steps_task(job.rows, job.seed)
-
-
-def encoded_steps(job: Job, context: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """-> (rows of steps to train on, held-out rows) as ids; with `--kind outcome`, each answer as one step."""
-    training, held_out = job.task.need("steps"), job.task.held_out_steps
-    context = min(context, flags_of(job.common).max_length or context)
-    if job.common.kind == "outcome":
-        training, held_out = ([as_outcome(row) for row in rows] for rows in (training, held_out))
-    rows = encode_steps(job.tokenizer, training, context, job.common.max_refused)
-    return rows, encode_steps(job.tokenizer, held_out, context, max_refused=1.0)  # held-out rows stop no program
 
 
 def load_unpaired(job: JobConfig) -> Task:

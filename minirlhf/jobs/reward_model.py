@@ -9,7 +9,7 @@ from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.stage import Stage, open_stage
 from minirlhf.model.policy import Policy, RewardModel, copy_of
 from minirlhf.model.transformer import Transformer
-from minirlhf.rewards.scoring import Reward, RewardModelScorer
+from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.training.run import ADAPTER
 
@@ -21,10 +21,12 @@ def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
     """
     if job.given_reward:
         return job.given_reward, None
+    from minirlhf.jobs.given_models import scorer_of  # here, so that the core loads no leaf
+
     stage = open_stage(job, "reward", "reward_model")
     model = untrained_reward_model(job, stage, copy_of(policy).requires_grad_(True).transformer)
     accuracy = train_reward_model(job, stage, model)
-    return RewardModelScorer(model, job.tokenizer, job.config.microbatch_tokens), accuracy
+    return scorer_of(job, model), accuracy
 
 
 def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float | None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.jobs.given_rows import READS
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.steps import held_out_steps
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks.task import Task
@@ -73,6 +73,6 @@ def rows_of(stage: Any, task: Task, shape: ModelConfig) -> dict[str, list[Encode
 def encoded(job: Opened, part: str, shape: ModelConfig) -> list[EncodedRow]:
     """The held-out rows of a part as ids. Rows that do not fit are left out."""
     if part == "steps":
-        return encode_steps(job.tokenizer, job.task.held_out_steps, shape.max_position_embeddings, max_refused=1.0)
+        return held_out_steps(job, shape.max_position_embeddings)
     rows = job.held_out(part, shape)
     return single_rows(rows, shape.max_position_embeddings) if part == "unpaired" else rows

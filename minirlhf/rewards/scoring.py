@@ -65,18 +65,22 @@ def as_number(score: Any) -> float:
 class RewardModelScorer:
     """A reward model with the signature of a reward function.
 
-    It encodes a text as in training: prompt + response + EOS, or with the model's chat template for a row of turns.
+    It encodes a text as `encode_rows` does: prompt + response + EOS, or the turns by the model's chat template.
     """
 
-    def __init__(self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384) -> None:
-        self.model, self.tokenizer, self.microbatch_tokens = model, tokenizer, microbatch_tokens
+    def __init__(
+        self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384, wrap: str = "turns"
+    ) -> None:
+        self.model, self.tokenizer, self.microbatch_tokens, self.wrap = model, tokenizer, microbatch_tokens, wrap
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
         """The score of every completion. A text longer than the context loses its first tokens, with a warning."""
-        limit = self.model.config.max_position_embeddings
-        device = next(self.model.parameters()).device
+        from minirlhf.data.wrapping import Wrapped  # here, so that the core loads no leaf
+
+        limit, device = self.model.config.max_position_embeddings, next(self.model.parameters()).device
         texts = [{**row, "prompt": p, "completion": c} for row, p, c in zip(rows, prompts, completions, strict=True)]
+        texts = Wrapped.of(texts, self.tokenizer, self.wrap)
         encoded = encode_texts(self.tokenizer, texts, ("completion",), self.model.config.vocab_size, sampled=True)
         if refusal := next((row for row in encoded if isinstance(row, InputError)), None):
             raise refusal

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from minirlhf.algorithms import ProcessRewardConfig
 from minirlhf.algorithms.process_reward import encode_steps
-from minirlhf.data import Batches
+from minirlhf.data import Batches, encode_rows
 from minirlhf.errors import InputError
 from minirlhf.model import ProcessRewardModel
 from minirlhf.training.vocabulary import METRICS
@@ -138,7 +138,7 @@ def test_a_label_that_is_neither_true_nor_false_is_refused(label):
 
 def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
     good, long = ({"prompt": "a", "steps": ["b" * n], "labels": [True]} for n in (1, 70))
-    with pytest.raises(InputError, match="^row 1: has 72 tokens, the model's context holds 64: 1 of 2 rows are too"):
+    with pytest.raises(InputError, match="^row 1: has 72 tokens, the model's context holds 64: 1 of 2 rows cannot"):
         encode_steps(tiny.tokenizer(), [good, long], 64)
     assert len(encode_steps(tiny.tokenizer(), [good, long], 64, max_refused=0.5)) == 1
     assert encode_steps(tiny.tokenizer(), [{**long, "line": 9}], 64, max_refused=1.0) == []
@@ -159,3 +159,17 @@ def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
 def test_settings_that_cannot_work_are_refused(settings, text):
     with pytest.raises(InputError, match=f"^ProcessRewardConfig: {text}"):
         ProcessRewardConfig(**settings)
+
+
+def test_a_prompt_of_steps_is_read_by_the_chat_template_as_all_other_prompts(capsys):
+    words = tiny.tokenizer().with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    rows = [{"prompt": "ab", "steps": ["c"], "labels": [True]}]
+    rows.append({**rows[0], "prompt": "User:\nab", "prompt_turns": [{"role": "user", "content": "ab"}]})
+    text, turns = encode_steps(words, rows, 64)
+    (expected,) = encode_rows(words, rows[:1], (), context=64).rows
+    assert text.prompt == turns.prompt == expected.prompt and text.responses == turns.responses
+    (plain,) = encode_steps(words, rows[:1], 64, wrap="plain")
+    assert plain.prompt == words.encode_prompts(["ab"])[0] != text.prompt
+    strict = tiny.tokenizer().with_template("{{ raise_exception('no') }}")
+    assert encode_steps(strict, rows[:1], 64, max_refused=1.0) == []
+    assert "1 of 1 rows are left out: row 0: " in capsys.readouterr().out

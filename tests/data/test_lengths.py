@@ -145,6 +145,21 @@ def test_a_long_prompt_is_refused_without_its_number_of_tokens_or_cut_to_the_rig
         assert TOKENIZER.decode(encoded.rows[0].prompt) == kept
 
 
+@pytest.mark.parametrize("place", ["response", "turn", "call", "tools"])
+def test_texts_inside_calls_and_tools_are_cut_too(place):
+    texts = dict.fromkeys(("response", "turn", "call", "tools"), "short") | {place: "ab" * 5000}
+    call = {"function": {"name": "f", "arguments": {"lines": [texts["call"], 7]}}}
+    turns = [{"role": "user", "content": texts["turn"]}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    row = {"prompt": "p", "prompt_turns": turns, "response": texts["response"], "tools": [{"name": texts["tools"]}]}
+    limit = limits(40, overlong="cut_left")
+    short = limit.shorten(row, ("response",))
+    assert len(str(row)) > 10_000 and len(str(short)) < 4 * limit.characters
+    rest = {key: value for key, value in short.items() if value != row[key]}
+    assert list(rest) == [{"turn": "prompt_turns", "call": "prompt_turns"}.get(place, place)]
+    small = limits(9999)
+    assert small.shorten(row, ("response",)) is row
+
+
 def test_a_long_dialogue_ends_after_the_turns_that_may_fit():
     # the longest token, <|im_start|>, has 12 letters: 12 * 41 may fit, and turn 123 exceeds them
     turns = [{"role": role, "content": f"{k:04}"} for k in range(130) for role in ("user", "assistant")]

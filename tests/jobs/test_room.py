@@ -1,6 +1,7 @@
 """Rows that do not fit: training rows are refused before the first stage, held-out rows are left out and named."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from minirlhf.algorithms import (
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.errors import InputError
 from minirlhf.jobs import Job
+from minirlhf.jobs.data_flags import with_data_flags
 from minirlhf.jobs.settings import PipelineConfig
 from minirlhf.model import ModelConfig
 from minirlhf.tasks import Task
@@ -58,7 +60,7 @@ def make(tmp_path):
 
     def make(name, task, after=("sft",), needs=(), **common):
         settings = {
-            "job": PipelineConfig(output=str(tmp_path / "job"), vocab_size=259, **common),
+            "job": with_data_flags(PipelineConfig)(output=str(tmp_path / "job"), vocab_size=259, **common),
             "model": ModelConfig(**SHAPE, intermediate_size=24, max_position_embeddings=CONTEXT),
             "sft": SFTConfig(steps=2, batch_size=4),
             "reward_model": RewardConfig(steps=2, batch_size=4),
@@ -117,7 +119,7 @@ def test_pairs_that_do_not_fit_are_refused_before_the_first_stage(make, tmp_path
 
 
 def test_rows_that_are_all_refused_end_the_job_before_the_first_stage(make, tmp_path):
-    with pytest.raises(InputError, match="^mine: needed pairs to train on, but all rows are refused: mine: 'aqq"):
+    with pytest.raises(InputError, match="^mine: needed pairs to train on, all rows are refused: mine: 'aqq"):
         make("dpo", task_of(rows([97, 120]), rows([30])), needs=("pairs",), max_refused=1.0)
     assert not (tmp_path / "job" / "sft").exists()
 
@@ -155,3 +157,18 @@ def test_held_out_rows_that_do_not_fit_are_left_out_and_named(make, capsys):
     assert "mine: held-out prompts: 2 kept, 0 truncated, 1 refused\nmine: 'bqqq" in out
     config = replace(job.settings["model"], vocab_size=job.tokenizer.vocab_size)
     assert [len(row.prompt) for row in job.rows("prompts", config, reserve=20)[1]] == [30, 90]
+
+
+def test_flags_about_rows_without_an_effect_are_named(make, capsys, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows([30] * 8)))
+
+    def said(name, after=("sft",), **flags):
+        job = make(name, None, after, data=str(file), **flags)
+        shutil.rmtree(job.folder)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("not read")]
+
+    no_template = "not read, because the tokenizer has no chat template: wrap"
+    assert said("dpo", train_on="last", wrap="plain") == [no_template]  # SFT reads train_on
+    assert said("dpo", after=(), train_on="last") == ["not read, because no such stage is trained: train_on"]
+    assert said("dpo", train_on="all_turns", wrap="turns") == []

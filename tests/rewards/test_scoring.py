@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from minirlhf.data import encode_rows
 from minirlhf.data.batches import pad_sequences
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, RewardModel, Transformer
@@ -146,3 +147,15 @@ def test_turns_are_read_with_the_template_of_the_reward_model(model):
     strict = TOKENIZER.with_template("{{ raise_exception('no') if messages[0].content == 'ab' else 'x' }}")
     with pytest.raises(InputError, match="no"):
         RewardModelScorer(model, strict)(["plain"], ["cd"], [{"prompt_turns": turns}])
+
+
+def test_a_prompt_of_text_is_a_user_turn_beside_a_template_as_in_training(model):
+    reader = TOKENIZER.with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    plain, turns = [{"line": 1}], [{"prompt_turns": [{"role": "user", "content": "ab"}]}]
+    scorer = RewardModelScorer(model, reader)
+    assert scorer(["ab"], ["cd"], plain) == scorer(["ab"], ["cd"], turns)
+    (row,) = encode_rows(reader, [{"prompt": "ab", "response": "cd"}], ("response",), context=16).rows
+    batch = pad_sequences([[*row.prompt, *row.responses[0]]], [[]], 0)
+    assert close(scorer(["ab"], ["cd"], plain), [model(batch.input_ids, batch.attention_mask).item()])
+    as_text = RewardModelScorer(model, reader, wrap="plain")(["ab"], ["cd"], plain)
+    assert close(as_text, [direct_score(model, "ab", "cd")]) and not close(as_text, scorer(["ab"], ["cd"], plain))

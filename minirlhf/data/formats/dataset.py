@@ -27,11 +27,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from minirlhf.data.columns import Columns, names_of
-from minirlhf.data.encoding import first_three
 from minirlhf.data.formats.convert import Fit, Wishes, convert, renamed_columns
 from minirlhf.data.formats.kinds import kind_of
 from minirlhf.data.formats.turns import got
 from minirlhf.data.reading import Source, Values, open_values
+from minirlhf.data.rows import first_three
 from minirlhf.errors import InputError, shown
 
 KNOWN = (

@@ -7,6 +7,7 @@ reads the optional columns of `Row`: system, history, input, context, tools, mar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -27,6 +28,7 @@ LABEL = "label|kto_tag|thumbs|thumb|feedback|desirable|is_desirable|is_good|good
 VERDICT = "preference|preferred|winner|better|better_response_id|better_answer|better_response|choice|label"
 SEVERAL = "answers|responses|completions|outputs|candidates|generations"
 SCORES = "scores|rewards|ratings|ranks|ranking"
+FINAL = re.compile(r"^####[ \t]*([-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?)\s*\Z", re.MULTILINE)
 COPIES = "text|messages|response|completion|output|answer|answers"  # another reading of a pair
 
 
@@ -77,12 +79,10 @@ def _prompt_and_answers(row: Row, keys: tuple[str, ...]) -> dict:
 
 
 def checkable(row: Row, answer: str) -> dict:
-    """{"answer": text}: the final answer of GSM8K, after "####"."""
+    """{"answer": number}: the final answer of GSM8K, a last line "#### 1,072". "####" is also a heading in Markdown."""
     text = row.columns.get(answer)
-    if isinstance(text, str) and "####" in text:
-        final = text.rpartition("####")[2].strip()
-        return {"answer": final.replace(",", "")}
-    return {}
+    final = FINAL.search(text) if isinstance(text, str) else None
+    return {"answer": final[1].replace(",", "")} if final else {}
 
 
 def _question_and_answer(row: Row, keys: tuple[str, ...]) -> dict:

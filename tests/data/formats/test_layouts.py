@@ -294,6 +294,20 @@ def test_a_question_with_a_final_answer_serves_sft_and_checks(one):
     assert one(row, as_kind="prompts") == ("prompt", {"prompt": "q", "response": row["answer"], "answer": "12"})
 
 
+@pytest.mark.parametrize("mark", ["#### 1,072", "#### $1,072\n", "#### -3.5", "#### 1/2 "])
+def test_a_last_line_with_a_number_is_the_final_answer(one, mark):
+    assert one({"prompt": "q", "response": f"so\n{mark}"})[1]["answer"] == mark[5:].strip().replace(",", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["#### Plan\ndo it", "a\n#### 3 ways\nb", "#### 3\nb", "so #### 3", "#### five", "####"]
+)
+def test_a_heading_of_markdown_is_no_final_answer(one, text):
+    for names in (("prompt", "response"), ("instruction", "output")):
+        assert "answer" not in one(dict(zip(names, ("q", text), strict=True)))[1]
+    assert one({"question": "q", "answer": text})[1] == {"prompt": "q", "response": text, "answer": text}
+
+
 def test_raw_text(one):
     assert one({"text": " t\n", "url": "u"}) == ("text", {"prompt": "", "response": " t\n", "url": "u"})
 
