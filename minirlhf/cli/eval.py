@@ -24,7 +24,7 @@ from minirlhf.data.formats import Dataset, read_rows
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
-from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rate
+from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rates
 from minirlhf.evaluation.shown import (
     bias_table,
     measures_table,
@@ -251,11 +251,11 @@ def compared(
     sizes = paired(lambda a, b: (len(a), len(b)), ours, theirs)
     found = {}
     if scores:
-        found["reward_wins"] = win_rate(paired(win_by_score, scores[name], scores[baseline]), sizes, seed)
+        found["reward_wins"] = win_rates(paired(win_by_score, scores[name], scores[baseline]), sizes, seed)
     if judge:
         asked = measuring.judged(judge, rows, prompts, ours, theirs, name)
         wins = [[math.nan if pair is None else verdict(pair) for pair in group] for group in asked]
-        found["judge_wins"] = win_rate(wins, sizes, seed)
+        found["judge_wins"] = win_rates(wins, sizes, seed)
         found["judge_bias"] = position_bias([pair for group in asked for pair in group if pair is not None])
     return {key: value for key, value in found.items() if value is not None}
 

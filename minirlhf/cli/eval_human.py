@@ -21,7 +21,7 @@ from minirlhf.evaluation.human.analysis import (
     agreement,
     bradley_terry,
     read_ratings,
-    win_rate,
+    tally,
     wins_between,
 )
 from minirlhf.evaluation.human.page import compare, page_of, read_answers
@@ -77,7 +77,7 @@ def _win_rates(rows: list[Rating], letter: dict[str, str]) -> str:
         groups = [("all", of_pair)]
         groups += [(name, [rating for rating in of_pair if rating.category == name]) for name in categories]
         for name, group in groups:
-            found = win_rate(group)
+            found = tally(group)
             first = f"{letter[pair[0]]} over {letter[pair[1]]}, {shortened(printable(name), 12)}"
             counts = [found.results[result] for result in ("first", "second", "tie", "both bad")]
             low, high = found.interval
