@@ -24,7 +24,7 @@ from minirlhf.data.formats import Dataset, read_rows
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
-from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rate
+from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rates
 from minirlhf.evaluation.shown import (
     bias_table,
     measures_table,
@@ -36,7 +36,7 @@ from minirlhf.evaluation.shown import (
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
 from minirlhf.jobs.data_flags import Kind
-from minirlhf.jobs.fresh_folder import check_folder, made_folder
+from minirlhf.jobs.folder import check_empty, make_empty
 from minirlhf.jobs.given_judges import open_judge, open_reward
 from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
@@ -57,7 +57,9 @@ class EvalConfig:
 
     data: str  # [files] prompts, and answers to compare with: files or folders, with commas
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/eval-001
-    reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions
+    reward: str | None = None  # [folder or FILE.py:FUNCTION] a reward model or function that scores the completions;
+    #                            exact_match compares with `answer`; or several, with commas
+    reward_weights: tuple[float, ...] | None = None  # [-] a weight for each reward; default: 1 each
     judge: str | None = None  # [right, longer, shorter, folder or FILE.py:FUNCTION] compares models with the baseline
     baseline: str | None = None  # [model] the others are compared with it; default: the first of several models
     reference: str | None = None  # [model] measure the KL of each model to this model
@@ -113,7 +115,7 @@ def main(argv: list[str]) -> None:
         return eval_human.main(argv[1:])
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     config = parse_settings({"job": EvalConfig}, argv[count:], description=__doc__)["job"]
-    check_folder(config.output)
+    check_empty(config.output)
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:
         evaluate(argv[:count], config, device)
 
@@ -124,12 +126,14 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     entrants, baseline = open_all(models, config)
     if not entrants and not (rows.pairs and config.reward):
         raise InputError("eval: needed a model first, or rows of pairs and --reward, got neither; see --help")
-    reward = config.reward and open_reward(config.reward, rows.prompts, device, config.microbatch_tokens, config.wrap)
-    judge = config.judge and open_judge(config.judge, rows.prompts, device, config.microbatch_tokens, config.wrap)
+    reward = config.reward and open_reward(config, rows.prompts, device)
+    judge = config.judge and open_judge(config, rows.prompts, device)
     found: dict[str, Any] = {"data": config.data, "baseline": baseline, "models": {}}
-    tables, lines = [], []
+    tables, lines, folder = [], [], None
     if entrants:
         prompts, samples, measures = measure_all(entrants, rows, config, device)
+        # scoring may take hours, or be stopped: the samples are kept
+        folder = begun(config, sample_lines(prompts, samples, {}), rows.unit)
         scores = {name: measuring.scored(reward, rows, prompts, samples[name], name) for name in samples if reward}
         for name, own in scores.items():
             measures[name] |= reward_measures(own, config.seed)
@@ -146,9 +150,12 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     if rows.left_out:
         say(f"left out: {len(rows.left_out):,}, such as {rows.left_out[0]}")
     say("\n\n".join(["", *tables]))
-    if is_main():
-        folder = write(config, found, lines, "\n\n".join(tables), rows)
-        say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    folder = folder or begun(config, [], rows.unit)
+    write(folder, files_of_samples(lines, rows.unit))
+    left_out = "".join(f"{line}\n" for line in rows.left_out)
+    numbers = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+    write(folder, {"left_out.txt": left_out, "table.txt": "\n\n".join(tables) + "\n", "eval.json": numbers})
+    say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
 def read(config: EvalConfig) -> list[Dataset]:
@@ -251,11 +258,11 @@ def compared(
     sizes = paired(lambda a, b: (len(a), len(b)), ours, theirs)
     found = {}
     if scores:
-        found["reward_wins"] = win_rate(paired(win_by_score, scores[name], scores[baseline]), sizes, seed)
+        found["reward_wins"] = win_rates(paired(win_by_score, scores[name], scores[baseline]), sizes, seed)
     if judge:
         asked = measuring.judged(judge, rows, prompts, ours, theirs, name)
         wins = [[math.nan if pair is None else verdict(pair) for pair in group] for group in asked]
-        found["judge_wins"] = win_rate(wins, sizes, seed)
+        found["judge_wins"] = win_rates(wins, sizes, seed)
         found["judge_bias"] = position_bias([pair for group in asked for pair in group if pair is not None])
     return {key: value for key, value in found.items() if value is not None}
 
@@ -275,19 +282,23 @@ def tables_of(models: dict[str, dict[str, Any]], baseline: str | None, judge: st
     return tables
 
 
-def write(config: EvalConfig, found: dict[str, Any], lines: list[dict], tables: str, rows: Rows) -> Path:
-    """Write everything into the folder of `output`, or a fresh runs/eval-001."""
-    files = {
-        "config.toml": settings_to_toml({"job": config}),
-        "eval.json": json.dumps(found, ensure_ascii=False, indent=1) + "\n",
-        "table.txt": tables + "\n",
-        "samples.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-        "side_by_side.txt": side_by_side_text(lines, rows.unit),
-        "left_out.txt": "".join(f"{line}\n" for line in rows.left_out),
-    }
-    check_folder(config.output)
-    folder = made_folder(config.output, "eval")
-    for name, text in files.items():
-        if text:
-            write_whole(folder / name, text)
+def begun(config: EvalConfig, lines: list[dict], unit: str) -> Path:
+    """Make the folder, with the settings and the samples without their rewards."""
+    folder = make_empty(config.output, "eval")
+    write(folder, {"config.toml": settings_to_toml({"job": config}), **files_of_samples(lines, unit)})
     return folder
+
+
+def files_of_samples(lines: list[dict], unit: str) -> dict[str, str]:
+    samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return {"samples.jsonl": samples, "side_by_side.txt": side_by_side_text(lines, unit)}
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    """Write the texts, each whole or not at all; an empty text makes no file."""
+    for name, text in files.items():
+        if text and is_main():
+            try:
+                write_whole(folder / name, text)
+            except OSError as error:
+                raise InputError(f"{folder / name}: needed a file that can be written, got: {error.strerror}") from None

@@ -12,6 +12,7 @@ import argparse
 import math
 from pathlib import Path
 
+from minirlhf.data.tools.manifest import write_new
 from minirlhf.errors import InputError, shown
 from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.evaluation.human.analysis import (
@@ -21,7 +22,7 @@ from minirlhf.evaluation.human.analysis import (
     agreement,
     bradley_terry,
     read_ratings,
-    win_rate,
+    tally,
     wins_between,
 )
 from minirlhf.evaluation.human.page import compare, page_of, read_answers
@@ -37,11 +38,7 @@ def write_page(files: list[str], output: Path, question: str, seed: int, max_row
     answers, notes = read_answers(files)
     found = compare(answers, seed=seed, max_rows=max_rows)
     html = page_of(found, question)
-    try:
-        with output.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-    except OSError as error:
-        raise InputError(f"{output}: needed a path for a new file, got: {error.strerror}; choose another") from None
+    write_new(output, html.encode())
     prompts = len({row.prompt for row in found.rows})
     size = f"{len(html.encode()) / 1e6:.1f} MB"
     written = f"{output}: {len(found.rows)} comparisons of {len(found.models)} models on {prompts} prompts, {size}"
@@ -77,7 +74,7 @@ def _win_rates(rows: list[Rating], letter: dict[str, str]) -> str:
         groups = [("all", of_pair)]
         groups += [(name, [rating for rating in of_pair if rating.category == name]) for name in categories]
         for name, group in groups:
-            found = win_rate(group)
+            found = tally(group)
             first = f"{letter[pair[0]]} over {letter[pair[1]]}, {shortened(printable(name), 12)}"
             counts = [found.results[result] for result in ("first", "second", "tie", "both bad")]
             low, high = found.interval

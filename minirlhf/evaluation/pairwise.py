@@ -25,7 +25,9 @@ def win_by_score(score: float, other: float) -> float:
     return math.nan if math.isnan(score + other) else (score > other) + 0.5 * (score == other)
 
 
-def win_rate(wins: Sequence[Sequence[float]], sizes: Sequence[Sequence[tuple[int, int]]], seed: int = 0) -> dict | None:
+def win_rates(
+    wins: Sequence[Sequence[float]], sizes: Sequence[Sequence[tuple[int, int]]], seed: int = 0
+) -> dict[str, Any] | None:
     """The share of wins, with its bootstrap interval over prompts, in all and by the difference of length.
 
     wins:  for each prompt, the results (1, 0.5, 0, or nan if unknown) of its pairs of answers.

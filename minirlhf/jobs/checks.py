@@ -84,7 +84,7 @@ def checked(
         check_lengths(job)
     with attempt():
         if step := step_to_resume(job):
-            check_step(job.folder / own_stage(job), step)
+            check_step(job.folder / own_stage(job), step, job.settings["run"].final)
     shape = shape_of(job)
     for check in checks_of_model(job, shape, stages):
         with attempt():

@@ -1,4 +1,6 @@
-"""The folder of a job: found first, taken once nothing is left to refuse, so that a refused job leaves no folder."""
+"""The folder of a job: found first, taken once nothing is left to refuse, so that a refused job leaves no folder.
+A program that writes its results once takes an empty folder.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,29 @@ def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
     return Path(agreed(lambda: _take(folder, job, name, first)))
 
 
+def check_empty(output: str | None) -> None:
+    """Raise InputError if the folder of results cannot be made or holds files. None: a fresh folder in runs."""
+    check_can_be_made(folder := Path(output or "runs"))
+    if output is not None and holds_anything(folder):
+        raise InputError(f"{output}: holds files already; choose another --output")
+
+
+def make_empty(output: str | None, name: str) -> Path:
+    """Make the folder of results: `output`, or a fresh runs/NAME-001. It is the same in all processes.
+
+    Two programs that end together never share a fresh folder.
+    """
+    return Path(agreed(lambda: _make_empty(output, name)))
+
+
+def check_can_be_made(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{folder}: needed a folder for --output, but {existing} is not a writable folder; choose another"
+        )
+
+
 def write_refused(folder: Path, refused: list[str]) -> None:
     """Write a line for each row that was left out to refused.txt."""
     if refused and is_main():
@@ -58,11 +83,7 @@ def _find(job: JobConfig, name: str) -> Path:
     taken = _numbers(name)
     newest = taken[-1] if taken and job.resumes else _next(name)
     folder = Path(job.output or newest)
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
-        raise InputError(
-            f"{folder}: needed a folder for --output, but {existing} is not a writable folder; choose another"
-        )
+    check_can_be_made(folder)
     try:
         begun = folder.exists() and holds_anything(folder)
     except OSError as error:  # such as a name that is too long
@@ -87,6 +108,18 @@ def _take(folder: Path, job: JobConfig, name: str, first: str) -> Path:
             folder = _next(name)
         except (OSError, RecursionError) as error:
             raise _not_made(folder, error) from None
+
+
+def _make_empty(output: str | None, name: str) -> Path:
+    while True:
+        check_empty(output)
+        folder = _next(name) if output is None else Path(output)
+        try:
+            folder.mkdir(parents=True, exist_ok=output is not None)
+            return folder
+        except OSError as error:
+            if output is not None or not isinstance(error, FileExistsError):
+                raise _not_made(folder, error) from None
 
 
 def _not_made(folder: Path, error: Exception) -> InputError:

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minirlhf.errors import InputError, shown
 from minirlhf.evaluation.pairwise import RULES
 from minirlhf.jobs.given_models import check_vocabulary
+from minirlhf.jobs.given_rewards import named_rewards, reward_of
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.pipeline import check_no_pipeline
 from minirlhf.nearest import nearest
 from minirlhf.pretrained.weights import load_reward_model
-from minirlhf.rewards.functions import FileReward
+from minirlhf.rewards.functions import FileReward, RewardSum
 from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
 from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
 from minirlhf.text.tokenizer import Tokenizer
 
 
-def open_reward(name: str, prompts: list[dict], device: torch.device, microbatch_tokens: int, wrap: str) -> Reward:
-    """The reward of a reward model's folder, or of FILE.py:FUNCTION. A function is tried before any model samples."""
-    reward = _open(name, device, microbatch_tokens, wrap)
-    if isinstance(reward, FileReward):
-        score_completions(reward, *_trial(prompts, ["", "yes"]), optional=True)
-    return reward
+def open_reward(config: Any, prompts: list[dict], device: torch.device) -> Reward:
+    """The rewards of `--reward`; several are summed. A function is tried before any model samples.
+
+    config: an `EvalConfig`.
+    """
+    names, weights = named_rewards(config.reward, config.reward_weights)
+    rewards = [reward_of(name, partial(scores_of, config=config, device=device)) for name in names]
+    for reward in rewards:
+        if isinstance(reward, FileReward):
+            score_completions(reward, *_trial(prompts, ["", "yes"]), optional=True)
+    return rewards[0] if weights == (1.0,) else RewardSum(rewards, weights)
 
 
-def open_judge(name: str, prompts: list[dict], device: torch.device, microbatch_tokens: int, wrap: str) -> Judge:
+def open_judge(config: Any, prompts: list[dict], device: torch.device) -> Judge:
     """A rule of `RULES`, or a judge made of a reward, or a function of pairs (prompts, firsts, seconds, rows)."""
+    name = config.judge
     if name in RULES:
         return RULES[name]
     if not Path(name).exists() and not {":", "/"} & set(name):
@@ -39,7 +47,7 @@ def open_judge(name: str, prompts: list[dict], device: torch.device, microbatch_
             f"--judge: needed {rules}, a reward model's folder or FILE.py:FUNCTION, got {shown(name)}"
             f"{nearest(name, RULES)}"
         )
-    reward = _open(name, device, microbatch_tokens, wrap)
+    reward = reward_of(name, partial(scores_of, config=config, device=device))
     if not isinstance(reward, FileReward):
         return judge_by(reward)
 
@@ -53,15 +61,14 @@ def open_judge(name: str, prompts: list[dict], device: torch.device, microbatch_
     return found
 
 
-def _open(name: str, device: torch.device, microbatch_tokens: int, wrap: str) -> Reward:
-    if not Path(name).is_dir() and (name.endswith(".py") or ":" in name):
-        return FileReward(name)
-    if Path(name).is_dir():
-        check_no_pipeline(Path(name))
+def scores_of(name: str, config: Any, device: torch.device) -> Reward:
+    """The scores of a reward model's folder."""
     folder = resolve_model(name)
     model, tokenizer = load_reward_model(folder, torch.float32), Tokenizer.load(folder)
     check_vocabulary(model.config, tokenizer, folder)
-    return RewardModelScorer(model.eval().to(device), tokenizer, microbatch_tokens, wrap)
+    scorer = RewardModelScorer(model.eval().to(device), tokenizer, config.microbatch_tokens, config.wrap)
+    scorer.__name__ = name
+    return scorer
 
 
 def _trial(prompts: list[dict], texts: list[str]) -> tuple[list[str], list[str], list[dict]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,22 +26,11 @@ def with_reward(job: Opened) -> Opened:
     An algorithm with weights of its own (GRPO) gets the weights as its setting `reward_weights`.
     """
     common, config = job.common, job.config
-    names, own = [name.strip() for name in common.reward.split(",")], getattr(config, "reward_weights", (1.0,))
+    own = getattr(config, "reward_weights", (1.0,))
     if common.reward_weights and own not in ((1.0,), common.reward_weights):
         raise InputError(f"--reward_weights: needed the weights once, got --{job.section}.reward_weights too; drop one")
-    weights = common.reward_weights or (own if own != (1.0,) else own * len(names))
-    if len(weights) != len(names):
-        raise InputError(
-            f"--reward_weights: needed a weight for each of the {len(names)} rewards {', '.join(names)}, got "
-            f"{len(weights)}: {','.join(map(str, weights))}"
-        )
-    if not all(map(math.isfinite, weights)) or not all(weights):
-        raise InputError(f"--reward_weights: needed finite weights other than 0, got {','.join(map(str, weights))}")
-    if not all(names):
-        raise InputError(f"--reward: needed a name before and after each comma, got {common.reward}; drop a comma")
-    if len(names) != len(set(names)):
-        raise InputError(f"--reward: needed each reward once, got {common.reward}; a weight of 2 counts twice")
-    rewards = [reward_of(job, name) for name in names]
+    names, weights = named_rewards(common.reward, common.reward_weights or (own if own != (1.0,) else None))
+    rewards = [reward_of(name, partial(scorer_of, job)) for name in names]
     optional = hasattr(config, "reward_weights")
     for reward in rewards:
         if isinstance(reward, FileReward):
@@ -52,11 +43,29 @@ def with_reward(job: Opened) -> Opened:
     return replace(job, given_reward=rewards[0] if plain else RewardSum(rewards, weights))
 
 
-def reward_of(job: Opened, name: str) -> Reward:
-    """The reward of one name: FILE.py:FUNCTION, or the folder of a reward model."""
+def named_rewards(reward: str, weights: tuple[float, ...] | None) -> tuple[list[str], tuple[float, ...]]:
+    """-> (the names in `--reward`, a weight for each). weights: of `--reward_weights`; None: 1 each."""
+    names = [name.strip() for name in reward.split(",")]
+    weights = weights or (1.0,) * len(names)
+    if len(weights) != len(names):
+        raise InputError(
+            f"--reward_weights: needed a weight for each of the {len(names)} rewards {', '.join(names)}, got "
+            f"{len(weights)}: {','.join(map(str, weights))}"
+        )
+    if not all(map(math.isfinite, weights)) or not all(weights):
+        raise InputError(f"--reward_weights: needed finite weights other than 0, got {','.join(map(str, weights))}")
+    if not all(names):
+        raise InputError(f"--reward: needed a name before and after each comma, got {reward}; drop a comma")
+    if len(names) != len(set(names)):
+        raise InputError(f"--reward: needed each reward once, got {reward}; a weight of 2 counts twice")
+    return names, weights
+
+
+def reward_of(name: str, load: Callable[[str], Reward]) -> Reward:
+    """The reward of one name: FILE.py:FUNCTION, exact_match, or the folder of a reward model, which `load` opens."""
     if Path(name).is_dir() or (is_model_name(name) and not name.endswith(".py")):
         check_no_pipeline(Path(name))
-        return load_scorer(job, resolve_model(name), job.config.microbatch_tokens)
+        return load(name)
     if name.endswith(".py") or ":" in name:
         return FileReward(name)
     if name == exact_match.__name__:
@@ -65,9 +74,14 @@ def reward_of(job: Opened, name: str) -> Reward:
     raise InputError(f"{name}: {needed}, or write exact_match for rows with answers")
 
 
+def scorer_of(job: Opened, folder: str) -> Reward:
+    """The scores of a reward model's folder, on the job's device."""
+    return load_scorer(job, resolve_model(folder), job.config.microbatch_tokens)
+
+
 def gold_of(job: Opened, name: str) -> Gold:
     """The measure of `--gold`: the scores of a reward that no policy is trained on, as gold_reward."""
-    reward = reward_of(job, name)
+    reward = reward_of(name, partial(scorer_of, job))
     if isinstance(reward, FileReward):
         try_reward(reward, job, optional=False)
     if reward is exact_match:

@@ -1,4 +1,4 @@
-"""The metric of `--run.best_metric`, which decides the best checkpoint instead of the algorithm's own."""
+"""The metric that decides the best checkpoint: of `--run.best_metric`, or the algorithm's own."""
 
 from __future__ import annotations
 
@@ -23,8 +23,20 @@ def goal(config: Any, evaluation: dict[str, float]) -> tuple[str, str]:
 
 
 def check_metric(run: Any) -> None:
-    """Evaluate a `Run` once before its first step, so that a metric that does not exist is refused now."""
+    """Evaluate a `Run` once before its first step, so that a metric that does not exist is refused now.
+
+    Raises: InputError for such a metric, also if it is the algorithm's own and the run has to know the best step.
+    """
+    config, own = run.config, run.trainer.best[0]
+    flag = next(name for name in ("best_metric", "patience", "final") if getattr(config, name))
     if run.evaluate is None:
-        raise InputError("run.best_metric: this run makes no evaluations; leave it out")
-    goal(run.config, {f"eval/{name}": value for name, value in run.evaluate().items()})
+        raise InputError(f"run.{flag}: this run makes no evaluations; leave it out")
+    evaluation = {f"eval/{name}": value for name, value in run.evaluate().items()}
     run.trainer.samples = []
+    if config.best_metric:
+        goal(config, evaluation)
+    elif own not in evaluation:
+        raise InputError(
+            f"run.{flag}: the best step is that of {own}, which these evaluations do not measure; set run.best_metric "
+            f"to a metric of {', '.join(evaluation) or 'none'}"
+        )

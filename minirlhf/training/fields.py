@@ -52,7 +52,7 @@ def read_value(hint: Any, value: Any, is_text: bool) -> Any:
             if as_text(choice) == value if is_text else (type(choice), choice) == (type(value), value):
                 return choice
     elif origin in (tuple, list):
-        items = (value.split(",") if value else []) if is_text else value
+        items = (value.split(",") if value else []) if is_text else [value] if type(value) in (int, float) else value
         if isinstance(items, list):
             hints = args[:1] * len(items) if origin is list or args[-1] is ... else args
             return origin(read_value(*pair, is_text) for pair in zip(hints, items, strict=True))

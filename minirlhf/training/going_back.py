@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 from minirlhf.errors import InputError, shown
-from minirlhf.training.checkpoint import is_complete
+from minirlhf.training.checkpoint import STATE, is_complete
 
 STEP = re.compile(r"step-(\d+)")
 LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")  # a resumed run drops their later lines
 
 
-def check_step(run: Path, name: str) -> None:
-    """Raise InputError unless the run in this folder has a complete checkpoint of this name."""
+def check_step(run: Path, name: str, final: str) -> None:
+    """Raise InputError unless the run in this folder has a complete checkpoint of this name.
+
+    final: as in `RunSettings`. "best" needs the checkpoint too that was the best at this step.
+    """
     if not is_complete(run / "checkpoints" / name):
         known = ", ".join(f"step-{n}" for n in sorted(_steps(run))) or "none"
         raise InputError(f"--resume {name}: needed a complete checkpoint of {run}, which has {known}; choose another")
+    best = json.loads((run / "checkpoints" / name / STATE).read_text())["best"].get("step")
+    if final == "best" and best and not is_complete(run / "checkpoints" / f"step-{best}"):
+        raise InputError(
+            f"--resume {name}: --run.final best needs step-{best}, the best checkpoint at that step, but a later best "
+            "has replaced it; choose a later step"
+        )
 
 
 def go_back(run: Path, name: str) -> str:

@@ -146,7 +146,7 @@ class Run:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
         from minirlhf.training.signals import caught_signals  # here, so that the core loads no leaf
 
-        if self.config.best_metric and not self.step:
+        if not self.step and (self.config.best_metric or self.config.patience or self.config.final == "best"):
             from minirlhf.training.best import check_metric
 
             check_metric(self)
@@ -309,7 +309,7 @@ class Run:
 
             name, direction = goal(self.config, evaluation)
         value = evaluation.get(name)
-        if value is None:
+        if value is None or math.isnan(value):
             return False
         sign = 1 if direction == "max" else -1
         if self._best and sign * value <= sign * self._best["value"]:

@@ -79,7 +79,7 @@ betta = 1
 loss = "dpo"
 data = "others.jsonl"
 [split]
-ratio = 0.8
+ratio = "most"
 [nonsense]
 """)
     code, findings, _ = checked(tmp_path / "job.toml", "--seed", "x", "--policy", "nowhere", "--sft.stepz", "4")

@@ -1,5 +1,6 @@
 """`minirlhf eval` with tiny models: the numbers of its files, the rows left out, the requests it refuses."""
 
+import errno
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from minirlhf.evaluation.bleu import bleu
 from minirlhf.evaluation.intervals import bootstrap
 from minirlhf.evaluation.likelihood import likelihoods
 from minirlhf.model import ModelConfig, RewardModel, Transformer, load_policy, save_pretrained
+from minirlhf.rewards.answers import is_right
 from minirlhf.text import Tokenizer
 
 SIZE = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
@@ -164,6 +166,39 @@ def test_a_reward_that_refuses_a_row_leaves_its_answers_out(tmp_path):
     assert found["reward_model"]["pairs"] == 3
 
 
+def test_several_rewards_are_summed_as_in_training(tmp_path):
+    rows = [{"prompt": f"{n} lamp:", "answer": 2} for n in range(2)]
+    write(tmp_path / "rows.jsonl", rows)
+    flags = f"--data {tmp_path}/rows.jsonl --reward functions.py:length,exact_match --reward_weights 2,-1"
+    _, lines = run(f"a {flags}", tmp_path / "out")
+    right = [is_right(line["completion"], 2) for line in lines]
+    assert [line["reward"] for line in lines] == [
+        2 * len(x["completion"]) - r for x, r in zip(lines, right, strict=True)
+    ]
+
+
+def test_samples_outlive_a_scoring_that_is_stopped(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.measuring, "scored", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("a --data pairs.jsonl --reward functions.py:length", tmp_path / "out")
+    assert len((tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("config.toml", "samples.jsonl", "side_by_side.txt")
+    ]
+
+
+def test_a_full_disk_is_an_error_of_the_user(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "write_whole", full)
+    with pytest.raises(InputError, match="config.toml: needed a file that can be written, got: No space left"):
+        run("a --data pairs.jsonl", tmp_path / "out")
+
+
 def test_kl_to_a_reference(tmp_path, capsys):
     found, _ = run("a b --data pairs.jsonl --reference a", tmp_path / "out")
     assert found["models"]["a"]["kl"] == pytest.approx(0, abs=1e-5) and found["models"]["b"]["kl"] is None
@@ -214,6 +249,9 @@ def test_a_reward_that_scores_no_pair_is_an_error_if_nothing_else_is_measured(tm
         ("--data pairs.jsonl", "needed a model first, or rows of pairs and --reward"),
         ("a a/ --data pairs.jsonl", "needed each model once"),
         ("rm --data pairs.jsonl", "needed a language model, got a RewardModel"),
+        ("a --data pairs.jsonl --reward functions.py:length,", "needed a name before and after each comma"),
+        ("a --data pairs.jsonl --reward exact_match --reward_weights 1,2", "needed a weight for each of the 1 rewards"),
+        ("a --data pairs.jsonl --reward nowhere", "nowhere: needed a reward model's folder or FILE.py:FUNCTION"),
         ("a --data pairs.jsonl --judge longer", "--judge: needed two models"),
         ("a --data pairs.jsonl --reward a", "needed a reward model, got a Transformer"),
         ("a --data pairs.jsonl --reward functions.py:broken", "line 7: ZeroDivisionError"),

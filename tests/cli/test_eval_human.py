@@ -1,7 +1,9 @@
 """`minirlhf eval human`: the page and the tables, as a user calls them. The browser's part is played by `rate`."""
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -79,15 +81,22 @@ def test_ratings_without_finite_strengths_say_so(rows, tmp_path, capsys):
     assert found
 
 
-def test_an_existing_page_is_not_overwritten(rows, tmp_path):
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_existing_page_is_not_overwritten_and_a_full_disk_leaves_no_page(rows, tmp_path, monkeypatch):
     files = [rows("a.jsonl", ["1"]), rows("b.jsonl", ["2"])]
     page = tmp_path / "page.html"
     page.write_text("mine")
     with pytest.raises(InputError, match=r"page\.html: exists already; choose another --output"):
         main([*files, "--output", str(page)])
     assert page.read_text() == "mine"
-    with pytest.raises(InputError, match=r"needed a path for a new file, got: No such file or directory"):
-        main([*files, "--output", str(tmp_path / "none" / "page.html")])
+    with pytest.raises(InputError, match=r"needed a file that can be made, got: File exists"):
+        main([*files, "--output", str(page / "page.html")])
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"new\.html: .* got: No space left on device"):
+        patch.setattr(Path, "write_bytes", full_disk)
+        main([*files, "--output", "new.html"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "page.html"]
 
 

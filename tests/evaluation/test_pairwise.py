@@ -5,7 +5,7 @@ import math
 import pytest
 
 from minirlhf.evaluation.intervals import bootstrap
-from minirlhf.evaluation.pairwise import RULES, in_both_orders, position_bias, verdict, win_by_score, win_rate
+from minirlhf.evaluation.pairwise import RULES, in_both_orders, position_bias, verdict, win_by_score, win_rates
 from minirlhf.rewards.judges import judge_by
 
 PROMPTS, ROWS = ["p", "q", "r"], [{}, {}, {}]
@@ -25,18 +25,18 @@ def test_win_rate_by_hand():
     # prompt 1: two pairs, 1 and 0 -> 0.5; prompt 2: 1 (nan is unknown); prompt 3: nothing is known
     wins = [[1.0, 0.0], [1.0, math.nan], [math.nan, math.nan]]
     sizes = [[(20, 10), (10, 20)], [(20, 10), (10, 20)], [(10, 10), (10, 10)]]
-    found = win_rate(wins, sizes)
+    found = win_rates(wins, sizes)
     assert found["prompts"] == 2 and found["rate"] == 0.75 and found["interval"] == bootstrap([0.5, 1.0])
     assert found["by_length"] == {
         "longer": {"prompts": 2, "rate": 1.0, "interval": (1.0, 1.0)},
         "shorter": {"prompts": 1, "rate": 0.0, "interval": (0.0, 0.0)},
     }
-    assert win_rate([[math.nan]], [[(1, 1)]]) is None and win_rate([], []) is None
+    assert win_rates([[math.nan]], [[(1, 1)]]) is None and win_rates([], []) is None
 
 
 def test_the_interval_is_over_prompts_not_over_samples():
     # ten equal samples of one prompt are one observation
-    few = win_rate([[1.0] * 10, [0.0] * 10], [[(1, 1)] * 10] * 2)
+    few = win_rates([[1.0] * 10, [0.0] * 10], [[(1, 1)] * 10] * 2)
     assert few["interval"] == (0.0, 1.0)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from minirlhf.cli.eval import EvalConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs.given_judges import _takes_pairs, open_judge
 
@@ -24,4 +25,4 @@ def test_an_unknown_judge_is_refused_with_the_rules():
     with pytest.raises(
         InputError, match="needed right, longer, shorter, a reward model's folder .* got 'shortr'; the nearest"
     ):
-        open_judge("shortr", [], "cpu", 64, "turns")
+        open_judge(EvalConfig(data="rows.jsonl", judge="shortr"), [], "cpu")

@@ -82,4 +82,4 @@ def test_other_folders_stand_for_themselves(tmp_path):
 def test_a_pipeline_is_no_reward(tmp_path, stages, advice):
     text = f"{tmp_path}: needed a reward model's folder, found a pipeline's; {advice.format(tmp_path)}"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
-        reward_of(None, str(pipeline(tmp_path, *stages)))
+        reward_of(str(pipeline(tmp_path, *stages)), load=None)

@@ -1,5 +1,7 @@
 """The best checkpoint by a metric of the user, early stopping, and the best model as the final model."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -98,7 +100,28 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_pa
     assert (tmp_path / "a/metrics.jsonl").read_text() == ""
     with pytest.raises(InputError, match="^run.best_metric: this run makes no evaluations"):
         go(tmp_path / "b", best_metric="eval/loss", evaluate=False)
+    with pytest.raises(InputError, match="^run.patience: this run makes no evaluations"):
+        go(tmp_path / "c", patience=1, evaluate=False)
     with pytest.raises(InputError, match="^RunSettings: best_mode needs best_metric"):
         RunSettings(best_mode="min")
     with pytest.raises(InputError, match="^RunSettings: patience must be at least 0"):
         RunSettings(patience=-1)
+
+
+@pytest.mark.parametrize("settings", [{"final": "best"}, {"patience": 2}])
+def test_an_own_metric_that_no_evaluation_has_is_refused_if_the_run_needs_its_best_step(
+    tmp_path, monkeypatch, settings
+):
+    monkeypatch.setattr(Counter, "best", ("eval/gold_reward", "max"))
+    text = "the best step is that of eval/gold_reward, which these evaluations do not measure; set run.best_metric"
+    with pytest.raises(InputError, match=f"^run.{next(iter(settings))}: {text}"):
+        go(tmp_path / "a", **settings)
+    run, _ = go(tmp_path / "b", best_metric="eval/goodness", **settings)
+    assert run.step == 6
+    assert go(tmp_path / "c")[0]._best == {}  # other runs need no best step
+
+
+def test_an_evaluation_that_is_not_a_number_is_never_the_best(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LOSSES", [math.nan, 3.0, math.nan, 2.0, math.nan, 4.0])
+    run, _ = go(tmp_path, best_metric="eval/chat/loss")
+    assert run._best["step"] == 4

@@ -1,5 +1,8 @@
 """`--resume step-N`: the run goes on from an older checkpoint, and nothing is lost."""
 
+import json
+import shutil
+
 import pytest
 import tiny
 
@@ -16,7 +19,7 @@ def test_a_run_that_went_back_trains_the_same_steps_again_and_the_later_files_ar
     tiny.go_on("sft", tmp_path, **options)
     before, names = files(tmp_path), sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert "step-2" in names and len(names) > 3
-    check_step(tmp_path, "step-2")
+    check_step(tmp_path, "step-2", "last")
     said = go_back(tmp_path, "step-2")
     later = len(names) - 2
     assert said.startswith(
@@ -40,10 +43,28 @@ def test_a_checkpoint_that_is_not_there_or_not_complete_is_refused_with_the_ones
     for name in ("step-1", "step-99"):
         text = f"^--resume {name}: needed a complete checkpoint of {tmp_path}, which has step-2, step-3, "
         with pytest.raises(InputError, match=text):
-            check_step(tmp_path, name)
+            check_step(tmp_path, name, "last")
     with pytest.raises(InputError, match="which has none"):
-        check_step(tmp_path / "nothing", "step-1")
+        check_step(tmp_path / "nothing", "step-1", "last")
     assert files(tmp_path) == before
+
+
+def test_the_best_model_of_an_older_checkpoint_may_be_gone(tmp_path):
+    tiny.go_on("sft", tmp_path, save_every=1, keep=99)
+    path = tmp_path / "checkpoints/step-3/state.json"
+    state = json.loads(path.read_text())
+    for best, refused in ((2, False), (1, True), (3, False)):
+        state["best"] |= {"step": best}
+        path.write_text(json.dumps(state) + "\n")  # as long as before
+        shutil.rmtree(tmp_path / "checkpoints/step-1", ignore_errors=True)
+        check_step(tmp_path, "step-3", "last")
+        if refused:
+            with pytest.raises(
+                InputError, match="^--resume step-3: --run.final best needs step-1, the best checkpoint"
+            ):
+                check_step(tmp_path, "step-3", "best")
+        else:
+            check_step(tmp_path, "step-3", "best")
 
 
 @pytest.mark.parametrize("name", ["step", "step-", "step-x", "4", "../step-1", "step-1/..", "yes"])

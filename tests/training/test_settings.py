@@ -198,6 +198,7 @@ def test_a_lone_bool_does_not_swallow_the_next_flag():
     [
         ("lr = 1", "lr", 1.0),
         ("betas = [1, 0.5]", "betas", (1.0, 0.5)),
+        ("layers = 3", "layers", [3]),
         ('clip_high = "none"', "clip_high", None),
         ("stop_token = 3", "stop_token", 3),
         ('stop = ["a,b"]', "stop", ("a,b",)),
@@ -260,6 +261,9 @@ def test_refused_flags(argv, text):
         ("[ppo]\nlr = true", "ppo.lr: needed a number, got True; see --help."),
         ("[ppo]\nlr = '1'", "ppo.lr: needed a number, got '1'; see --help."),
         (f"[ppo]\nlr = 1{'0' * 400}", "ppo.lr: needed a number, got 0x"),
+        ("[ppo]\nlayers = true", "ppo.layers: needed a list (each an integer), got True; see --help."),
+        ("[ppo]\nlayers = 0.5", "ppo.layers: needed a list (each an integer), got 0.5; see --help."),
+        ("[ppo]\nbetas = 0.5", "ppo.betas: needed a list of 2 (a number, a number), got 0.5; see --help."),
         ("[ppo]\nlayers = '1'", "ppo.layers: needed a list (each an integer), got '1'; see --help."),
         ("[ppo]\nlayers = [{}]", "ppo.layers: needed a list (each an integer), got [{}]; see --help."),
         ("[ppo]\nbetas = [1, 2, 3]", "ppo.betas: needed a list of 2 (a number, a number), got [1, 2, 3]; see --help."),

@@ -134,8 +134,8 @@ def _place(value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class WinRate:
-    """Of the first of two models against the second."""
+class Tally:
+    """The ratings of the first of two models against the second."""
 
     comparisons: int
     ratings: int
@@ -144,7 +144,7 @@ class WinRate:
     interval: tuple[float, float]  # Wilson, 95%
 
 
-def win_rate(ratings: Iterable[Rating]) -> WinRate:
+def tally(ratings: Iterable[Rating]) -> Tally:
     """The ratings are of one pair of models. Raises: InputError without ratings."""
     scores: dict[tuple[str, int], list[float]] = {}
     results: Counter[str] = Counter()
@@ -153,7 +153,7 @@ def win_rate(ratings: Iterable[Rating]) -> WinRate:
         results[rating.result] += 1
     wins = math.fsum(sum(each) / len(each) for each in scores.values())
     interval = wilson(wins, len(scores))
-    return WinRate(len(scores), results.total(), results, wins / len(scores), interval)
+    return Tally(len(scores), results.total(), results, wins / len(scores), interval)
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
@@ -191,7 +191,7 @@ def wins_between(ratings: Iterable[Rating]) -> dict[tuple[str, str], float]:
         pairs.setdefault(rating.models, []).append(rating)
     wins: Counter[tuple[str, str]] = Counter()
     for (a, b), rows in pairs.items():
-        found = win_rate(rows)
+        found = tally(rows)
         wins[a, b] += found.share * found.comparisons
         wins[b, a] += (1 - found.share) * found.comparisons
     return dict(wins)

@@ -10,7 +10,7 @@ from minirlhf.evaluation.human.analysis import (
     bradley_terry,
     cohen_kappa,
     read_ratings,
-    win_rate,
+    tally,
     wins_between,
 )
 from minirlhf.evaluation.human.page import FORMAT, pack_key
@@ -65,7 +65,7 @@ def test_win_rates_count_ties_as_half(export):
     # 5 wins, 2 losses, 2 ties, 1 both bad: (5 + 3 * 0.5) / 10 = 0.65. Wilson with z = 1.96, z^2 = 3.84:
     # middle (0.65 + 0.192) / 1.384 = 0.6084; half 1.96 sqrt(0.65 * 0.35 / 10 + 3.84 / 400) / 1.384 = 0.2548
     choices = ["left"] * 5 + ["right"] * 2 + ["tie"] * 2 + ["both bad"]
-    found = win_rate(read_ratings([export("r.json", choices)]).rows)
+    found = tally(read_ratings([export("r.json", choices)]).rows)
     assert found.share == pytest.approx(0.65)
     assert found.results == {"first": 5, "second": 2, "tie": 2, "both bad": 1}
     assert found.interval == pytest.approx((0.6084 - 0.2548, 0.6084 + 0.2548), abs=2e-4)
@@ -75,7 +75,7 @@ def test_several_ratings_of_a_comparison_count_as_one(export):
     # comparison 0: won, won, lost -> 2/3; comparison 1: one rating, lost -> 0. Together (2/3 + 0) / 2 = 1/3.
     files = [export("a.json", ["left", "right"], rater="a")]
     files += [export("b.json", ["left"], rater="b", pairs=[[0, 1]] * 2), export("c.json", ["right"], rater="c")]
-    found = win_rate(read_ratings(files).rows)
+    found = tally(read_ratings(files).rows)
     assert (found.comparisons, found.ratings) == (2, 4)
     assert found.share == pytest.approx(1 / 3)
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from minirlhf.cli.eval_human import main
-from minirlhf.evaluation.human.analysis import read_ratings, win_rate
+from minirlhf.evaluation.human.analysis import read_ratings, tally
 
 from .picture import browser as open_browser
 from .picture import draw
@@ -95,7 +95,7 @@ def test_a_rater_works_through_the_page_with_the_keyboard(browser, tmp_path, dow
     path = exported(browser, down, 1)
     found = read_ratings([str(path)])
     assert path.name == "ratings-anna.json"
-    zebra = win_rate(found.rows)
+    zebra = tally(found.rows)
     assert zebra.results == {"first": 5, "tie": 1, "both bad": 1} and zebra.share == pytest.approx(6 / 7)
     assert [comment.text for comment in found.comments] == ["1 n p 你好"]
     assert not errors(browser)
