@@ -26,7 +26,7 @@ CHOSEN, REJECTED = "chosen|response_chosen|chosen_response", "rejected|response_
 LABEL = "label|kto_tag|thumbs|thumb|feedback|desirable|is_desirable|is_good|good|liked|is_correct|correct"
 VERDICT = "preference|preferred|winner|better|better_response_id|better_answer|better_response|choice|label"
 SEVERAL = "answers|responses|completions|outputs|candidates|generations"
-SCORES = "scores|rewards|ratings|ranks|ranking"
+SCORES = "scores|rewards|ratings|ranks"  # a "ranking" may be an order of the answers: nobody can tell
 COPIES = "text|messages|response|completion|output|answer|answers"  # another reading of a pair
 
 
@@ -366,8 +366,8 @@ LAYOUTS = (  # the first row that fits is taken
     Layout("sft", ("instruction", "instances"), _instances),
     Layout("sft", (PROMPT, RESPONSE), _prompt_and_answers),
     Layout("sft", ("input", RESPONSE + "|target"), _prompt_and_answers),
+    Layout("sft", ("problem|question|instruction|query", "solution"), _prompt_and_answers, other=ALONE),
     Layout("sft", ("question|instruction|query", "answer"), _question_and_answer, other=ALONE),
-    Layout("sft", ("problem", "solution"), _prompt_and_answers, other=ALONE),
     Layout("prompt", ("question", "std_answer"), _prompt_alone, other="--as sft learns std_answer"),
     Layout("prompt", (PROMPT,), _prompt_alone),
     Layout("prompt", ("problem",), _prompt_alone),
