@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, drawn, pad_rows, row_groups
-from minirlhf.data.encoding import EncodedRow
+from minirlhf.data.encoding import EncodedRow, encode_texts
+from minirlhf.data.wrapping import Wrapping
 from minirlhf.errors import InputError, shown
 from minirlhf.losses import correctness_loss, masked_mean, masked_sum
 from minirlhf.model.process_reward import ProcessRewardModel
@@ -94,19 +95,21 @@ class ProcessRewardTrainer:
 
 
 def encode_steps(
-    tokenizer: Tokenizer, rows: Sequence[dict], context: int, max_refused: float = 0.0
+    tokenizer: Tokenizer, rows: Sequence[dict], context: int, max_refused: float = 0.0, wrap: str = "turns"
 ) -> list[EncodedRow]:
     """Rows {prompt, steps: [text], labels: [bool]} as ids. An outcome is a row with one step.
 
     The label of a step belongs to the step's last token. source["label_columns"] holds the columns of these tokens,
     counted from the start of the response.
 
-    max_refused: fraction of the rows that may be longer than the context (tokens). They are left out and named.
+    max_refused: fraction of the rows that may be longer than the context (tokens), or whose prompt the chat template
+        refuses. They are left out and named.   wrap: of prompts that are text, see `encode_rows`.
     Raises: InputError, naming the row, if steps and labels differ in number, a step is empty, a label is neither true
-        nor false, or more rows are too long.
+        nor false, or more rows cannot be used.
     """
-    prompts = tokenizer.encode_prompts([row["prompt"] for row in rows])
-    encoded, too_long = [], []
+    wrapping = Wrapping(tokenizer, wrap)
+    prompts = encode_texts(tokenizer, [wrapping.look(row) for row in rows], ())
+    encoded, refused = [], []
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         where = f"line {row['line']}" if "line" in row else f"row {i}"
         if not row["steps"] or len(row["steps"]) != len(row["labels"]) or not all(row["steps"]):
@@ -116,18 +119,24 @@ def encode_steps(
             )
         if wrong := [label for label in row["labels"] if not isinstance(label, bool)]:
             raise InputError(f"{where}: needed labels of true or false, got {shown(wrong[0])}; convert them first")
+        if isinstance(prompt, InputError):
+            refused.append(f"{where}: {prompt}")
+            continue
+        prompt = prompt[0].prompt
         steps = [ids[:-1] for ids in tokenizer.encode_responses(list(row["steps"]))]  # without EOS
         last_tokens = torch.tensor([len(step) for step in steps]).cumsum(0) - 1
         response = [token for step in steps for token in step]
         if len(prompt) + len(response) > context:
-            too_long.append(f"{where}: has {len(prompt) + len(response)} tokens, the model's context holds {context}")
+            refused.append(f"{where}: has {len(prompt) + len(response)} tokens, the model's context holds {context}")
             continue
         encoded.append(EncodedRow({**row, "label_columns": last_tokens.tolist()}, prompt, (response,)))
-    if len(too_long) > max_refused * len(rows):
+    if len(refused) > max_refused * len(rows):
         raise InputError(
-            f"{'; '.join(too_long[:3])}: {len(too_long)} of {len(rows)} rows are too long, at most {max_refused:.1%} "
+            f"{'; '.join(refused[:3])}: {len(refused)} of {len(rows)} rows cannot be used, at most {max_refused:.1%} "
             "may be; shorten them, allow more with --max_refused or raise --model.max_position_embeddings"
         )
-    if too_long:
-        say(f"{len(too_long)} of {len(rows)} rows are left out: {'; '.join(too_long[:3])}")
+    for note in wrapping.notes():
+        say(note)
+    if refused:
+        say(f"{len(refused)} of {len(rows)} rows are left out: {'; '.join(refused[:3])}")
     return encoded

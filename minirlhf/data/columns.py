@@ -74,7 +74,9 @@ class Columns:
                 continue
             elif not has_meaning(name) or name.lower() in OF_A_WHOLE_ROW:
                 self.listed.setdefault(name)
-            elif name in layout.beside.split("|") or (wanted and name in ANSWER_COLUMNS) or _is_copy(name, value, found):
+            elif (
+                name in layout.beside.split("|") or (wanted and name in ANSWER_COLUMNS) or _is_copy(name, value, found)
+            ):
                 self.beside.setdefault(name)
             else:
                 self.meant.setdefault(name, where)

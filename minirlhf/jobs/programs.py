@@ -94,11 +94,12 @@ def load_steps(job: ProcessRewardJobConfig) -> Task:
 def encoded_steps(job: Job, context: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """-> (rows of steps to train on, held-out rows) as ids; with `--kind outcome`, each answer as one step."""
     training, held_out = job.task.need("steps"), job.task.held_out_steps
-    context = min(context, flags_of(job.common).max_length or context)
+    flags = flags_of(job.common)
+    context = min(context, flags.max_length or context)
     if job.common.kind == "outcome":
         training, held_out = ([as_outcome(row) for row in rows] for rows in (training, held_out))
-    rows = encode_steps(job.tokenizer, training, context, job.common.max_refused)
-    return rows, encode_steps(job.tokenizer, held_out, context, max_refused=1.0)  # held-out rows stop no program
+    rows = encode_steps(job.tokenizer, training, context, job.common.max_refused, flags.wrap)
+    return rows, encode_steps(job.tokenizer, held_out, context, 1.0, flags.wrap)  # held-out rows stop no program
 
 
 def load_unpaired(job: JobConfig) -> Task:

@@ -9,6 +9,7 @@ from typing import Any
 from minirlhf.algorithms.process_reward import encode_steps
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data.encoding import EncodedRow
+from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.given_rows import READS
 from minirlhf.jobs.opened import Opened
 from minirlhf.model.config import ModelConfig
@@ -73,6 +74,7 @@ def rows_of(stage: Any, task: Task, shape: ModelConfig) -> dict[str, list[Encode
 def encoded(job: Opened, part: str, shape: ModelConfig) -> list[EncodedRow]:
     """The held-out rows of a part as ids. Rows that do not fit are left out."""
     if part == "steps":
-        return encode_steps(job.tokenizer, job.task.held_out_steps, shape.max_position_embeddings, max_refused=1.0)
+        context, wrap = shape.max_position_embeddings, flags_of(job.common).wrap
+        return encode_steps(job.tokenizer, job.task.held_out_steps, context, 1.0, wrap)
     rows = job.held_out(part, shape)
     return single_rows(rows, shape.max_position_embeddings) if part == "unpaired" else rows

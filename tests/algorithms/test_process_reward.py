@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from minirlhf.algorithms import ProcessRewardConfig
 from minirlhf.algorithms.process_reward import encode_steps
-from minirlhf.data import Batches
+from minirlhf.data import Batches, encode_rows
 from minirlhf.errors import InputError
 from minirlhf.model import ProcessRewardModel
 from minirlhf.training.vocabulary import METRICS
@@ -138,7 +138,7 @@ def test_a_label_that_is_neither_true_nor_false_is_refused(label):
 
 def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
     good, long = ({"prompt": "a", "steps": ["b" * n], "labels": [True]} for n in (1, 70))
-    with pytest.raises(InputError, match="^row 1: has 72 tokens, the model's context holds 64: 1 of 2 rows are too"):
+    with pytest.raises(InputError, match="^row 1: has 72 tokens, the model's context holds 64: 1 of 2 rows cannot"):
         encode_steps(tiny.tokenizer(), [good, long], 64)
     assert len(encode_steps(tiny.tokenizer(), [good, long], 64, max_refused=0.5)) == 1
     assert encode_steps(tiny.tokenizer(), [{**long, "line": 9}], 64, max_refused=1.0) == []
@@ -159,3 +159,14 @@ def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
 def test_settings_that_cannot_work_are_refused(settings, text):
     with pytest.raises(InputError, match=f"^ProcessRewardConfig: {text}"):
         ProcessRewardConfig(**settings)
+
+
+def test_a_prompt_is_read_by_the_chat_template():
+    tokenizer = tiny.tokenizer().with_template("zephyr")
+    row = {"prompt": "a", "steps": ["b"], "labels": [True]}
+    user = [{"role": "user", "content": "a"}]
+    (in_turns,) = encode_rows(tokenizer, [{"prompt": "", "prompt_turns": user}], (), context=64).rows
+    (found,) = encode_steps(tokenizer, [row], 64)
+    assert found.prompt == in_turns.prompt
+    (plain,) = encode_steps(tokenizer, [row], 64, wrap="plain")
+    assert plain.prompt == tiny.tokenizer().encode_prompts(["a"])[0] != found.prompt

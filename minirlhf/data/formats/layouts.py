@@ -169,12 +169,14 @@ def _labelled(row: Row, keys: tuple[str, ...]) -> dict:
 
 
 def _steps(row: Row, keys: tuple[str, ...]) -> dict:
-    """An answer in steps, with a label for each step."""
+    """An answer in steps, with a label for each step. Steps without a space between them get a newline."""
     steps, labels = row.take(keys[1]), row.take(keys[2])
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step for step in steps):
         raise InputError(f"{keys[1]}: needed a list of texts, none of them empty, got {got(steps)}")
     if not isinstance(labels, list) or len(labels) != len(steps):
         raise InputError(f"{keys[2]}: needed a list of {len(steps)} labels, one for each step, got {got(labels)}")
+    pairs = zip(steps, [*steps[1:], "\n"], strict=True)
+    steps = [step if step[-1:].isspace() or after[:1].isspace() else step + "\n" for step, after in pairs]
     return row.build(row.prompt(keys[0])) | {"steps": steps, "labels": [step_label(label) for label in labels]}
 
 

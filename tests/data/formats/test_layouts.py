@@ -274,9 +274,11 @@ def test_every_answer_can_have_a_label(one):
 
 
 def test_steps_have_labels(one):
-    expected = {"prompt": "q", "steps": ["a", "b"], "labels": [True, False]}
+    expected = {"prompt": "q", "steps": ["a\n", "b"], "labels": [True, False]}
     for name in ("steps", "completions"):
         assert one({"prompt": "q", name: ["a", "b"], "labels": [True, "false"]}) == ("steps", expected)
+    for steps in (["a. ", "b. "], ["a", " b"], ["a\n", "b"]):
+        assert one({"prompt": "q", "steps": steps, "labels": [True, True]})[1]["steps"] == steps
 
 
 PROMPTS = {
