@@ -113,7 +113,7 @@ def in_colours(dataset: Dataset, rows: Sequence[dict], tokenizer: Tokenizer, tra
         unit=dataset.unit,
         train_on=train_on,
     )
-    lines = first_three(encoded.refused)
+    lines = [f"{dataset.path}: {note}" for note in encoded.notes] + first_three(encoded.refused)
     colour = sys.stdout.isatty()
     for row in encoded.rows:
         for side, key in enumerate(keys or ["prompt"]):

@@ -13,13 +13,15 @@ from typing import Any
 
 from minirlhf.errors import InputError, shown
 
-# A column has a meaning if all its words stand in these two lists, and one of them in the first: chosen_score.
-MEANINGS = (
+# A column has a meaning if all its words stand in these three lists, and one of them in the first two: chosen_score.
+TEXTS = (  # such a column may repeat a text of the row
     "system instruction input output completion context history query question response resp reply text document "
-    "passage summary dialog dialogue conversation message chat generation candidate option choice prefix suffix "
-    "tool function reasoning think thinking thought rationale image video audio name "
+    "passage summary dialog dialogue conversation message chat generation candidate prefix suffix"
+)
+MARKS = (  # such a column says more than the texts, even if its word stands in them
+    "option choice tool function reasoning think thinking thought rationale cot image video audio name "
     "label score rating rank ranking preference preferred winner vote thumb feedback weight reward mask train "
-    "trainable training loss desirable step role parent strength"
+    "trainable training loss desirable correct accept accepted reject step role parent strength"
 )
 QUALIFIERS = (
     "prompt chosen rejected better best worse worst safer first second left right a b is human user assistant bot gpt "
@@ -27,9 +29,9 @@ QUALIFIERS = (
     "content extra"
 )
 WHOLE_NAMES = (
-    "kto_tag is_correct correct answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "
+    "kto_tag answers answer_a answer_b answer0 answer1 answer2 answer_0 answer_1 answer_2 instances "
     "prompt chosen rejected std_answer parent_id margins better_response_id safer_response_id "
-    "input_ids attention_mask chat_template_kwargs tool_call_id cot a b c d"
+    "input_ids attention_mask chat_template_kwargs tool_call_id a b c d"
 )
 TURN_KEYS = ("role", "content", "from", "value", "text")
 PART_KEYS = ("type", "text", "value")
@@ -72,7 +74,9 @@ class Columns:
                 continue
             elif not has_meaning(name) or name.lower() in OF_A_WHOLE_ROW:
                 self.listed.setdefault(name)
-            elif name in layout.beside.split("|") or (wanted and name in ANSWER_COLUMNS) or _is_copy(value, found):
+            elif (
+                name in layout.beside.split("|") or (wanted and name in ANSWER_COLUMNS) or _is_copy(name, value, found)
+            ):
                 self.beside.setdefault(name)
             else:
                 self.meant.setdefault(name, where)
@@ -130,13 +134,14 @@ class Columns:
         return notes
 
 
-def _is_copy(value: object, found: list[dict]) -> bool:
-    """True if a text stands in the prompt or an answer of a row, or holds an answer."""
-    if not isinstance(value, str):
+def _is_copy(name: str, value: object, found: list[dict]) -> bool:
+    """True if a text stands in the prompt or an answer of a row, or is a whole dialogue that holds an answer."""
+    if not isinstance(value, str) or name == "kto_tag" or not _forms(MARKS).isdisjoint(_words(name)):
         return False
     answers = [row[key].strip() for row in found for key in ("response", "chosen") if key in row]
     texts = [*answers, *(row[key] for row in found for key in ("prompt", "rejected") if key in row)]
-    return any(value.strip() in text for text in texts) or any(text and text in value for text in answers)
+    holds = name in ("text", "messages") and any(text and text in value for text in answers)
+    return holds or any(value.strip() in text for text in texts)
 
 
 def names_of(names: Iterable[str]) -> str:
@@ -151,9 +156,17 @@ def has_meaning(name: str) -> bool:
     """True if a widespread format gives a meaning to a column of this name."""
     if name.lower() in WHOLE_NAMES.split():
         return True
-    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-    meanings, others = ({*known.split(), *(f"{word}s" for word in known.split())} for known in (MEANINGS, QUALIFIERS))
-    return not meanings.isdisjoint(words) and meanings | others >= set(words)
+    words, meanings = _words(name), _forms(TEXTS) | _forms(MARKS)
+    return not meanings.isdisjoint(words) and meanings | _forms(QUALIFIERS) >= words
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+
+
+@cache
+def _forms(words: str) -> set[str]:
+    return {form for word in words.split() for form in (word, f"{word}s")}
 
 
 def is_empty(value: object) -> bool:

@@ -29,9 +29,7 @@ class DataFlags:
     held_out: int | float | str = HELD_OUT  # [share, rows or file] rows for evaluation, of `data` or of a file
     validation: tuple[str, ...] = ()  # [files] more rows for evaluation, by name: chat=a.jsonl,math=b.jsonl
     train_on: TrainOn = "all_turns"  # [-] of a dialogue SFT learns the last answer, every assistant turn, or all tokens
-    wrap: Literal["turns", "plain"] = (
-        "turns"  # [-] beside a chat template a prompt of text is a user turn, or plain text
-    )
+    wrap: Literal["turns", "plain"] = "turns"  # [-] beside a chat template: a prompt of text is a user turn, or text
     max_length: int | None = None  # [tokens] of prompt and answer; none: the model's context
     max_prompt_length: int | None = None  # [tokens] of the prompt; none: all that leaves room for an answer
     overlong: Overlong = "refuse"  # [-] a prompt that is too long: refuse its row, or cut it; see docs/data.md

@@ -60,6 +60,14 @@ DROPPED = {  # row, the name in the error
     "images": (DIALOGUE | {"images": ["a.png"]}, "images"),
     "reasoning": (SFT | {"reasoning": "because"}, "reasoning"),
     "a turn without a dialogue": ({"text": "p", "role": "user"}, "role"),
+    "rejected in another word": ({"prompt": "p", "chosen": "c", "reject": "r"}, "reject"),
+    "ranking or order": ({"prompt": "p", "answers": ["c", "d", "e"], "ranking": [2, 0, 1]}, "answers, ranking"),
+    "reasoning that holds the answer": (SFT | {"reasoning": "r, because"}, "reasoning"),
+    "options that hold the answer": (SFT | {"options": "r) x s) y"}, "options"),
+    "picture whose name holds the answer": (DIALOGUE | {"image": "a.png"}, "image"),
+    "context that holds the answer": (DIALOGUE | {"context": "a is it"}, "context"),
+    "rating that stands in the answer": ({"prompt": "p", "response": "very good", "rating": "good"}, "rating"),
+    "label that stands in the prompt": (PAIR | {"label": "p"}, "label"),
     "parent of a turn": ({"text": "p", "parent_id": "x"}, "parent_id"),
 }
 

@@ -9,10 +9,12 @@ import pytest
 from minirlhf.algorithms import PPOConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import PipelineConfig
+from minirlhf.jobs.data_flags import DataFlags, StageData
 from minirlhf.jobs.settings import sections
 from minirlhf.nearest import nearest
 from minirlhf.training import parse_settings
 from minirlhf.training.fields import fields_of
+from minirlhf.training.help import field_help
 from minirlhf.training.vocabulary import METRICS, metrics_help
 
 from ..examples.conftest import EXAMPLES
@@ -131,3 +133,8 @@ def test_nothing_is_guessed_where_nothing_is_near(name):
 )
 def test_a_slip_is_guessed(name, known):
     assert nearest(name, NAMES) == f"; the nearest is {known}"
+
+
+def test_every_setting_of_the_data_has_a_meaning():
+    for settings in (DataFlags, StageData):
+        assert field_help(settings).keys() == {field.name for field in dataclasses.fields(settings)}

@@ -27,7 +27,7 @@ CHOSEN, REJECTED = "chosen|response_chosen|chosen_response", "rejected|response_
 LABEL = "label|kto_tag|thumbs|thumb|feedback|desirable|is_desirable|is_good|good|liked|is_correct|correct"
 VERDICT = "preference|preferred|winner|better|better_response_id|better_answer|better_response|choice|label"
 SEVERAL = "answers|responses|completions|outputs|candidates|generations"
-SCORES = "scores|rewards|ratings|ranks|ranking"
+SCORES = "scores|rewards|ratings|ranks"  # a "ranking" may be an order of the answers: nobody can tell
 FINAL = re.compile(r"^####[ \t]*([-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?)\s*\Z", re.MULTILINE)
 COPIES = "text|messages|response|completion|output|answer|answers"  # another reading of a pair
 
@@ -169,12 +169,14 @@ def _labelled(row: Row, keys: tuple[str, ...]) -> dict:
 
 
 def _steps(row: Row, keys: tuple[str, ...]) -> dict:
-    """An answer in steps, with a label for each step."""
+    """An answer in steps, with a label for each step. Steps without a space between them get a newline."""
     steps, labels = row.take(keys[1]), row.take(keys[2])
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step for step in steps):
         raise InputError(f"{keys[1]}: needed a list of texts, none of them empty, got {got(steps)}")
     if not isinstance(labels, list) or len(labels) != len(steps):
         raise InputError(f"{keys[2]}: needed a list of {len(steps)} labels, one for each step, got {got(labels)}")
+    pairs = zip(steps, [*steps[1:], "\n"], strict=True)
+    steps = [step if step[-1:].isspace() or after[:1].isspace() else step + "\n" for step, after in pairs]
     return row.build(row.prompt(keys[0])) | {"steps": steps, "labels": [step_label(label) for label in labels]}
 
 
@@ -366,8 +368,8 @@ LAYOUTS = (  # the first row that fits is taken
     Layout("sft", ("instruction", "instances"), _instances),
     Layout("sft", (PROMPT, RESPONSE), _prompt_and_answers),
     Layout("sft", ("input", RESPONSE + "|target"), _prompt_and_answers),
+    Layout("sft", ("problem|question|instruction|query", "solution"), _prompt_and_answers, other=ALONE),
     Layout("sft", ("question|instruction|query", "answer"), _question_and_answer, other=ALONE),
-    Layout("sft", ("problem", "solution"), _prompt_and_answers, other=ALONE),
     Layout("prompt", ("question", "std_answer"), _prompt_alone, other="--as sft learns std_answer"),
     Layout("prompt", (PROMPT,), _prompt_alone),
     Layout("prompt", ("problem",), _prompt_alone),

@@ -50,10 +50,12 @@ class Row:
                     texts.append(self.text(other))
                 elif other != name and other in self.columns:
                     self.no_input |= not is_empty(self.take(other))
-            prompt = "\n\n".join(texts)
+            prompt = "\n\n".join(text for text in texts if text)
             prompt = marked_prompt(prompt) or prompt
         else:
             prompt = self.turns(name)
+            if prompt and prompt[-1]["role"] == "assistant":
+                raise InputError(f"{name}: needed a user turn at the end, got an assistant turn; join it to the answer")
         return self.with_beginning(prompt)
 
     def with_beginning(self, prompt: str | list[dict]) -> str | list[dict]:

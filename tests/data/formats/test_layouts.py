@@ -45,9 +45,11 @@ SFT = {
     "no input": {"instruction": "q", "input": "No input.", "output": "a"},
     "empty input in Chinese": {"instruction": "q", "input": "无输入", "output": "a"},
     "null input": {"instruction": "q", "input": None, "output": "a"},
+    "empty instruction": {"instruction": "", "input": "q", "output": "a"},
     "query": {"query": "q", "response": "a"},
     "input and output": {"input": "q", "output": "a"},
     "problem": {"problem": "q", "solution": "a"},
+    "question": {"question": "q", "solution": "a"},
     "BELLE": {"instruction": "q", "instances": [{"input": "", "output": "a"}]},
     "null label": {"prompt": "q", "response": "a", "label": None},
 }
@@ -80,6 +82,17 @@ def one(read):
 @pytest.mark.parametrize("row", SFT.values(), ids=SFT.keys())
 def test_a_prompt_and_an_answer_have_many_names(one, row):
     assert one(row) == ("sft", TEXT)
+
+
+def test_a_worked_solution_comes_before_its_final_answer(one):
+    for name in ("question", "problem"):
+        assert one({name: "q", "solution": "a", "answer": "4"}) == ("sft", TEXT | {"answer": "4"})
+
+
+def test_a_prompt_that_ends_with_the_beginning_of_an_answer_is_refused(read):
+    begun = {"prompt": [Q, A], "completion": "tial"}
+    (refusal,) = read({"prompt": [Q], "completion": "a"}, begun, max_refused=0.5).refused
+    assert refusal.reason.startswith("prompt: needed a user turn at the end, got an assistant turn")
 
 
 def after(*turns):
@@ -261,9 +274,11 @@ def test_every_answer_can_have_a_label(one):
 
 
 def test_steps_have_labels(one):
-    expected = {"prompt": "q", "steps": ["a", "b"], "labels": [True, False]}
+    expected = {"prompt": "q", "steps": ["a\n", "b"], "labels": [True, False]}
     for name in ("steps", "completions"):
         assert one({"prompt": "q", name: ["a", "b"], "labels": [True, "false"]}) == ("steps", expected)
+    for steps in (["a. ", "b. "], ["a", " b"], ["a\n", "b"]):
+        assert one({"prompt": "q", "steps": steps, "labels": [True, True]})[1]["steps"] == steps
 
 
 PROMPTS = {
