@@ -38,6 +38,7 @@ PART_KEYS = ("type", "text", "value")
 WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable", "training")  # of a turn: is it learned?
 KNOWN_TURN_KEYS = {*TURN_KEYS, "name", "tool_calls", "tool_call_id", "reasoning_content"}
 ANSWER_COLUMNS = ("response", "completion", "output", "answer", "answers", "chosen", "rejected", "messages", "text")
+PLACES = ("line", "file")  # of a row: where it comes from
 OF_A_WHOLE_ROW = ("name",)  # people name their rows; in a turn the name is the speaker
 
 
@@ -117,8 +118,10 @@ class Columns:
 
     def notes(self, kind: str) -> list[str]:
         """Lines for the user: columns and turns of the file that have no effect."""
-        unread = [*self.meant, *self.listed]
+        unread = [name for name in (*self.meant, *self.listed) if name not in PLACES]
         notes = [f"not read: {names_of(unread)} (only your own reward functions read columns)"] if unread else []
+        if hidden := [name for name in self.listed if name in PLACES]:
+            notes.append(f"left out: {names_of(hidden)} (a row has its own line and file under these names)")
         if self.beside:
             notes.append(f"not read: {names_of(self.beside)} (the row has its answer in other columns)")
         if kind == "preference" and "margin" in self.names:

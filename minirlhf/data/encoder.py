@@ -66,8 +66,8 @@ def _encode(
                 fitted = limits.fit(found, responses, shortened=text is not row)
             except InputError as error:
                 where = f"{settings.unit} {row['line']}" if "line" in row else f"{row['prompt'][:40]!r}"
-                file = row.get("file", settings.source)  # of a mixture, or a column of the user
-                refused.append(": ".join(filter(None, dict.fromkeys([settings.source, str(file), where, str(error)]))))
+                source = row.get("file") or settings.source  # a mixture has rows of several files
+                refused.append(f"{source}: {where}: {error}" if source else f"{where}: {error}")
                 continue
             for each in fitted:
                 built.add(everything(each.row) if settings.train_on == "all" else each.row, number)

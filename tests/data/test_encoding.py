@@ -92,22 +92,6 @@ def test_one_percent_is_allowed_by_default():
         encode_rows(TOKENIZER, rows[1:], (), context=5)
 
 
-@pytest.mark.parametrize(
-    ("source", "row", "where"),
-    [
-        ("a.jsonl", {}, "a.jsonl: line 3: "),
-        ("a.jsonl", {"file": "main.py"}, "a.jsonl: main.py: line 3: "),  # a column of the user
-        ("a.jsonl, b.jsonl", {"file": "b.jsonl"}, "a.jsonl, b.jsonl: b.jsonl: line 3: "),
-        ("a.jsonl", {"file": 7}, "a.jsonl: 7: line 3: "),
-        ("", {}, "line 3: "),
-    ],
-)
-def test_a_refused_row_names_its_source_even_if_it_has_a_column_named_file(source, row, where):
-    rows = [sft("a" * 99, line=3, **row)]
-    (reason,) = encode_rows(TOKENIZER, rows, ("response",), context=9, max_refused=1, source=source).refused
-    assert reason.startswith(f"{where}the prompt has")
-
-
 def test_summary_counts_and_names():
     rows = [sft("a"), sft("a", "bcdef"), sft("abcd", line=7)]
     summary = encode_rows(TOKENIZER, rows, ("response",), context=5, max_refused=1).summary("SFT")

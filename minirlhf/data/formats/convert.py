@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minirlhf.data.columns import has_meaning, is_empty, names_of
+from minirlhf.data.columns import PLACES, has_meaning, is_empty, names_of
 from minirlhf.data.encoding import TURNS
 from minirlhf.data.formats.kinds import CONVERSIONS
 from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout, filling
@@ -81,7 +81,7 @@ def convert(value: object, wishes: Wishes, of_table: bool) -> tuple[Fit, Row, li
     found = [new for old in found for new in change(old)] if change else found
     for texts in found:
         _check(texts)
-    rest = {name: value for name, value in columns.items() if name not in row.read and name not in OURS}
+    rest = {name: value for name, value in columns.items() if name not in (*row.read, *OURS, *PLACES)}
     rest = {name: value for name, value in rest.items() if not is_empty(value) or not _is_ours(name)}
     return fit, row, [rest | texts for texts in found]
 

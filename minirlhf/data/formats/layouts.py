@@ -80,7 +80,7 @@ def _prompt_and_answers(row: Row, keys: tuple[str, ...]) -> dict:
 
 def checkable(row: Row, answer: str) -> dict:
     """{"answer": number}: the final answer of GSM8K, a last line "#### 1,072". "####" is also a heading in Markdown."""
-    text = row.columns.get(answer)
+    text = row.columns.get(answer) if answer == "answer" or "answer" not in row.columns else None
     final = FINAL.search(text) if isinstance(text, str) else None
     return {"answer": final[1].replace(",", "")} if final else {}
 

@@ -347,3 +347,17 @@ def test_a_users_own_column_of_turns_is_no_prompt(read):
         (row,) = read([SFT | {own: [{"role": "user", "content": "other"}]}]).rows
         assert row["prompt"] == "p" and "prompt_turns" not in row
     assert row == SFT | {"line": 1} and read([SFT | {"turns": 3}]).rows[0]["turns"] == 3
+
+
+def test_a_row_has_its_own_line_and_file_not_columns_of_these_names(read, tmp_path):
+    dataset = read([SFT | {"line": "l", "file": "main.py", "id": 4}])
+    assert dataset.rows == [SFT | {"id": 4, "line": 1}]
+    assert dataset.notes == (
+        "not read: id (only your own reward functions read columns)",
+        "left out: line, file (a row has its own line and file under these names)",
+    )
+    (tmp_path / "more.jsonl").write_text(jsonl([SFT]))
+    assert [row.get("file") for row in read_rows([tmp_path / "data.jsonl", tmp_path / "more.jsonl"]).rows] == [
+        str(tmp_path / "data.jsonl"),
+        str(tmp_path / "more.jsonl"),
+    ]

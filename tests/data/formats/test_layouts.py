@@ -323,6 +323,11 @@ def test_a_heading_of_markdown_is_no_final_answer(one, text):
     assert one({"question": "q", "answer": text})[1] == {"prompt": "q", "response": text, "answer": text}
 
 
+def test_an_answer_of_your_own_goes_before_the_last_line_of_the_response(one):
+    row = {"prompt": "q", "response": "so\n#### 3", "answer": "three"}
+    assert one(row) == ("sft", row)
+
+
 def test_raw_text(one):
     assert one({"text": " t\n", "url": "u"}) == ("text", {"prompt": "", "response": " t\n", "url": "u"})
 

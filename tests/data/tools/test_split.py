@@ -113,3 +113,10 @@ def test_too_few_rows_are_refused(call, write):
     write("rows.jsonl", [{"prompt": "p", "response": str(i)} for i in range(10)])
     code, _, err = call("split", "rows.jsonl", "--by", "prompt")
     assert code == 2 and "needed prompts for 2 files, got 1 different" in err
+
+
+def test_columns_named_line_and_file_hide_no_row(call, write, read):
+    rows = [{"prompt": f"q{n}", "response": "a", "file": f"{n}.py", "line": 7 * n} for n in range(10)]
+    code, out, _ = call("split", write("rows.jsonl", rows), "--ratio", 0.5)
+    assert code == 0 and "left out: file, line (a row has its own line and file under these names)" in out
+    assert sorted(map(str, read("rows-train.jsonl") + read("rows-test.jsonl"))) == sorted(map(str, rows))
