@@ -10,7 +10,6 @@ from minirlhf.errors import InputError
 from minirlhf.jobs.checks import with_commits
 from minirlhf.jobs.given_rewards import reward_of
 from minirlhf.jobs.models import resolve_model
-from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.pretrained import hub
 from minirlhf.training.run import RunSettings
