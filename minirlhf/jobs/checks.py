@@ -179,8 +179,14 @@ def with_gold(job: Opened) -> Opened:
 
 
 def check_evaluations(job: Opened) -> None:
-    """Refuse a best metric of a validation set that does not exist. A run itself looks for other names."""
-    metric, sets = job.settings["run"].best_metric, job.task.validation
+    """Refuse a best metric that no evaluation can have. A run itself looks for other names before its first step."""
+    run, sets = job.settings["run"], job.task.validation
+    metric, needs_best = run.best_metric, run.patience or run.final == "best"
+    if needs_best and not metric and job.section in ("grpo", "online_dpo") and not job.task.gold:
+        raise InputError(
+            f"--run.{'patience' if run.patience else 'final'}: the best step is that of eval/gold_reward, which these "
+            "rows do not measure; give --gold, or --run.best_metric eval/model_reward"
+        )
     name = (metric or "").removeprefix("eval/").rpartition("/")[0]
     if metric and not metric.startswith("eval/"):
         raise InputError(f"--run.best_metric: needed a metric of evaluations, such as eval/loss, got {shown(metric)}")

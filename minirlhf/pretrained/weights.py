@@ -234,7 +234,7 @@ def _advice_without_config(folder: Path) -> str:
         return f"it is an adapter: {merge_advice(folder)}"
     if finished := sorted(folder.glob("*/model/config.json")):
         return f"did you mean {finished[-1].parents[1]}?"
-    return "check the path; a hub's model must be downloaded first"
+    return "check the path; OWNER/NAME names a model of the hub only if no folder OWNER is here"
 
 
 class Uninitialised(TorchFunctionMode):

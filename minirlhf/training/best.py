@@ -6,6 +6,7 @@ from typing import Any
 
 from minirlhf.errors import InputError
 from minirlhf.nearest import nearest
+from minirlhf.training.runs import better
 
 
 def goal(config: Any, evaluation: dict[str, float]) -> tuple[str, str]:
@@ -19,7 +20,7 @@ def goal(config: Any, evaluation: dict[str, float]) -> tuple[str, str]:
         raise InputError(
             f"run.best_metric: needed a metric of evaluations, got {name}{nearest(name, evaluation)}; they have {known}"
         )
-    return name, config.best_mode or ("min" if name.endswith("loss") else "max")
+    return name, config.best_mode or better(name)
 
 
 def check_metric(run: Any) -> None:

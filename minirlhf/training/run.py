@@ -52,7 +52,7 @@ class RunSettings:
     keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
     best_metric: str | None = None  # [-] of evaluations, such as eval/loss; decides the best checkpoint; none: as the
     #                                 algorithm says
-    best_mode: Literal["min", "max"] | None = None  # [-] of best_metric; none: min if it ends with loss, else max
+    best_mode: Literal["min", "max"] | None = None  # [-] of best_metric; none: min for losses, KL and errors, else max
     patience: int = 0  # [evaluations] end the run after so many in a row without a new best; 0: never
     final: Literal["last", "best"] = "last"  # [-] the checkpoint that becomes the finished model
 

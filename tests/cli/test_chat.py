@@ -447,8 +447,8 @@ def test_a_folder_must_be_named_first(refusal, kettle):
 
 def test_a_folder_without_a_model_is_refused(refusal, tmp_path):
     assert refusal("nowhere") == (
-        "error: nowhere: needed a model folder with config.json, found none; check the path; a hub's model must be "
-        "downloaded first"
+        "error: nowhere: needed a model folder with config.json, found none; check the path; OWNER/NAME names a model "
+        "of the hub only if no folder OWNER is here"
     )
 
 

@@ -84,3 +84,14 @@ def test_flags_that_cannot_be_used_are_refused_before_anything_is_written(
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {reason.format(**names)}")
     assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("flags", [["--run.final", "best"], ["--run.patience", 2]])
+def test_a_best_step_that_no_evaluation_can_name_is_refused_at_once(call, finished, tmp_path, files, capsys, flags):
+    (tmp_path / "my.py").write_text("def short(completions): return [-len(text) for text in completions]\n")
+    with pytest.raises(SystemExit) as caught:
+        given = ["--data", files["few"], "--reward", "my.py:short", "--output", "job"]
+        call("grpo", tmp_path, "--policy", finished / "sft", *given, *flags)
+    assert caught.value.code == 2 and "needed" not in (said := capsys.readouterr().err)
+    assert said.startswith(f"error: {flags[0]}: the best step is that of eval/gold_reward, which these rows do not")
+    assert not (tmp_path / "job").exists()

@@ -404,7 +404,7 @@ def test_the_folder_of_a_pipeline_stands_for_its_last_policy(call, finished, inp
     ("place", "text"),
     [
         ("only", "did you mean "),
-        ("nowhere", "a hub's model must be downloaded first"),
+        ("nowhere", "OWNER/NAME names a model of the hub only if no folder OWNER is here"),
         ("lora", "minirlhf adapter merge"),
     ],
 )

@@ -90,9 +90,9 @@ def test_data_sets_without_rows_are_refused(hub_server, name):
 
 def test_a_reward_model_may_be_on_the_hub(hub_server):
     with pytest.raises(InputError, match="maker/none: no such folder here, and .* has no such model"):
-        reward_of(None, "maker/none")
+        reward_of("maker/none", resolve_model)
     with pytest.raises(InputError, match="reward maker/my.py"):
-        reward_of(None, "maker/my.py")
+        reward_of("maker/my.py", resolve_model)
 
 
 def test_a_job_records_the_commit(hub_server):

@@ -150,7 +150,7 @@ def test_weights_have_hugging_face_names(folder, tmp_path, make):
 
 def test_missing_folder_or_config_is_refused(tmp_path, folder):
     missing = tmp_path / "nowhere"
-    advice = "check the path; a hub's model must be downloaded first"
+    advice = "check the path; OWNER/NAME names a model of the hub only if no folder OWNER is here"
     with refuses(f"{missing}: needed a model folder with config.json, found none; {advice}"):
         load_pretrained(missing)
     (folder / "config.json").unlink()

@@ -10,6 +10,8 @@ from minirlhf.errors import InputError
 from minirlhf.model import Policy
 from minirlhf.pretrained import load_policy
 from minirlhf.training import Run, RunConfig, RunSettings
+from minirlhf.training.best import goal
+from minirlhf.training.runs import better
 
 LOSSES = [5.0, 3.0, 4.0, 2.0, 4.0, 4.0]  # of the six steps
 
@@ -125,3 +127,12 @@ def test_an_evaluation_that_is_not_a_number_is_never_the_best(tmp_path, monkeypa
     monkeypatch.setitem(globals(), "LOSSES", [math.nan, 3.0, math.nan, 2.0, math.nan, 4.0])
     run, _ = go(tmp_path, best_metric="eval/chat/loss")
     assert run._best["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "metric", ["eval/loss", "eval/kl", "eval/chat/perplexity", "eval/accuracy", "eval/gold_reward"]
+)
+def test_a_run_and_the_list_of_runs_agree_on_the_better_end(metric):
+    low = metric in ("eval/loss", "eval/kl", "eval/chat/perplexity")
+    found = goal(RunSettings(best_metric=metric), {metric: 1.0})
+    assert found == (metric, "min" if low else "max") == (metric, better(metric))
