@@ -32,14 +32,15 @@ from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
 from minirlhf.errors import InputError
 from minirlhf.jobs import checks
-from minirlhf.jobs.data_flags import with_data
+from minirlhf.jobs.data_flags import flags_of, with_data
 from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
-from minirlhf.jobs.given_rows import given_task
+from minirlhf.jobs.given_rows import given_task, validation_sets
 from minirlhf.jobs.learning_rates import with_rates
 from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
+from minirlhf.rewards.functions import FileReward
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
 from minirlhf.training.config_file import read_document, settings_in
@@ -118,6 +119,7 @@ def check_parts(
         if task or common.policy:
             tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
     if not task or not tokenizer:
+        check_other_files(common, findings)
         return say("the stages are not tried, because they need rows and a tokenizer")
     opened = section, settings, folder, with_few_held_out(task), tokenizer, device, time.perf_counter()
     job, after = Rehearsal(*opened, findings=findings), program.options.get("after", ())
@@ -128,6 +130,17 @@ def check_parts(
             return say("the stages are not tried, because they need a reward")
         if fits(job, shape, after):
             rehearse(job, program.parts)
+
+
+def check_other_files(common: Any, findings: list[str]) -> None:
+    """Add what is wrong with the reward functions and the validation files, where the stages are not tried."""
+    for name in (getattr(common, "reward", None) or "").split(","):
+        if ".py" in name:
+            with noted(findings):
+                FileReward(name)
+    for entry in flags_of(common).validation:
+        with noted(findings):
+            validation_sets(common, (entry,))
 
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:

@@ -102,6 +102,14 @@ ratio = "most"
     assert len(findings) == len(set(findings)) == 12
 
 
+def test_files_beside_rows_that_cannot_be_read_are_tried_too(checked):
+    files = ["--data", "rows.jsonl", "--reward", "mine.py:score", "--validation", "a=a.jsonl,b=b.jsonl"]
+    code, findings, _ = checked("ppo", *files)
+    assert code == 2 and len(findings) == 4
+    for name in ("rows.jsonl", "mine.py", "a.jsonl", "b.jsonl"):
+        assert sum(name in finding for finding in findings) == 1, findings
+
+
 def test_rows_rewards_and_folders_are_tried(checked, inputs, tmp_path):  # noqa: F811
     rows = [{"prompt": row["prompt"] * 60, "chosen": "a", "rejected": "b"} for row in make_pairs()]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
