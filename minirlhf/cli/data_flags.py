@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from minirlhf.data.tools.sources import Reading
 from minirlhf.errors import InputError
-from minirlhf.jobs.data_flags import Kind
-from minirlhf.jobs.given_rows import mapping
+from minirlhf.jobs.data_flags import Documents, Kind, read_options
 from minirlhf.training.settings import parse_settings
 
 Config = TypeVar("Config")
@@ -21,16 +20,14 @@ class ReadFlags:
     map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
     as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
     encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
+    documents: Documents = "line"  # [-] of plain text: each line is a row, each part up to a blank line, or each file
     ignore_columns: tuple[str, ...] = ()  # [-] columns to leave unused, although they have a meaning
     max_refused: float = 0.01  # [share] of the rows that may be unusable
     max_rows: int | None = None  # [rows] of each file, from its beginning
 
     @property
     def reading(self) -> Reading:
-        given = {"columns_map": mapping(self.map), "as_kind": self.as_, "encoding": self.encoding}
-        given |= {"max_rows": self.max_rows, "ignore_columns": self.ignore_columns}
-        used = {name: value for name, value in given.items() if value}
-        return Reading(used | {"max_refused": self.max_refused})
+        return Reading(read_options(self))
 
 
 def parsed(

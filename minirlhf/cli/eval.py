@@ -35,10 +35,9 @@ from minirlhf.evaluation.shown import (
 )
 from minirlhf.generation.engine import SamplingConfig
 from minirlhf.jobs import measuring
-from minirlhf.jobs.data_flags import Kind
+from minirlhf.jobs.data_flags import Documents, Kind, read_options
 from minirlhf.jobs.folder import check_empty, make_empty
 from minirlhf.jobs.given_judges import open_judge, open_reward
-from minirlhf.jobs.given_rows import mapping
 from minirlhf.jobs.measuring import Entrant, Rows
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.weights import load_policy
@@ -78,6 +77,7 @@ class EvalConfig:
     map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
     as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
     encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
+    documents: Documents = "line"  # [-] of plain text: each line is a row, each part up to a blank line, or each file
     max_rows: int | None = None  # [rows] of each file, from its beginning
     max_refused: float = 0.01  # [share] of the rows that may be unusable
     ignore_columns: tuple[str, ...] = ()  # [-] columns to leave unused, although they have a meaning
@@ -160,12 +160,9 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
 
 def read(config: EvalConfig) -> list[Dataset]:
     """The rows of each file of --data. The counts, and the columns that nothing reads, are printed."""
-    options = {"columns_map": mapping(config.map), "as_kind": config.as_}
-    options |= {"encoding": config.encoding, "max_rows": config.max_rows}
-    given = {name: value for name, value in options.items() if value}
     datasets = []
     for name in config.data.split(","):
-        dataset = read_rows(name.strip(), max_refused=config.max_refused, ignore_columns=config.ignore_columns, **given)
+        dataset = read_rows(name.strip(), **read_options(config))
         say(dataset.summary())
         datasets.append(dataset)
     return datasets

@@ -169,7 +169,8 @@ def _words(name: str) -> set[str]:
 
 @cache
 def _forms(words: str) -> set[str]:
-    return {form for word in words.split() for form in (word, f"{word}s")}
+    """The words in the singular and in the plural."""
+    return {form for word in words.split() for form in (word, f"{word}s", f"{word.removesuffix('y')}ies")}
 
 
 def is_empty(value: object) -> bool:

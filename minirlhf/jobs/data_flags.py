@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,10 @@ from minirlhf.data.cache import cache_folder
 from minirlhf.data.encoding import TrainOn
 from minirlhf.data.lengths import Lengths, Overlong
 from minirlhf.data.splitting import HELD_OUT
+from minirlhf.errors import InputError, shown
 
 Kind = Literal["sft", "preference", "unpaired", "prompts", "steps", "text"]
+Documents = Literal["line", "blank_line", "file"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class DataFlags:
     encoding: str | None = None  # [-] of your files, such as gb18030; none: UTF-8 or UTF-16, recognised
     map: tuple[str, ...] = ()  # [-] known names for your own columns: prompt=ask,response=answer
     as_: Kind | None = None  # [-] read the rows as this kind, if they fit several
+    documents: Documents = "line"  # [-] of plain text: each line is a row, each part up to a blank line, or each file
     pairs: Literal["best_worst", "all"] = "best_worst"  # [-] of several scored answers: one pair, or every pair
     max_rows: int | None = None  # [rows] of each file, from its beginning
     mix: Literal["concat", "weighted", "balanced"] | None = None  # [-] how several files become one set of rows;
@@ -54,6 +58,21 @@ def with_data_flags(cls: type) -> type:
 def with_data(cls: type) -> type:
     """The dataclass of a stage's settings with the field of StageData."""
     return _with(cls, StageData)
+
+
+def read_options(flags: Any) -> dict[str, Any]:
+    """The arguments of `read_rows` that the flags about files decide."""
+    given = {"columns_map": mapping(flags.map), "as_kind": flags.as_, "encoding": flags.encoding}
+    given |= {"max_rows": flags.max_rows, "documents": flags.documents, "ignore_columns": flags.ignore_columns}
+    return {name: value for name, value in given.items() if value} | {"max_refused": flags.max_refused}
+
+
+def mapping(pairs: Sequence[str]) -> dict[str, str]:
+    """("prompt=ask", "response=answer") -> {"prompt": "ask", "response": "answer"}"""
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(found) != len(pairs) or not all(found) or not all(found.values()):
+        raise InputError(f"--map: needed known=yours with commas, each name once, got {shown(','.join(pairs))}")
+    return found
 
 
 def flags_of(job: object) -> DataFlags:

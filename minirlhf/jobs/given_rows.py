@@ -10,7 +10,7 @@ from typing import Any
 from minirlhf.data.formats import Dataset, read_rows
 from minirlhf.data.mixing import counts, lines
 from minirlhf.errors import InputError, shown
-from minirlhf.jobs.data_flags import DataFlags, flags_of
+from minirlhf.jobs.data_flags import DataFlags, flags_of, read_options
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.runtime.distributed import say
 from minirlhf.tasks.task import STAGES, Task
@@ -25,8 +25,10 @@ READS = {
     "unpaired": ("unpaired", "prompts"),
     "distillation": ("sft", "prompts"),
 }
-# flags that need files
-OF_FILES = ("encoding", "map", "as_", "pairs", "max_rows", "mix", "data_weights", "held_out", "validation", "train_on")
+OF_FILES = (  # flags that need files
+    *("encoding", "map", "as_", "documents", "pairs", "max_rows", "mix", "data_weights", "held_out", "validation"),
+    "train_on",
+)
 NO_FILES = "no files"  # name of a task without rows
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -98,19 +100,10 @@ def source_task(name: str, job: JobConfig, held_out: float) -> Task:
 def read(source: str, job: JobConfig) -> Dataset:
     """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
     flags = flags_of(job)
-    given = {"columns_map": mapping(flags.map), "as_kind": flags.as_, "encoding": flags.encoding}
-    given |= {"max_rows": flags.max_rows, "pairs": flags.pairs}
-    dataset = read_rows(source, max_refused=job.max_refused, ignore_columns=job.ignore_columns, **given)
+    same = {"max_refused": job.max_refused, "ignore_columns": job.ignore_columns}
+    dataset = read_rows(source, pairs=flags.pairs, **read_options(flags) | same)
     say(dataset.summary())
     return dataset
-
-
-def mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """("prompt=ask", "response=answer") -> {"prompt": "ask", "response": "answer"}"""
-    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    if len(found) != len(pairs) or not all(found) or not all(found.values()):
-        raise InputError(f"--map: needed known=yours with commas, each name once, got {shown(','.join(pairs))}")
-    return found
 
 
 def with_held_out(task: Task, job: JobConfig) -> Task:

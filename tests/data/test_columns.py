@@ -43,6 +43,8 @@ DROPPED = {  # row, the name in the error
     "another prompt": (DIALOGUE | {"prompt": "p"}, "prompt"),
     "labels": ({"prompt": "p", "labels": [True]}, "labels"),
     "label of a prompt": ({"prompt": "p", "label": True}, "label"),
+    "replies": ({"prompt": "p", "replies": [{"text": "r"}]}, "replies"),
+    "summaries": ({"prompt": "p", "summaries": ["s"]}, "summaries"),
     "label of a text": ({"text": "p", "label": 1}, "label"),
     "label of a pair": (PAIR | {"label": 1}, "label"),
     "rating": (SFT | {"rating": 1}, "rating"),

@@ -8,7 +8,8 @@ import pytest
 from minirlhf.algorithms import DPOConfig, PPOConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import JobConfig, PipelineConfig
-from minirlhf.jobs.given_rows import given_task, mapping
+from minirlhf.jobs.data_flags import mapping
+from minirlhf.jobs.given_rows import given_task
 from minirlhf.jobs.settings import sections
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
@@ -184,3 +185,11 @@ def test_as_is_a_flag_and_a_key_of_the_file_of_settings():
 
 def test_the_map_names_known_columns_first():
     assert mapping(("prompt=ask", "response=a=b")) == {"prompt": "ask", "response": "a=b"}
+
+
+@pytest.mark.parametrize("flags, texts", [("", 4), ("--documents blank_line", 2), ("--documents file", 1)])
+def test_documents_of_plain_text(task, tmp_path, flags, texts):
+    (tmp_path / "play.txt").write_text("Ho!\nWho?\n\nI.\nYou?\n")
+    found = task(f"--data play.txt {flags}".strip())
+    rows = [*found.sft, *found.held_out_sft]
+    assert len({row["response"] for row in rows}) == texts and "Ho!" in rows[0]["response"]

@@ -132,6 +132,7 @@ def read_rows(
     encoding: str | None = None,
     max_rows: int | None = None,
     pairs: str = "best_worst",
+    documents: str = "line",
 ) -> Dataset:
     """Read, check and convert all rows of a source. The first valid row decides the layout of all rows.
 
@@ -143,6 +144,7 @@ def read_rows(
         as_kind:        the kind of rows to make, a name of `KINDS`; None lets the layout decide.
         max_rows:       read no more rows than this.
         pairs:          of several answers with scores: "best_worst" makes a pair of two of them, "all" every pair.
+        documents:      of plain text, each "line", each part up to a "blank_line", or each "file" is a row.
     Returns: a Dataset with at least one row.
     Raises: InputError if a file cannot be read, no row is usable, more than `max_refused` of the rows are refused, or
         a column has a meaning that nothing uses.
@@ -155,7 +157,7 @@ def read_rows(
     if pairs not in ("best_worst", "all"):
         raise InputError(f"pairs: needed best_worst or all, got {shown(pairs)}")
     wishes = Wishes(kind_of(as_kind), renamed_columns(columns_map or {}), tuple(ignore_columns), pairs == "all")
-    values = open_values(source, encoding=encoding, as_text=as_kind == "text")
+    values = open_values(source, encoding=encoding, as_text=as_kind == "text", documents=documents)
     path, columns = ", ".join(map(os.fspath, files)), Columns()
     reading = Reading(values, wishes, columns, max_rows)
     columns.check(path, wishes.ignored, list(wishes.renamed))

@@ -9,4 +9,4 @@ bounded.py      lines and values of strangers, within bounds
 values.py       all of it: `open_values`, `Values`
 """
 
-from minirlhf.data.reading.values import Source, Values, content_key, open_values
+from minirlhf.data.reading.values import Source, Values, open_values

@@ -245,7 +245,7 @@ def _csv_fault(error: csv.Error) -> str:
     return "a quote opens and does not close" if "end of data" in str(error) else str(error).partition(" - ")[0]
 
 
-CUTS = {  # of plain text into documents: -> the unit, and the format in words
+DOCUMENTS = {  # of plain text into documents: -> the unit, and the format in words
     "line": ("line", "plain text, a text a line"),
     "blank_line": ("document", "plain text, cut at blank lines"),
     "file": ("file", "plain text, a text a file"),
@@ -256,33 +256,33 @@ CUTS = {  # of plain text into documents: -> the unit, and the format in words
 class Text:
     """Plain text: a document is a line, the lines between two blank lines, or the whole file."""
 
-    cut: str = "line"  # a name of `CUTS`
+    documents: str = "line"  # a name of `DOCUMENTS`
     encoding: str = "UTF-8"
 
     @property
     def words(self) -> str:
-        return CUTS[self.cut][1]
+        return DOCUMENTS[self.documents][1]
 
     @property
     def unit(self) -> str:
-        return CUTS[self.cut][0]
+        return DOCUMENTS[self.documents][0]
 
     def scan(self, file: BinaryIO, end: int, line: int = 1) -> Iterator[Found]:
         for number, document in enumerate(self._documents(lines(file, end, line)), start=1):
-            number = document[0].number if self.cut == "line" else number
+            number = document[0].number if self.documents == "line" else number
             yield Found(document[0].offset, number, self._value(document))
 
     def _documents(self, found: Iterator[Line]) -> Iterator[list[Line]]:
         document: list[Line] = []
         for line in found:
             is_blank = line.data is not None and not line.data.strip()
-            if not is_blank or (document and self.cut == "file"):
+            if not is_blank or (document and self.documents == "file"):
                 too_much = document and line.end - document[0].offset > bounded.MAX_BYTES
                 if too_much:
                     document = [document[0]._replace(data=None)]
                 else:
                     document.append(line)
-            if document and (self.cut == "line" or (is_blank and self.cut == "blank_line")):
+            if document and (self.documents == "line" or (is_blank and self.documents == "blank_line")):
                 yield document
                 document = []
         if document:

@@ -47,12 +47,12 @@ class Beginning(NamedTuple):
         return self.head.partition(b"\n")[0].decode("utf-8", "replace").strip("\ufeff \t\r\n")
 
 
-def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as_text: bool, cut: str) -> Region:
+def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as_text: bool, documents: str) -> Region:
     """Look at the text from `start` to `end`.
 
     Args:
         as_text: what is not JSON is plain text, tables too.
-        cut:     how plain text becomes documents; see `Text`.
+        documents: how plain text becomes documents; see `Text`.
     Raises: InputError for a table without a header.
     """
     beginning = _beginning(file, start, end, name)
@@ -65,7 +65,7 @@ def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as
     if not as_text and (table := _table(file, beginning, end, encoding)):
         return table
     by_name = beginning.endings & JSON_ENDINGS and not as_text
-    return Region(JsonLines(encoding=encoding) if by_name else Text(cut, encoding), start, end)
+    return Region(JsonLines(encoding=encoding) if by_name else Text(documents, encoding), start, end)
 
 
 def _beginning(file: BinaryIO, start: int, end: int, name: str) -> Beginning | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -13,7 +12,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
-from minirlhf.data.reading.containers import CUTS, JsonLines
+from minirlhf.data.reading.containers import DOCUMENTS, JsonLines
 from minirlhf.data.reading.files import STDIN, files_of
 from minirlhf.data.reading.kinds import Encoding, check_kind, encoding_of, is_gzip, is_parquet
 from minirlhf.data.reading.parquet import json_lines
@@ -101,7 +100,7 @@ class Values:
 
 
 def open_values(
-    source: str | os.PathLike | Sequence, *, encoding: str | None = None, as_text: bool = False, cut: str = "line"
+    source: str | os.PathLike | Sequence, *, encoding: str | None = None, as_text: bool = False, documents: str = "line"
 ) -> Values:
     """Recognise the files of a source. Packed and foreign-encoded files are copied as UTF-8 into a temporary file.
 
@@ -109,35 +108,23 @@ def open_values(
         source:   a file, a folder, a pattern, "-" for standard input, several with commas, or a list of these.
         encoding: of the files, such as "gb18030"; by default UTF-8, or as their byte order marks say.
         as_text:  read everything that is not JSON as plain text, tables too.
-        cut:      a document of plain text is a "line", ends at a "blank_line", or is a "file".
+        documents: of plain text: a "line", a part up to a "blank_line", or a "file".
     Raises: InputError if a file is missing, binary or broken as a whole.
     """
-    if cut not in CUTS:
-        raise InputError(f"open_values: cut: needed one of {', '.join(CUTS)}, got {shown(cut)}")
+    if documents not in DOCUMENTS:
+        raise InputError(f"open_values: documents: needed one of {', '.join(DOCUMENTS)}, got {shown(documents)}")
     spool = cache(Spool)  # made for the first copy
     names, notes = files_of(source)
     parts = []
     for name in names:
         title, path = (STDIN_NAME, _standard_input().path) if name == STDIN else (name, name)
         with _named(title), open(path, "rb") as file:
-            parts.append(_part(file, title, path, encoding, as_text, cut, spool))
+            parts.append(_part(file, title, path, encoding, as_text, documents, spool))
     return Values(tuple(parts), tuple(notes), spool() if spool.cache_info().currsize else None)
 
 
-def content_key(values: Values) -> str:
-    """A key of the files' bytes and of the way in which they were read. Their names do not matter."""
-    total = hashlib.sha256()
-    for part in values.parts:
-        with _named(part.name), open(part.source, "rb") as file:
-            _check_unchanged(part, file)
-            total.update(
-                f"{part.words} {part.region.container} ".encode() + hashlib.file_digest(file, "sha256").digest()
-            )
-    return total.hexdigest()
-
-
 def _part(
-    file: BinaryIO, name: str, path: str, asked: str | None, as_text: bool, cut: str, spool: Callable[[], Spool]
+    file: BinaryIO, name: str, path: str, asked: str | None, as_text: bool, documents: str, spool: Callable[[], Spool]
 ) -> Part:
     status, head = os.fstat(file.fileno()), file.read(HEAD)
     file.seek(0)
@@ -156,7 +143,7 @@ def _part(
             raise InputError("needed text inside the gzip file, got a packed file; unpack it first: gunzip")
     encoding = encoding_of(head, asked)
     lone_returns = _has_lone_returns(head, encoding)
-    recognised = partial(recognise, name=name, encoding=encoding.words, as_text=as_text, cut=cut)
+    recognised = partial(recognise, name=name, encoding=encoding.words, as_text=as_text, documents=documents)
     if packed or encoding.codec != "utf-8" or lone_returns:
         chunks = _without_mark(chunks, encoding.skip)
         if encoding.codec != "utf-8" or lone_returns:

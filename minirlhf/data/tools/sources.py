@@ -36,7 +36,8 @@ class Reading:
             by_value.setdefault((row.get("file"), row["line"]), []).append(row)
         several = any(file for file, _ in by_value)
         as_text = self.options.get("as_kind") == "text"  # as `read_rows` opens a source
-        values = open_values(dataset.path, encoding=self.options.get("encoding"), as_text=as_text)
+        same = {name: self.options[name] for name in ("encoding", "documents") if name in self.options}
+        values = open_values(dataset.path, as_text=as_text, **same)
         in_tables = tables(values)
         for source in values:
             if rows := by_value.get((source.file if several else None, source.number)):

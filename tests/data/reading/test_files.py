@@ -13,7 +13,7 @@ import tempfile
 
 import pytest
 
-from minirlhf.data.reading import content_key, open_values, values
+from minirlhf.data.reading import open_values, values
 from minirlhf.errors import InputError
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     found = open_values(path)
     first = next(iter(found))
     path.write_text("1\n2\n3\n")
-    for access in (lambda: list(found), lambda: found.at(first.at), lambda: content_key(found)):
+    for access in (lambda: list(found), lambda: found.at(first.at)):
         with pytest.raises(InputError, match=r"needed the file as it was when it was opened, got 6 bytes instead of 4"):
             access()
     path.write_text("3\n4\n")
@@ -223,17 +223,6 @@ def test_a_killed_program_leaves_no_copy(tmp_path, monkeypatch, number):
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == -number and os.listdir(tmp_path / "temporary") == []
-
-
-def test_content_key_follows_bytes_and_format_but_not_names(tmp_path):
-    for name, text in {"a.jsonl": '{"t": 1}', "b.jsonl": '{"t": 1}', "c.jsonl": '{"t": 2}'}.items():
-        (tmp_path / name).write_text(text)
-    keys = {name: content_key(open_values(tmp_path / f"{name}.jsonl")) for name in "abc"}
-    assert keys["a"] == keys["b"] != keys["c"] and len(keys["a"]) == 64
-    both, reverse = (content_key(open_values([tmp_path / f"{x}.jsonl" for x in order])) for order in ("ac", "ca"))
-    assert len({both, reverse, *keys.values()}) == 4
-    (tmp_path / "t.txt").write_text("a\nb\n")
-    assert len({content_key(open_values(tmp_path / "t.txt", cut=cut)) for cut in ("line", "blank_line", "file")}) == 3
 
 
 def test_no_room_for_a_copy_is_said(monkeypatch, read):

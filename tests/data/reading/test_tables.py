@@ -160,9 +160,9 @@ def test_prose_is_plain_text(read, content, count):
 
 def test_text_becomes_documents(read):
     content = "\n a\r\nb\r\n\n\nc\n"
-    found = read(content, "a.txt", cut="blank_line")
+    found = read(content, "a.txt", documents="blank_line")
     assert [(s.unit, s.number, s.value["text"]) for s in found] == [("document", 1, " a\nb"), ("document", 2, "c")]
-    (whole,) = read(content, "a.txt", cut="file")
+    (whole,) = read(content, "a.txt", documents="file")
     assert (whole.unit, whole.number, whole.value) == ("file", 1, {"text": " a\nb\n\n\nc"})
 
 
@@ -189,5 +189,5 @@ def test_a_table_in_markdown_is_no_csv(read):
 def test_a_document_beyond_the_limit_is_refused(faults, monkeypatch):
     monkeypatch.setattr(bounded, "MAX_BYTES", 100)
     message = "needed at most 100 bytes, got a line of more; cut it into several rows"
-    assert faults("a\n" * 99, "a.txt", cut="file") == {1: message}
-    assert faults("a\n" * 99 + "\nb\n", "a.txt", cut="blank_line") == {1: message}
+    assert faults("a\n" * 99, "a.txt", documents="file") == {1: message}
+    assert faults("a\n" * 99 + "\nb\n", "a.txt", documents="blank_line") == {1: message}
