@@ -209,7 +209,7 @@ def prepare(folder: Path, seed: int) -> Start:
         "job": JobConfig(output=str(folder), seed=seed, resume=folder.exists()),
         "model": ModelConfig(),
         "sft": SFTConfig(),
-        "reward_model": RewardConfig(),
+        "reward_model": RewardConfig(steps=800, batch_size=64, lr=4e-3, weight_decay=0.0),  # of the table in docs
         "run": RunSettings(),
     }
     job = Job.make("compare", "reward_model", settings, torch.device("cpu"))

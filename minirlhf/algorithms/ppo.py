@@ -39,6 +39,10 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 @dataclass(frozen=True)
 class PPOConfig(OnPolicyConfig):
+    steps: int = 50  # [steps] one batch of prompts each
+    batch_size: int = 256  # [prompts] sampled per step, over all processes
+    epochs: int = 1  # [epochs] of each step over its batch
+    lr: float = 1.5e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     gamma: float = 1.0  # [-] discount; at 1, a score counts the same after a long completion
     lam: float = 0.95  # [-] GAE: 1 trusts returns, 0 trusts the value function
     surrogate: str = "clip"  # [-] the loss of the policy: a row of SURROGATES in algorithms/ppo.py
@@ -54,7 +58,7 @@ class PPOConfig(OnPolicyConfig):
     value_warmup: int = 0  # [steps] train the value function alone in the first steps
     value_lr: float | None = None  # [per update] peak learning rate of the value function; none: lr
 
-    kl_coef: float = 0.14  # [score per nat] cost of KL to the reference; the first value, if adaptive
+    kl_coef: float = 0.07  # [score per nat] cost of KL to the reference; the first value, if adaptive
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] KL in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] adaptive: change kl_coef to reach kl_target
     kl_target: float = 6.0  # [nats per sequence] KL that the adaptive coefficient aims at

@@ -13,6 +13,8 @@ from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.training.run import ADAPTER
 
+EVALUATED = 512  # held-out pairs in each evaluation during training; the accuracy at the end takes all pairs
+
 
 def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
     """-> (the reward function, its accuracy on held-out pairs or None).
@@ -38,7 +40,7 @@ def train_reward_model(job: Opened, stage: Stage, model: RewardModel) -> float |
     batches = stage.batches(rows)
     trainer = RewardTrainer(model, job.tokenizer, stage.config, updates=len(batches))
     if not stage.finished:
-        run = stage.run(trainer, batches, lambda: trainer.evaluate(held_out))
+        run = stage.run(trainer, batches, lambda: trainer.evaluate(held_out[:EVALUATED]))
         for batch in run:
             run.record(trainer.step(batch))
     return trainer.evaluate(held_out).get("accuracy")

@@ -135,6 +135,7 @@ def ppo(
 ) -> PPOTrainer:
     """value_model: train a separate value model instead of a head."""
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
+    defaults |= {"epochs": 2, "kl_coef": 0.14}
     config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
     policy = Policy(transformer(dtype=dtype), value_head=not value_model)
     separate = ValueModel(transformer(seed=2, dtype=dtype)) if value_model else None
@@ -147,6 +148,7 @@ def ppo(
 def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int = 0, **settings) -> PPOTrainer:
     """Policy and value model as two adapters of one base, which is also the reference."""
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
+    defaults |= {"epochs": 2, "kl_coef": 0.14}
     config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
     base = adapted(transformer(), ("policy", "value"), four_bits)
     policy, value_model = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
