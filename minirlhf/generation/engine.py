@@ -19,6 +19,7 @@ from minirlhf.errors import InputError
 from minirlhf.generation.sampling import sample
 from minirlhf.model.cache import KVCache
 from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.distributed import own_pace
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -97,13 +98,14 @@ def generate(
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[Completion | None] = [None] * len(prompts)
-    for start in range(0, len(order), config.batch_size):
-        rows = order[start : start + config.batch_size]
-        batch = [prompts[i] for i in rows], [keys[i] for i in rows]
-        on_row_token = on_token and (lambda row, token, rows=rows: on_token(rows[row], token))
-        finished = _generate_batch(transformer, *batch, config, seed, stream, tokenizer, on_row_token)
-        for i, completion in zip(rows, finished, strict=True):
-            completions[i] = completion
+    with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
+        for start in range(0, len(order), config.batch_size):
+            rows = order[start : start + config.batch_size]
+            batch = [prompts[i] for i in rows], [keys[i] for i in rows]
+            on_row_token = on_token and (lambda row, token, rows=rows: on_token(rows[row], token))
+            finished = _generate_batch(transformer, *batch, config, seed, stream, tokenizer, on_row_token)
+            for i, completion in zip(rows, finished, strict=True):
+                completions[i] = completion
     return completions
 
 

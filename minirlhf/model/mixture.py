@@ -11,6 +11,7 @@ from minirlhf.errors import InputError
 from minirlhf.model.cache import KVCache
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.distributed import world_size
 
 
 class GeometricMixture(nn.Module):
@@ -61,6 +62,10 @@ def move_towards(reference: Policy, policy: Policy, policy_weight: float) -> Non
     Gorbatovski et al. 2024, arXiv:2404.09656, Eq. 3 and 4 (TR-DPO).
     Raises: InputError if their parameters differ, as when the reference is the policy's base without the adapter.
     """
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.sharding import in_slices  # here, because one process needs no FSDP
+
+        reference, policy = in_slices(reference), in_slices(policy)
     old, new = (dict(model.transformer.named_parameters()) for model in (reference, policy))
     if old.keys() != new.keys():
         raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")

@@ -147,7 +147,7 @@ class RewardModel(nn.Module):
         hidden = self.model(input_ids, attention_mask)
         last = attention_mask.sum(-1) - 1
         at_last = hidden[torch.arange(len(last), device=last.device), last]
-        return linear_at_full_precision(self.score, at_last).squeeze(-1)
+        return linear_at_full_precision(self.score, at_last).sum(-1)  # of one number; FSDP refuses to return a view
 
 
 def trainable(dtype: torch.dtype) -> torch.dtype:

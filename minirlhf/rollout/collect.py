@@ -14,6 +14,7 @@ from minirlhf.model.policy import Policy, ValueModel
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
+from minirlhf.runtime.distributed import own_pace
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -64,9 +65,11 @@ def collect(
     to_read = (ids, attention_mask), lengths, sampling.microbatch_tokens
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
     if ref_policy:
-        ref_logps = read(lambda ids, mask: ref_policy(ids, mask, temperature=sampling.temperature).logps, *to_read)
+        with own_pace(ref_policy):
+            ref_logps = read(lambda ids, mask: ref_policy(ids, mask, temperature=sampling.temperature).logps, *to_read)
     if value_model or policy.value_head:
-        values = read(value_model or policy.read_values, *to_read)
+        with own_pace(value_model or policy):
+            values = read(value_model or policy.read_values, *to_read)
     return Rollout(
         input_ids=ids,
         attention_mask=attention_mask,

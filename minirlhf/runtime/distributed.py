@@ -77,15 +77,25 @@ def local_rows(rows: Sequence, even: bool = True) -> Sequence:
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """DistributedDataParallel around the module with several processes, else the module itself.
+    """With several processes: DistributedDataParallel around the module, or the sharded module; else the module itself.
 
     Call the returned module for every forward that needs gradients. A call of `.module` would skip the averaging of
     gradients without an error.
     """
     if world_size() == 1:
         return module
-    # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    from minirlhf.runtime.parallel.wrapping import wrapped  # here, so that the core loads no leaf
+
+    return wrapped(module)
+
+
+def own_pace(*models: nn.Module, whole: bool = False) -> contextlib.AbstractContextManager:
+    """Context in which processes may make different numbers of forwards. See `runtime.parallel.pace`."""
+    if world_size() == 1:
+        return contextlib.nullcontext()
+    from minirlhf.runtime.parallel.pace import own_pace  # here, so that the core loads no leaf
+
+    return own_pace(*models, whole=whole)
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:

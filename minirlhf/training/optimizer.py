@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.runtime.distributed import all_sum
+from minirlhf.runtime.distributed import all_sum, world_size
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Optimizer:
         The metrics and the gradient's norm go to the host in one copy, the only sync of the update. If the loss or the
         norm is not finite, no weight changes, and `Run.record` stops the run.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        norm = self._clip()
         totals = all_sum(torch.stack([value.detach().to(norm.dtype) for value in sums.values()]))
         *values, norm = torch.cat([totals, norm.detach()[None]]).tolist()
         metrics = dict(zip(sums, values, strict=True))
@@ -106,6 +106,15 @@ class Optimizer:
             self.update += 1
         self.zero_grad()
         return {**metrics, "grad_norm": norm, "lr": lr}
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, the same on all processes -> their norm."""
+        parameters, most = list(self.parameters.values()), self.config.max_grad_norm
+        if world_size() == 1:
+            return nn.utils.clip_grad_norm_(parameters, most)
+        from minirlhf.runtime.parallel.gradients import clip  # here, so that the core loads no leaf
+
+        return clip(parameters, most)
 
     def drop_gradients_except(self, parameters: Iterable[nn.Parameter]) -> None:
         """Drop all other gradients, so that the next step changes `parameters` only."""

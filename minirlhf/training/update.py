@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from minirlhf.losses.masking import masked_mean
-from minirlhf.runtime.distributed import gradient_sync
+from minirlhf.runtime.distributed import gradient_sync, world_size
 
 Group = TypeVar("Group")
 
@@ -17,8 +17,13 @@ Group = TypeVar("Group")
 def micro_batches(groups: Sequence[Group], *models: nn.Module | None) -> Iterator[Group]:
     """Yield the groups of one update. Between processes, `models` exchange gradients in the last group only.
 
-    The body of the loop must run forward and backward of its group.
+    The body of the loop must run forward and backward of its group. If models are sharded, some groups are split, so
+    that all processes have equally many.
     """
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.wrapping import equally_many  # here, so that the core loads no leaf
+
+        groups = equally_many(groups, next(models[0].parameters()).device)
     for number, group in enumerate(groups, start=1):
         with ExitStack() as stack:
             for model in models:

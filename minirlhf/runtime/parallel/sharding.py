@@ -1,0 +1,122 @@
+"""Models in slices (FSDP2). Each parameter is a DTensor: this process holds some rows of dimension 0.
+
+The class of a sharded model is a subclass of the model's class, so `isinstance` still answers as before.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from minirlhf.runtime.parallel.strategy import current, mesh_of
+
+# model -> the sharded model that it is a part of. A part cannot gather the weights that belong to the whole.
+_whole: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Shard a model in place, each block and then the rest, as the current strategy says -> the model.
+
+    A model on the meta device stays there: `to_empty` then makes its slices. Parameters that differ in dtype from the
+    first parameter stay whole on each process, such as fp32 adapters on a bf16 base.
+    """
+    strategy, parameters = current(), list(model.parameters())
+    whole = {p for p in parameters if p.dtype != parameters[0].dtype}
+    dtype, reduce = strategy.param_dtype, torch.float32 if strategy.param_dtype else None
+    options = {
+        "mesh": mesh_of(device),
+        # inputs keep their dtype: bf16 would round the angles of rotary positions
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy(),
+        "ignored_params": whole,
+    }
+    for block in blocks_of(model):
+        fully_shard(block, reshard_after_forward=strategy.reshard_after_forward, **options)
+    fully_shard(model, **options)  # embedding, last norm, heads: gathered until the backward pass
+    for part in model.modules():
+        _whole[part] = weakref.ref(model)
+    return model
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the trunks: the children of the outermost lists of modules."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return [block for layers in outer for block in layers]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def whole_of(part: nn.Module) -> nn.Module | None:
+    """The sharded model that this module is, is a part of, or stands around. None: not sharded."""
+    found = next((_whole[module] for module in part.modules() if module in _whole), None)
+    return found and found()
+
+
+def sharded_parts(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def in_slices(model: nn.Module) -> nn.Module:
+    """The model with no gathered weights: a forward without gradient leaves the weights outside of the blocks."""
+    for part in sharded_parts(model):
+        part.reshard()
+    return model
+
+
+def local_slice(x: Tensor) -> tuple[int, int]:
+    """(first, last + 1) of the rows of dimension 0 that this process holds."""
+    rows = x.shape[0] if x.dim() else 1
+    if not isinstance(x, DTensor):
+        return 0, rows
+    for axis, placement in enumerate(x.placements):
+        if placement == Shard(0):
+            size = -(-rows // x.device_mesh.size(axis))
+            first = min(x.device_mesh.get_local_rank(axis) * size, rows)
+            return first, min(first + size, rows)
+    return 0, rows
+
+
+def local(x: Tensor) -> Tensor:
+    """The rows that this process holds, without gradient."""
+    return x.detach().to_local() if isinstance(x, DTensor) else x.detach()
+
+
+def full(x: Tensor) -> Tensor:
+    """All rows, gathered from all processes. All processes must call it, in the same order."""
+    return x.detach().full_tensor() if isinstance(x, DTensor) else x.detach()
+
+
+@torch.no_grad()
+def fill(x: Tensor, values: Tensor) -> None:
+    """Copy the rows of this process out of `values`, a tensor of the whole shape."""
+    first, last = local_slice(x)
+    (local(x) if isinstance(x, DTensor) else x).copy_(values[first:last] if x.dim() else values)
+
+
+@torch.no_grad()
+def rebuilt(build: Callable[[], nn.Module], source: nn.Module, device: torch.device) -> nn.Module:
+    """A sharded model with the weights of a sharded model. No process ever holds all weights.
+
+    Args:
+        build:  makes the model: its trunk on the meta device; a new head on a real device, with its first weights,
+                which are the same on all processes.
+        source: has the trunk's weights. The name of a weight may begin with "transformer." in only one of the models.
+    """
+    model = build()
+    heads = {name: p.detach().clone() for name, p in model.named_parameters() if not p.is_meta}
+    model = shard(model, device).to_empty(device=device)
+    found = {name.removeprefix("transformer."): p for name, p in source.named_parameters()}
+    for name, p in model.named_parameters():
+        if name in heads:
+            fill(p, heads[name])
+        else:
+            local(p).copy_(local(found[name.removeprefix("transformer.")]))
+    return model

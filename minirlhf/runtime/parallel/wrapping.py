@@ -1,0 +1,38 @@
+"""A module whose gradients the processes share, and micro-batches of which all processes have equally many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from minirlhf.runtime.parallel.pace import equal_counts
+from minirlhf.runtime.parallel.sharding import is_sharded, shard
+from minirlhf.runtime.parallel.strategy import current
+
+Group = TypeVar("Group", bound=Sequence)
+
+
+def wrapped(module: nn.Module) -> nn.Module:
+    """DistributedDataParallel around the module, or the module itself, sharded."""
+    if current().shards:
+        return module if is_sharded(module) else shard(module, next(module.parameters()).device)
+    # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def equally_many(groups: Sequence[Group], device: torch.device) -> list[Group]:
+    """Split groups until this process has as many as the process with the most. Sharded models only.
+
+    Raises: RuntimeError if this process has fewer rows than another process has groups.
+    """
+    groups, number = list(groups), equal_counts(len(groups), torch.empty(0, device=device))
+    while len(groups) < number:
+        largest = max(range(len(groups)), key=lambda i: len(groups[i]), default=None)
+        if largest is None or len(groups[largest]) < 2:
+            raise RuntimeError(f"this process has rows for {len(groups)} micro-batches, but another has {number}")
+        half = len(groups[largest]) // 2
+        groups[largest : largest + 1] = groups[largest][:half], groups[largest][half:]
+    return groups
