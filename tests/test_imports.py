@@ -17,6 +17,7 @@ ROOMS = [
     "nearest",
     "foreign",
     "errors",
+    "manifest",
     "losses",
     "runtime",
     "model",

@@ -100,7 +100,7 @@ def checked(
 
 def step_to_resume(job: Opened) -> str | None:
     """The step of `--resume step-N`."""
-    return None if isinstance(job.common.resume, bool) or restarted() else job.common.resume
+    return None if job.common.resume in (True, False, "previous") or restarted() else job.common.resume
 
 
 def need(job: Opened, part: str, stages: list[str]) -> None:

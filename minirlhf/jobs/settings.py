@@ -19,7 +19,7 @@ class JobConfig:
 
     output: str | None = None  # [folder] everything is written here; default: a fresh runs/NAME-001
     resume: bool | str = False  # [-] go on with the job in `output`; finished stages are reused; step-N: from this
-    #                             checkpoint of the program's own stage
+    #                             checkpoint of the program's own stage; previous: also if the newest is damaged
     seed: int = 0  # [-] of data, initial weights, shuffling and sampling
     task: str = "reviews"  # [-] embedded task: reviews or arithmetic
     data: str | None = None  # [files] your own rows instead of the embedded task: files or folders, with commas
@@ -59,9 +59,9 @@ class JobConfig:
             )
 
     @property
-    def resumes(self) -> bool:
-        """True if the user asked to resume, or if torchrun has restarted the job after a crash."""
-        return bool(self.resume) or restarted()
+    def resumes(self) -> bool | Literal["previous"]:
+        """True if the user asked to resume, or if torchrun has restarted the job after a crash; or "previous"."""
+        return "previous" if self.resume == "previous" else bool(self.resume) or restarted()
 
 
 @dataclass(frozen=True)

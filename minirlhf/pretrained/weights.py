@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from minirlhf.adapters.lora import adapted_layers
 from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError
+from minirlhf.manifest import check_model_files
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
@@ -164,6 +165,7 @@ def load_pretrained(
     Raises: InputError if a file is missing or broken, or a weight is missing, surplus or of another shape.
     """
     folder = Path(folder)
+    check_model_files(folder)
     config, model_class = read_config(folder)
     check_sizes(config, folder)
     with torch.device("meta"), Uninitialised():
@@ -175,6 +177,7 @@ def load_pretrained(
 
 def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
     """Copy the weights of a `save_pretrained` folder into the model. Raises: InputError as `find_weights`."""
+    check_model_files(Path(folder))
     if isinstance(model, Policy):
         if model.value_head is not None:
             _load_value_head(model.value_head, Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minirlhf.errors import InputError
@@ -21,6 +22,21 @@ def goal(config: Any, evaluation: dict[str, float]) -> tuple[str, str]:
             f"run.best_metric: needed a metric of evaluations, got {name}{nearest(name, evaluation)}; they have {known}"
         )
     return name, config.best_mode or better(name)
+
+
+def new_best(run: Any, evaluation: dict[str, float], best: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """-> (whether this evaluation of a `Run` is better than all before, the best evaluation from now on).
+
+    best: {"step", "value", "since"}, empty before the first evaluation. since: number of evaluations after the best.
+    """
+    name, direction = goal(run.config, evaluation) if run.config.best_metric else run.trainer.best
+    value = evaluation.get(name)
+    if value is None or math.isnan(value):
+        return False, best
+    sign = 1 if direction == "max" else -1
+    if best and sign * value <= sign * best["value"]:
+        return False, {**best, "since": best["since"] + 1}
+    return True, {"step": run.step, "value": value, "since": 0}
 
 
 def check_metric(run: Any) -> None:

@@ -20,21 +20,28 @@ from safetensors.torch import load_file, save_file
 
 from minirlhf.errors import InputError
 
-TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+TENSORS, STATE = "state.safetensors", "state.json"
+
+
+def aside_of(folder: Path, process: int) -> Path:
+    """The dotted name under which a process writes the folder."""
+    return folder.with_name(f".{folder.name}.{process}.tmp")
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write into; at the end it becomes `folder`. After an exception it is deleted."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+def written_whole(folder: Path, more: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder to write into; at the end it becomes `folder`. After an exception it is deleted.
+
+    more: further keys of the folder's manifest, known at the end.
+    """
+    from minirlhf.manifest import write_manifest  # here, so that the core loads no leaf
+
+    aside = aside_of(folder, os.getpid())
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
-        sizes = {
-            str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()
-        }
-        (aside / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
+        write_manifest(aside, **more or {})
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
@@ -77,41 +84,43 @@ def remove_leftovers(folder: Path) -> None:
 
 def is_complete(folder: Path) -> bool:
     """True if every file of the manifest exists and has its listed size."""
-    try:
-        sizes = json.loads((folder / MANIFEST).read_text())
-        return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return False
-    except OSError as error:  # a resumed run must not take an older checkpoint in silence
-        raise InputError(f"{folder}: needed a folder that can be read ({error}); check its permissions") from None
+    from minirlhf.manifest import is_complete  # here, so that the core loads no leaf
+
+    return is_complete(folder)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a nested dict of tensors and JSON values."""
-    tensors: dict[str, torch.Tensor] = {}
-    values = _split(state, "", tensors)
-    save_file(tensors, folder / TENSORS)
+    values, tensors = split_state(state)
+    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(values) + "\n")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read the dict that `save_state` wrote.   Raises: InputError if the folder is incomplete or a file is broken."""
-    if not is_complete(folder):
-        raise InputError(
-            f"{folder}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and "
-            "resume from an earlier checkpoint"
-        )
+    """Read the dict that `save_state` wrote.   Raises: InputError if a file is damaged; see `manifest.py`."""
+    from minirlhf.manifest import check_files  # here, so that the core loads no leaf
+
+    check_files(folder, "resume from another checkpoint")
     try:
-        state, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: needed a readable checkpoint ({error}); resume from an earlier checkpoint"
-        ) from None
+        state = json.loads((folder / STATE).read_text())
+        return put_tensors(state, load_file(folder / TENSORS))
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+        raise InputError(f"{folder}: needed a readable checkpoint ({error}); resume from another checkpoint") from None
+
+
+def split_state(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A nested dict -> (its JSON values, its tensors by their path)."""
+    tensors: dict[str, torch.Tensor] = {}
+    return _split(state, "", tensors), tensors
+
+
+def put_tensors(state: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `split_state`, in place."""
     for name, tensor in tensors.items():
         *path, last = name.split("/")
         parent = state
         for key in path:
-            parent = parent[key]
+            parent = parent.setdefault(key, {})
         parent[last] = tensor
     return state
 
@@ -122,7 +131,7 @@ def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         moved = {key: _split(entry, f"{name}/{key}" if name else key, tensors) for key, entry in value.items()}
         return {key: entry for key, entry in moved.items() if not isinstance(value[key], torch.Tensor)}
     if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().clone().contiguous()
+        tensors[name] = value.detach()
         return None
     return value
 

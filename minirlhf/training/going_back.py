@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from minirlhf.errors import InputError, shown
-from minirlhf.training.checkpoint import STATE, is_complete
+from minirlhf.manifest import check_files, is_complete
+from minirlhf.pretrained.safe import read_json
+from minirlhf.training.checkpoint import STATE
 
 STEP = re.compile(r"step-(\d+)")
 LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")  # a resumed run drops their later lines
@@ -22,7 +23,9 @@ def check_step(run: Path, name: str, final: str) -> None:
     if not is_complete(run / "checkpoints" / name):
         known = ", ".join(f"step-{n}" for n in sorted(_steps(run))) or "none"
         raise InputError(f"--resume {name}: needed a complete checkpoint of {run}, which has {known}; choose another")
-    best = json.loads((run / "checkpoints" / name / STATE).read_text())["best"].get("step")
+    folder = run / "checkpoints" / name
+    check_files(folder, "choose another step")
+    best = read_json(folder / STATE, "the state of a run", best=dict)["best"].get("step")
     if final == "best" and best and not is_complete(run / "checkpoints" / f"step-{best}"):
         raise InputError(
             f"--resume {name}: --run.final best needs step-{best}, the best checkpoint at that step, but a later best "
@@ -39,13 +42,7 @@ def go_back(run: Path, name: str) -> str:
     step = int(STEP.fullmatch(name)[1])
     later = [run / "checkpoints" / f"step-{n}" for n in sorted(_steps(run)) if n > step]
     moved = [*later, *(run / folder for folder in ("model", "adapter") if (run / folder).exists())]
-    kept = next(aside for n in range(1, 10_000) if not (aside := run / f"left-{n:03d}").exists())
-    kept.mkdir()
-    for path in moved:
-        path.rename(kept / path.name)
-    for path in (run / file for file in LINES):
-        if path.exists():
-            shutil.copyfile(path, kept / path.name)
+    kept = set_aside(run, moved)
     lines = (run / LINES[0]).read_text(encoding="utf-8").count("\n") if (run / LINES[0]).exists() else 0
     return (
         f"{run}: goes back to {name}; {max(0, lines - step):,} later lines of metrics, {len(later)} later checkpoints "
@@ -53,10 +50,22 @@ def go_back(run: Path, name: str) -> str:
     )
 
 
+def set_aside(run: Path, moved: list[Path]) -> Path:
+    """Move files of a run, and copy the files with lines, to a new folder left-NNN of the run -> that folder."""
+    kept = next(aside for n in range(1, 10_000) if not (aside := run / f"left-{n:03d}").exists())
+    kept.mkdir()
+    for path in moved:
+        path.rename(kept / path.name)
+    for path in (run / file for file in LINES):
+        if path.exists():
+            shutil.copyfile(path, kept / path.name)
+    return kept
+
+
 def check_name(value: str) -> None:
-    """Raise InputError unless this is step-N."""
-    if not STEP.fullmatch(value):
-        raise InputError(f"--resume: needed no value, true, false or step-N, got {shown(value)}; see --help")
+    """Raise InputError unless this is step-N or previous."""
+    if value != "previous" and not STEP.fullmatch(value):
+        raise InputError(f"--resume: needed no value, true, false, previous or step-N, got {shown(value)}; see --help")
 
 
 def _steps(run: Path) -> list[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from minirlhf.errors import InputError
+from minirlhf.manifest import MANIFEST, read_manifest
 from minirlhf.runtime.distributed import barrier, is_main
-from minirlhf.training.checkpoint import MANIFEST, discard
+from minirlhf.training.checkpoint import discard
 
 FIRST = ("config.toml", "log.txt")  # every run has both
 FILES = (*FIRST, "metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -64,11 +64,11 @@ def _strangers(path: Path) -> Iterator[Path]:
 def _unlisted(folder: Path) -> Iterator[Path]:
     """The files of a folder that its manifest does not list with their size."""
     try:
-        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        sizes = {name: file["size"] for name, file in read_manifest(folder)["files"].items()}
+    except (OSError, ValueError):
         sizes = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        is_listed = isinstance(sizes, dict) and (name == MANIFEST or sizes.get(name) == path.lstat().st_size)
+        is_listed = name == MANIFEST or sizes.get(name) == path.lstat().st_size
         if path.is_symlink() or (path.is_file() and not is_listed):
             yield path

@@ -29,11 +29,8 @@ from minirlhf.training.checkpoint import (
     discard,
     holds_anything,
     is_complete,
-    load_state,
     remove_leftovers,
-    save_state,
     write_whole,
-    written_whole,
 )
 from minirlhf.training.journal import Journal
 from minirlhf.training.settings import settings_to_toml
@@ -49,6 +46,8 @@ class RunSettings:
 
     eval_every: int | None = None  # [steps] between evaluations; none: ten in a run; 0: only after the last step
     save_every: int | None = None  # [steps] between checkpoints; none: ten in a run; 0: only after the last step
+    async_save: bool = False  # [-] write checkpoints in a thread: the training waits for the copy to host memory only
+    export: bool = False  # [-] write models in the Hugging Face layout beside checkpoints in shards too
     keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
     best_metric: str | None = None  # [-] of evaluations, such as eval/loss; decides the best checkpoint; none: as the
     #                                 algorithm says
@@ -68,7 +67,8 @@ class RunConfig(RunSettings):
     """All settings of one run."""
 
     output: str = "runs/run"  # [folder] of all files of the run
-    resume: bool = False  # [-] continue the run in `output`
+    resume: bool | Literal["previous"] = False  # [-] continue the run in `output`; previous: also if its
+    #                                            newest checkpoint is damaged
     overwrite: bool = False  # [-] delete the earlier run in `output`, and nothing else
     base: str | None = None  # [folder] of the model under the adapters; adapter files name it
     seed: int = 0  # [-] seed of dropout
@@ -138,7 +138,8 @@ class Run:
         self.step = 0
         self._done = False  # True once `until` returned True
         self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation, and the number "since"
-        self._saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
+        self.saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
+        self.writing: Any = None  # the thread that writes a checkpoint; see `saving.py`
         self._signals: list[int] = []  # that asked the run to end
         self._open(settings_to_toml(settings or {"run": config}))
 
@@ -185,7 +186,9 @@ class Run:
             # every process takes rank 0's numbers: if only some processes saved, the barrier in `save` would hang
             evaluation = {f"eval/{name}": value for name, value in gather(self.evaluate())[0].items()}
             metrics, seconds = {**metrics, **evaluation}, time.perf_counter() - started
-            improved = self._is_best(evaluation)
+            from minirlhf.training.best import new_best  # here, so that the core loads no leaf
+
+            improved, self._best = new_best(self, evaluation, self._best)
             self._done = bool(self.until and self.until(evaluation))
             self.log(f"step {self.step}: {json.dumps(evaluation)}", show=False)
             if 0 < self.config.patience <= self._best.get("since", 0):
@@ -212,22 +215,29 @@ class Run:
             self._journal.log(text, show or shows("debug"))
 
     def save(self) -> None:
-        """Write checkpoints/step-N, complete or not at all; then delete old checkpoints except the best."""
-        self._saved = self.step
+        """Write checkpoints/step-N, complete or not at all; then delete old checkpoints except the best.
+
+        All processes call it. With `async_save` it returns while a thread writes.
+        Raises: InputError if a weight is not finite, before anything is written.
+        """
+        from minirlhf.training.saving import check_weights, wait, write_checkpoint  # here: the core loads no leaf
+
+        wait(self)
+        check_weights(self)
+        self.saved, best = self.step, self._checkpoint(self._best.get("step") or -1)
         if is_main():
             self._journal.sync()
-            with written_whole(self._checkpoint(self.step)) as folder:
-                for name, model in self.trainer.models.items():
-                    self.files.save_trained(model, folder / name, self.tokenizer, self.config.base)
-                state = {"step": self.step, "done": self._done, "best": self._best}
-                state["trainer"] = self.trainer.state_dict()
-                save_state(folder, state)
-            best = self._best.get("step")
+        state = {"step": self.step, "done": self._done, "best": dict(self._best)}
+        state["trainer"] = self.trainer.state_dict()
+        folder = self._checkpoint(self.step)
+
+        def discard_old() -> None:
             for old in self._checkpoints()[: -self.config.keep]:
-                if old != self._checkpoint(best or -1):
+                if old != best:
                     discard(old)
-        self.log(f"step {self.step}: checkpoint {self._checkpoint(self.step)}", show=False)
-        barrier()
+            self.log(f"{folder.name.replace('-', ' ')}: checkpoint {folder}", show=False)
+
+        write_checkpoint(self, folder, state, discard_old)
 
     def _due(self, every: int | None) -> bool:
         """True if this step is a multiple of `every` steps. None: ten times in a run; 0: never."""
@@ -264,59 +274,34 @@ class Run:
             self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
 
     def _load(self) -> None:
-        """Load the newest complete checkpoint, if any."""
-        found = self._checkpoints()
-        if not found:
-            return
-        state = load_state(found[-1])
-        self._load_models(found[-1])
-        self.step, self._done, self._best = state["step"], state["done"], state["best"]
-        self._saved = self.step
-        self.trainer.load_state_dict(state["trainer"])
+        """Load the newest checkpoint, if any. A damaged checkpoint is an error; see `saving.newest`."""
+        from minirlhf.training.saving import load_checkpoint, newest  # here, so that the core loads no leaf
 
-    def _load_models(self, checkpoint: Path) -> None:
-        for name, model in self.trainer.models.items():
-            self.files.load_trained(model, checkpoint / name)
+        if found := newest(self, self._checkpoints(whole=False)):
+            state = load_checkpoint(self, found)
+            self.step, self._done, self._best = state["step"], state["done"], state["best"]
+            self.saved = self.step
 
     def _finish(self) -> None:
         """Write the last checkpoint, then the folders of the final model."""
-        if self._saved != self.step:
+        from minirlhf.training.saving import load_models, save_final, wait  # here, so that the core loads no leaf
+
+        if self.saved != self.step:
             self.save()
+        wait(self)
         if self.config.final == "best" and self._best:
-            self._load_models(self._checkpoint(self._best["step"]))
-        if is_main() and not is_complete(self.folder / FINAL):
-            model = next(iter(self.trainer.models.values()))
-            if self.files.has_adapter(model):
-                with written_whole(self.folder / ADAPTER) as folder:
-                    self.files.save_trained(model, folder, self.tokenizer, self.config.base)
-            with written_whole(self.folder / FINAL) as folder:
-                self.files.save_final(model, folder, self.tokenizer, self.config.base)
+            load_models(self, self._checkpoint(self._best["step"]))
+        if not is_complete(self.folder / FINAL):
+            save_final(self, self.folder / ADAPTER, self.folder / FINAL)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step}"
 
-    def _checkpoints(self) -> list[Path]:
-        """All complete checkpoints, oldest first. A folder with another name or a missing file is skipped."""
+    def _checkpoints(self, whole: bool = True) -> list[Path]:
+        """The folders of checkpoints, oldest first. whole: leave out a folder with a missing file."""
         found = [path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
-        return sorted(filter(is_complete, found), key=lambda path: int(path.name[5:]))
-
-    def _is_best(self, evaluation: dict[str, float]) -> bool:
-        """True if this evaluation is better than all before; then remember it."""
-        name, direction = self.trainer.best
-        if self.config.best_metric:
-            from minirlhf.training.best import goal  # here, so that the core loads no leaf
-
-            name, direction = goal(self.config, evaluation)
-        value = evaluation.get(name)
-        if value is None or math.isnan(value):
-            return False
-        sign = 1 if direction == "max" else -1
-        if self._best and sign * value <= sign * self._best["value"]:
-            self._best["since"] += 1
-            return False
-        self._best = {"step": self.step, "value": value, "since": 0}
-        return True
+        return sorted((p for p in found if not whole or is_complete(p)), key=lambda path: int(path.name[5:]))
 
     def _headline(self) -> dict[str, str]:
         names = [name for name in self.trainer.headline if name in self.metrics and not name.startswith("eval/")]
@@ -324,8 +309,11 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         if any_rank(bool(self._signals)):
-            if self._saved != self.step:
+            if self.saved != self.step:
                 self.save()
+            from minirlhf.training.saving import wait  # here, so that the core loads no leaf
+
+            wait(self)
             self.log(f"{self.folder.name}: stopped at step {self.step} with a checkpoint; continue with --resume")
             raise SystemExit(128 + (self._signals or [signal.SIGTERM])[0])
 

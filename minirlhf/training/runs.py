@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.errors import InputError, shown
+from minirlhf.manifest import missing
 
 COMMON = ("model", "lora", "run")  # tables of config.toml that belong to no single stage
 STARTED = re.compile(r"\S+ \S+  (?:started|resumed) at step \d+ of (\d+)\n?")
@@ -128,11 +129,10 @@ def better(metric: str) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """As `checkpoint.is_complete`, which needs torch: every file of the manifest exists and has its listed size."""
+    """As `manifest.is_complete`; a folder that cannot be read is incomplete."""
     try:
-        sizes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return isinstance(sizes, dict) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, RecursionError):
+        return missing(folder) is None
+    except OSError:
         return False
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from minirlhf.errors import InputError, shown
 
-MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level")  # in a resumed run
+# settings that may change in a resumed run
+MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "async_save", "export")
 
 
 def check_same_settings(path: Path, settings: str) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint is complete or absent, and nested state is read back unchanged."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -69,8 +70,10 @@ def test_two_names_of_one_tensor_are_saved(tmp_path):
 
 
 def test_the_manifest_lists_every_file_with_its_size(saved):
-    sizes = json.loads((saved / "manifest.json").read_text())
-    assert sizes.keys() == {"policy/weights", "state.json", "state.safetensors"} and sizes["policy/weights"] == 4
+    files = json.loads((saved / "manifest.json").read_text())["files"]
+    assert files.keys() == {"policy/weights", "state.json", "state.safetensors"}
+    digest = hashlib.sha256(b"1234").hexdigest()
+    assert files["policy/weights"] == {"size": 4, "sha256": digest}
     assert is_complete(saved) and names(saved.parent.parent)[:2] == ["checkpoints", "checkpoints/step-3"]
 
 
@@ -149,10 +152,10 @@ def test_a_checkpoint_with_a_file_cut_short_or_gone_is_incomplete(saved, file, f
     path = saved / file
     path.unlink() if fault == "gone" else os.truncate(path, path.stat().st_size + (1 if fault == "longer" else -1))
     assert not is_complete(saved)
-    assert refusal(saved) == (
-        f"{saved}: needed a complete checkpoint, but a file is missing or cut short; delete this checkpoint and resume "
-        "from an earlier checkpoint"
-    )
+    size = len((saved / file).read_bytes()) if fault != "gone" else 0
+    said = f"{file} is missing" if fault == "gone" else f"{file} has {size} bytes, not "
+    text = refusal(saved)
+    assert text.startswith(f"{saved}: damaged: {said}") and text.endswith("; resume from another checkpoint")
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{", "null", "[]"])
@@ -160,7 +163,8 @@ def test_a_checkpoint_without_a_readable_manifest_is_incomplete(saved, manifest)
     path = saved / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
     assert not is_complete(saved)
-    assert "needed a complete checkpoint" in refusal(saved)
+    said = "manifest.json is missing" if manifest is None else "manifest.json is damaged ("
+    assert refusal(saved).startswith(f"{saved}: damaged: {said}")
 
 
 @pytest.mark.parametrize("fault", ["a folder", "a loop of links"])
@@ -184,8 +188,8 @@ def test_an_absent_folder_is_incomplete(tmp_path):
 def test_a_file_of_the_right_size_and_wrong_content_is_refused(saved, file):
     (saved / file).write_bytes(b"\xff" * (saved / file).stat().st_size)
     text = refusal(saved)
-    assert text.startswith(f"{saved}: needed a readable checkpoint (") and text.endswith(
-        "resume from an earlier checkpoint"
+    assert text == (
+        f"{saved}: damaged: the checksum of {file} differs from manifest.json; resume from another checkpoint"
     )
 
 

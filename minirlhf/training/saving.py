@@ -1,0 +1,308 @@
+"""Write and read the checkpoints of a run.
+
+A run of one process or of ddp writes its models in the Hugging Face layout. A run whose weights or optimizer differ
+between ranks writes shards; see `shards.py`. With `--run.async_save true` a thread writes, and the training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minirlhf.adapters.lora import active_adapter
+from minirlhf.errors import InputError
+from minirlhf.manifest import check_files, damage, is_complete, missing, read_manifest
+from minirlhf.pretrained.safe import read_json
+from minirlhf.runtime.distributed import gather, is_main, rank, say, world_size
+from minirlhf.training.checkpoint import (
+    STATE,
+    TENSORS,
+    aside_of,
+    load_state,
+    put_tensors,
+    save_state,
+    split_state,
+    written_whole,
+)
+
+LARGEST_WEIGHT = 1e9  # no trained weight comes near
+MOMENTS = "/moments/"  # in the names of the optimizer's state, the only large tensors beside the weights
+
+
+# Write
+
+
+def write_checkpoint(run: Any, folder: Path, state: dict[str, Any], then: Callable[[], None]) -> None:
+    """Write a checkpoint of a `Run`; `then` runs on the main process once the checkpoint is complete.
+
+    With `async_save` this function returns as soon as weights and state are copied to the host.
+    """
+    write = _prepared(run, folder, state, copied=run.config.async_save)
+
+    def write_all() -> None:
+        write()
+        if is_main():
+            then()
+
+    run.writing = InBackground(write_all)
+    if run.config.async_save:
+        run.writing.start()
+    else:
+        run.writing.run()
+        wait(run)
+
+
+def wait(run: Any) -> None:
+    """Wait until the checkpoint in progress is written. All ranks must call it. Raises the error of any rank."""
+    if (writing := run.writing) is None:
+        return
+    run.writing = None
+    writing.join()
+    errors = gather(None if writing.error is None else f"{type(writing.error).__name__}: {writing.error}")
+    if writing.error is not None:
+        raise writing.error
+    for number, error in enumerate(errors):
+        if error is not None:
+            raise InputError(f"{run.folder}: rank {number} could not write the checkpoint ({error})")
+
+
+class InBackground(threading.Thread):
+    """A thread that keeps its error. It is no daemon, so a program that ends waits for its last checkpoint."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        super().__init__(name="checkpoint")
+        self.write, self.error = write, None
+
+    def run(self) -> None:
+        try:
+            self.write()
+        except BaseException as error:  # shown by `wait`
+            self.error = error
+
+    def join(self, timeout: float | None = None) -> None:
+        if self.ident is not None:  # it was started
+            super().join(timeout)
+
+
+def _prepared(run: Any, folder: Path, state: dict[str, Any], copied: bool) -> Callable[[], None]:
+    """The function that writes the checkpoint, without a collective. All ranks must call this function."""
+    models, files, options = run.trainer.models, run.files, (run.tokenizer, run.config.base)
+    if world_size() > 1 and (write := _prepared_shards(models, folder, state, copied)):
+        return write
+    if not is_main():
+        return lambda: None
+    if copied:
+        models = _copies(models)
+        values, tensors = split_state(state)
+        state = put_tensors(values, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
+
+    def write() -> None:
+        with written_whole(folder, {"step": state["step"]}) as aside:
+            for name, model in models.items():
+                files.save_trained(model, aside / name, *options)
+            save_state(aside, state)
+
+    return write
+
+
+def _prepared_shards(
+    models: dict[str, nn.Module], folder: Path, state: dict[str, Any], copied: bool
+) -> Callable[[], None] | None:
+    """As `_prepared`; None if all ranks hold the same weights and state, so that one process can write all."""
+    from minirlhf.training.shards import differs_between_ranks, on_host, own_slices
+
+    values, tensors = split_state(state)
+    weights = {f"{model}/{name}": t for model in models for name, t in weights_of(models[model]).items()}
+    everything = {**weights, **{f"state/{name}": tensor for name, tensor in tensors.items()}}
+    if not differs_between_ranks(everything):
+        return None
+    slices, main = on_host(own_slices(everything), copied), gather(os.getpid())[0]
+    number, world, aside = rank(), world_size(), aside_of(folder, main)
+    return lambda: _write_shards(folder, aside, number, world, slices, values)
+
+
+def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: dict, values: dict[str, Any]) -> None:
+    from minirlhf.training.shards import collected, wait_for, write_shard
+
+    if number:
+        wait_for(aside.is_dir, f"rank {number}: needed the folder {aside}")
+        write_shard(aside, number, world, slices)
+        return
+    listed: dict[str, Any] = {"step": values["step"]}
+    with written_whole(folder, listed) as aside:
+        write_shard(aside, number, world, slices)
+        (aside / STATE).write_text(json.dumps(values) + "\n")
+        listed["tensors"] = collected(aside, world)
+
+
+def _copies(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Copies of the models on the host. Weights that two models share stay shared."""
+    memo: dict[int, Any] = {}
+    for model in models.values():
+        for p in model.parameters():
+            memo[id(p)] = nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad)
+        for buffer in model.buffers():
+            memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(models, memo)
+
+
+def save_final(run: Any, adapter: Path, final: Path) -> None:
+    """Write the folders of the finished model of a `Run`. All ranks must call it.
+
+    A sharded model is written tensor by tensor, so no rank ever holds it whole.
+    """
+    check_weights(run)
+    model, options = next(iter(run.trainer.models.values())), (run.tokenizer, run.config.base)
+    together = is_sharded(model)
+    for folder in (adapter, final):
+        save = run.files.save_final if folder == final else run.files.save_trained
+        if (is_main() or together) and (folder == final or run.files.has_adapter(model)):
+            with written_whole(folder) if is_main() else contextlib.nullcontext(folder) as aside:
+                save(model, aside, *options)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(p, "to_local") for p in model.parameters())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint in shards holds: all, or beside adapters the trained weights only."""
+    if active_adapter(model) is None:
+        return model.state_dict()
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_weights(run: Any) -> None:
+    """Refuse to write weights that are not finite or too large. All ranks must call it; it reads each weight once.
+
+    Raises: InputError on every rank.
+    """
+    named = {f"{m}.{n}": _local(p) for m, model in run.trainer.models.items() for n, p in model.named_parameters()}
+    named = {name: p for name, p in named.items() if p.is_floating_point() and p.numel()}
+    largest = torch.stack([p.abs().max().float() for p in named.values()]).tolist() if named else []
+    bad = [f"{name} holds {x:g}" for name, x in zip(named, largest, strict=True) if not x <= LARGEST_WEIGHT]
+    if bad := [x for each in gather(bad[:1]) for x in each]:
+        last = run.folder / "checkpoints" / f"step-{run.saved}" if run.saved >= 0 else "none"
+        raise InputError(
+            f"{run.folder}: step {run.step}: {bad[0]}, needed finite weights of at most {LARGEST_WEIGHT:g}; nothing "
+            f"was written, and the last good checkpoint is {last}; start from it with a lower learning rate"
+        )
+
+
+# Read
+
+
+def newest(run: Any, steps: list[Path]) -> Path | None:
+    """The checkpoint to resume from: the newest. steps: all folders of checkpoints, oldest first.
+
+    Raises: InputError for a damaged checkpoint, unless `resume` is "previous": then the newest whole checkpoint before
+    it is taken, and the damaged checkpoints are moved aside.
+    """
+    final = run.folder / "model"
+    if final.exists() and (fault := missing(final)):
+        raise InputError(f"{final}: damaged: {fault}; move it away, and `--resume` writes it again")
+    for path in steps[:-1]:
+        if not is_complete(path):
+            say(f"{path}: damaged, and not used; delete it")
+    damaged = []
+    while steps and (fault := agreed_damage(steps[-1])):
+        damaged.append(steps.pop())
+        before = steps[-1].name if steps else "no checkpoint"
+        say(f"{damaged[-1]}: damaged: {fault}")
+        if run.config.resume != "previous":
+            raise InputError(
+                f"{damaged[-1]}: damaged: {fault}; `--resume previous` goes on from the newest whole checkpoint before "
+                f"it ({before}), and keeps the damaged checkpoint in a folder beside"
+            )
+    if damaged:
+        from minirlhf.training.going_back import set_aside
+
+        if not steps:
+            raise InputError(f"{run.folder}: all checkpoints are damaged; restore one, or choose another --output")
+        if is_main():
+            kept = set_aside(run.folder, damaged)
+            say(f"{run.folder}: resumes from {steps[-1].name}; the damaged checkpoints are in {kept}")
+    return steps[-1] if steps else None
+
+
+def agreed_damage(folder: Path) -> str | None:
+    """The first fault of a folder, the same on all ranks: each rank reads its share of the files."""
+    try:
+        names = sorted(read_manifest(folder)["files"])[rank() :: world_size()]
+    except (OSError, ValueError):
+        names = []
+    return next((fault for fault in gather(damage(folder, names)) if fault), None)
+
+
+def load_checkpoint(run: Any, folder: Path) -> dict[str, Any]:
+    """Load the models and the trainer of a `Run` from a checkpoint -> its state.
+
+    Raises: InputError if it is the checkpoint of another model or of another algorithm.
+    """
+    load_models(run, folder)
+    sharded = any(map(is_sharded, run.trainer.models.values()))
+    state = read_state(folder, lazy=sharded)
+    try:
+        step, best = state["step"], dict(state["best"])
+        if type(step) is not int or type(state["done"]) is not bool or not 0 <= step <= len(run.batches):
+            raise ValueError(f"step {step}, done {state['done']}")
+        if best and not (type(best["step"]) is int and float(best["value"]) <= 1e400 and best["since"] >= 0):
+            raise ValueError(f"best {best}")
+        run.trainer.load_state_dict(state["trainer"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / STATE}: needed the state of this run's algorithm, got {type(error).__name__}: {error}; "
+            "resume with the program and the settings that wrote it, or from another checkpoint"
+        ) from None
+    return state
+
+
+def read_state(folder: Path, lazy: bool) -> dict[str, Any]:
+    """The state in a checkpoint of any layout. lazy: moments of the optimizer are `StoredTensor`s, not yet read."""
+    if not (has_shards(folder) or lazy):
+        return load_state(folder)
+    from minirlhf.training.shards import stored_tensors, tensors_of_file
+
+    stored = {name.removeprefix("state/"): t for name, t in stored_tensors(folder).items() if name.startswith("state/")}
+    check_files(folder, "resume from another checkpoint")
+    stored = stored or tensors_of_file(folder, TENSORS)
+    values = read_json(folder / STATE, "the state of a run")
+    tensors = {name: t if lazy and MOMENTS in name else t.whole() for name, t in stored.items()}
+    return put_tensors(values, tensors)
+
+
+def has_shards(folder: Path) -> bool:
+    return "tensors" in read_manifest(folder)
+
+
+def load_models(run: Any, folder: Path) -> None:
+    """Load the weights of all models of a `Run` from a checkpoint of any layout."""
+    if not has_shards(folder):
+        for name, model in run.trainer.models.items():
+            run.files.load_trained(model, folder / name)
+        return
+    from minirlhf.training.shards import stored_tensors
+
+    stored = stored_tensors(folder)
+    for name, model in run.trainer.models.items():
+        weights = weights_of(model)
+        found = {key.partition("/")[2] for key in stored if key.startswith(f"{name}/")}
+        if odd := sorted(found ^ weights.keys()):
+            where = "this model" if odd[0] in found else "the checkpoint"
+            raise InputError(f"{folder}: {odd[0]} of {name} is not in {where}; it is a checkpoint of another model")
+        with torch.no_grad():
+            for key, weight in weights.items():
+                _local(weight).copy_(_local(stored[f"{name}/{key}"].like(weight)))
