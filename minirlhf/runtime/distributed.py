@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,17 +52,13 @@ def process_group(device: torch.device) -> Iterator[None]:
 
     A program of one process joins no group.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    from minirlhf.runtime.rendezvous import joined  # here, so that the core loads no leaf
+
+    with joined(device):
         yield
-    finally:
-        # A gloo thread may still hold tensors of the last collective, and it needs the interpreter lock to free them.
-        # destroy_process_group() holds that lock while it waits for the thread, so an immediate call can hang.
-        time.sleep(0.1)
-        dist.destroy_process_group()
 
 
 def local_rows(rows: Sequence, even: bool = True) -> Sequence:
