@@ -24,15 +24,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "algorithms")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
 
-import ranks  # noqa: E402
-import tiny  # noqa: E402
+import ranks
+import tiny
 
-from minirlhf.losses import masking  # noqa: E402
-from minirlhf.runtime import distributed  # noqa: E402
-from minirlhf.runtime.distributed import local_rows, process_group  # noqa: E402
+from minirlhf.losses import masking
+from minirlhf.runtime import distributed
+from minirlhf.runtime.distributed import local_rows, process_group
 
 STEPS = 5
 CPU = torch.device("cpu")

@@ -47,18 +47,23 @@ def _child(rank: int, world: int, port: int, function: Callable[..., None], args
         os._exit(code)
 
 
-def wait(pids: list[int], seconds: float) -> list[int | None]:
-    """Exit codes; a negative code is a signal. A process that runs longer is killed and has the code None."""
+def wait(pids: list[int], seconds: float, grace: float | None = None) -> list[int | None]:
+    """Exit codes; a negative code is a signal. A process that runs longer is killed and has the code None.
+
+    grace: [s] after a process failed, the others are killed; None waits for them as long as for all.
+    """
     codes: dict[int, int | None] = {}
     end = time.monotonic() + seconds
     while len(codes) < len(pids):
+        late = time.monotonic() > end
         for pid in set(pids) - set(codes):
-            late = time.monotonic() > end
             if late:
                 os.kill(pid, signal.SIGKILL)
             found, status = os.waitpid(pid, 0 if late else os.WNOHANG)
             if found:
                 codes[pid] = None if late else os.waitstatus_to_exitcode(status)
+                if codes[pid] and grace is not None:
+                    end = min(end, time.monotonic() + grace)
         time.sleep(0.01)
     return [codes[pid] for pid in pids]
 
