@@ -46,7 +46,7 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, local_rows, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, local_rows, own_pace, world_size, wrap
 from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -281,12 +281,13 @@ class GRPOTrainer:
     def read(self, rollout: Rollout, name: str) -> Tensor:
         """Read "logps" or "entropy" from the policy's forward -> [B, T], 0 outside completions. No gradient."""
         temperature = self.config.temperature
-        numbers = read(
-            lambda ids, mask: getattr(self.policy(ids, mask, temperature=temperature), name),
-            (rollout.input_ids, rollout.attention_mask),
-            rollout.lengths,
-            self.config.microbatch_tokens,
-        )
+        with own_pace(self.policy):
+            numbers = read(
+                lambda ids, mask: getattr(self.policy(ids, mask, temperature=temperature), name),
+                (rollout.input_ids, rollout.attention_mask),
+                rollout.lengths,
+                self.config.microbatch_tokens,
+            )
         return torch.where(rollout.completion_mask, numbers.to(rollout.logps.dtype), 0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -203,7 +203,9 @@ class PPOTrainer:
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy, **terms}
             sums.add(count, mask, loss=losses, **terms)
         if self.steps_done < config.value_warmup:
-            self.optimizer.drop_gradients_except(self.value_parameters())
+            from minirlhf.training.own_rate import drop_gradients_except  # here, so that the core loads no leaf
+
+            drop_gradients_except(self.optimizer, self.value_parameters())
         return self.optimizer.step(sums)
 
     def value_parameters(self) -> list[torch.nn.Parameter]:

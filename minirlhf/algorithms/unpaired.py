@@ -20,7 +20,7 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import RunningMean, apo_zero_unpaired_loss, bco_loss, density_ratio, kto_kl, kto_loss, sum_logps
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
-from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, own_pace, world_size, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -135,7 +135,8 @@ class UnpairedTrainer:
         """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts)."""
         if self.config.loss != "kto":
             return torch.zeros((), device=self.device)  # only kto has a KL
-        log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in groups])
+        with own_pace(self.ref_policy, self.policy):
+            log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in groups])
         total, count = all_sum(torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]))
         return kto_kl(log_ratios, total=total, count=count)
 

@@ -93,13 +93,6 @@ def own_pace(*models: nn.Module, whole: bool = False) -> contextlib.AbstractCont
     return own_pace(*models, whole=whole)
 
 
-def gradient_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:
-    """Context for forward and backward of one micro-batch: with `enabled` False, ranks exchange no gradients in it."""
-    if enabled or not isinstance(module, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return module.no_sync()
-
-
 def backward(loss: Tensor) -> None:
     """Backward of a loss that is divided by the global count. It multiplies by the world size, because DDP averages."""
     (loss * world_size()).backward()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -115,13 +114,6 @@ class Optimizer:
         from minirlhf.runtime.parallel.gradients import clip  # here, so that the core loads no leaf
 
         return clip(parameters, most)
-
-    def drop_gradients_except(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop all other gradients, so that the next step changes `parameters` only."""
-        kept_ids = {id(p) for p in parameters}
-        for p in self.parameters.values():
-            if id(p) not in kept_ids:
-                p.grad = None
 
     def state_dict(self) -> dict:
         """{"update": count, "moments": {name: moments}}. Positions would change with frozen layers; names do not."""

@@ -1,4 +1,4 @@
-"""A learning rate of their own for some parameters of an optimizer, such as those of PPO's value function."""
+"""Some parameters of an optimizer, such as PPO's value function, learn at their own rate, or alone."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def give_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr: floa
         if chosen:
             optimizer.adamw.add_param_group({**group, "params": chosen, "scale": lr / optimizer.config.lr})
     groups[:] = [group for group in groups if group["params"]]
+
+
+def drop_gradients_except(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Drop all other gradients, so that the next step changes `parameters` only."""
+    kept_ids = {id(p) for p in parameters}
+    for p in optimizer.parameters.values():
+        if id(p) not in kept_ids:
+            p.grad = None

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from minirlhf.losses.masking import masked_mean
-from minirlhf.runtime.distributed import gradient_sync, world_size
+from minirlhf.runtime.distributed import world_size
 
 Group = TypeVar("Group")
 
 
 def micro_batches(groups: Sequence[Group], *models: nn.Module | None) -> Iterator[Group]:
-    """Yield the groups of one update. Between processes, `models` exchange gradients in the last group only.
+    """Yield the groups of one update. Between processes, `models` exchange gradients; see `in_step`.
 
-    The body of the loop must run forward and backward of its group. If models are sharded, some groups are split, so
-    that all processes have equally many.
+    The body of the loop must run forward and backward of its group.
     """
-    if world_size() > 1:
-        from minirlhf.runtime.parallel.wrapping import equally_many  # here, so that the core loads no leaf
+    if world_size() == 1:
+        return iter(groups)
+    from minirlhf.runtime.parallel.wrapping import in_step  # here, so that the core loads no leaf
 
-        groups = equally_many(groups, next(models[0].parameters()).device)
-    for number, group in enumerate(groups, start=1):
-        with ExitStack() as stack:
-            for model in models:
-                stack.enter_context(gradient_sync(model, enabled=number == len(groups)))
-            yield group
+    return in_step(groups, [model for model in models if model is not None])
 
 
 class Sums(dict[str, Tensor]):

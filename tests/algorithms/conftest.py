@@ -16,15 +16,27 @@ sys.path.insert(0, str(HERE))
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
     """The folder with weights and metrics of two gloo processes (CASE-RANK.safetensors, .json) and their exit codes."""
-    folder = tmp_path_factory.mktemp("ranks")
+    return ranks(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="session")
+def all_sharded(tmp_path_factory):
+    """As `two_processes`, with every case in slices whose models have a base each."""
+    import tiny
+
+    cases = [case for case in tiny.CASES if case not in ("ppo_adapters", "ppo_4_bits")]
+    return ranks(tmp_path_factory.mktemp("ranks"), SHARDED=",".join(cases))
+
+
+def ranks(folder, **variables):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = {**os.environ, **variables, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, str(HERE / "tiny.py"), "ranks", str(folder)]
     processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

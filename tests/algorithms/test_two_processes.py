@@ -10,15 +10,34 @@ from torch.testing import assert_close
 
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_two_processes_train_as_one_process_on_the_joined_batch(two_processes, case):
+    check_case(two_processes, case, case)
+
+
+def check_case(folder, case, name):
+    """The results that both processes wrote under this name are those of one process."""
     alone = tiny.CASES[case]()
     log = tiny.train(alone, tiny.batches(8))
     assert any((w - v).abs().max() > 1e-3 for w, v in zip(_values(alone), _values(tiny.CASES[case]()), strict=True))
     bound = 1e-6 if case == "ppo_4_bits" else 1e-9  # 4-bit weights are read as fp32, so their adapters are rounded too
     for rank in range(2):
-        found = load_file(two_processes / f"{case}-{rank}.safetensors")
+        found = load_file(folder / f"{name}-{rank}.safetensors")
         assert_close(found, tiny.weights(alone), rtol=bound, atol=bound)
-        for metrics, expected in zip(json.loads((two_processes / f"{case}-{rank}.json").read_text()), log, strict=True):
+        for metrics, expected in zip(json.loads((folder / f"{name}-{rank}.json").read_text()), log, strict=True):
             assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", tiny.SHARDED.split(","))
+def test_a_model_in_slices_trains_as_in_one_process(two_processes, case):
+    check_case(two_processes, case, f"{case}-fsdp")
+
+
+ADAPTED = ("ppo_adapters", "ppo_4_bits")  # several models share a base, which is not sharded yet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in (*tiny.SHARDED.split(","), *ADAPTED)])
+def test_every_model_in_slices_trains_as_in_one_process(all_sharded, case):
+    check_case(all_sharded, case, f"{case}-fsdp")
 
 
 def _values(trainer):

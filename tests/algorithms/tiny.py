@@ -57,10 +57,13 @@ from minirlhf.model import (
 )
 from minirlhf.rewards import judge_by
 from minirlhf.runtime.distributed import local_rows, process_group
+from minirlhf.runtime.parallel.sharding import full, is_sharded, shard
+from minirlhf.runtime.parallel.strategy import Strategy, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
+SHARDED = "reward,ppo_options,dpo,nash_md,gkd"  # cases that two processes train in slices too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
 
@@ -330,6 +333,18 @@ def go_on(kind: str, folder: str | Path, *, after_step: Callable[[int], None] = 
     return trainer
 
 
+def _train_sharded(name: str, folder: Path) -> None:
+    """A case with its policy in slices, and the frozen models too."""
+    trainer, cpu, file = CASES[name](), torch.device("cpu"), folder / f"{name}-fsdp-{os.environ['RANK']}"
+    assert is_sharded(next(iter(trainer.models.values())))
+    for model in (getattr(trainer, part, None) for part in ("ref_policy", "teacher")):
+        if model is not None:
+            shard(model, cpu)
+    log = train(trainer, batches(8))
+    save_file({key: full(x) for key, x in weights(trainer).items()}, f"{file}.safetensors")
+    Path(f"{file}.json").write_text(json.dumps(log))
+
+
 def _train_as_rank(folder: Path) -> None:
     with process_group(torch.device("cpu")):
         for name, make in CASES.items():
@@ -337,6 +352,9 @@ def _train_as_rank(folder: Path) -> None:
             log = train(trainer, batches(8))
             save_file(weights(trainer), folder / f"{name}-{os.environ['RANK']}.safetensors")
             (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(log))
+        with using(Strategy("fsdp", gather="layers")):
+            for name in os.environ.get("SHARDED", SHARDED).split(","):
+                _train_sharded(name, folder)
         try:
             refusal = str(train(ppo(batch_size=6, minibatch_size=3), batches(6)))
         except InputError as error:

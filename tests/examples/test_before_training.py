@@ -163,6 +163,7 @@ def test_rows_that_do_not_fit_a_given_student_are_refused_first(refusal, finishe
     shutil.copytree(finished / "sft" / "model", tmp_path / "student")
     path = tmp_path / "student" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 4}))
+    (tmp_path / "student" / "manifest.json").unlink()
     argv = "--policy", finished / "sft", "--student", "student", "--data", inputs / "pairs.jsonl"
     assert "of the context's 4, needed 1" in refusal("distillation", *argv)
 

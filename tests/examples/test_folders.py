@@ -144,7 +144,7 @@ def test_a_large_folder_has_its_own_learning_rate_and_a_resumed_job_the_same(
         call("dpo", tmp_path, *argv, "--resume", "--dpo.lr", "1e-3")
     assert "it began with 'lr = 1e-06', but the settings now say 'lr = 0.001'" in capsys.readouterr().err
     rates = [tomllib.loads((finished / stage / "config.toml").read_text()) for stage in ("sft", "reward", "ppo")]
-    assert [rates[0]["sft"]["lr"], rates[1]["reward_model"]["lr"], rates[2]["ppo"]["lr"]] == [8e-3, 4e-3, 1e-3]
+    assert [rates[0]["sft"]["lr"], rates[1]["reward_model"]["lr"], rates[2]["ppo"]["lr"]] == [8e-3, 2e-3, 1.5e-3]
 
 
 def test_a_student_that_exists_is_trained(call, inputs, finished, tmp_path, capsys):
@@ -371,6 +371,7 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_
     shutil.copytree(finished / "reward" / "model", reward)
     picky = "{% for m in messages %}{% if m.content == '7?' %}{{ raise_exception('no') }}{% endif %}x{% endfor %}"
     Tokenizer.load(reward).with_template(picky).save(reward)
+    (reward / "manifest.json").unlink()
     turns = [[{"role": "user", "content": f"{n}?"}] for n in range(40)]
     data.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in turns))
     with pytest.raises(SystemExit) as stop:
@@ -386,6 +387,7 @@ def test_a_reward_model_whose_template_leaves_answers_out_is_refused_before_anyt
     reward, data = tmp_path / "reward", tmp_path / "turns.jsonl"
     shutil.copytree(finished / "reward" / "model", reward)
     Tokenizer.load(reward).with_template("{% for m in messages %}x{% endfor %}").save(reward)
+    (reward / "manifest.json").unlink()
     turns = [[{"role": "user", "content": f"{n}?"}] for n in range(40)]
     data.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in turns))
     with pytest.raises(SystemExit) as stop:

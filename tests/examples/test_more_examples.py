@@ -120,7 +120,7 @@ def test_compare_writes_a_file_a_result_and_goes_on_where_it_stopped(call, input
     for name, value in {"STEPS": 1, "COMPLETIONS": 16, "EVALUATED": 8, "MAX_TOKENS": 6}.items():
         monkeypatch.setattr(compare, name, value)
     monkeypatch.setattr(compare, "SFTConfig", lambda: compare_settings("sft"))
-    monkeypatch.setattr(compare, "RewardConfig", lambda: compare_settings("reward"))
+    monkeypatch.setattr(compare, "RewardConfig", lambda **table: compare_settings("reward"))
     for only in ("grpo,dpo_sigmoid", "grpo,dpo_sigmoid,ppo,nash_md,unpaired_kto"):
         call("compare", tmp_path, "--only", only, "--output", tmp_path / "out")
     results = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "results").iterdir()}

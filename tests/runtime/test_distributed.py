@@ -12,12 +12,14 @@ from torch import nn
 
 from minirlhf.errors import InputError
 from minirlhf.runtime import distributed
+from minirlhf.runtime.parallel.wrapping import gradient_sync
 from minirlhf.runtime.vectors import gather_vectors
 
 PROGRAM = """
 import json, sys, torch
 from minirlhf.errors import InputError
 from minirlhf.runtime import distributed as d
+from minirlhf.runtime.parallel.wrapping import gradient_sync
 from minirlhf.runtime.vectors import gather_vectors
 torch.set_num_threads(1)
 with d.process_group(torch.device("cpu")):
@@ -42,7 +44,7 @@ with d.process_group(torch.device("cpu")):
     torch.nn.init.constant_(layer.weight, float(rank))  # unequal: DDP copies the weights of rank 0
     wrapped, rows = d.wrap(layer), [1.0 + rank, 3.0 + rank]
     for i, row in enumerate(rows):
-        with d.gradient_sync(wrapped, i == 1):
+        with gradient_sync(wrapped, i == 1):
             d.backward(wrapped(torch.tensor([[row]])).sum() / 4)
         result.setdefault("grads", []).append(layer.weight.grad.item())
     result["weight"] = layer.weight.item()
@@ -153,7 +155,7 @@ def test_one_process_needs_no_group():
     assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.local_rows([1, 2, 3]) == [1, 2, 3]
     assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
     assert distributed.wrap(layer) is layer and distributed.is_main() and distributed.barrier() is None
-    with distributed.gradient_sync(layer, False):
+    with gradient_sync(layer, False):
         distributed.backward(layer(torch.ones(1, 1)).sum())
     assert layer.weight.grad.item() == 1
 

@@ -49,7 +49,6 @@ LAYOUTS = {
     "accumulation": Layout(1, settings={"microbatch_tokens": 1}),  # each row is a micro-batch
     "ddp-2": Layout(2),
     "ddp-4": Layout(4),
-    "zero1-2": Layout(2, {"mode": "ddp", "shard_optimizer": True}),
     "zero2-2": Layout(2, {"mode": "fsdp", "reshard_after_forward": False}),
     "fsdp-2": Layout(2, {"mode": "fsdp"}),
     "fsdp-2-whole": Layout(2, {"mode": "fsdp", "gather": "whole"}),

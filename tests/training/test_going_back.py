@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from minirlhf.errors import InputError
+from minirlhf.manifest import write_manifest
 from minirlhf.training.going_back import check_name, check_step, go_back
 
 
@@ -55,7 +56,9 @@ def test_the_best_model_of_an_older_checkpoint_may_be_gone(tmp_path):
     state = json.loads(path.read_text())
     for best, refused in ((2, False), (1, True), (3, False)):
         state["best"] |= {"step": best}
-        path.write_text(json.dumps(state) + "\n")  # as long as before
+        path.write_text(json.dumps(state) + "\n")
+        (path.parent / "manifest.json").unlink()
+        write_manifest(path.parent)
         shutil.rmtree(tmp_path / "checkpoints/step-1", ignore_errors=True)
         check_step(tmp_path, "step-3", "last")
         if refused:
@@ -70,5 +73,5 @@ def test_the_best_model_of_an_older_checkpoint_may_be_gone(tmp_path):
 @pytest.mark.parametrize("name", ["step", "step-", "step-x", "4", "../step-1", "step-1/..", "yes"])
 def test_other_words_are_refused(name):
     check_name("step-4")
-    with pytest.raises(InputError, match="^--resume: needed no value, true, false or step-N, got "):
+    with pytest.raises(InputError, match="^--resume: needed no value, true, false, previous or step-N, got "):
         check_name(name)

@@ -296,17 +296,20 @@ def test_a_run_cut_before_its_first_checkpoint_begins_again(tmp_path):
     assert [m["step"] for m in lines(tmp_path)] == list(range(6)) and trainer.total == 48
 
 
-def test_a_half_written_checkpoint_is_skipped(tmp_path):
+def test_a_half_written_checkpoint_is_named_and_skipped_on_request(tmp_path):
     interrupted(tmp_path, at=4)
     newest = tmp_path / "checkpoints" / "step-3"
     older = tmp_path / "checkpoints" / "step-2"
     os.rename(newest, older)
     newest.mkdir()
     (newest / "state.json").write_text('{"step": 3, "be')
-    state = json.loads((older / "state.json").read_text())
-    (older / "state.json").write_text(json.dumps(state | {"step": 2}).ljust((older / "state.json").stat().st_size))
-    run, _ = start(tmp_path, resume=True, save_every=3)
-    assert run.step == 2
+    before = everything(tmp_path)
+    assert f"{newest}: damaged: manifest.json is missing; `--resume previous`" in refusal(
+        start, tmp_path, resume=True, save_every=3
+    )
+    assert everything(tmp_path) == before
+    run, _ = start(tmp_path, resume="previous", save_every=3)
+    assert run.step == 3 and not newest.exists() and (tmp_path / "left-001" / "step-3" / "state.json").exists()
 
 
 def test_a_half_deleted_checkpoint_is_removed(tmp_path):
@@ -319,10 +322,10 @@ def test_a_half_deleted_checkpoint_is_removed(tmp_path):
 
 def test_a_folder_named_like_a_checkpoint_is_neither_read_nor_deleted(tmp_path):
     interrupted(tmp_path, at=4)
-    for name in ("step-9", "step-5-copy"):  # incomplete; another name
+    for name in ("step-1", "step-5-copy"):  # incomplete and older than the newest; another name
         (tmp_path / "checkpoints" / name).mkdir()
     go(tmp_path, resume=True, save_every=3)
-    assert {"step-9", "step-5-copy"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert {"step-1", "step-5-copy"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
@@ -330,7 +333,8 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     weights = tmp_path / "checkpoints" / "step-3" / "policy" / "model.safetensors"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     before = everything(tmp_path)
-    assert str(weights) in refusal(start, tmp_path, resume=True, save_every=3)
+    text = refusal(start, tmp_path, resume=True, save_every=3)
+    assert f"{weights.parents[1]}: damaged: the checksum of policy/model.safetensors differs" in text
     assert everything(tmp_path) == before
 
 

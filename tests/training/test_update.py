@@ -23,7 +23,8 @@ def test_gradients_are_exchanged_in_the_last_micro_batch_only(monkeypatch):
         calls.append((model, enabled))
         return torch.enable_grad()
 
-    monkeypatch.setattr("minirlhf.training.update.gradient_sync", gradient_sync)
+    monkeypatch.setattr("minirlhf.runtime.parallel.wrapping.gradient_sync", gradient_sync)
+    monkeypatch.setattr("minirlhf.training.update.world_size", lambda: 2)
     assert list(micro_batches("abc", "policy", "value")) == ["a", "b", "c"]
     assert calls == [(model, last) for last in (False, False, True) for model in ("policy", "value")]
 

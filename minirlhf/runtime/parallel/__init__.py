@@ -3,6 +3,5 @@
 strategy.py   the strategy of this process, and the mesh of all processes
 sharding.py   FSDP2: a model in slices; copies of such a model
 pace.py       processes that make different numbers of forwards
-zero.py       ZeRO-1: each process keeps the optimizer state of some parameters
 gradients.py  the norm and the average of gradients, some of them in slices
 """

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minirlhf.runtime.parallel.sharding import blocks_of, in_slices, sharded_parts, whole_of
+from minirlhf.runtime.parallel.sharding import in_slices, sharded_parts, whole_of
 from minirlhf.runtime.parallel.strategy import current
 
 WHOLE_SHARE = 0.5  # of the free memory that the gathered weights may take

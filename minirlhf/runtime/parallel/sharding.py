@@ -28,11 +28,12 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     strategy, parameters = current(), list(model.parameters())
     whole = {p for p in parameters if p.dtype != parameters[0].dtype}
     dtype, reduce = strategy.param_dtype, torch.float32 if strategy.param_dtype else None
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy()
     options = {
         "mesh": mesh_of(device),
         # inputs keep their dtype: bf16 would round the angles of rotary positions
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy(),
+        "offload_policy": offload,
         "ignored_params": whole,
     }
     for block in blocks_of(model):

@@ -21,8 +21,7 @@ Mode = Literal["ddp", "fsdp", "hsdp"]
 class Strategy:
     """N processes, a model of P parameters.
 
-    ddp:  each process holds the model; gradients are averaged. With `shard_optimizer`, each process holds 1/N of
-          AdamW's moments (ZeRO-1: Rajbhandari et al. 2019, arXiv:1910.02054).
+    ddp:  each process holds the model; gradients are averaged.
     fsdp: each process holds 1/N of weights, gradients and moments, and gathers a block's weights for its forward
           (ZeRO-3; PyTorch FSDP: Zhao et al. 2023, arXiv:2304.11277). Without `reshard_after_forward`, the gathered
           weights stay until the backward pass (ZeRO-2).
@@ -33,7 +32,6 @@ class Strategy:
     replicas: int = 1  # of hsdp
     cpu_offload: bool = False  # slices, gradients and moments stay in the memory of the machine
     reshard_after_forward: bool = True
-    shard_optimizer: bool = False
     gather: Literal["auto", "whole", "layers"] = "auto"  # weights while a policy samples
     param_dtype: torch.dtype | None = None  # of gathered weights; the slices keep their own dtype
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,28 @@ def wrapped(module: nn.Module) -> nn.Module:
         return module if is_sharded(module) else shard(module, next(module.parameters()).device)
     # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def in_step(groups: Sequence[Group], models: Sequence[nn.Module]) -> Iterator[Group]:
+    """Yield the micro-batches of one update, the same number in all processes if models are sharded.
+
+    DDP averages gradients in the last one only; sharded models do so in each one, so that no process ever holds the
+    gradients of all weights.
+    """
+    if current().shards:
+        groups = equally_many(groups, next(models[0].parameters()).device)
+    for number, group in enumerate(groups, start=1):
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(gradient_sync(model, enabled=number == len(groups)))
+            yield group
+
+
+def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager:
+    """Context for forward and backward of one micro-batch: with `enabled` False, DDP exchanges no gradients in it."""
+    if enabled or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
 
 
 def equally_many(groups: Sequence[Group], device: torch.device) -> list[Group]:
