@@ -34,6 +34,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of manifest.json.   Raises: ValueError if it is damaged, OSError if it cannot be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content and all(type(size) is int for size in content.values()):
+            raise ValueError("it has sizes without checksums, as an earlier version of minirlhf wrote it")
         seal = content.pop("sha256")
         if seal != _seal(content) or not all(
             type(file["size"]) is int and type(file["sha256"]) is str for file in content["files"].values()

@@ -125,4 +125,5 @@ class Optimizer:
         for name, moments in state.get("moments", {}).items():
             p = self.parameters[name]
             # the fused AdamW needs its step count in float32 and on the parameter's device
-            self.adamw.state[p] = {key: value.clone().to(p.device) for key, value in moments.items()}
+            loaded = {key: m.like(p) if hasattr(m, "like") else m.clone() for key, m in moments.items()}
+            self.adamw.state[p] = {key: m.to(p.device) for key, m in loaded.items()}

@@ -47,7 +47,6 @@ class RunSettings:
     eval_every: int | None = None  # [steps] between evaluations; none: ten in a run; 0: only after the last step
     save_every: int | None = None  # [steps] between checkpoints; none: ten in a run; 0: only after the last step
     async_save: bool = False  # [-] write checkpoints in a thread: the training waits for the copy to host memory only
-    export: bool = False  # [-] write models in the Hugging Face layout beside checkpoints in shards too
     keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
     best_metric: str | None = None  # [-] of evaluations, such as eval/loss; decides the best checkpoint; none: as the
     #                                 algorithm says

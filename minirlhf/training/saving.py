@@ -6,7 +6,6 @@ between ranks writes shards; see `shards.py`. With `--run.async_save true` a thr
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
@@ -158,15 +157,18 @@ def _copies(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
 def save_final(run: Any, adapter: Path, final: Path) -> None:
     """Write the folders of the finished model of a `Run`. All ranks must call it.
 
-    A sharded model is written tensor by tensor, so no rank ever holds it whole.
+    The host of rank 0 must hold the weights of a sharded model; no other rank ever holds more than one whole weight.
     """
     check_weights(run)
     model, options = next(iter(run.trainer.models.values())), (run.tokenizer, run.config.base)
-    together = is_sharded(model)
-    for folder in (adapter, final):
+    if is_sharded(model):
+        from minirlhf.runtime.parallel.sharding import gathered_twin
+
+        model = gathered_twin(model, keep=is_main())
+    for folder in (adapter, final) if is_main() else ():
         save = run.files.save_final if folder == final else run.files.save_trained
-        if (is_main() or together) and (folder == final or run.files.has_adapter(model)):
-            with written_whole(folder) if is_main() else contextlib.nullcontext(folder) as aside:
+        if folder == final or run.files.has_adapter(model):
+            with written_whole(folder) as aside:
                 save(model, aside, *options)
 
 

@@ -20,43 +20,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from minirlhf.errors import InputError, shown
 from minirlhf.manifest import read_manifest
 from minirlhf.runtime.distributed import gather, rank
+from minirlhf.runtime.parallel.sharding import local, local_slice
 
 SECONDS = 1800.0  # the longest time that rank 0 waits for the shards of the other ranks
 Slices = list[tuple[int, int, str]]  # (first row, row after the last, file)
 
 
-# Which rows a rank holds
-
-
-def rows_of(tensor: Tensor) -> tuple[int, int]:
-    """(first row, row after the last) that this rank holds of a tensor. A tensor without dimensions is a row."""
-    rows = tensor.shape[0] if tensor.dim() else 1
-    start, stop = 0, rows
-    if isinstance(tensor, DTensor):
-        for axis, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard):
-                if placement.dim != 0:
-                    raise ValueError(f"needed a tensor sharded by rows, got dimension {placement.dim}")
-                size = -(-(stop - start) // tensor.device_mesh.size(axis))  # rounded up, as torch.chunk
-                first = min(stop, start + size * tensor.device_mesh.get_local_rank(axis))
-                start, stop = first, min(stop, first + size)
-    return start, stop
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The rows that this rank holds, as a plain tensor without gradient."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def differs_between_ranks(tensors: dict[str, Tensor]) -> bool:
     """True on every rank if a rank holds other rows or other tensors than rank 0. All ranks must call it."""
-    held = {name: rows_of(tensor) for name, tensor in tensors.items()}
+    held = {name: local_slice(tensor) for name, tensor in tensors.items()}
     mine = [any(isinstance(tensor, DTensor) for tensor in tensors.values()), sorted(held)]
     everywhere = gather(mine)
     return any(each[0] or each[1] != everywhere[0][1] for each in everywhere)
@@ -67,7 +44,7 @@ def own_slices(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     All ranks must call it.
     """
-    held = {name: list(rows_of(tensor)) for name, tensor in tensors.items()}
+    held = {name: list(local_slice(tensor)) for name, tensor in tensors.items()}
     earlier = gather(held)[: rank()]
     return {
         name: tensor
@@ -141,7 +118,7 @@ def save_sharded(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | N
 def on_host(tensors: dict[str, Tensor], copied: bool = False) -> dict[str, tuple[tuple[int, int], list[int], Tensor]]:
     """name -> (rows, whole shape, the local rows on the host). copied: later updates do not change the rows."""
     return {
-        name: (rows_of(tensor), list(tensor.shape), local(tensor).to("cpu", copy=copied))
+        name: (local_slice(tensor), list(tensor.shape), local(tensor).to("cpu", copy=copied))
         for name, tensor in tensors.items()
     }
 
@@ -182,7 +159,7 @@ class StoredTensor:
             )
         if not self.shape or not isinstance(target, DTensor):
             return self.whole().to(target.device)
-        rows = self.rows(*rows_of(target)).to(target.to_local().device)
+        rows = self.rows(*local_slice(target)).to(target.to_local().device)
         options = {"run_check": False, "shape": target.shape, "stride": target.stride()}
         return DTensor.from_local(rows, target.device_mesh, target.placements, **options)
 

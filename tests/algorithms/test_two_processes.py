@@ -1,6 +1,7 @@
 """Contract 4: the number of processes changes no result of any trainer, nor a run with its checkpoints."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -29,6 +30,26 @@ def check_case(folder, case, name):
 @pytest.mark.parametrize("case", tiny.SHARDED.split(","))
 def test_a_model_in_slices_trains_as_in_one_process(two_processes, case):
     check_case(two_processes, case, f"{case}-fsdp")
+
+
+def test_a_copy_of_a_model_in_slices_has_its_weights(two_processes):
+    expected = tiny.Policy(tiny.transformer(layers=2)).state_dict()
+    for rank in range(2):
+        assert_close(load_file(two_processes / f"copy-{rank}.safetensors"), dict(expected), rtol=0, atol=0)
+
+
+def test_a_run_in_slices_ends_with_a_whole_model_and_goes_on_in_slices_or_in_one_process(two_processes, tmp_path):
+    whole, slices = two_processes / "slices", two_processes / "resumed"
+    tiny.go_on("sft", tmp_path / "one")
+    model = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    assert_close(load_file(whole / "model" / "model.safetensors"), model, rtol=0, atol=2e-6)
+    for file in ("metrics.jsonl", "model/model.safetensors", "checkpoints/step-8/shard-00001-of-00002.safetensors"):
+        assert (slices / file).read_bytes() == (whole / file).read_bytes()  # resumed = uninterrupted
+    shutil.copytree(whole, tmp_path / "two")
+    for name in ("model", "checkpoints/step-8"):
+        shutil.rmtree(tmp_path / "two" / name)
+    tiny.go_on("sft", tmp_path / "two", resume=True)  # from the shards of step 6
+    assert_close(load_file(tmp_path / "two" / "model" / "model.safetensors"), model, rtol=0, atol=2e-6)
 
 
 ADAPTED = ("ppo_adapters", "ppo_4_bits")  # several models share a base, which is not sharded yet

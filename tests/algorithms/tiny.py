@@ -6,6 +6,7 @@ python tiny.py killed KIND FOLDER WHEN   a run that dies of SIGKILL: WHEN is a s
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -57,7 +58,7 @@ from minirlhf.model import (
 )
 from minirlhf.rewards import judge_by
 from minirlhf.runtime.distributed import local_rows, process_group
-from minirlhf.runtime.parallel.sharding import full, is_sharded, shard
+from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard
 from minirlhf.runtime.parallel.strategy import Strategy, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
@@ -333,6 +334,34 @@ def go_on(kind: str, folder: str | Path, *, after_step: Callable[[int], None] = 
     return trainer
 
 
+def _copy_sharded(folder: Path) -> None:
+    """A copy of a model in slices, made slice by slice from a model on the meta device."""
+    source = shard(Policy(transformer(layers=2)), torch.device("cpu"))
+
+    def build() -> Policy:
+        with torch.device("meta"):
+            return Policy(Transformer(source.transformer.config).to(torch.float64))
+
+    copied = rebuilt(build, source, torch.device("cpu"))
+    save_file(
+        {key: full(x) for key, x in copied.state_dict().items()}, folder / f"copy-{os.environ['RANK']}.safetensors"
+    )
+
+
+def stop_at(step: int, folder: Path) -> None:
+    """The run of `go_on("sft", ...)` without its end; the last checkpoint is that of step 3."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(now: int) -> None:
+        if now == step:
+            raise Stopped
+
+    with contextlib.suppress(Stopped):
+        go_on("sft", folder, after_step=stop)
+
+
 def _train_sharded(name: str, folder: Path) -> None:
     """A case with its policy in slices, and the frozen models too."""
     trainer, cpu, file = CASES[name](), torch.device("cpu"), folder / f"{name}-fsdp-{os.environ['RANK']}"
@@ -355,6 +384,10 @@ def _train_as_rank(folder: Path) -> None:
         with using(Strategy("fsdp", gather="layers")):
             for name in os.environ.get("SHARDED", SHARDED).split(","):
                 _train_sharded(name, folder)
+            _copy_sharded(folder)
+            go_on("sft", folder / "slices")
+            stop_at(4, folder / "resumed")
+            go_on("sft", folder / "resumed", resume=True)
         try:
             refusal = str(train(ppo(batch_size=6, minibatch_size=3), batches(6)))
         except InputError as error:

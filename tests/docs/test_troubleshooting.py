@@ -63,6 +63,7 @@ def test_the_quoted_messages_are_those_of_the_programs():
     for words in (
         "holds a run already",
         "holds another run: it began with",
+        "damaged: ",
         "needed a complete checkpoint",
         "nothing to resume, starting afresh",
         "model's logits are not finite",

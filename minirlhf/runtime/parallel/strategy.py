@@ -1,4 +1,8 @@
-"""The strategy: how several processes hold a model. The programs set it once, with `--parallel` and `[sharding]`."""
+"""The strategy: how several processes hold a model. The programs use ddp; your own script may choose another strategy.
+
+with using(Strategy("fsdp")):
+    trainer = SFTTrainer(policy, ...)  # shards the policy in place
+"""
 
 from __future__ import annotations
 
@@ -66,12 +70,14 @@ def mesh_of(device: torch.device) -> DeviceMesh:
     """
     strategy = current()
     if not dist.is_initialized():
-        raise InputError(f"--parallel {strategy.mode}: needed a group of processes, got none; start with torchrun")
+        raise InputError(
+            f"Strategy: {strategy.mode} needed a group of processes, got none; start with torchrun, within `session`"
+        )
     ranks, replicas = dist.get_world_size(), strategy.replicas if strategy.mode == "hsdp" else 1
     if ranks % replicas:
         raise InputError(
-            f"--parallel hsdp: {ranks} processes cannot be split into {replicas} replicas of equal size; choose "
-            "sharding.replicas so that it divides the number of processes"
+            f"Strategy: hsdp needed replicas that divide the {ranks} processes, got {replicas}; "
+            "choose a number that divides the number of processes"
         )
     return _mesh(dist.group.WORLD, device.type, replicas if strategy.mode == "hsdp" else None, ranks)
 

@@ -49,6 +49,10 @@ def write_page(folder, texts, name="page.html"):
 def start(browser, page, rater="anna"):
     browser.get(page.as_uri())
     press(browser, rater + "\n")
+    for _ in range(200):  # the page handles the keys after a moment
+        if text(browser, "done"):
+            return
+        time.sleep(0.05)
 
 
 def press(browser, keys):

@@ -1,0 +1,219 @@
+"""Saving and loading a run: damage of every kind is named, weights are checked, a thread may write."""
+
+import json
+import shutil
+import threading
+
+import pytest
+import tiny
+import torch
+
+from minirlhf.errors import InputError
+from minirlhf.manifest import check_model_files, damage, write_manifest
+from minirlhf.pretrained import trained
+from minirlhf.pretrained.weights import load_pretrained
+from minirlhf.training import Run, RunConfig, saving
+
+STEPS = 4
+
+
+def run_in(folder, stop=None, batches=STEPS, change=lambda trainer, step: None, **config):
+    trainer = tiny.sft(torch.float32, STEPS)
+    config = RunConfig(output=str(folder), **{"eval_every": 0, "save_every": 2, "keep": 9, **config})
+    run = Run(config, trainer, tiny.batches(8, STEPS), tokenizer=tiny.tokenizer())
+    for batch in run:
+        metrics = trainer.step(batch)
+        change(trainer, run.step)
+        run.record(metrics)
+        if run.step == stop:
+            saving.wait(run)
+            break
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_in(folder)
+    return folder
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def without_first_key(path):
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(list(value.items())[1:])))
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "binary": lambda path: path.write_bytes(bytes(range(128, 256)) * (path.stat().st_size // 128 + 1)),
+    "gone": lambda path: path.unlink(),
+}
+JSON_DAMAGE = {
+    "a list": lambda path: path.write_text("[]"),
+    "a number": lambda path: path.write_text("3"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "without a key": without_first_key,
+}
+MODEL_FILES = ["manifest.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FILES = ["manifest.json", "state.json", "state.safetensors", *(f"policy/{name}" for name in MODEL_FILES[1:])]
+
+
+def cases(files):
+    return [(file, kind) for file in files for kind in DAMAGE | (JSON_DAMAGE if file.endswith(".json") else {})]
+
+
+@pytest.mark.parametrize(("file", "kind"), cases(FILES))
+def test_every_damage_of_the_newest_checkpoint_is_named(tmp_path, finished, file, kind):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/model")
+    newest = tmp_path / "run/checkpoints/step-4"
+    (DAMAGE | JSON_DAMAGE)[kind](newest / file)
+    with pytest.raises(InputError, match=f"^{newest}: damaged: .*`--resume previous` .*step-2") as caught:
+        run_in(tmp_path / "run", resume=True)
+    assert file in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), cases([file.removeprefix("policy/") for file in FILES if "state" not in file])
+)
+def test_every_damage_of_a_finished_model_is_named(tmp_path, finished, file, kind):
+    shutil.copytree(finished / "model", tmp_path / "model")
+    (DAMAGE | JSON_DAMAGE)[kind](tmp_path / "model" / file)
+    if (file, kind) == ("manifest.json", "gone"):
+        load_pretrained(tmp_path / "model")  # as a model from elsewhere
+    else:
+        with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: damaged: .*{file}"):
+            load_pretrained(tmp_path / "model")
+
+
+def test_the_bits_of_a_manifest_count(tmp_path, finished):
+    shutil.copytree(finished / "model", tmp_path / "model")
+    path = tmp_path / "model/manifest.json"
+    data = path.read_bytes()
+    for position in range(0, len(data), 5):
+        broken = bytearray(data)
+        broken[position] ^= 1 << position % 7
+        path.write_bytes(broken)
+        try:
+            same = json.loads(broken) == json.loads(data)  # white space
+        except ValueError:
+            same = False
+        assert same or damage(tmp_path / "model"), position
+
+
+def test_a_model_inside_a_checkpoint_and_a_manifest_of_another_tool(tmp_path, finished):
+    shutil.copytree(finished / "checkpoints/step-4", tmp_path / "step-4")
+    check_model_files(tmp_path / "step-4/policy")
+    flip(tmp_path / "step-4/policy/model.safetensors")
+    with pytest.raises(InputError, match="the checksum of policy/model.safetensors differs"):
+        load_pretrained(tmp_path / "step-4/policy")
+    shutil.copytree(finished / "model", tmp_path / "other")
+    (tmp_path / "other/manifest.json").write_text('{"models": []}')
+    load_pretrained(tmp_path / "other")
+
+
+STATES = [
+    {"step": "4"},
+    {"step": -1},
+    {"step": 99},
+    {"done": 3},
+    {"best": []},
+    {"best": {"step": 2}},
+    {"trainer": {}},
+    {"trainer": []},
+    {"trainer": {"optimizer": 3}},
+    {"trainer": None},
+]
+
+
+@pytest.mark.parametrize("change", STATES, ids=str)
+def test_a_whole_state_of_another_structure_is_named(tmp_path, finished, change):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/model")
+    folder = tmp_path / "run/checkpoints/step-4"
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | change))
+    write_manifest(folder, step=4)
+    with pytest.raises(InputError, match=f"^{folder}"):
+        run_in(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "gone"])
+def test_damaged_settings_are_named(tmp_path, finished, kind):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/config.toml"
+    if kind == "flipped":  # in a setting that a resumed run may not change
+        path.write_text(path.read_text().replace("save_every = 2", "save_every = 3"))
+    else:
+        DAMAGE[kind](path)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'run'}"):
+        run_in(tmp_path / "run", resume=True)
+
+
+# Weights
+
+
+@pytest.mark.parametrize("value", [1e30, float("nan"), float("-inf")])
+def test_weights_that_are_not_sane_are_named_and_not_written(tmp_path, value):
+    def spoil(trainer, step):
+        if step == 3:
+            with torch.no_grad():
+                trainer.policy.transformer.model.norm.weight[1] = value
+
+    text = f"step 4: policy.transformer.model.norm.weight holds .*last good checkpoint is {tmp_path}/checkpoints/step-2"
+    with pytest.raises(InputError, match=text):
+        run_in(tmp_path, change=spoil)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2"} and not damage(
+        tmp_path / "checkpoints/step-2"
+    )
+    assert not (tmp_path / "model").exists()
+
+
+# A thread that writes
+
+
+def test_a_thread_writes_the_same_bytes(tmp_path, finished):
+    run_in(tmp_path, async_save=True)
+    for path in [path for path in finished.rglob("*") if path.suffix in (".safetensors", ".json", ".jsonl")]:
+        if path.name != "timings.jsonl":
+            assert (tmp_path / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
+
+
+def test_the_loop_goes_on_while_the_thread_writes_and_the_checkpoint_holds_the_step_of_its_name(
+    tmp_path, finished, monkeypatch
+):
+    goes_on, save = threading.Event(), trained.save_trained
+
+    def slow(*args):
+        if threading.current_thread() is not threading.main_thread():
+            assert goes_on.wait(60)
+        save(*args)
+
+    monkeypatch.setattr(trained, "save_trained", slow)
+    run_in(tmp_path, async_save=True, change=lambda trainer, step: goes_on.set() if step == 2 else None)
+    name = "checkpoints/step-2/policy/model.safetensors"
+    assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_an_error_of_the_thread_comes_up_at_the_next_save_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save = trained.save_trained
+
+    def full(model, folder, *args):
+        save(model, folder, *args)
+        if "step-4" in str(folder):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trained, "save_trained", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_in(tmp_path, async_save=True)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2"}
+    monkeypatch.undo()
+    run_in(tmp_path, resume=True)

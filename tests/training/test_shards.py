@@ -1,0 +1,96 @@
+"""Checkpoints in shards: any number of ranks can read the shards of any other number of ranks."""
+
+import json
+import random
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minirlhf.errors import InputError
+from minirlhf.manifest import write_manifest
+from minirlhf.training.shards import collected, read_slice, stored_tensors, write_shard
+
+TENSORS = {
+    "matrix": torch.arange(35.0).reshape(7, 5),
+    "vector": torch.arange(3, dtype=torch.bfloat16),
+    "number": torch.tensor(4.0),
+    "empty": torch.zeros(0, 2),
+}
+
+
+def chunk(rows, rank, world):
+    """The rows of a rank, as torch.chunk cuts them."""
+    size = -(-rows // world)
+    return min(rank * size, rows), min((rank + 1) * size, rows)
+
+
+def slices_of(rank, world, tensors=TENSORS):
+    slices = {}
+    for name, tensor in tensors.items():
+        rows = tensor.shape[0] if tensor.dim() else 1
+        first, last = chunk(rows, rank, world) if tensor.dim() else (0, 1)
+        if (first < last or rows == 0) and (rank == 0 or tensor.dim() and rows):
+            part = tensor[first:last].clone() if tensor.dim() else tensor
+            slices[name] = (first, last), list(tensor.shape), part
+    return slices
+
+
+def written(folder, world, tensors=TENSORS):
+    """A folder that `world` ranks wrote. They end in a random order."""
+    folder.mkdir()
+    for rank in random.Random(world).sample(range(world), world):
+        write_shard(folder, rank, world, slices_of(rank, world, tensors))
+    write_manifest(folder, step=3, tensors=collected(folder, world, seconds=1))
+    return folder
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_any_rows_are_read_from_any_number_of_shards(tmp_path, world):
+    folder = written(tmp_path / "x", world)
+    for first in range(8):
+        for last in range(first, 8):
+            assert_close(read_slice(folder, "matrix", first, last), TENSORS["matrix"][first:last], rtol=0, atol=0)
+    stored = stored_tensors(folder)
+    for name, tensor in TENSORS.items():
+        assert_close(stored[name].whole(), tensor, rtol=0, atol=0)
+    assert not list(folder.glob("*.receipt"))
+
+
+def test_the_manifest_lists_names_shapes_dtypes_slices_files_sizes_checksums_and_the_step(tmp_path):
+    manifest = json.loads((written(tmp_path / "x", 2) / "manifest.json").read_text())
+    first, second = "shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors"
+    assert manifest["step"] == 3 and manifest["files"].keys() == {first, second}
+    assert manifest["files"][first].keys() == {"size", "sha256"}
+    slices = [[0, 4, first], [4, 7, second]]
+    assert manifest["tensors"]["matrix"] == {"shape": [7, 5], "dtype": "float32", "slices": slices}
+
+
+def test_a_rank_that_does_not_come_and_a_rank_that_cannot_write_are_named(tmp_path):
+    write_shard(tmp_path, 0, 2, slices_of(0, 2))
+    with pytest.raises(InputError, match="needed the shard of rank 1: waited 0.05 s"):
+        collected(tmp_path, 2, seconds=0.05)
+    (tmp_path / "shard-00001-of-00002.safetensors").mkdir()  # nothing can be written here
+    with pytest.raises(InputError, match="rank 1 cannot write its shard"):
+        write_shard(tmp_path, 1, 2, slices_of(1, 2))
+    write_shard(tmp_path, 0, 2, slices_of(0, 2))
+    with pytest.raises(InputError, match="rank 1 could not write its shard"):
+        collected(tmp_path, 2, seconds=1)
+
+
+@pytest.mark.parametrize(
+    "slices", [[], [[0, 4, "a"]], [[0, 4, "a"], [5, 7, "b"]], [[0, 4, "a"], [3, 7, "b"]], [[1]], 3]
+)
+def test_slices_with_a_gap_or_an_overlap_are_refused(tmp_path, slices):
+    (tmp_path / "a").write_text("")
+    write_manifest(tmp_path, tensors={"x": {"shape": [7], "dtype": "float32", "slices": slices}})
+    with pytest.raises(InputError, match=r"(needed all 7 rows of x|needed a manifest that lists slices)"):
+        stored_tensors(tmp_path)
+
+
+def test_a_tensor_that_is_missing_or_has_another_shape_belongs_to_another_model(tmp_path):
+    folder = written(tmp_path / "x", 2)
+    with pytest.raises(InputError, match="needed the tensor bias, found none; it is a checkpoint of another model"):
+        read_slice(folder, "bias", 0, 1)
+    with pytest.raises(InputError, match=r"matrix has the shape \[7, 5\].*needs \[7, 6\].*another model"):
+        stored_tensors(folder)["matrix"].like(torch.zeros(7, 6))
