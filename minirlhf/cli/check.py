@@ -35,12 +35,15 @@ from minirlhf.jobs import checks
 from minirlhf.jobs.data_flags import flags_of, with_data
 from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.folder import find_output
-from minirlhf.jobs.given_rows import given_task, validation_sets
+from minirlhf.jobs.given_models import value_folder
+from minirlhf.jobs.given_rewards import reward_of
+from minirlhf.jobs.given_rows import Reader, given_task, source_task, validation_sets
 from minirlhf.jobs.learning_rates import with_rates
+from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
-from minirlhf.rewards.functions import FileReward
+from minirlhf.pretrained.weights import read_config
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
 from minirlhf.training.config_file import read_document, settings_in
@@ -116,10 +119,10 @@ def check_parts(
     with noted(findings):
         task = given_task(settings, section) or program.options.get("task", load_task)(common)
     with noted(findings):
-        if task or common.policy:
-            tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
+        tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
     if not task or not tokenizer:
-        check_other_files(common, findings)
+        check_rows(settings, findings)
+        check_models(common, findings)
         return say("the stages are not tried, because they need rows and a tokenizer")
     opened = section, settings, folder, with_few_held_out(task), tokenizer, device, time.perf_counter()
     job, after = Rehearsal(*opened, findings=findings), program.options.get("after", ())
@@ -132,15 +135,30 @@ def check_parts(
             rehearse(job, program.parts)
 
 
-def check_other_files(common: Any, findings: list[str]) -> None:
-    """Add what is wrong with the reward functions and the validation files, where the stages are not tried."""
-    for name in (getattr(common, "reward", None) or "").split(","):
-        if ".py" in name:
-            with noted(findings):
-                FileReward(name)
+def check_rows(settings: dict[str, Any], findings: list[str]) -> None:
+    """Add what is wrong with each data file: the reading of a job ends at the first."""
+    common, reader = settings["job"], Reader(settings["job"], tell=lambda text: None)
+    files = [getattr(config, "data", None) or "" for config in settings.values()]
+    sources = [name.strip() for name in ",".join(files).split(",") if name.strip()]
+    sources += [held_out] if isinstance(held_out := reader.flags.held_out, str) else []
+    for name in sources:
+        with noted(findings):
+            source_task(name, reader, 0)
     for entry in flags_of(common).validation:
         with noted(findings):
-            validation_sets(common, (entry,))
+            validation_sets(reader, (entry,))
+
+
+def check_models(common: Any, findings: list[str]) -> None:
+    """Add what is wrong with the rewards and the other models, where the stages are not tried."""
+    rewards = [name.strip() for flag in ("reward", "gold") for name in (getattr(common, flag, None) or "").split(",")]
+    for name in filter(None, rewards):
+        with noted(findings):
+            reward_of(name, lambda folder: read_config(resolve_model(folder)))
+    for flag, find in (("value", value_folder), ("student", resolve_model)):
+        if folder := getattr(common, flag, None):
+            with noted(findings):
+                read_config(find(folder))
 
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:

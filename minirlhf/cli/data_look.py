@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
 from minirlhf.data.colours import pieces, rendered
+from minirlhf.data.columns import check_asked
 from minirlhf.data.encoding import TrainOn, encode_rows
 from minirlhf.data.formats import Dataset
 from minirlhf.data.rows import first_three
@@ -45,10 +46,11 @@ def check(argv: list[str]) -> None:
     words, flags = parsed(CheckFlags, argv, check, "a data file")
     file = ",".join(words)
     tokenizer = tokenizer_of(flags) if flags.policy else None
-    dataset = flags.reading.rows(file)
+    dataset = flags.reading.rows(file, one_of_several=bool(flags.against))
     print(report(dataset, tokenizer, flags.context))
     if flags.against:
-        other = replace(flags, max_rows=None).reading.rows(flags.against)
+        other = replace(flags, max_rows=None).reading.rows(flags.against, one_of_several=True)
+        check_asked({each.path: each.asked for each in (dataset, other)})
         found = contamination(dataset, other, flags.ngram)
         print(f"rows that {flags.against} has too: {len(found):,} of {len(dataset.rows):,}")
         for overlap in found[:10]:

@@ -88,7 +88,7 @@ def merge(argv: list[str]) -> None:
     if not flags.output and not flags.dry_run:
         raise InputError("merge: needed --output FILE for the new file, or --dry_run to see the plan alone")
     output = check_new(flags.output) if flags.output else None
-    datasets = [flags.reading.rows(file) for file in files]
+    datasets = flags.reading.sources(files)
     for dataset in datasets:
         print(dataset.summary())
     plan = merge_plan(datasets, flags.names, flags.strategy, flags.weights)

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from minirlhf.data.formats import Dataset, read_rows
+from minirlhf.data.formats import Dataset
+from minirlhf.data.tools.sources import Reading
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
@@ -160,11 +161,9 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
 
 def read(config: EvalConfig) -> list[Dataset]:
     """The rows of each file of --data. The counts, and the columns that nothing reads, are printed."""
-    datasets = []
-    for name in config.data.split(","):
-        dataset = read_rows(name.strip(), **read_options(config))
+    datasets = Reading(read_options(config)).sources([name.strip() for name in config.data.split(",")])
+    for dataset in datasets:
         say(dataset.summary())
-        datasets.append(dataset)
     return datasets
 
 

@@ -7,9 +7,9 @@ columns are listed. They stay in the row, and reward functions can read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from minirlhf.errors import InputError, shown
 
@@ -40,6 +40,28 @@ KNOWN_TURN_KEYS = {*TURN_KEYS, "name", "tool_calls", "tool_call_id", "reasoning_
 ANSWER_COLUMNS = ("response", "completion", "output", "answer", "answers", "chosen", "rejected", "messages", "text")
 PLACES = ("line", "file")  # of a row: where it comes from
 OF_A_WHOLE_ROW = ("name",)  # people name their rows; in a turn the name is the speaker
+
+
+class Asked(NamedTuple):
+    """Columns that the user names, and columns of a source."""
+
+    absent: dict[str, list[str]]  # the option that names columns -> those of them that the source lacks
+    names: tuple[str, ...]  # the columns of the source
+
+
+def check_asked(found: Mapping[str, Asked]) -> None:
+    """Raise InputError for a column that the user names and no source has.
+
+    found: source -> its columns. The sources are read with the same options.
+    """
+    names = list(dict.fromkeys(name for asked in found.values() for name in asked.names))
+    files = "file" if len(found) == 1 else "files"
+    for option in next(iter(found.values())).absent if found else ():
+        if absent := [name for name in next(iter(found.values())).absent[option] if name not in names]:
+            raise InputError(
+                f"{names_of(found)}: {option}: needed columns of the {files}, got {names_of(absent)}; the {files} "
+                f"{'has' if len(found) == 1 else 'have'} {names_of(names) or 'none'}"
+            )
 
 
 class Columns:
@@ -98,17 +120,14 @@ class Columns:
             if not has_meaning(name) and not is_empty(keys[name]):
                 self.listed.setdefault(name)
 
-    def check(self, path: str, ignored: tuple[str, ...], renamed: list[str]) -> None:
-        """Raise InputError for a column with a meaning, and for an ignored or renamed column that is absent."""
-        if absent := [name for name in ignored if name not in self.names]:
-            raise InputError(
-                f"{path}: ignore_columns: needed columns of the file, got {names_of(absent)}; the file has "
-                f"{names_of(self.names) or 'none'}"
-            )
-        if absent := [name for name in renamed if name not in self.names]:
-            raise InputError(
-                f"{path}: map: needed columns of the file, got {names_of(absent)}; the file has {names_of(self.names)}"
-            )
+    def asked(self, ignored: tuple[str, ...], renamed: list[str]) -> Asked:
+        """The columns that the user names, as far as the rows lack them."""
+        absent = {"ignore_columns": ignored, "map": renamed}
+        absent = {option: [name for name in names if name not in self.names] for option, names in absent.items()}
+        return Asked(absent, tuple(self.names))
+
+    def check(self, path: str) -> None:
+        """Raise InputError for a column with a meaning that nothing reads."""
         if left := list(self.meant):
             it = "it" if len(left) == 1 else "them"
             raise InputError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from minirlhf.data.columns import Asked, check_asked
 from minirlhf.data.formats import Dataset, read_rows
 from minirlhf.data.mixing import counts, lines
 from minirlhf.errors import InputError, shown
@@ -40,7 +41,7 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
     section: name of the program's own settings.
     """
     job = settings["job"]
-    flags = flags_of(job)
+    flags, reader = flags_of(job), Reader(job)
     given = {name: getattr(config, "data", None) for name, config in settings.items() if name != "job"}
     files = {name: file for name, file in given.items() if file is not None}
     if not job.data and not files:
@@ -50,13 +51,32 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
         raise InputError(f"--task {job.task}: --data replaces the embedded task; drop one of the two")
     if flags.data_weights and not job.data:
         raise InputError("--data_weights: needs the files to weigh; give --data FILE,FILE")
-    task = task_of(job.data, job, flags.data_weights) if job.data else Task(NO_FILES, [], [], [], [], [], [])
+    task = task_of(job.data, reader, flags.data_weights) if job.data else Task(NO_FILES, [], [], [], [], [], [])
     # the program's own stage reads most; a stage before it takes its rows back
     for name in sorted(files, key=lambda name: name != section):
-        task = with_stage_file(task, name, task_of(files[name], job))
+        task = with_stage_file(task, name, task_of(files[name], reader))
+    task = replace(task, validation=validation_sets(reader, flags.validation))
+    check_asked(reader.asked)
     part, word = ("prompts", "prompts") if len(task.prompts) else ("sft", "texts")
     say(f"{task.name}: {len(getattr(task, part)):,} {word} to train on, {len(getattr(task, HELD[part])):,} held out")
-    return replace(task, validation=validation_sets(job, flags.validation))
+    return task
+
+
+class Reader:
+    """Reads the sources of a job. A column of `--map` or `--ignore_columns` may stand in one source alone."""
+
+    def __init__(self, job: JobConfig, tell: Callable[[str], None] = say) -> None:
+        self.job, self.flags, self.tell = job, flags_of(job), tell
+        self.asked: dict[str, Asked] = {}  # source -> its columns
+
+    def read(self, source: str) -> Dataset:
+        """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
+        same = {"max_refused": self.job.max_refused, "ignore_columns": self.job.ignore_columns}
+        options = read_options(self.flags) | same
+        dataset = read_rows(source, pairs=self.flags.pairs, one_of_several=True, **options)
+        self.asked[source] = dataset.asked
+        self.tell(dataset.summary())
+        return dataset
 
 
 def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
@@ -68,9 +88,9 @@ def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
             raise InputError(f"--{field.name.rstrip('_')}: the embedded task reads no files; give --data FILE")
 
 
-def task_of(files: str, job: JobConfig, weights: Sequence[float] = ()) -> Task:
+def task_of(files: str, reader: Reader, weights: Sequence[float] = ()) -> Task:
     """The task of one or several files, with commas between them."""
-    flags, names = flags_of(job), [name.strip() for name in files.split(",")]
+    flags, names = reader.flags, [name.strip() for name in files.split(",")]
     if not all(names):
         raise InputError(f"--data: needed a file before and after each comma, got {shown(files)}; drop a comma")
     if len(names) != len(set(names)):
@@ -81,34 +101,25 @@ def task_of(files: str, job: JobConfig, weights: Sequence[float] = ()) -> Task:
             f"--data_weights: needed a weight for each of the {len(names)} files, got {len(weights)}; see --help"
         )
     from_file = isinstance(flags.held_out, str)
-    tasks = [source_task(name, job, 0 if from_file else flags.held_out) for name in names]
+    tasks = [source_task(name, reader, 0 if from_file else flags.held_out) for name in names]
     if strategy != "concat":
         say("\n".join(plan(tasks, strategy, weights)))
-    task = mixed(tasks, strategy, weights, job.seed)
-    return with_held_out(task, job) if from_file else task
+    task = mixed(tasks, strategy, weights, reader.job.seed)
+    return with_held_out(task, reader) if from_file else task
 
 
-def source_task(name: str, job: JobConfig, held_out: float) -> Task:
+def source_task(name: str, reader: Reader, held_out: float) -> Task:
     """The task of one name: a file, a folder, a pattern, or hub:OWNER/NAME, whose files are joined."""
     if not name.startswith("hub:"):
-        return task_from_rows(read(name, job), held_out)
+        return task_from_rows(reader.read(name), held_out)
     from minirlhf.pretrained.hub import data_files
 
-    return replace(mixed([task_from_rows(read(str(file), job), held_out) for file in data_files(name)]), name=name)
+    return replace(mixed([task_from_rows(reader.read(str(file)), held_out) for file in data_files(name)]), name=name)
 
 
-def read(source: str, job: JobConfig) -> Dataset:
-    """The rows of one source, as the flags say. The counts, and the columns that nothing reads, are printed."""
-    flags = flags_of(job)
-    same = {"max_refused": job.max_refused, "ignore_columns": job.ignore_columns}
-    dataset = read_rows(source, pairs=flags.pairs, **read_options(flags) | same)
-    say(dataset.summary())
-    return dataset
-
-
-def with_held_out(task: Task, job: JobConfig) -> Task:
+def with_held_out(task: Task, reader: Reader) -> Task:
     """The task with all rows of the file `--held_out` as its held-out rows."""
-    held = all_held_out(read(flags_of(job).held_out, job))
+    held = all_held_out(reader.read(reader.flags.held_out))
     return replace(task, **{name: getattr(held, name) for name in HELD.values()})
 
 
@@ -134,7 +145,7 @@ def with_stage_file(task: Task, section: str, own: Task) -> Task:
     )
 
 
-def validation_sets(job: JobConfig, named: Sequence[str]) -> dict[str, Task]:
+def validation_sets(reader: Reader, named: Sequence[str]) -> dict[str, Task]:
     """Name -> the rows of a validation file."""
     sets: dict[str, Task] = {}
     for entry in named:
@@ -146,7 +157,7 @@ def validation_sets(job: JobConfig, named: Sequence[str]) -> dict[str, Task]:
             )
         if name in sets:
             raise InputError(f"--validation: needed each name once, got {name} twice; choose another name")
-        sets[name] = replace(all_held_out(read(file, job)), name=f"{name}={file}")
+        sets[name] = replace(all_held_out(reader.read(file)), name=f"{name}={file}")
     return sets
 
 

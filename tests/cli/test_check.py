@@ -110,6 +110,17 @@ def test_files_beside_rows_that_cannot_be_read_are_tried_too(checked):
         assert sum(name in finding for finding in findings) == 1, findings
 
 
+def test_each_of_several_broken_files_and_models_is_listed(checked, tmp_path):
+    (tmp_path / "good.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 2)
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"\n')
+    files = f"{tmp_path}/half.jsonl,gone.jsonl,{tmp_path}/good.jsonl"
+    flags = ["--vocab_size", "100", "--reward", "no_reward", "--value", "no_value", "--sft.data", "stage.jsonl"]
+    code, findings, out = checked("ppo", "--data", files, *flags)
+    for part in ("half.jsonl: ", "gone.jsonl: ", "stage.jsonl: ", "vocab_size must", "no_reward: ", "no_value: "):
+        assert sum(part in finding for finding in findings) == 1, (part, findings)
+    assert code == 2 and len(findings) == 6 and "good.jsonl" not in out
+
+
 def test_rows_rewards_and_folders_are_tried(checked, inputs, tmp_path):  # noqa: F811
     rows = [{"prompt": row["prompt"] * 60, "chosen": "a", "rejected": "b"} for row in make_pairs()]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -193,3 +193,20 @@ def test_documents_of_plain_text(task, tmp_path, flags, texts):
     found = task(f"--data play.txt {flags}".strip())
     rows = [*found.sft, *found.held_out_sft]
     assert len({row["response"] for row in rows}) == texts and "Ho!" in rows[0]["response"]
+
+
+def test_a_mapped_or_ignored_column_may_stand_in_one_source_alone_but_not_in_none(task, tmp_path):
+    rows = [{"ask": row["prompt"], **row, "score": 1} for row in PAIRS]
+    rows = [{name: value for name, value in row.items() if name != "prompt"} for row in rows]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both = "--data pairs.jsonl,mine.jsonl --map prompt=ask"
+    assert len(task(f"{both} --ignore_columns score --held_out 0 --mix balanced").pairs) == 80
+    assert len(task("--data mine.jsonl --map prompt=ask --ignore_columns score --validation a=pairs.jsonl").pairs) == 38
+    assert len(task("--data pairs.jsonl --ppo.data mine.jsonl --map prompt=ask --ignore_columns score").pairs) == 38
+    for wrong, needed in (
+        ("--data pairs.jsonl,sums.jsonl --map prompt=ask", "pairs.jsonl, sums.jsonl: map: .* got ask; the files have"),
+        ("--data pairs.jsonl,sums.jsonl --ignore_columns hue", "pairs.jsonl, sums.jsonl: ignore_columns: .* got hue;"),
+        ("--data pairs.jsonl,mine.jsonl --map prompt=aks", "mine.jsonl: map: .* got aks; the file has ask"),
+    ):
+        with pytest.raises(InputError, match=f"^{needed}"):
+            task(wrong)

@@ -26,7 +26,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from minirlhf.data.columns import Columns, names_of
+from minirlhf.data.columns import Asked, Columns, check_asked, names_of
 from minirlhf.data.formats.convert import Fit, Wishes, convert, renamed_columns
 from minirlhf.data.formats.kinds import kind_of
 from minirlhf.data.formats.turns import got
@@ -65,6 +65,7 @@ class Dataset:
     refused: list[Refusal]
     notes: tuple[str, ...] = ()  # columns and turns that nothing reads, and other readings of the file
     unit: str = "line"  # what the "line" of a row counts: lines, or rows of an array
+    asked: Asked = Asked({}, ())  # the columns that `columns_map` and `ignore_columns` name and the source lacks
 
     def summary(self) -> str:
         """A line of counts, the notes, and the first three refused rows."""
@@ -133,6 +134,7 @@ def read_rows(
     max_rows: int | None = None,
     pairs: str = "best_worst",
     documents: str = "line",
+    one_of_several: bool = False,
 ) -> Dataset:
     """Read, check and convert all rows of a source. The first valid row decides the layout of all rows.
 
@@ -145,6 +147,8 @@ def read_rows(
         max_rows:       read no more rows than this.
         pairs:          of several answers with scores: "best_worst" makes a pair of two of them, "all" every pair.
         documents:      of plain text, each "line", each part up to a "blank_line", or each "file" is a row.
+        one_of_several: the source may lack columns that `columns_map` and `ignore_columns` name, because another
+                        source may have them. The caller reads all sources, and `check_asked` looks at them together.
     Returns: a Dataset with at least one row.
     Raises: InputError if a file cannot be read, no row is usable, more than `max_refused` of the rows are refused, or
         a column has a meaning that nothing uses.
@@ -160,9 +164,13 @@ def read_rows(
     values = open_values(source, encoding=encoding, as_text=as_kind == "text", documents=documents)
     path, columns = ", ".join(map(os.fspath, files)), Columns()
     reading = Reading(values, wishes, columns, max_rows)
-    columns.check(path, wishes.ignored, list(wishes.renamed))
+    asked = columns.asked(wishes.ignored, list(wishes.renamed))
+    if not one_of_several or not len(reading.rows):
+        check_asked({path: asked})
+    columns.check(path)
     reading.check(path, max_refused)
-    return Dataset(path, reading.kind, reading.layout, reading.rows, reading.refused, reading.notes(), reading.unit)
+    found = reading.kind, reading.layout, reading.rows, reading.refused, reading.notes(), reading.unit
+    return Dataset(path, *found, asked)
 
 
 class Reading:

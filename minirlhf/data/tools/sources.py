@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from minirlhf.data.columns import check_asked
 from minirlhf.data.formats.convert import with_numbers
 from minirlhf.data.formats.dataset import Dataset, read_rows, tables
 from minirlhf.data.reading import open_values
@@ -26,8 +27,14 @@ class Reading:
 
     options: dict[str, Any]  # of `read_rows`
 
-    def rows(self, source: str) -> Dataset:
-        return read_rows(source, **self.options)
+    def rows(self, source: str, one_of_several: bool = False) -> Dataset:
+        return read_rows(source, one_of_several=one_of_several, **self.options)
+
+    def sources(self, sources: Sequence[str]) -> list[Dataset]:
+        """The rows of each source.   Raises: InputError for a column that the options name and no source has."""
+        datasets = [self.rows(source, len(sources) > 1) for source in sources]
+        check_asked({dataset.path: dataset.asked for dataset in datasets})
+        return datasets
 
     def values(self, dataset: Dataset) -> Iterator[Kept]:
         """The values that gave at least one row, with their rows. Numbers in the cells of a table become numbers."""

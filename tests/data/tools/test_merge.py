@@ -75,3 +75,13 @@ def test_rows_of_two_kinds_are_refused(call, files, write):
     pairs = write("pairs.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
     code, _, err = call("merge", files[0], pairs, "--dry_run")
     assert code == 2 and "needed rows of one kind, but a.jsonl has sft rows, pairs.jsonl has preference rows" in err
+
+
+def test_a_mapped_column_may_stand_in_one_file_alone(call, files, write, read):
+    mine = write("mine.jsonl", [{"ask": f"m{i}", "response": "z"} for i in range(5)])
+    code, out, _ = call("merge", *files, mine, "--map", "prompt=ask", "--output", "all.jsonl")
+    assert code == 0 and len(read("all.jsonl")) == 105 and "with --map prompt=ask too" in out
+    code, out, _ = call("check", "all.jsonl", "--map", "prompt=ask", "--against", files[0])
+    assert code == 0 and "105 kept" in out and ": 90 of 105" in out
+    code, _, error = call("merge", *files, "--map", "prompt=ask", "--output", "none.jsonl")
+    assert code == 2 and "map: needed columns of the files, got ask; the files have prompt, response" in error
