@@ -12,7 +12,6 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from minirlhf.adapters.lora import merge_lora
@@ -27,6 +26,7 @@ from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_o
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
+from minirlhf.training.lock import lock
 from minirlhf.training.table import table
 
 
@@ -95,13 +95,10 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     tokenizer = Tokenizer.load(source) if source else None
     if tokenizer:
         check_vocabulary(model.config, tokenizer, source)
-    with ExitStack() as stack:
-        try:
-            part = stack.enter_context(written_whole(output))
-        except OSError as error:
-            raise InputError(
-                f"{output}: needed a folder that can be made for --output, got: {error.strerror}"
-            ) from None
+    lock(output)  # another merge may have taken the folder since the check above
+    if holds_anything(output):
+        raise InputError(f"{output}: holds files already; choose another --output")
+    with written_whole(output) as part:
         save_pretrained(model, part, tokenizer and tokenizer.token_ids)
         if tokenizer:
             tokenizer.save(part)

@@ -16,7 +16,7 @@ from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
 from minirlhf.jobs.data_flags import flags_of
-from minirlhf.jobs.folder import agreed, take_output, write_refused
+from minirlhf.jobs.folder import take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
@@ -27,6 +27,7 @@ from minirlhf.model.transformer import Transformer
 from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
+from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import is_main, restarted, say, world_size
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
@@ -53,9 +54,9 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     """
     job, refused, _ = checked(job, needs, after)
     first = [*stages_of(job, after), own_stage(job)][0]
+    job = replace(job, folder=take_output(job.folder, job.common, name, first))
     if step := step_to_resume(job):
         say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
-    job = replace(job, folder=take_output(job.folder, job.common, name, first))
     write_refused(job.folder, [*job.task.refused, *refused])
     say(f"stages: {plan(job, name, after)}; results in {job.folder}")
     save_tokenizer(job)

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from minirlhf.errors import InputError
 from minirlhf.jobs.settings import JobConfig
-from minirlhf.runtime.distributed import gather, is_main, say
+from minirlhf.runtime.agreed import agreed
+from minirlhf.runtime.distributed import is_main, restarted, say
+from minirlhf.runtime.remembered import recall, remember
 from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.lock import lock
 
 TAKEN = "holds a run already; give --resume or choose another --output"
 FOREIGN = "holds files that are no run's; choose another --output"
@@ -21,18 +23,19 @@ FOREIGN = "holds files that are no run's; choose another --output"
 def find_output(job: JobConfig, name: str) -> Path:
     """The job's folder, the same in all processes: `output`, or a fresh runs/NAME-001, or the newest with `resume`.
 
+    A job that torchrun has restarted finds its own folder again.
     Raises: InputError if the folder holds files and `resume` is not set.
     """
-    return Path(agreed(lambda: _find(job, name)))
+    return Path(agreed(lambda: str(_find(job, name))))
 
 
 def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
-    """Make the folder with the folder of the first stage in it -> the job's folder.
+    """Make the folder with the folder of the first stage in it, and lock it -> the job's folder.
 
     Jobs that start together never share a folder: only one of them can make the folder of the first stage. A job
     without `output` then takes the next number.
     """
-    return Path(agreed(lambda: _take(folder, job, name, first)))
+    return Path(agreed(lambda: str(_take(folder, job, name, first))))
 
 
 def check_empty(output: str | None) -> None:
@@ -45,9 +48,10 @@ def check_empty(output: str | None) -> None:
 def make_empty(output: str | None, name: str) -> Path:
     """Make the folder of results: `output`, or a fresh runs/NAME-001. It is the same in all processes.
 
-    Two programs that end together never share a fresh folder.
+    Two programs that end together never share a folder. If another program has taken `output` since the start, the
+    results go to a fresh folder, and a line says so.
     """
-    return Path(agreed(lambda: _make_empty(output, name)))
+    return Path(agreed(lambda: str(_make_empty(output, name))))
 
 
 def check_can_be_made(folder: Path) -> None:
@@ -65,24 +69,8 @@ def write_refused(folder: Path, refused: list[str]) -> None:
         say(f"every row that was left out: {folder / 'refused.txt'}")
 
 
-def agreed(choose: Callable[[], Path | str]) -> str:
-    """The main process's choice, on all processes. All of them raise the main process's InputError."""
-    path, problem = None, ""
-    if is_main():
-        try:
-            path = str(choose())
-        except InputError as error:
-            problem = str(error)
-    path, problem = gather((path, problem))[0]
-    if problem:
-        raise InputError(problem)
-    return path
-
-
 def _find(job: JobConfig, name: str) -> Path:
-    taken = _numbers(name)
-    newest = taken[-1] if taken and job.resumes else _next(name)
-    folder = Path(job.output or newest)
+    folder = _given(job, name) or _next(name)
     check_can_be_made(folder)
     try:
         begun = folder.exists() and holds_anything(folder)
@@ -96,30 +84,54 @@ def _find(job: JobConfig, name: str) -> Path:
     return folder
 
 
+def _given(job: JobConfig, name: str) -> Path | None:
+    """The folder that the job must take: `output`, or its own if torchrun has restarted it, or with `resume` the newest
+    one. None: a fresh one.
+    """
+    if job.output is not None:
+        return Path(job.output)
+    if restarted() and (own := recall(f"folder of {name}")):
+        return Path(own)
+    taken = _numbers(name)
+    return taken[-1] if taken and job.resume else None
+
+
 def _take(folder: Path, job: JobConfig, name: str, first: str) -> Path:
+    given = _given(job, name)
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=job.resumes or job.output is not None)
-            (folder / first).mkdir(exist_ok=job.resumes)
-            return folder
+            folder.mkdir(parents=True, exist_ok=given is not None)
+            lock(folder)
+            (folder / first).mkdir(exist_ok=bool(job.resumes))
         except FileExistsError:
-            if job.output is not None:
+            if given is not None:
                 raise InputError(f"{folder}: {TAKEN}") from None
             folder = _next(name)
         except (OSError, RecursionError) as error:
             raise _not_made(folder, error) from None
+        else:
+            remember(f"folder of {name}", str(folder))
+            return folder
 
 
 def _make_empty(output: str | None, name: str) -> Path:
+    folder = Path(output) if output else _next(name)
     while True:
-        check_empty(output)
-        folder = _next(name) if output is None else Path(output)
         try:
-            folder.mkdir(parents=True, exist_ok=output is not None)
+            check_can_be_made(folder)
+            folder.mkdir(parents=True, exist_ok=str(folder) == output)
+            lock(folder)
+            check_empty(str(folder))
             return folder
+        except FileExistsError:
+            folder = _next(name)
         except OSError as error:
-            if output is not None or not isinstance(error, FileExistsError):
-                raise _not_made(folder, error) from None
+            raise _not_made(folder, error) from None
+        except InputError as error:
+            if output is None or folder != Path(output):
+                raise
+            folder = _next(name)  # the results may have taken hours
+            say(f"{error}: results go to {folder} instead")
 
 
 def _not_made(folder: Path, error: Exception) -> InputError:

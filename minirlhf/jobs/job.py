@@ -75,13 +75,14 @@ class Job(Opened):
             settings = settings_for_model(classes, settings["job"], argv)
         from minirlhf.jobs.effects import check_base, check_effects  # here, so that the core loads no leaf
         from minirlhf.runtime.log_level import log_level
+        from minirlhf.training.lock import unlocked_at_end
 
         check_effects(settings)
         common = settings["job"]
         if not after:
             check_base(common)
         options = {name: getattr(common, name) for name in ("device", "precision", "seed", "threads")}
-        with log_level(common.log_level), session(**options) as device:
+        with log_level(common.log_level), session(**options) as device, unlocked_at_end():
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
                 yield opened

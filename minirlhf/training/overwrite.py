@@ -10,6 +10,7 @@ from minirlhf.errors import InputError
 from minirlhf.manifest import MANIFEST, read_manifest
 from minirlhf.runtime.distributed import barrier, is_main
 from minirlhf.training.checkpoint import discard
+from minirlhf.training.lock import LOCK
 
 FIRST = ("config.toml", "log.txt")  # every run has both
 FILES = (*FIRST, "metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -22,7 +23,7 @@ def delete_run(folder: Path, resume: bool) -> None:
     """Empty the folder of a run.   Raises: InputError if it holds anything else, or the run is to resume."""
     if resume:
         raise InputError(f"{folder}: needed resume or overwrite, got both; leave one out")
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path for path in sorted(folder.iterdir()) if path.name != LOCK] if folder.is_dir() else []
     if others := [str(path.relative_to(folder)) for path in found for path in _strangers(path)]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise InputError(

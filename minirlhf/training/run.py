@@ -22,17 +22,10 @@ from torch import nn
 from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, restarted, shows
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, shows
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.checkpoint import (
-    discard,
-    holds_anything,
-    is_complete,
-    remove_leftovers,
-    write_whole,
-)
-from minirlhf.training.journal import Journal
+from minirlhf.training.checkpoint import discard, is_complete
 from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
@@ -134,17 +127,20 @@ class Run:
         self.files = files
         self.evaluate, self.until, self.on_metrics = evaluate, until, on_metrics
         self.folder = Path(config.output)
-        self.step = 0
-        self._done = False  # True once `until` returned True
-        self._best: dict[str, Any] = {}  # {"step", "value"} of the best evaluation, and the number "since"
         self.saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
         self.writing: Any = None  # the thread that writes a checkpoint; see `saving.py`
         self._signals: list[int] = []  # that asked the run to end
-        self._open(settings_to_toml(settings or {"run": config}))
+        from minirlhf.training.opening import open_run  # here, so that the core loads no leaf
+
+        state, self._journal, self._table = open_run(self, settings_to_toml(settings or {"run": config}))
+        self.step: int = state["step"]
+        self._done: bool = state["done"]  # True once `until` returned True
+        self._best: dict[str, Any] = state["best"]  # {"step", "value"} of the best evaluation, and the number "since"
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
-        from minirlhf.training.signals import caught_signals  # here, so that the core loads no leaf
+        from minirlhf.training.lock import unlocks  # here, so that the core loads no leaf
+        from minirlhf.training.signals import caught_signals
 
         if not self.step and (self.config.best_metric or self.config.patience or self.config.final == "best"):
             from minirlhf.training.best import check_metric
@@ -152,7 +148,7 @@ class Run:
             check_metric(self)
         options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
         bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
-        with caught_signals(lambda: f"{self.folder}, step {self.step}") as self._signals, bar:
+        with caught_signals(lambda: f"{self.folder}, step {self.step}") as self._signals, bar, unlocks(self.folder):
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
@@ -172,7 +168,7 @@ class Run:
         """
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics.get(name, 0.0)):
-                last = self._checkpoints()[-1:]
+                last = self.checkpoints()[-1:]
                 raise InputError(
                     f"{self.folder}: step {self.step}: {name} is {metrics[name]}, needed a finite number; the "
                     f"weights did not change, and the last good checkpoint is {last[0] if last else 'none'}; "
@@ -231,7 +227,7 @@ class Run:
         folder = self._checkpoint(self.step)
 
         def discard_old() -> None:
-            for old in self._checkpoints()[: -self.config.keep]:
+            for old in self.checkpoints()[: -self.config.keep]:
                 if old != best:
                     discard(old)
             self.log(f"{folder.name.replace('-', ' ')}: checkpoint {folder}", show=False)
@@ -242,44 +238,6 @@ class Run:
         """True if this step is a multiple of `every` steps. None: ten times in a run; 0: never."""
         every = max(1, math.ceil(len(self.batches) / 10)) if every is None else every
         return every > 0 and self.step % every == 0
-
-    def _open(self, settings: str) -> None:
-        """Begin a run in an empty folder, or load the last checkpoint of the run in it."""
-        path = self.folder / "config.toml"
-        if self.config.overwrite and not restarted():
-            from minirlhf.training.overwrite import delete_run
-
-            delete_run(self.folder, self.config.resume)
-        if holds_anything(self.folder):
-            if not path.exists():
-                raise InputError(f"{self.folder}: holds files that are not a run's; choose another --output")
-            if not (self.config.resume or restarted()):
-                raise InputError(f"{self.folder}: holds a run already; give --resume or choose another --output")
-            from minirlhf.training.same_settings import check_same_settings  # here, so that the core loads no leaf
-
-            check_same_settings(path, settings)
-            self._load()
-        barrier()  # all ranks must look at the folder before rank 0 writes to it
-        self._journal = None
-        if is_main():
-            for folder in (self.folder, self.folder / "checkpoints"):
-                remove_leftovers(folder)
-            if not path.exists():
-                write_whole(path, settings)
-            from minirlhf.training.progress import EvaluationTable  # here, so that the core loads no leaf
-
-            self._journal = Journal(self.folder, self.step)
-            self._table = EvaluationTable(self.folder.name, self.trainer.headline)
-            self.log(f"{'resumed' if self.step else 'started'} at step {self.step} of {len(self.batches)}", show=False)
-
-    def _load(self) -> None:
-        """Load the newest checkpoint, if any. A damaged checkpoint is an error; see `saving.newest`."""
-        from minirlhf.training.saving import load_checkpoint, newest  # here, so that the core loads no leaf
-
-        if found := newest(self, self._checkpoints(whole=False)):
-            state = load_checkpoint(self, found)
-            self.step, self._done, self._best = state["step"], state["done"], state["best"]
-            self.saved = self.step
 
     def _finish(self) -> None:
         """Write the last checkpoint, then the folders of the final model."""
@@ -297,7 +255,7 @@ class Run:
     def _checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step}"
 
-    def _checkpoints(self, whole: bool = True) -> list[Path]:
+    def checkpoints(self, whole: bool = True) -> list[Path]:
         """The folders of checkpoints, oldest first. whole: leave out a folder with a missing file."""
         found = [path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
         return sorted((p for p in found if not whole or is_complete(p)), key=lambda path: int(path.name[5:]))

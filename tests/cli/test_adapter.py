@@ -129,6 +129,19 @@ def test_a_merged_folder_is_a_model_with_its_tokenizer(call, folders, tmp_path):
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+def test_two_merges_never_write_into_one_folder(call, folders, tmp_path, monkeypatch):
+    out = tmp_path / "merged"
+
+    def other_merge_comes_first(path):
+        out.mkdir(exist_ok=True)
+        (out / "config.json").write_text("of another merge")
+
+    monkeypatch.setattr("minirlhf.cli.adapter.lock", other_merge_comes_first)
+    code, _, err = call("merge", folders / "one", "--output", out)
+    assert code == 2 and "holds files already" in err
+    assert (out / "config.json").read_text() == "of another merge" and len(list(out.iterdir())) == 1
+
+
 def test_a_merged_folder_has_the_dtype_of_its_base(call, folders, tmp_path):
     shutil.copytree(folders / "base", tmp_path / "half")
     save_pretrained(load_pretrained(folders / "base").bfloat16(), tmp_path / "half")
@@ -182,7 +195,7 @@ def test_refusals(call, folders, tmp_path):
         ("show", tmp_path / "lora_alpha"): "needed JSON with peft_type, r and lora_alpha",
         ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text, got 5",
         ("merge", one, "--weights", "nan", "--output", out): "needed finite numbers, got nan",
-        ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be made for --output",
+        ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be written, got: Not a directory",
         ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",
         ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",
