@@ -41,7 +41,7 @@ from minirlhf.losses import (
 from minirlhf.model.policy import Policy, disable_dropout
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.collect import collect
-from minirlhf.rollout.groups import with_groups
+from minirlhf.rollout.groups import let_others_sample, with_groups
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
@@ -136,6 +136,8 @@ class GRPOTrainer:
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 again = self.sample([spare[i] for i in groups], f"spare {attempt}")
                 rollout = with_groups(rollout, groups, again, G)
+            else:
+                let_others_sample(self.policy, self.ref_policy)
         scores = [None if score != score else score for score in rollout.scores[::G].tolist()]  # NaN is no JSON
         first = zip(batch, rollout.completions[::G], scores, strict=True)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first][:4]

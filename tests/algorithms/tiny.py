@@ -64,7 +64,7 @@ from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
-SHARDED = "reward,ppo_options,dpo,nash_md,gkd"  # cases that two processes train in slices too
+SHARDED = "reward,ppo_options,grpo_resample,dpo,nash_md,gkd"  # cases that two processes train in slices too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
 
@@ -259,6 +259,8 @@ CASES: dict[str, Callable] = {
     "grpo_fused": lambda: grpo(fused=True, epochs=2, temperature=0.7),
     "grpo_batch": lambda: grpo(scale_rewards="batch", overlong_filter=True, entropy_coef=0.02, entropy_target=2.0),
     "dapo": lambda: grpo(algorithm="dapo", rewards=has_e, group_size=2, minibatch_size=8),
+    # in two steps only one process of two has groups of equal scores
+    "grpo_resample": lambda: grpo(group_size=2, resample=1, minibatch_size=8),
     "rloo": lambda: grpo(algorithm="rloo", minibatch_size=8, rewards=[likes_e, short], reward_weights=(1.0, 0.5)),
     "remax": lambda: grpo(algorithm="remax", minibatch_size=None, group_size=2),
     "reinforce++": lambda: grpo(algorithm="reinforce++", group_size=1, gamma=0.9, missing_eos_penalty=0.3),

@@ -5,13 +5,15 @@ python tests/scaling/crash.py [--kills 25] [--seed 0] [--runs ppo/one,grpo/ddp-2
 Each second kill comes from outside, at a random time: it hits one process or all of them. The other kills come from
 inside: a process dies at a random event of the file system (a file is opened to write, flushed or renamed, a folder is
 made or deleted), so that most of these kills hit a checkpoint in the middle of its write. A third of the runs is killed
-again while it resumes. The exit code is 0 if every run resumes and ends with the same files.
+again while it resumes. A run with "/async" writes its checkpoints in a thread. A process that hangs prints the lines
+where its threads stand. The exit code is 0 if every run resumes and ends with the same files.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import random
 import shutil
@@ -33,8 +35,9 @@ import tiny
 from minirlhf.runtime.distributed import process_group, rank
 
 LAYOUTS = ("one", "ddp-2", "fsdp-2")
-RUNS = [f"{kind}/{layout}" for layout in LAYOUTS for kind in ("ppo", "grpo")]
+RUNS = [f"{kind}/{layout}{mode}" for mode in ("", "/async") for layout in LAYOUTS for kind in ("ppo", "grpo")]
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # of sys.addaudithook; os.unlink is os.remove
+LIMIT = 120  # [s] for a resumed run
 GRACE = 20  # [s] the other processes have so long to notice that one is gone
 
 
@@ -65,11 +68,12 @@ class Whole:
 
 def go_on(name: str, folder: Path, kill: Kill | None = None, count: Path | None = None) -> None:
     """Start or resume a run, in one of its processes: a checkpoint after each step, an evaluation every 2."""
-    kind, layout = name.split("/")
+    kind, layout, *mode = name.split("/")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(0.8 * LIMIT)
     seen = _events(folder, kill.event if kill and kill.victim == int(os.environ["RANK"]) else None)
     with process_group(torch.device("cpu")), grid.using(grid.LAYOUTS[layout].strategy):
-        tiny.go_on(kind, folder, resume=folder.exists(), save_every=1)
+        tiny.go_on(kind, folder, resume=folder.exists(), save_every=1, async_save=bool(mode))
         if count:
             (count / str(rank())).write_text(str(len(seen)))
 
@@ -155,7 +159,7 @@ def trial(random: random.Random, name: str, run: Whole, folder: Path, outside: b
     if random.random() < 1 / 3:
         again = drawn(random, name, run, not outside)
         kills += f"; {again}" if killed(name, folder, again) else ""
-    codes = ranks.wait(ranks.fork(world(name), go_on, name, folder), 120)
+    codes = ranks.wait(ranks.fork(world(name), go_on, name, folder), LIMIT)
     found = files(folder)
     same = found == run.files
     wrong = sorted(path for path in found.keys() | run.files.keys() if found.get(path) != run.files.get(path))
