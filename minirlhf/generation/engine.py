@@ -72,6 +72,7 @@ def generate(
     keys: Sequence[tuple[int, int, int]] | None = None,
     tokenizer: Tokenizer | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    plain: bool = False,
 ) -> list[Completion]:
     """Sample one completion for each prompt, in the order given.
 
@@ -85,6 +86,7 @@ def generate(
         tokenizer: needed for stop strings.
         on_token:  called with (index of the prompt, id) for each token as it is drawn, the stop token included. An
                    exception in this function ends the sampling.
+        plain:     sample with the loop of this file, which is easy to read; slots.py gives the same tokens sooner.
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
@@ -98,7 +100,13 @@ def generate(
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[Completion | None] = [None] * len(prompts)
+    from minirlhf.generation.decoder import can_decode  # here, so that the core loads no leaf
+
     with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
+        if not plain and can_decode(transformer):
+            from minirlhf.generation.slots import generate_in_slots
+
+            return generate_in_slots(transformer, prompts, keys, config, seed, stream, tokenizer, on_token)
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]
             batch = [prompts[i] for i in rows], [keys[i] for i in rows]

@@ -125,7 +125,8 @@ def test_a_completion_does_not_depend_on_its_batch_its_order_or_the_end_of_other
     config = {"max_tokens": 20, "stop_ids": (EOS,), "microbatch_tokens": 32}  # prompts are read in several groups
     keys = [(0, i, 0) for i in range(len(prompts))]
     alone = [
-        generate(transformer, [p], SamplingConfig(**config), keys=[k])[0] for p, k in zip(prompts, keys, strict=True)
+        generate(transformer, [p], SamplingConfig(**config), keys=[k], plain=True)[0]
+        for p, k in zip(prompts, keys, strict=True)
     ]
     assert not dropped and {c.finish for c in alone} == {"stop", "length"}
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(3)).tolist()
@@ -135,6 +136,7 @@ def test_a_completion_does_not_depend_on_its_batch_its_order_or_the_end_of_other
             [prompts[i] for i in chosen],
             SamplingConfig(**config, batch_size=batch_size),
             keys=[keys[i] for i in chosen],
+            plain=True,
         )
         for i, completion in zip(chosen, completions, strict=True):
             assert (completion.ids, completion.finish) == (alone[i].ids, alone[i].finish)
@@ -230,7 +232,7 @@ def test_equal_prompts_are_read_once(transformer, prompts, monkeypatch):
     alone = [generate(transformer, [p], config, keys=[k])[0] for p, k in zip(groups, keys, strict=True)]
     rows, forward = [], transformer.model.forward
     monkeypatch.setattr(transformer.model, "forward", lambda ids, *more: rows.append(len(ids)) or forward(ids, *more))
-    together = generate(transformer, groups, config, keys=keys)
+    together = generate(transformer, groups, config, keys=keys, plain=True)
     assert rows == [6, 24, 24, 24, 24, 24]  # the prompts, then a token for each completion
     assert [c.ids for c in together] == [c.ids for c in alone]
     assert_close(torch.tensor(together[5].logps), torch.tensor(alone[5].logps), rtol=1e-5, atol=1e-5)
