@@ -36,7 +36,7 @@ CORE_FILES = {
     "model": "config rope norms cache context attention transformer policy",
     "text": "parts tokenizer",
     "data": "encoding batches",
-    "generation": "sampling engine",
+    "generation": "completion sampling engine",
     "rewards": "scoring",
     "rollout": "rollout read collect statistics",
     "training": "optimizer update fields settings run checkpoint vocabulary journal table",

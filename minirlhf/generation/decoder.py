@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minirlhf.model.attention import Attention, attend
 from minirlhf.model.cache import KVCache
@@ -22,13 +21,18 @@ from minirlhf.model.context import AttentionInputs
 from minirlhf.model.norms import softcap
 from minirlhf.model.rope import rope_tables
 from minirlhf.model.transformer import MLP, Block, Transformer
+from minirlhf.runtime.distributed import world_size
 
 JOINED = 2**28  # parameters; in a larger model the products take nearly all the time, and copies much memory
 
 
 def can_decode(transformer: nn.Module) -> bool:
     """True for a transformer whose weights are whole on this process."""
-    return isinstance(transformer, Transformer) and not any(isinstance(p, DTensor) for p in transformer.parameters())
+    if not isinstance(transformer, Transformer) or world_size() == 1:
+        return isinstance(transformer, Transformer)
+    from minirlhf.runtime.parallel.sharding import is_sharded  # here, because torch's FSDP takes long to load
+
+    return not is_sharded(transformer)
 
 
 class Decoder:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.errors import InputError
+from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.decoder import Decoder
-from minirlhf.generation.engine import Completion, SamplingConfig
 from minirlhf.generation.sampling import sample
 from minirlhf.model.cache import KVCache
 from minirlhf.model.transformer import Transformer

@@ -195,7 +195,12 @@ def test_refusals(call, folders, tmp_path):
         ("show", tmp_path / "lora_alpha"): "needed JSON with peft_type, r and lora_alpha",
         ("show", tmp_path / "base_model_name_or_path"): "base_model_name_or_path must be text, got 5",
         ("merge", one, "--weights", "nan", "--output", out): "needed finite numbers, got nan",
-        ("merge", one, "--output", full / "precious.txt" / "x"): "needed a folder that can be written, got: Not a directory",
+        (
+            "merge",
+            one,
+            "--output",
+            full / "precious.txt" / "x",
+        ): "needed a folder that can be written, got: Not a directory",
         ("list", tmp_path / "nowhere"): "needed a folder to look in, found none",
         ("list", folders / "base"): "needed a folder with adapters in it (adapter_config.json), found none below it",
         ("show", folders / "base"): "needed an adapter folder with adapter_config.json, found none",

@@ -99,6 +99,23 @@ def test_top_k_keeps_the_first_of_equals():
     assert truncate(torch.zeros(1, 4).log_softmax(-1), 2, 1.0)[0].isfinite().tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 1.0), (0, 0.3), (0, 0.9), (0, 0.999), (40, 0.9), (3000, 0.999)])
+@pytest.mark.parametrize("spread", [0.2, 3.0])  # nearly equal tokens: thousands in the nucleus; or some tens
+def test_truncation_is_the_cut_of_a_full_sort(top_k, top_p, spread):
+    """Whole numbers among the logits give many ties."""
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(6, 4000, generator=generator)
+    logits[::2] = logits[::2].round()
+    logps = logits.log_softmax(-1)
+    ordered, order = logps.sort(dim=-1, descending=True, stable=True)
+    keep = ordered.exp().cumsum(-1) - ordered.exp() < top_p if top_p < 1 else torch.ones_like(ordered, dtype=torch.bool)
+    keep[:, top_k or 4000 :] = False
+    expected = torch.zeros_like(keep).scatter(-1, order, keep)
+    cut, mass_kept = truncate(logps, top_k, top_p)
+    assert torch.equal(cut.isfinite(), expected)
+    assert_close(mass_kept, torch.where(expected, logps.exp(), 0).sum(-1))
+
+
 @pytest.mark.parametrize("top_k", [0, -1, 5000, 9999])
 def test_without_truncation_every_bit_of_the_log_probs_stays(top_k):
     # a running sum in fp32 reaches 1 long before the last of these tokens, and would drop the rest
