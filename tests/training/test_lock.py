@@ -128,9 +128,11 @@ def test_jobs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch
 
 def test_a_second_resume_of_a_job_is_refused(tmp_path):
     job = JobConfig(output=str(tmp_path / "job"), resume=True)
-    with another_process(lambda: take_output(tmp_path / "job", job, "ppo", "sft")) as pid:
-        with pytest.raises(InputError, match=f"in use by process {pid} on "):
-            take_output(tmp_path / "job", job, "ppo", "sft")
+    with (
+        another_process(lambda: take_output(tmp_path / "job", job, "ppo", "sft")) as pid,
+        pytest.raises(InputError, match=f"in use by process {pid} on "),
+    ):
+        take_output(tmp_path / "job", job, "ppo", "sft")
 
 
 def test_a_restarted_job_finds_its_own_folder_again(tmp_path, monkeypatch):
