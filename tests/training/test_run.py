@@ -471,18 +471,29 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_it_resumes(t
         assert (run.folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(0.5, SystemExit), (3, KeyboardInterrupt)])
-def test_a_second_signal_ends_the_run_at_once_unless_it_is_an_echo_of_the_first(tmp_path, monkeypatch, seconds, error):
+@pytest.mark.parametrize(
+    ("numbers", "seconds", "error"),
+    [
+        ("SIGINT SIGINT", 3, KeyboardInterrupt),
+        ("SIGTERM SIGINT SIGINT", 3, KeyboardInterrupt),
+        ("SIGINT SIGINT", 0.5, SystemExit),  # an echo: torchrun hands on the Ctrl-C that the terminal sent
+        ("SIGUSR1 SIGTERM SIGTERM", 30, SystemExit),
+        ("SIGINT SIGTERM", 30, SystemExit),
+        ("SIGTERM SIGINT", 30, SystemExit),
+    ],
+)
+def test_only_a_second_ctrl_c_ends_the_run_without_a_checkpoint(tmp_path, monkeypatch, numbers, seconds, error):
     run, trainer = start(tmp_path)
     clock = [100.0]
     monkeypatch.setattr("minirlhf.training.run.time.monotonic", lambda: clock[0])
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         for batch in run:
-            os.kill(os.getpid(), signal.SIGINT)
-            clock[0] += seconds
-            os.kill(os.getpid(), signal.SIGINT)
+            for name in numbers.split():
+                os.kill(os.getpid(), getattr(signal, name))
+                clock[0] += seconds
             run.record(trainer.step(batch))
     assert (tmp_path / "checkpoints").exists() == (error is SystemExit)
+    assert error is KeyboardInterrupt or caught.value.code == 128 + getattr(signal, numbers.split()[0])
 
 
 def test_a_stop_after_the_last_step_still_resumes_to_a_finished_model(tmp_path):
