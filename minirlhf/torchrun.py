@@ -1,4 +1,4 @@
-"""The end of a program that torchrun started: an error is shown once for all processes.
+"""A program that torchrun started: an error at its end is shown once for all processes, and a restart is known.
 
 torchrun answers a process that ends with an error by a report of 34 lines, with a traceback through its own files. An
 exit code, `record`, an error file, SIGTERM and SIGINT change nothing about the report. Only a signal without a handler
@@ -7,6 +7,8 @@ ends torchrun in silence.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -18,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE = 5.0  # seconds to wait for the other processes to end with the same error
+
+agreed: bool | None = None  # whether this start is a restart; None until the processes have met
 
 
 def end(message: str) -> None:
@@ -55,12 +59,56 @@ def leave_together(message: str, restart: bool = False) -> None:
         _wait(lambda: os.getppid() != launcher, 1.0)  # a process that ended earlier would start the report
 
 
+def restarted() -> bool:
+    """True if torchrun has started processes of the job before.
+
+    torchrun counts a restart after a failure, and none in which other machines join or leave. So the processes of each
+    start leave a note in torchrun's folder. Several processes take the answer on which they agreed; see `settle`.
+    """
+    if agreed is not None:
+        return agreed
+    before = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" or _finds_note()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        _leave_note()
+    return before
+
+
+def settle(answer: bool) -> None:
+    """Make this the answer of `restarted` in this process. All processes of this start must have looked before."""
+    global agreed
+    agreed = answer
+    _leave_note()
+
+
+@functools.cache  # later the process would find its own note
+def _finds_note() -> bool:
+    note = _note()
+    return note is not None and note.exists()
+
+
+def _leave_note() -> None:
+    if note := _note():
+        with contextlib.suppress(OSError):
+            note.touch()
+
+
+def _note() -> Path | None:
+    attempt = _attempt()
+    return attempt and attempt.parent / "started"
+
+
+def _attempt() -> Path | None:
+    """The folder that torchrun made for the error files of this start. None without torchrun or without this folder."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
+    return Path(error_file).parent.parent if error_file != os.devnull and _is_torchrun(os.getppid()) else None
+
+
 def _meeting(message: str) -> Path | None:
     """The folder of the processes that end with this message. None without torchrun, or if the folder is gone."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not error_file or not _is_torchrun(os.getppid()):
+    attempt = _attempt()
+    if attempt is None:
         return None
-    folder = Path(error_file).parent.parent / hashlib.sha256(message.encode(errors="replace")).hexdigest()[:16]
+    folder = attempt / hashlib.sha256(message.encode(errors="replace")).hexdigest()[:16]
     try:
         folder.mkdir(exist_ok=True)
     except OSError:

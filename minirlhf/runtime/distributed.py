@@ -42,17 +42,17 @@ def say(text: str, level: str = "normal") -> None:
 
 
 def restarted() -> bool:
-    """True if torchrun started this process again after a crash. A run then resumes without `--resume`."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """True if torchrun started the processes again after a crash. A run then resumes without `--resume`."""
+    from minirlhf import torchrun  # here, so that the core loads no leaf
+
+    return torchrun.restarted()
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group that torchrun describes in the environment, and leave it at the end.
-
-    A program of one process joins no group.
-    """
+    """Within this context: the process group that torchrun describes in the environment. One process joins no group."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
+        restarted()  # one process leaves its note for a restart here; several processes do so when they meet
         yield
         return
     from minirlhf.runtime.rendezvous import joined  # here, so that the core loads no leaf

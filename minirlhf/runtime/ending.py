@@ -36,6 +36,8 @@ def end_all(store: dist.Store, rank: int, ranks: int, error: Exception, seconds:
     Raises: SystemExit if another process shows the error, or if other processes caused it.
     """
     lost = is_lost(error)
+    if isinstance(error, InputError) and step and "step" not in str(error):
+        error.args = (f"{where()}: {error}",)
     mine = {"lost": lost, "code": 2 if isinstance(error, InputError) else 1, "text": _text(error)}
     try:
         store.set_timeout(timedelta(seconds=GRACE))

@@ -1,8 +1,9 @@
 """The processes meet: they find rank 0, agree on a fresh name space in its store, and join one process group.
 
 torchrun keeps one store for all restarts of a job. A process of a restart would find the network addresses of killed
-processes there, and its restart count may differ from the count on another machine. So the processes agree on a number
-that no earlier start has used, and write all further names below this number.
+processes there. So the processes agree on a number that no earlier start has used, and write all further names below
+this number. They also agree whether the start is a restart: each torchrun counts its own restarts, and counts none if
+machines join or leave.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from minirlhf import torchrun
 from minirlhf.errors import InputError, shown
 
 TIMEOUT = "MINIRLHF_TIMEOUT"  # the environment variable with the seconds that a process waits for the others
@@ -109,18 +112,51 @@ def root_store(place: Place, seconds: float) -> dist.Store:
 
     Raises: InputError if its port is in use, or if rank 0 does not answer.
     """
-    options = {"wait_for_workers": False, "multi_tenant": True, "timeout": timedelta(seconds=seconds)}
+    connecting = _Connecting(place, seconds)
+    connecting.start()
+    connecting.join(seconds + 1)  # torch waits without end for the answer of another program
+    if connecting.store is not None:
+        return connecting.store
     address = f"{place.host}:{place.port}"
-    try:
-        return dist.TCPStore(place.host, place.port, is_master=place.hosts_store, **options)
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        if place.hosts_store:
-            reason = "is in use" if "EADDRINUSE" in str(error) else f"cannot be opened ({str(error)[:80]})"
-            raise InputError(f"{address}: the port of rank 0 {reason}; set another MASTER_PORT") from None
-        raise InputError(
-            f"{address}: rank {place.rank} finds no rank 0 within {seconds:g} seconds; look at the output of "
-            "rank 0, and check MASTER_ADDR, MASTER_PORT and the firewall"
-        ) from None
+    if place.hosts_store:
+        reason = "is in use" if "EADDRINUSE" in connecting.error else f"cannot be opened ({connecting.error[:80]})"
+        raise InputError(f"{address}: the port of rank 0 {reason}; set another MASTER_PORT")
+    raise InputError(
+        f"{address}: rank {place.rank} finds no rank 0 within {seconds:g} seconds ({connecting.error[:80]}); look at "
+        "the output of rank 0, and check MASTER_ADDR, MASTER_PORT and the firewall"
+    )
+
+
+class _Connecting(threading.Thread):
+    """Starts the store, or connects to it; then it has a `store` or an `error`."""
+
+    def __init__(self, place: Place, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.place, self.seconds = place, seconds
+        self.store: dist.Store | None = None
+        self.error = "a program answers there that is no rank 0"
+
+    def run(self) -> None:
+        options = {"wait_for_workers": False, "multi_tenant": True, "timeout": timedelta(seconds=self.seconds)}
+        try:
+            if not self.place.hosts_store:
+                _wait_for_port(self.place, self.seconds)
+            self.store = dist.TCPStore(self.place.host, self.place.port, is_master=self.place.hosts_store, **options)
+        except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+            self.error = str(error)
+
+
+def _wait_for_port(place: Place, seconds: float) -> None:
+    """Wait until a program listens at the port. torch itself would write its call stack while it waits."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), seconds).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(5 * POLL)
 
 
 def meet(store: dist.Store, place: Place, seconds: float, device: torch.device) -> int:
@@ -132,14 +168,14 @@ def meet(store: dist.Store, place: Place, seconds: float, device: torch.device) 
 
     Raises: InputError with the ranks that did not come in time, or with processes that share a GPU.
     """
-    mine = {"host": socket.gethostname(), "device": str(device), "restarts": _restarts()}
+    mine = {"host": socket.gethostname(), "device": str(device), "restarted": torchrun.restarted()}
     store = dist.PrefixStore("minirlhf", store)
     if place.rank == 0:
         number = store.add("starts", 1)
         known = [mine, *_welcome(store, place.ranks, number, time.monotonic() + seconds)]
         problem = _problem(known, seconds)
-        restarts = max((each["restarts"] for each in known if each), default=0)
-        store.set(f"{number}/go", json.dumps({"problem": problem, "restarts": restarts}))
+        restarted = any(each["restarted"] for each in known if each)
+        store.set(f"{number}/go", json.dumps({"problem": problem, "restarted": restarted}))
     else:
         word = uuid.uuid4().hex
         store.set(f"word/{place.rank}", word)
@@ -148,12 +184,8 @@ def meet(store: dist.Store, place: Place, seconds: float, device: torch.device) 
     go = json.loads(_wait(store, f"{number}/go", 2 * seconds, place))
     if go["problem"]:
         raise InputError(go["problem"])
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(go["restarts"])  # now the same on all machines
+    torchrun.settle(go["restarted"])
     return number
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _welcome(store: dist.Store, ranks: int, number: int, deadline: float) -> list[dict | None]:

@@ -42,7 +42,13 @@ def caught_signals(where: Callable[[], str]) -> Iterator[list[int]]:
     ending.step = where
     try:
         yield received
-    finally:
+    except Exception:
+        raise  # its message names this run, so `where` stays
+    except BaseException:
         ending.step = None
+        raise
+    else:
+        ending.step = None
+    finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -21,9 +21,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def fork(world: int, function: Callable[..., None], *args: object) -> list[int]:
+def fork(world: int, function: Callable[..., None], *args: object, port: int | None = None) -> list[int]:
     """Start `function(*args)` in `world` processes, with the environment of torchrun -> their process ids."""
-    port = free_port()
+    port = port or free_port()
     sys.stdout.flush()
     return [_child(rank, world, port, function, args) for rank in range(world)]
 

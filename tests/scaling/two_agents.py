@@ -29,7 +29,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["worker"]:  # before torch is im
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "algorithms"), str(ROOT / "tests" / "scaling")]
-STEP = 0.2  # [s] that each step lasts longer, so that kills also come during training
+STEP = float(os.environ.get("STEP", "0.2"))  # [s] that each step lasts longer, so that kills also come during training
 SECONDS = 180  # [s] in which a job must end
 RENDEZVOUS = ("c10d", "static", "standalone")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TypeVar
@@ -21,7 +22,9 @@ def wrapped(module: nn.Module) -> nn.Module:
     if current().shards:
         return module if is_sharded(module) else shard(module, next(module.parameters()).device)
     # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():  # torch 2.13 calls this argument forward_sync_buffers; torch 2.11 does not
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def in_step(groups: Sequence[Group], models: Sequence[nn.Module]) -> Iterator[Group]:
