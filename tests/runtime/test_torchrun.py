@@ -75,3 +75,40 @@ def test_a_folder_of_the_user_is_no_meeting_place(tmp_path, monkeypatch, capsys)
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     torchrun.end("error: x")
     assert capsys.readouterr().err == "error: x\n" and not list((tmp_path / "none").iterdir())
+
+
+@pytest.fixture
+def starts(tmp_path, monkeypatch):
+    """starts(count): a new process of a job that torchrun has restarted `count` times."""
+    monkeypatch.setattr(torchrun, "_is_torchrun", lambda process: True)
+
+    def new_process(count, ranks=1):
+        torchrun._finds_note.cache_clear()
+        monkeypatch.setattr(torchrun, "agreed", None)
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"attempt_{count}" / "0" / "error.json"))
+
+    yield new_process
+    torchrun._finds_note.cache_clear()
+
+
+def test_a_restart_is_known_although_torchrun_counts_none_if_machines_join(starts):
+    starts(0)
+    assert not torchrun.restarted() and not torchrun.restarted()  # its own note is none
+    starts(0)
+    assert torchrun.restarted()
+    starts(1)
+    assert torchrun.restarted()
+
+
+def test_processes_that_meet_take_the_answer_on_which_they_agreed(starts):
+    starts(0, ranks=2)
+    assert not torchrun.restarted()
+    starts(0, ranks=2)
+    assert not torchrun.restarted()  # no note yet: the processes of the first start have not met
+    torchrun.settle(False)
+    starts(0, ranks=2)
+    assert torchrun.restarted()
+    torchrun.settle(False)
+    assert not torchrun.restarted()
