@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,11 @@ from minirlhf.pretrained.locate import (
 )
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
 from minirlhf.pretrained.safe import check_type, open_weights, read_json
+from minirlhf.runtime.distributed import process_device, world_size
 
 CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
 SCALAR_HEADS = ("score.", "value_head.")  # heads with one output
+Change = Callable[[nn.Module], nn.Module]
 
 
 # Save
@@ -156,23 +160,56 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def load_pretrained(
-    folder: str | Path, dtype: torch.dtype | None = None
+    folder: str | Path, dtype: torch.dtype | None = None, change: Change | None = None
 ) -> Transformer | RewardModel | ProcessRewardModel | ValueModel:
     """The model in a folder, on the CPU. `architectures` in config.json decides its class.
 
-    dtype: of all weights. None keeps the files' dtype: the weights are then mapped, and read on first use. The model is
-    never in memory twice: its modules are made without storage and take each weight as it is read.
+    If the current strategy shards, all processes must call it: the model is on the device of each process, in slices,
+    and each process reads its rows alone.
+
+    Args:
+        dtype:  of all weights. None keeps the files' dtype: the weights are then mapped, and read on first use. The
+                model is never in memory twice: its modules are made without storage and take each weight as it is read.
+        change: called with the model before it is sharded, such as `lambda model: apply_lora(model, config)`. Modules
+                may be added to a sharded model in no other way.
     Raises: InputError if a file is missing or broken, or a weight is missing, surplus or of another shape.
     """
-    folder = Path(folder)
+    return _loaded(*_described(Path(folder)), dtype, change or _unchanged)
+
+
+def _unchanged(model: nn.Module) -> nn.Module:
+    return model
+
+
+def _described(folder: Path) -> tuple[nn.Module, dict[str, Location]]:
+    """The model of a folder without its numbers, and where each weight stands."""
     check_model_files(folder)
     config, model_class = read_config(folder)
     check_sizes(config, folder)
     with torch.device("meta"), Uninitialised():
         transformer = Transformer(config)
         model = transformer if model_class is Transformer else model_class(transformer)
-    model.load_state_dict(_read_all(find_weights(model, folder), dtype), assign=True)
-    return model
+    return model, find_weights(model, folder)
+
+
+def _loaded(model: nn.Module, found: dict[str, Location], dtype: torch.dtype | None, change: Change) -> nn.Module:
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.strategy import current
+
+        if current().shards:
+            return _in_slices(model, found, dtype, change)
+    model.load_state_dict(_read_all(found, dtype), assign=True)
+    return change(model)
+
+
+def _in_slices(model: nn.Module, found: dict[str, Location], dtype: torch.dtype | None, change: Change) -> nn.Module:
+    from minirlhf.runtime.parallel.starting import started
+
+    dtypes = _dtypes(found, dtype)
+    empty = {name: torch.empty(at.shape, dtype=dtypes[name], device="meta") for name, at in found.items()}
+    model.load_state_dict(empty, assign=True)
+    stored = {p: partial(_rows, found[name]) for name, p in model.named_parameters()}
+    return started(lambda: change(model), process_device(), stored)
 
 
 def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
@@ -187,30 +224,35 @@ def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: st
         _copy(location, weights[name])
 
 
-def load_policy(folder: str | Path, value_head: bool = False, dtype: torch.dtype | None = None) -> Policy:
+def load_policy(
+    folder: str | Path, value_head: bool = False, dtype: torch.dtype | None = None, change: Change | None = None
+) -> Policy:
     """A policy from the folder of a language model.
 
     value_head: add a value head. It gets the weights of value_head.safetensors, or starts at 0 without that file.
+    dtype, change: see `load_pretrained`.
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
-    transformer = load_pretrained(folder, dtype)
+    transformer, found = _described(Path(folder))
     if not isinstance(transformer, Transformer):
         raise InputError(f"{folder}: needed a language model, got a {type(transformer).__name__}; check the folder")
-    policy = Policy(transformer, value_head)
+    policy = _loaded(transformer, found, dtype, lambda model: (change or _unchanged)(Policy(model, value_head)))
     if value_head and (Path(folder) / VALUE_HEAD).exists():
         _load_value_head(policy.value_head, Path(folder))
     return policy
 
 
-def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> RewardModel:
-    """A reward model from its folder.
+def load_reward_model(
+    folder: str | Path, dtype: torch.dtype | None = None, change: Change | None = None
+) -> RewardModel:
+    """A reward model from its folder. dtype, change: see `load_pretrained`.
 
     Raises: InputError as `load_pretrained`, and if the folder holds a model of another class.
     """
-    model = load_pretrained(folder, dtype)
+    model, found = _described(Path(folder))
     if not isinstance(model, RewardModel):
         raise InputError(f"{folder}: needed a reward model, got a {type(model).__name__}; check the folder")
-    return model
+    return _loaded(model, found, dtype, change or _unchanged)
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
@@ -255,32 +297,46 @@ class Uninitialised(TorchFunctionMode):
 # Read the weights
 
 
-def _copy(location: Location, target: Tensor) -> Tensor:
-    """Copy a weight into `target`.
+def _rows(location: Location, first: int, last: int) -> Tensor:
+    """The rows [first, last) of a weight. No other bytes of the file are read.
 
     The file is opened for this weight alone, because all pages that were read stay in memory while a file is mapped.
     """
-    with open_weights(location.path) as file, torch.no_grad():
-        tensor = file.get_tensor(location.name)
-        return target.copy_(tensor.T if location.transposed else tensor)
+    with open_weights(location.path) as file:
+        stored = file.get_slice(location.name)
+        return stored[:, first:last].T if location.transposed else stored[first:last]
+
+
+@torch.no_grad()
+def _copy(location: Location, target: Tensor) -> Tensor:
+    """Copy a weight, or the rows that this process holds of it, into `target`."""
+    if not hasattr(target, "to_local"):
+        target.copy_(_rows(location, 0, location.shape[0]))
+        return target
+    from minirlhf.runtime.parallel.sharding import local, local_slice
+
+    local(target).copy_(_rows(location, *local_slice(target)))
+    return target
+
+
+def _dtypes(found: dict[str, Location], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """The dtype of each weight in memory: `dtype`; without it the embedding's, and for scalar heads their own."""
+    common = dtype or found[EMBEDDING].dtype
+    own = dtype is None
+    return {name: at.dtype if own and name.startswith(SCALAR_HEADS) else common for name, at in found.items()}
 
 
 def _read_all(found: dict[str, Location], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The weights by our names. A weight is mapped if its dtype and orientation fit, and copied otherwise.
-
-    dtype: None takes the embedding's dtype for all weights; scalar heads keep their own dtype.
-    """
-    common = dtype or found[EMBEDDING].dtype
-    by_file = defaultdict(list)
+    """The weights by our names. A weight is mapped if its dtype and orientation fit, and copied otherwise."""
+    dtypes, by_file = _dtypes(found, dtype), defaultdict(list)
     for name, location in found.items():
         by_file[location.path].append((name, location))
     weights = {}
     for path, group in by_file.items():
         with open_weights(path) as file:
             for name, location in group:
-                wanted = location.dtype if dtype is None and name.startswith(SCALAR_HEADS) else common
-                if location.transposed or location.dtype != wanted:
-                    weights[name] = _copy(location, torch.empty(location.shape, dtype=wanted))
+                if location.transposed or location.dtype != dtypes[name]:
+                    weights[name] = _copy(location, torch.empty(location.shape, dtype=dtypes[name]))
                 else:
                     weights[name] = file.get_tensor(location.name)
     return weights

@@ -109,7 +109,7 @@ def all_sum(x: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on every rank if `flag` is True on any rank."""
-    return flag if world_size() == 1 else bool(all_sum(torch.tensor(int(flag), device=_device())).item())
+    return flag if world_size() == 1 else bool(all_sum(torch.tensor(int(flag), device=process_device())).item())
 
 
 def barrier() -> None:
@@ -123,9 +123,9 @@ def gather(value: Any) -> list[Any]:
         return [value]
     from minirlhf.runtime.vectors import gather_vectors
 
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(process_device())
     return [json.loads(bytes(part.tolist())) for part in gather_vectors(data)]
 
 
-def _device() -> torch.device:
+def process_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
+from folders import check_folders
 from safetensors.torch import save_file
 
 from minirlhf.algorithms import (
@@ -387,6 +388,7 @@ def _train_as_rank(folder: Path) -> None:
             for name in os.environ.get("SHARDED", SHARDED).split(","):
                 _train_sharded(name, folder)
             _copy_sharded(folder)
+            check_folders(folder, every="SHARDED" in os.environ)
             go_on("sft", folder / "slices")
             stop_at(4, folder / "resumed")
             go_on("sft", folder / "resumed", resume=True)
