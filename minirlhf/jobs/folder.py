@@ -70,8 +70,11 @@ def write_refused(folder: Path, refused: list[str]) -> None:
 
 
 def _find(job: JobConfig, name: str) -> Path:
-    folder = _given(job, name) or _next(name)
+    given = _given(job, name)
+    folder = given or _next(name)
     check_can_be_made(folder)
+    if given is None:  # another job may take this number at any time; `take_output` then takes the next
+        return folder
     try:
         begun = folder.exists() and holds_anything(folder)
     except OSError as error:  # such as a name that is too long

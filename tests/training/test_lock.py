@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from minirlhf.errors import InputError
+from minirlhf.jobs import folder as folder_module
 from minirlhf.jobs.folder import find_output, make_empty, take_output
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.training import Run, RunConfig, lock
@@ -124,6 +125,23 @@ def test_jobs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch
         os.waitpid(pid, 0)
     taken = {Path(f"{number}.txt").read_text() for number in range(4)}
     assert taken == {f"runs/ppo-00{number}" for number in range(1, 5)}
+
+
+def test_a_job_that_begins_while_another_looks_for_a_folder_refuses_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    next_number = folder_module._next
+
+    def and_another_job_takes_it(name):
+        folder = next_number(name)
+        (folder / "sft").mkdir(parents=True)
+        (folder / "sft" / "config.toml").touch()
+        return folder
+
+    monkeypatch.setattr(folder_module, "_next", and_another_job_takes_it)
+    found = find_output(JobConfig(), "ppo")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert take_output(found, JobConfig(), "ppo", "sft") == Path("runs/ppo-002")
 
 
 def test_a_second_resume_of_a_job_is_refused(tmp_path):
