@@ -78,6 +78,12 @@ def test_a_run_ends_after_so_many_evaluations_without_a_new_best(tmp_path, patie
     assert again.step == steps and trainer.steps == steps  # a finished run stays finished
 
 
+def test_an_evaluation_of_nan_is_neither_the_best_nor_one_without_a_new_best(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LOSSES", [math.nan, 3.0, math.nan, 4.0, 2.0, 3.0])
+    run, _ = go(tmp_path, best_metric="eval/chat/loss", patience=1)
+    assert run.step == 4 and run._best == {"step": 2, "value": 3.0, "since": 1}
+
+
 def test_patience_counts_on_after_a_resume(tmp_path):
     settings = {"best_metric": "eval/chat/loss", "patience": 2, "save_every": 1}
     whole, _ = go(tmp_path / "whole", **settings)

@@ -183,9 +183,21 @@ def test_the_optimizer_has_no_frozen_weights():
         ({"max_grad_norm": -1.0}, "OptimizerConfig: max_grad_norm must be above 0, got -1.0"),
         ({"warmup": -0.1}, "OptimizerConfig: warmup must be at least 0 and at most 1, got -0.1"),
         ({"lr_final": 2.0}, "OptimizerConfig: lr_final must be at least 0 and at most 1, got 2.0"),
+        ({"weight_decay": -0.1}, "OptimizerConfig: weight_decay must be at least 0, got -0.1"),
+        ({"beta1": 1.0}, "OptimizerConfig: beta1 must be at least 0 and at most 0.999999, got 1.0"),
+        ({"beta2": -0.1}, "OptimizerConfig: beta2 must be at least 0 and at most 0.999999, got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, text):
     with pytest.raises(InputError) as caught:
         OptimizerConfig(**{**PLAIN, **settings})
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": 1000.0}, {"warmup": 1.0, "lr_final": 0.0}, {"beta1": 0.0, "beta2": 0.999999}, {"lr_final": 1.0}]
+)
+def test_settings_at_the_ends_of_their_ranges_are_taken(settings):
+    net = model()
+    metrics = optimizer(net, **settings).step(backward(net))
+    assert all(map(math.isfinite, metrics.values()))

@@ -131,6 +131,16 @@ def test_forgetting_record_is_an_error_at_once(tmp_path):
     assert trainer.total == 3 and finished_model(run.folder) is None
 
 
+def test_weights_that_are_spoiled_after_the_last_step_are_no_finished_model(tmp_path):
+    run, trainer = start(tmp_path, save_every=6)
+    with pytest.raises(InputError, match="policy.transformer.model.norm.weight holds nan, needed finite weights"):
+        for batch in run:
+            run.record(trainer.step(batch))
+            if run.step == 6:
+                trainer.weight.data[0] = math.nan
+    assert checkpoints(tmp_path) == ["step-6"] and not (tmp_path / "model").exists()
+
+
 def test_leaving_the_loop_early_leaves_no_finished_model(tmp_path):
     run, trainer = start(tmp_path / "run", save_every=1)
     for batch in run:

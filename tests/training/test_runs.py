@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from minirlhf.errors import InputError
+from minirlhf.manifest import write_manifest
 from minirlhf.training import checkpoint, runs
 from minirlhf.training.journal import Journal
 
@@ -46,6 +47,15 @@ def test_a_run_is_read_from_its_files(make):
     assert found.curves["eval/accuracy"] == runs.Curve(0.5, (0.5, 2), (0.5, 2))
     assert [row["step"] for row in found.evaluations] == [1]
     assert found.checkpoints == [1, 3] and found.best == 1 and found.incomplete == []
+
+
+def test_a_run_has_finished_once_its_model_is_whole(make):
+    folder = make("a", [{"x": 1}])
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    assert not runs.read_run(folder).finished
+    write_manifest(folder / "model")
+    assert runs.read_run(folder).finished
 
 
 def test_the_first_of_equal_values_is_the_best(make):

@@ -2,13 +2,23 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
+from minirlhf.algorithms import SFTConfig, SFTTrainer
 from minirlhf.errors import InputError
-from minirlhf.manifest import write_manifest
+from minirlhf.manifest import is_complete, write_manifest
+from minirlhf.model import Policy
+from minirlhf.pretrained import load_policy, trained
+from minirlhf.training import saving
 from minirlhf.training.shards import collected, read_slice, stored_tensors, write_shard
 
 TENSORS = {
@@ -94,3 +104,79 @@ def test_a_tensor_that_is_missing_or_has_another_shape_belongs_to_another_model(
         read_slice(folder, "bias", 0, 1)
     with pytest.raises(InputError, match=r"matrix has the shape \[7, 5\].*needs \[7, 6\].*another model"):
         stored_tensors(folder)["matrix"].like(torch.zeros(7, 6))
+
+
+# A run of one process in slices
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def run_in(folder, mesh=None, seed=0):
+    """As a `Run` whose policy is in slices if there is a mesh."""
+    policy = Policy(tiny.transformer(seed, dtype=torch.float32))
+    if mesh is not None:
+        fully_shard(policy, mesh=mesh)
+    trainer = SFTTrainer(policy, tiny.tokenizer(), SFTConfig(batch_size=8, lr=3e-2), 4)
+    names = {"folder": folder, "files": trained, "tokenizer": tiny.tokenizer(), "batches": range(4), "saved": -1}
+    return SimpleNamespace(trainer=trainer, config=SimpleNamespace(base=None), step=1, **names)
+
+
+def update(run):
+    """One update by AdamW; the gradient of a weight is the weight itself."""
+    optimizer = run.trainer.optimizer
+    for p in optimizer.parameters.values():
+        p.grad = p.detach().clone()
+    optimizer.adamw.step()
+    optimizer.update += 1
+
+
+def numbers(run):
+    """The weights and the moments of the optimizer, whole."""
+    state = run.trainer.optimizer.state_dict()["moments"]
+    tensors = dict(run.trainer.policy.state_dict())
+    tensors |= {f"{name}/{key}": x for name, each in state.items() for key, x in each.items()}
+    return {name: (x.full_tensor() if hasattr(x, "full_tensor") else x).clone() for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_checkpoint_of_weights_in_slices_is_read_into_slices_and_into_whole_weights(tmp_path, mesh, copied):
+    run, folder = run_in(tmp_path, mesh), tmp_path / "step-1"
+    update(run)
+    before = numbers(run)
+    state = {"step": 1, "done": False, "best": {}, "trainer": run.trainer.state_dict()}
+    write = saving._prepared_shards(run.trainer.models, folder, state, copied)
+    if copied:  # the training goes on while a thread writes
+        update(run)
+    write()
+    assert is_complete(folder) and [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    for again in (run_in(tmp_path, mesh, seed=1), run_in(tmp_path, seed=1)):
+        loaded = saving.load_checkpoint(again, folder)
+        assert (loaded["step"], loaded["done"]) == (1, False)
+        assert_close(numbers(again), before, rtol=0, atol=0)
+        assert again.trainer.optimizer.update == 1
+
+
+def test_the_finished_model_of_weights_in_slices_is_whole(tmp_path, mesh):
+    run = run_in(tmp_path, mesh)
+    saving.save_final(run, tmp_path / "adapter", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no adapter was trained
+    whole = {name: x.full_tensor() for name, x in run.trainer.policy.state_dict().items()}
+    assert_close(load_policy(tmp_path / "model").state_dict(), whole, rtol=0, atol=0)
+
+
+def test_weights_that_are_whole_on_every_process_have_no_shards(tmp_path, mesh):
+    run = run_in(tmp_path)
+    state = {"trainer": run.trainer.state_dict()}
+    assert saving._prepared_shards(run.trainer.models, tmp_path, state, copied=False) is None
+
+
+def test_a_model_with_some_weights_in_slices_is_in_slices(mesh):
+    parts = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert not saving.is_sharded(parts)
+    fully_shard(parts[0], mesh=mesh)
+    assert saving.is_sharded(parts)
