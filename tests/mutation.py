@@ -233,6 +233,7 @@ def load_in_place(file: str, code: CodeType, folder: str) -> None:
     os.environ["MUTANT_FILE"] = str(PACKAGE / file)
     os.environ["MUTANT_CODE"] = str(Path(folder) / "code")
     os.environ["PYTHONPATH"] = os.pathsep.join((folder, str(ROOT)))
+    sys.path.insert(0, folder)  # the worker of chat templates hands its own path on
     exec(compile(IN_PROGRAMS, "sitecustomize.py", "exec"), {})
 
 

@@ -199,3 +199,11 @@ def test_a_padding_token_without_a_row_does_not_pad(tmp_path, config):
     check_vocabulary(ModelConfig(SIZE), tokenizer, "DIR")
     whole = Tokenizer.load(folder_with(tmp_path, add("[PAD]", SIZE), settings, config={"vocab_size": SIZE + 1}))
     assert whole.pad_id == SIZE and whole.special["pad"] == "[PAD]"
+
+
+def test_a_free_special_token_without_a_row_does_not_pad(tmp_path):
+    # the end token pads, so that a free special token is looked for; the only one has the first id without a row
+    settings = {"pad_token": EOS, "bos_token": PAD}
+    for rows, pad in ((SIZE, None), (SIZE + 1, "[PAD]")):
+        tokenizer = Tokenizer.load(folder_with(tmp_path, add("[PAD]", SIZE), settings, config={"vocab_size": rows}))
+        assert tokenizer.special["pad"] == pad and tokenizer.pad_id < rows

@@ -149,6 +149,11 @@ def test_without_a_free_special_token_an_ordinary_token_pads_and_no_pad_is_named
     assert tokenizer.token_ids == {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 
 
+def test_the_ordinary_token_that_pads_is_never_the_end_token(tmp_path):
+    tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": "@@@"}))
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.special["pad"]) == (0, 1, None)
+
+
 def test_special_tokens_in_plain_text_stay_text(tmp_path):
     tokenizer = Tokenizer.load(checkpoint(tmp_path, {"eos_token": EOS}, extra=["<|im_end|>"]))
     ids = tokenizer.encode("a<|im_end|>")
