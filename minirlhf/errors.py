@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -24,6 +24,19 @@ def shown(value: Any, most: int = 80) -> str:
     from minirlhf.foreign import beginning_of_repr
 
     return beginning_of_repr(value, most)
+
+
+@contextmanager
+def writes(path: object) -> Iterator[None]:
+    """Inside the block an error of the system, such as a full disk, becomes an InputError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        from minirlhf.foreign import system_error  # here, so that the core loads no leaf
+
+        if not (reason := system_error(error)):
+            raise
+        raise InputError(f"{path}: needed to write it, got: {reason}; make room or give rights, then go on") from None
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
@@ -57,9 +70,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise SystemExit(130) from None
-        except BrokenPipeError:
-            from minirlhf.pipe import end_without_reader  # here, so that the core loads no leaf
+        except OSError as error:
+            from minirlhf.pipe import end_without_output  # here, so that the core loads no leaf
 
-            end_without_reader()
+            end_without_output(error)
 
     return wrapped

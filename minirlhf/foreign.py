@@ -1,4 +1,4 @@
-"""Text and JSON values that a stranger wrote. They may hold anything."""
+"""Text, JSON values and errors that do not come from our code. They may hold anything."""
 
 from __future__ import annotations
 
@@ -55,3 +55,12 @@ def _pieces(value: Any, most: int) -> Iterator[str]:
         yield hex(value)
     else:
         yield repr(value[: most + 1] if isinstance(value, str) else value)
+
+
+def system_error(error: Exception) -> str | None:
+    """The reason of an error that the system gave while a file was written; None for any other error."""
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        return error.strerror or str(error)
+    # safetensors and tokenizers have errors of their own, with the system's error as text
+    found = re.search(r"([^:(]+) \(os error \d+\)", str(error))
+    return found[1].strip() if found and type(error).__name__ in ("SafetensorError", "Exception") else None

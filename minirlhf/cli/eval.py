@@ -294,7 +294,4 @@ def write(folder: Path, files: dict[str, str]) -> None:
     """Write the texts, each whole or not at all; an empty text makes no file."""
     for name, text in files.items():
         if text and is_main():
-            try:
-                write_whole(folder / name, text)
-            except OSError as error:
-                raise InputError(f"{folder / name}: needed a file that can be written, got: {error.strerror}") from None
+            write_whole(folder / name, text)

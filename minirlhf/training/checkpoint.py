@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, writes
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -38,30 +38,36 @@ def written_whole(folder: Path, more: dict[str, Any] | None = None) -> Iterator[
 
     aside = aside_of(folder, os.getpid())
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        write_manifest(aside, **more or {})
-        for path in [*aside.rglob("*"), aside]:
-            _flush(path)
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
-        if folder.exists():  # a resumed run trains the same step again
-            folder.rename(old)
-        aside.rename(folder)
-        _flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with writes(folder):
+            aside.mkdir(parents=True)
+            yield aside
+            write_manifest(aside, **more or {})
+            for path in [*aside.rglob("*"), aside]:
+                _flush(path)
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+            if folder.exists():  # a resumed run trains the same step again
+                folder.rename(old)
+            aside.rename(folder)
+            _flush(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a text file in one step: a reader sees the whole old text or the whole new text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    _flush(aside)
-    aside.rename(path)
-    _flush(path.parent)
+    try:
+        with writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(text, encoding="utf-8")
+            _flush(aside)
+            aside.rename(path)
+            _flush(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def holds_anything(folder: Path) -> bool:

@@ -6,13 +6,13 @@ import re
 import shutil
 from pathlib import Path
 
-from minirlhf.errors import InputError, shown
+from minirlhf.errors import InputError, shown, writes
 from minirlhf.manifest import check_files, is_complete
 from minirlhf.pretrained.safe import read_json
 from minirlhf.training.checkpoint import STATE
+from minirlhf.training.records import LINES
 
 STEP = re.compile(r"step-(\d+)")
-LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")  # a resumed run drops their later lines
 
 
 def check_step(run: Path, name: str, final: str) -> None:
@@ -53,12 +53,13 @@ def go_back(run: Path, name: str) -> str:
 def set_aside(run: Path, moved: list[Path]) -> Path:
     """Move files of a run, and copy the files with lines, to a new folder left-NNN of the run -> that folder."""
     kept = next(aside for n in range(1, 10_000) if not (aside := run / f"left-{n:03d}").exists())
-    kept.mkdir()
-    for path in moved:
-        path.rename(kept / path.name)
-    for path in (run / file for file in LINES):
-        if path.exists():
-            shutil.copyfile(path, kept / path.name)
+    with writes(kept):
+        kept.mkdir()
+        for path in (run / file for file in LINES):
+            if path.exists():
+                shutil.copyfile(path, kept / path.name)
+        for path in moved:
+            path.rename(kept / path.name)
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -14,24 +13,29 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minirlhf.training.checkpoint import write_whole
+from minirlhf.errors import writes
 
 
 class Journal:
     """Writes the lines of one run.
 
     `metrics.jsonl` holds no time and no memory, so a run that was killed and resumed writes the same bytes.
+
+    Args:
+        resumed_at: the step of the checkpoint that the run goes on from; later lines are dropped.
+        marks:      of that checkpoint, see `sync`.
     """
 
-    def __init__(self, folder: Path, resumed_at: int) -> None:
+    def __init__(self, folder: Path, resumed_at: int, marks: Any = None) -> None:
+        from minirlhf.training.records import LINES, cut  # here, so that the core loads no leaf
+
         self.folder = folder
         self._last = time.perf_counter()
-        for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
-            _drop_lines_from(folder / name, resumed_at)
-        self._files = {
-            name: (folder / name).open("a", encoding="utf-8")
-            for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt")
-        }
+        self._sums, notes = cut(folder, resumed_at, marks)
+        with writes(folder):
+            self._files = {name: (folder / name).open("ab", buffering=0) for name in (*LINES, "log.txt")}
+        for note in notes:
+            self.log(note, show=True)
 
     def step(
         self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]], evaluation: float | None = None
@@ -50,7 +54,7 @@ class Journal:
 
     def log(self, text: str, show: bool) -> None:
         """Write one line to log.txt and, if `show`, above the progress bar."""
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self._files["log.txt"], flush=True)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         if show:
             tqdm.write(text, file=sys.stderr)
 
@@ -59,28 +63,29 @@ class Journal:
         tqdm.write(text)
         sys.stdout.flush()
 
-    def sync(self) -> None:
-        """Flush all files to the disk, so that no checkpoint exists without the lines of the steps before it."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+    def sync(self) -> dict[str, Any]:
+        """Flush all files to the disk, so that no checkpoint exists without the lines of the steps before it.
+
+        Returns: name -> length and sha256 of each file that a repetition would write the same, for the checkpoint.
+        """
+        with writes(self.folder):
+            for file in self._files.values():
+                os.fsync(file.fileno())
+        return {name: {"bytes": self._files[name].tell(), "sha256": x.hexdigest()} for name, x in self._sums.items()}
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
-        print(json.dumps(row, ensure_ascii=False), file=self._files[name], flush=True)
+        self._append(name, json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _append(self, name: str, line: str) -> None:
+        rest = line.encode()
+        if name in self._sums:
+            self._sums[name].update(rest)
+        with writes(self.folder / name):
+            while rest:  # without a buffer a full disk takes a part
+                rest = rest[self._files[name].write(rest) :]
 
 
 def peak_memory_mb() -> int:
     """The largest resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1_000_000 if sys.platform == "darwin" else 1_000)
-
-
-def _drop_lines_from(path: Path, step: int) -> None:
-    """Delete the lines of steps that will be trained again, and a line that a crash cut short."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines() breaks at U+2028 too
-        with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] < step:
-                lines.append(line + "\n")
-    write_whole(path, "".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,10 +67,14 @@ class EvaluationTable:
 
 
 def evaluation_seconds(folder: Path) -> tuple[float, float]:
-    """-> (seconds in evaluations, seconds in all), over the steps of all runs in a folder."""
-    files = folder.glob("*/timings.jsonl")
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return sum(row.get("evaluation_seconds", 0.0) for row in rows), sum(row["seconds"] for row in rows)
+    """-> (seconds in evaluations, seconds in all), over the steps of all runs in a folder. A damaged line counts 0."""
+    evaluations = seconds = 0.0
+    for line in [line for file in folder.glob("*/timings.jsonl") for line in file.read_bytes().splitlines()]:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            row = json.loads(line)
+            seconds += float(row["seconds"])
+            evaluations += float(row.get("evaluation_seconds", 0.0))
+    return evaluations, seconds
 
 
 def _number(value: object) -> str:

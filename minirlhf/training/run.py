@@ -220,9 +220,9 @@ class Run:
         wait(self)
         check_weights(self)
         self.saved, best = self.step, self._checkpoint(self._best.get("step") or -1)
-        if is_main():
-            self._journal.sync()
         state = {"step": self.step, "done": self._done, "best": dict(self._best)}
+        if is_main():
+            state["records"] = self._journal.sync()
         state["trainer"] = self.trainer.state_dict()
         folder = self._checkpoint(self.step)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.adapters.lora import active_adapter
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, writes
 from minirlhf.manifest import check_files, damage, is_complete, missing, read_manifest
 from minirlhf.pretrained.safe import read_json
 from minirlhf.runtime.distributed import gather, is_main, rank, say, world_size
@@ -48,9 +48,10 @@ def write_checkpoint(run: Any, folder: Path, state: dict[str, Any], then: Callab
     write = _prepared(run, folder, state, copied=run.config.async_save)
 
     def write_all() -> None:
-        write()
-        if is_main():
-            then()
+        with writes(folder):
+            write()
+            if is_main():
+                then()
 
     run.writing = InBackground(write_all)
     if run.config.async_save:

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import sys
 from types import ModuleType
 
@@ -191,11 +192,11 @@ def test_samples_outlive_a_scoring_that_is_stopped(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_an_error_of_the_user(tmp_path, monkeypatch):
-    def full(path, text):
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "write_whole", full)
-    with pytest.raises(InputError, match="config.toml: needed a file that can be written, got: No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="config.toml: needed to write it, got: No space left"):
         run("a --data pairs.jsonl", tmp_path / "out")
 
 

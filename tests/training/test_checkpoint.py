@@ -197,9 +197,9 @@ def test_a_text_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x.toml"
     write_whole(path, "old é\n")
     monkeypatch.setattr(checkpoint, "_flush", lambda path: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="x.toml: needed to write it, got: disk full"):
         write_whole(path, "new")
-    assert path.read_text(encoding="utf-8") == "old é\n"
+    assert path.read_text(encoding="utf-8") == "old é\n" and len(list(path.parent.iterdir())) == 1
 
 
 def test_leftovers_of_a_crash_do_not_count_as_files_and_are_removed(tmp_path):

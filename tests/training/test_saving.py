@@ -212,7 +212,7 @@ def test_an_error_of_the_thread_comes_up_at_the_next_save_and_leaves_the_checkpo
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trained, "save_trained", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="step-4: needed to write it, got: No space left"):
         run_in(tmp_path, async_save=True)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2"}
     monkeypatch.undo()
