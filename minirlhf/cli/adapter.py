@@ -26,7 +26,7 @@ from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_o
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, written_whole
-from minirlhf.training.lock import lock
+from minirlhf.training.lock import lock, unlocked_at_end
 from minirlhf.training.table import table
 
 
@@ -95,13 +95,14 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
     tokenizer = Tokenizer.load(source) if source else None
     if tokenizer:
         check_vocabulary(model.config, tokenizer, source)
-    lock(output)  # another merge may have taken the folder since the check above
-    if holds_anything(output):
-        raise InputError(f"{output}: holds files already; choose another --output")
-    with written_whole(output) as part:
-        save_pretrained(model, part, tokenizer and tokenizer.token_ids)
-        if tokenizer:
-            tokenizer.save(part)
+    with unlocked_at_end():
+        lock(output)  # another merge may have taken the folder since the check above
+        if holds_anything(output):
+            raise InputError(f"{output}: holds files already; choose another --output")
+        with written_whole(output) as part:
+            save_pretrained(model, part, tokenizer and tokenizer.token_ids)
+            if tokenizer:
+                tokenizer.save(part)
     parts = " + ".join(f"{weight:g} * {folder}" for weight, folder in zip(weights, folders, strict=True))
     named = {file.base for file in files if file.base}
     others = sorted(name for name in named if not os.path.isdir(name) or not base.samefile(name))

@@ -46,6 +46,7 @@ from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
 from minirlhf.training.checkpoint import write_whole
+from minirlhf.training.lock import unlocked_at_end
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
 WORDS: dict[str, Words] = {"13a": words_13a, "zh": words_zh, "char": letters}
@@ -117,7 +118,8 @@ def main(argv: list[str]) -> None:
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     config = parse_settings({"job": EvalConfig}, argv[count:], description=__doc__)["job"]
     check_empty(config.output)
-    with session(device=config.device, precision=config.precision, seed=config.seed) as device:
+    options = {"device": config.device, "precision": config.precision, "seed": config.seed}
+    with session(**options) as device, unlocked_at_end():
         evaluate(argv[:count], config, device)
 
 
@@ -156,7 +158,7 @@ def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> Non
     left_out = "".join(f"{line}\n" for line in rows.left_out)
     numbers = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     write(folder, {"left_out.txt": left_out, "table.txt": "\n\n".join(tables) + "\n", "eval.json": numbers})
-    say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    say(f"\n{folder}: " + ", ".join(sorted(path.name for path in folder.glob("[!.]*"))))
 
 
 def read(config: EvalConfig) -> list[Dataset]:
