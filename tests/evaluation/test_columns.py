@@ -3,7 +3,7 @@
 import pytest
 
 from minirlhf.evaluation import side_by_side
-from minirlhf.evaluation.columns import columns_of, in_columns, printable, wrapped
+from minirlhf.evaluation.columns import aligned, columns_of, in_columns, printable, shortened, wrapped
 
 
 def test_layout():  # prompts 0 and 2 of 3
@@ -85,3 +85,27 @@ def test_no_mark_is_cut_from_its_letter():
 def test_letters_that_a_terminal_obeys_are_escaped():
     assert printable("a\x1b[31m\n\tb\x9b\ud800\u202e") == "a\\x1b[31m b\\x9b\\ud800\\u202e"
     assert printable("क्\u200dष é 😀") == "क्\u200dष é 😀"
+
+
+def test_a_table_is_as_wide_as_its_texts_and_numbers_stand_right():
+    assert aligned(["name", "n", "share"], [["ab", "5", "0.25"], ["暖气好", "123", "-"]]).splitlines() == [
+        "name      n  share",
+        "------  ---  -----",
+        "ab        5   0.25",
+        "暖气好  123      -",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("abcdefghij", 10, "abcdefghij"),
+        ("abcdefghij", 9, "abc...hij"),
+        ("abcdefghij", 8, "abc...ij"),  # the middle is not in the middle of an even width
+        ("暖气很好吗啊", 9, "暖气...啊"),  # two wide letters would be one column too many at the end
+        ("e\u0301" * 10, 9, "e\u0301" * 3 + "..." + "e\u0301" * 3),
+        ("", 5, ""),
+    ],
+)
+def test_the_middle_of_a_long_text_is_left_out(text, width, expected):
+    assert shortened(text, width) == expected and columns_of(expected) <= width

@@ -151,6 +151,13 @@ def test_a_prompt_gets_the_room_that_it_leaves_and_without_room_it_is_left_out(p
     assert report.measures["ended"] == 0 and report.measures["kl"] == pytest.approx(0, abs=1e-5)
 
 
+def test_a_win_is_a_higher_gold_reward_and_a_tie_half_a_win():
+    # of four prompts: won, equal, lost, won
+    before, after = (Report({}, [], [], gold) for gold in ([0.0, 1.0, 2.0, -3.0], [1.0, 1.0, 1.5, -2.0]))
+    assert win_rate(before, after) == 2.5 / 4 and win_rate(after, before) == 1.5 / 4
+    assert win_rate(before, Report({}, [], [])) is None and win_rate(Report({}, [], []), after) is None
+
+
 def report_of(**measures):
     return Report(dict.fromkeys(MEASURES) | measures, ["a prompt"], ["a text"])
 

@@ -36,6 +36,8 @@ def test_calibration_by_hand():
     log3 = math.log(3)
     measures = pair_measures([log3, log3, log3, 0], [0, 0, 0, log3], [(1, 1)] * 4)
     assert measures["calibration_error"] == pytest.approx(0)
+    assert pair_measures([log3], [0], [(1, 1)])["calibration_error"] == pytest.approx(1 - 3 / 4)
+    assert pair_measures([0], [log3], [(1, 1)])["calibration_error"] == pytest.approx(3 / 4)
     assert pair_measures([1e6], [-1e6], [(1, 1)])["calibration_error"] == 0.0
     with pytest.raises(InputError, match="needed at least one probability"):
         calibration_error([])

@@ -21,11 +21,9 @@ def export(tmp_path, monkeypatch):
     """export(name, choices, ...): a file as the page exports it."""
     monkeypatch.chdir(tmp_path)
 
-    def export(
-        name, choices, rater="anna", page="p1", models=("base", "tuned"), pairs=None, categories=None, left=0, **more
-    ):
+    def export(name, choices, rater="anna", page="p1", models=("base", "tuned"), pairs=None, same=(), left=0, **more):
         pairs = pairs or [[0, 1]] * len(choices)
-        key = {"models": models, "pairs": pairs, "categories": categories or [None] * len(pairs), "identical": []}
+        key = {"models": models, "pairs": pairs, "categories": [None] * len(pairs), "identical": same}
         ratings = [
             {"comparison": i, "choice": choice, "comment": "", "left": left, "at": "2026-01-01T00:00:00.000Z"} | more
             for i, choice in enumerate(choices)
@@ -153,6 +151,13 @@ def test_pages_with_the_models_in_another_order_are_added_up(export):
     found = read_ratings(files)
     assert {rating.models for rating in found.rows} == {("base", "tuned")}
     assert wins_between(found.rows) == {("base", "tuned"): 2.5, ("tuned", "base"): 1.5}
+
+
+def test_prompts_with_identical_answers_are_counted_once_a_page(export):
+    # the second rater of page 1 has the same prompts; page 2 lists the models in the other order
+    files = [export("a.json", ["tie"], same=[[0, 1, 2]]), export("b.json", ["tie"], rater="ben", same=[[0, 1, 2]])]
+    files += [export("c.json", ["tie"], page="p2", models=("tuned", "base"), same=[[0, 1, 3]])]
+    assert read_ratings(files).identical == {("base", "tuned"): 5}
 
 
 def test_the_newest_rating_of_a_repeated_export_counts(export):
