@@ -25,8 +25,7 @@ from minirlhf.cli.data_look import CheckFlags, ShowFlags
 from minirlhf.cli.data_make import AugmentFlags, DownloadFlags, PairsFlags, SampleFlags
 from minirlhf.cli.data_write import ConvertFlags, MergeFlags, SplitFlags
 from minirlhf.cli.eval import EvalConfig
-from minirlhf.cli.machine import check_device, free_disk, free_memory, in_words, machine
-from minirlhf.cli.plan import disk_of_stages, memory_of_stages
+from minirlhf.cli.machine import check_device, free_disk, machine
 from minirlhf.cli.program import program_of
 from minirlhf.cli.rehearsal import Rehearsal, noted, rehearse, with_few_held_out
 from minirlhf.cli.train import PROGRAMS, Program
@@ -41,11 +40,13 @@ from minirlhf.jobs.given_rows import Reader, given_task, source_task, validation
 from minirlhf.jobs.learning_rates import with_rates
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
+from minirlhf.jobs.plan import disk_of_stages, memory_of_stages
 from minirlhf.jobs.settings import sections
 from minirlhf.model.config import ModelConfig
 from minirlhf.pretrained.weights import read_config
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say
+from minirlhf.runtime.memory import free_memory, in_words
 from minirlhf.training.config_file import read_document, settings_in
 from minirlhf.training.fields import TOP, fields_of
 from minirlhf.training.settings import read_flags

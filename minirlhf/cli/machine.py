@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import torch
 from minirlhf.errors import InputError
 from minirlhf.runtime.compile import default_backend
 from minirlhf.runtime.device import resolve_device, resolve_precision
+from minirlhf.runtime.memory import free_memory, in_words
 
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy", "tqdm")
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
 def machine() -> dict[str, str]:
@@ -52,11 +51,6 @@ def compiler() -> str:
     return found or "none; --compile needs a C++ compiler"
 
 
-def in_words(size: float) -> str:
-    """A number of bytes, as people write it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def check_device(device: torch.device) -> None:
     """Raise InputError if the device cannot multiply two small matrices."""
     try:
@@ -66,34 +60,7 @@ def check_device(device: torch.device) -> None:
         raise InputError(f"device {device}: needed a device that computes, got: {error}; give --device cpu") from None
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a job can still take on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min(filter(None, (_limit(), _available())), default=sys.maxsize)
-
-
 def free_disk(folder: Path) -> int:
     """Free bytes on the disk of a folder, which need not exist yet."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
-
-
-def _available() -> int:
-    """Free memory as Linux counts it; the whole memory elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _limit() -> int | None:
-    """The memory that a container still allows; None without a limit."""
-    for path in map(Path, LIMITS):
-        try:
-            used = path.with_name("memory.current" if path.name == "memory.max" else "memory.usage_in_bytes")
-            return max(int(path.read_text()) - int(used.read_text()), 0)
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return None

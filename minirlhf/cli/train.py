@@ -26,7 +26,7 @@ from minirlhf.algorithms.unpaired import UnpairedConfig, UnpairedTrainer, single
 from minirlhf.cli.program import program_of
 from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.evaluation.policies import win_rate
+from minirlhf.evaluation.pairwise import win_rate
 from minirlhf.jobs import programs
 from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job

@@ -2,6 +2,6 @@
 
 from minirlhf.lazy import lazy
 
-POLICIES = {"minirlhf.evaluation.policies": "MEASURES Report comparison evaluate_policy summary win_rate"}
+POLICIES = {"minirlhf.evaluation.policies": "MEASURES Report comparison evaluate_policy summary"}
 TEXTS = {"minirlhf.evaluation.texts": "distinct_n", "minirlhf.evaluation.columns": "side_by_side"}
-__getattr__, __dir__ = lazy(__name__, POLICIES | TEXTS)
+__getattr__, __dir__ = lazy(__name__, POLICIES | TEXTS | {"minirlhf.evaluation.pairwise": "win_rate"})

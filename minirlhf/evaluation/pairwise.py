@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minirlhf.evaluation.intervals import bootstrap
+from minirlhf.evaluation.policies import Report
 from minirlhf.evaluation.reward_models import GROUPS, length_group
 from minirlhf.rewards.answers import exact_match
 from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
@@ -18,6 +19,14 @@ RULES: dict[str, Judge] = {
     "longer": lambda prompts, firsts, seconds, rows: _longer(firsts, seconds),
     "shorter": lambda prompts, firsts, seconds, rows: _longer(seconds, firsts),
 }
+
+
+def win_rate(before: Report, after: Report) -> float | None:
+    """Share of prompts whose gold reward is higher in `after`; a tie counts 0.5. None without gold rewards."""
+    if not before.gold or not after.gold:
+        return None
+    wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before.gold, after.gold, strict=True))
+    return wins / len(before.gold)
 
 
 def win_by_score(score: float, other: float) -> float:

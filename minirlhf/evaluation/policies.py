@@ -114,14 +114,6 @@ def _mean(values: list[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def win_rate(before: Report, after: Report) -> float | None:
-    """Share of prompts whose gold reward is higher in `after`; a tie counts 0.5. None without gold rewards."""
-    if not before.gold or not after.gold:
-        return None
-    wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before.gold, after.gold, strict=True))
-    return wins / len(before.gold)
-
-
 def summary(before: Report, after: Report) -> dict[str, Any]:
     """The measures in summary.json: {"before": {...}, "after": {...}, "kl": number}."""
     names = [name for name, label in MEASURES.items() if label and name != "kl"]  # the KL before a stage is 0

@@ -26,7 +26,7 @@ from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
 from minirlhf.pretrained.weights import Uninitialised, read_config
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.runtime.device import resolve_device, resolve_precision
-from minirlhf.runtime.distributed import say
+from minirlhf.runtime.distributed import say, world_size
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.checkpoint_tokenizer.answer_end import lines_about_answers
 from minirlhf.text.tokenizer import Tokenizer
@@ -109,6 +109,10 @@ def computes_in_bf16(job: JobConfig) -> bool:
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
     """Freeze, quantise and add LoRA as `--train` and `--freeze` ask, in place; then move the model to the device."""
     job = settings["job"]
+    if world_size() > 1 and job.train != "qlora":
+        from minirlhf.runtime.parallel.copies import placed
+
+        model = placed(model, device, own=True)  # before the adapters come, which stay whole
     if job.train == "all":
         # A reward model has no lm_head, so a pattern may match nothing in it.
         freeze(model, job.freeze, strict=isinstance(model, Policy))

@@ -73,19 +73,19 @@ class Job(Opened):
             from minirlhf.jobs.learning_rates import settings_for_model
 
             settings = settings_for_model(classes, settings["job"], argv)
-        from minirlhf.jobs.effects import check_base, check_effects  # here, so that the core loads no leaf
+        from minirlhf.jobs.effects import check_effects  # here, so that the core loads no leaf
+        from minirlhf.jobs.strategies import in_parallel
         from minirlhf.runtime.log_level import log_level
         from minirlhf.training.lock import unlocked_at_end
 
-        check_effects(settings)
+        check_effects(settings, after)
         common = settings["job"]
-        if not after:
-            check_base(common)
         options = {name: getattr(common, name) for name in ("device", "precision", "seed", "threads")}
         with log_level(common.log_level), session(**options) as device, unlocked_at_end():
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
-                yield opened
+                with in_parallel(opened, after):
+                    yield opened
             except Stopped as stage:
                 say(f"stopped after {stage}; go on with --output {opened.folder} --resume")
 

@@ -11,6 +11,7 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
 from minirlhf.runtime.device import resolve_precision
+from minirlhf.runtime.distributed import world_size
 from minirlhf.training.run import finished_model
 
 SMALL_MODEL = 1_000_000  # parameters; a smaller model trains faster on one thread
@@ -40,6 +41,10 @@ def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Modu
             from minirlhf.runtime.compile import maybe_compile  # here, so that the core loads no leaf
 
             trunk.run_block = maybe_compile(run_block, enabled=True)
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.copies import placed
+
+        return placed(model, device)
     return model.to(device)
 
 

@@ -98,6 +98,7 @@ def load_unpaired(job: JobConfig) -> Task:
 @dataclass(frozen=True)
 class MultiAdapterJobConfig(JobConfig):
     train: Literal["lora", "qlora"] = "lora"  # [-] adapters beside a frozen base, or beside a base held in 4 bits
+    in_slices: ClassVar[bool] = False  # the views of one base have no root that could gather its slices
 
 
 def with_own_head(job: Job) -> Job:

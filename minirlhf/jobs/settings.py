@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from minirlhf.algorithms.reward_model import RewardConfig
 from minirlhf.algorithms.sft import SFTConfig
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import check_range
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import restarted
 from minirlhf.training.run import RunSettings
@@ -34,8 +34,7 @@ class JobConfig:
     #                             adapters on a base held in 4 bits
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
     device: str = "auto"  # [-] cuda, mps, cpu or auto
-    threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters (a second
-    #                             thread is slower there), else all
+    threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters, else all
     gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
@@ -53,10 +52,6 @@ class JobConfig:
             from minirlhf.training.going_back import check_name  # here, so that the core loads no leaf
 
             check_name(self.resume)
-        if self.freeze and self.train != "all":
-            raise InputError(
-                f"--freeze: --train {self.train} freezes all but adapters already; see lora.target_modules"
-            )
 
     @property
     def resumes(self) -> bool | Literal["previous"]:
@@ -76,12 +71,6 @@ class RLJobConfig(JobConfig):
 class PipelineConfig(RLJobConfig):
     value: str | None = None  # [folder] start a value model of its own from this reward or value model
     stop_after: Literal["sft", "reward"] | None = None  # [stage] end the job after this stage; --resume goes on
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for stage, flag, folder in (("sft", "--policy", self.policy), ("reward", "--reward", self.reward)):
-            if self.stop_after == stage and folder:
-                raise InputError(f"{flag} replaces this stage, so --stop-after {stage} would do nothing; drop one flag")
 
 
 def sections(
@@ -103,8 +92,9 @@ def sections(
     """
     from minirlhf.adapters.lora import LoRAConfig
     from minirlhf.jobs.data_flags import with_data, with_data_flags
+    from minirlhf.jobs.parallel import ShardingConfig, with_parallel
 
-    classes = {"job": with_data_flags(job), "model": ModelConfig}
+    classes = {"job": with_parallel(with_data_flags(job)), "model": ModelConfig, "sharding": ShardingConfig}
     classes |= {"lora": LoRAConfig} if adapters else {}
     classes |= {"sft": with_data(SFTConfig)} if "sft" in after else {}
     classes |= {"reward_model": with_data(RewardConfig)} if "reward" in after else {}
@@ -128,7 +118,7 @@ def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[s
     if section in ("sft", "reward_model"):
         later = [field for field in fields(job) if field.name in job.later_stages_only]
         job = replace(job, **{field.name: field.default for field in later})
-    used = ("model", *(() if job.train == "all" else ("lora",)), section, "run", *more)
+    used = ("model", "sharding", *(() if job.train == "all" else ("lora",)), section, "run", *more)
     return {"job": job, **{name: settings[name] for name in used if name in settings}}
 
 

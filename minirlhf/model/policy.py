@@ -19,6 +19,7 @@ from minirlhf.losses.logprobs import linear_logps_and_entropy
 from minirlhf.losses.masking import shift_right
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.distributed import world_size
 
 
 class TokenOutputs(NamedTuple):
@@ -73,9 +74,11 @@ def core_of(model: nn.Module) -> nn.Module:
 
 def copy_of(policy: Policy) -> Policy:
     """A reference policy: a frozen copy of all weights, adapters included, without value head."""
-    reference = Policy(copy.deepcopy(policy.transformer)).requires_grad_(False).eval()
-    reference.zero_grad(set_to_none=True)
-    return reference
+    reference, copied = Policy(policy.transformer), copy.deepcopy
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.copies import copied  # here, so that the core loads no leaf
+
+    return copied(reference).requires_grad_(False).eval()
 
 
 def check_policy(who: str, policy: Policy, reference: Policy | None = None) -> None:

@@ -13,6 +13,7 @@ from minirlhf.data.batches import microbatches, pad_sequences
 from minirlhf.data.encoding import encode_texts
 from minirlhf.errors import InputError, shown
 from minirlhf.model.policy import RewardModel
+from minirlhf.runtime.distributed import own_pace
 from minirlhf.text.tokenizer import Tokenizer
 
 Reward = Callable[[list[str], list[str], list[dict]], Sequence[float | None]]
@@ -89,7 +90,8 @@ class RewardModelScorer:
             warnings.warn(f"reward model: a text of {longest} tokens was cut to its last {limit}", stacklevel=2)
             ids = [row[-limit:] for row in ids]
         scores = torch.empty(len(ids))
-        for group in microbatches([len(row) for row in ids], self.microbatch_tokens):
-            batch = pad_sequences([ids[i] for i in group], [[] for _ in group], self.tokenizer.pad_id, device)
-            scores[group] = self.model(batch.input_ids, batch.attention_mask).float().cpu()
+        with own_pace(self.model):
+            for group in microbatches([len(row) for row in ids], self.microbatch_tokens):
+                batch = pad_sequences([ids[i] for i in group], [[] for _ in group], self.tokenizer.pad_id, device)
+                scores[group] = self.model(batch.input_ids, batch.attention_mask).float().cpu()
         return scores.tolist()

@@ -8,6 +8,9 @@ from minirlhf.errors import InputError, shown
 
 # settings that may change in a resumed run
 MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "async_save")
+# the strategy of several processes, in runs that began with a section [sharding] or before there was one
+MAY_CHANGE += ("parallel", "[sharding]", "", "replicas", "cpu_offload", "reshard_after_forward", "gather")
+MAY_CHANGE += ("shard_optimizer",)
 
 
 def check_same_settings(path: Path, settings: str) -> None:

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from minirlhf.cli import check, machine, train
+from minirlhf.cli import check, train
 from minirlhf.cli.main import main
 from minirlhf.cli.train import PROGRAMS
 from minirlhf.jobs import opened
+from minirlhf.runtime import memory
 
 from ..examples.conftest import STAGES, inputs, make_pairs  # noqa: F401
 from .test_train import FLAGS, smaller_task
@@ -170,7 +171,7 @@ def test_a_program_without_a_name_is_asked_for(checked, tmp_path):
 def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "memory.max"),))
-    assert machine.free_memory(machine.torch.device("cpu")) == 600
+    monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "memory.max"),))
+    assert memory.free_memory(memory.torch.device("cpu")) == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory(machine.torch.device("cpu")) > 10**6
+    assert memory.free_memory(memory.torch.device("cpu")) > 10**6

@@ -19,8 +19,8 @@ def built(classes, **instances):
 
 
 def test_a_program_has_its_own_section_those_of_the_stages_before_it_and_the_common_ones():
-    assert list(sections("ppo", PPOConfig)) == ["job", "model", "lora", "ppo", "run"]
-    names = ["job", "model", "lora", "sft", "reward_model", "ppo", "run"]
+    assert list(sections("ppo", PPOConfig)) == ["job", "model", "sharding", "lora", "ppo", "run"]
+    names = ["job", "model", "sharding", "lora", "sft", "reward_model", "ppo", "run"]
     assert list(sections("ppo", PPOConfig, after=("sft", "reward"))) == names
     assert "lora" not in sections("ppo", PPOConfig, adapters=False)
 
@@ -61,10 +61,10 @@ def test_a_program_names_its_own_flags_that_the_first_stages_do_not_depend_on():
 
 def test_a_stage_depends_on_lora_only_where_adapters_are_trained_and_on_sections_that_it_names():
     settings = built(sections("ppo", PPOConfig, after=("sft",)))
-    assert list(stage_settings(settings, "ppo")) == ["job", "model", "ppo", "run"]
-    assert list(stage_settings(settings, "ppo", "sft")) == ["job", "model", "ppo", "run", "sft"]
+    assert list(stage_settings(settings, "ppo")) == ["job", "model", "sharding", "ppo", "run"]
+    assert list(stage_settings(settings, "ppo", "sft")) == ["job", "model", "sharding", "ppo", "run", "sft"]
     settings["job"] = JobConfig(train="lora")
-    assert list(stage_settings(settings, "ppo")) == ["job", "model", "lora", "ppo", "run"]
+    assert list(stage_settings(settings, "ppo")) == ["job", "model", "sharding", "lora", "ppo", "run"]
 
 
 def test_settings_that_would_be_ignored_are_refused():
@@ -78,7 +78,7 @@ def test_settings_that_would_be_ignored_are_refused():
         check_effects(built(classes, lora=classes["lora"](r=4)))
     check_effects(built(classes, lora=classes["lora"](r=4), job=JobConfig(train="lora")))
     with pytest.raises(InputError, match="--freeze: --train lora freezes"):
-        JobConfig(train="lora", freeze=("layers.0",))
+        check_effects(built(classes, job=JobConfig(train="lora", freeze=("layers.0",), policy="DIR")))
 
 
 def test_adapters_need_a_trained_base():
@@ -98,11 +98,12 @@ def test_a_program_without_the_flags_of_reward_and_stop_has_none():
 
 
 def test_a_stage_that_another_flag_replaces_is_no_place_to_stop():
+    classes = sections("ppo", PPOConfig, job=PipelineConfig)
     with pytest.raises(InputError, match="--policy replaces this stage, so --stop-after sft would do nothing"):
-        PipelineConfig(policy="DIR", stop_after="sft")
+        check_effects(built(classes, job=PipelineConfig(policy="DIR", stop_after="sft")))
     with pytest.raises(InputError, match="--reward replaces this stage, so --stop-after reward would do nothing"):
-        PipelineConfig(reward="DIR", stop_after="reward")
-    assert PipelineConfig(policy="DIR", stop_after="reward").stop_after == "reward"
+        check_effects(built(classes, job=PipelineConfig(reward="DIR", stop_after="reward")))
+    check_effects(built(classes, job=PipelineConfig(policy="DIR", stop_after="reward")))
 
 
 @pytest.mark.parametrize("common", [{"train": "lora"}, {"freeze": ("layers.0",)}])

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minirlhf.runtime.memory import share_of_process
 from minirlhf.runtime.parallel.sharding import in_slices, sharded_parts, whole_of
 from minirlhf.runtime.parallel.strategy import current
 
@@ -114,19 +115,9 @@ def _gathers(roots: Sequence[nn.Module]) -> bool:
     parameters = [p for root in roots for p in root.parameters()]
     itemsize = (current().param_dtype or parameters[0].dtype).itemsize
     size, device = sum(p.numel() for p in parameters) * itemsize, parameters[0].device
-    free = torch.tensor(float(free_memory(device)), device=device, dtype=torch.float32)
+    free = torch.tensor(float(share_of_process(device)), device=device, dtype=torch.float32)
     dist.all_reduce(free, dist.ReduceOp.MIN)
     return size < WHOLE_SHARE * float(free)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: of its GPU, or its part of the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import os
-
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return pages // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def equal_counts(number: int, like: Tensor) -> int:

@@ -22,11 +22,12 @@ _whole: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.W
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
     """Shard a model in place, each block and then the rest, as the current strategy says -> the model.
 
-    A model on the meta device stays there: `to_empty` then makes its slices. Parameters that differ in dtype from the
-    first parameter stay whole on each process, such as fp32 adapters on a bf16 base.
+    The model moves to the device block by block. A model on the meta device stays there: `to_empty` then makes its
+    slices. Adapters stay whole on each process, and so do parameters of another dtype than the first parameter.
     """
-    strategy, parameters = current(), list(model.parameters())
-    whole = {p for p in parameters if p.dtype != parameters[0].dtype}
+    strategy, dtype_of_slices = current(), next(model.parameters()).dtype
+    named = model.named_parameters()
+    whole = {p for name, p in named if ".adapters." in name or p.dtype != dtype_of_slices}
     dtype, reduce = strategy.param_dtype, torch.float32 if strategy.param_dtype else None
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy()
     options = {
@@ -37,11 +38,16 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
         "ignored_params": whole,
     }
     for block in blocks_of(model):
-        fully_shard(block, reshard_after_forward=strategy.reshard_after_forward, **options)
-    fully_shard(model, **options)  # embedding, last norm, heads: gathered until the backward pass
+        fully_shard(on_device(block, device), reshard_after_forward=strategy.reshard_after_forward, **options)
+    fully_shard(on_device(model, device), **options)  # embedding, last norm, heads: gathered until the backward pass
     for part in model.modules():
         _whole[part] = weakref.ref(model)
     return model
+
+
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with all that is not in slices on the device, such as new adapters."""
+    return model._apply(lambda x: x if isinstance(x, DTensor) or x.is_meta else x.to(device))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

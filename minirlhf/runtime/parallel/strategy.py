@@ -1,4 +1,4 @@
-"""The strategy: how several processes hold a model. The programs use ddp; your own script may choose another strategy.
+"""The strategy: how several processes hold a model. The programs choose it by --parallel; your own script enters it.
 
 with using(Strategy("fsdp")):
     trainer = SFTTrainer(policy, ...)  # shards the policy in place
@@ -38,6 +38,7 @@ class Strategy:
     reshard_after_forward: bool = True
     gather: Literal["auto", "whole", "layers"] = "auto"  # weights while a policy samples
     param_dtype: torch.dtype | None = None  # of gathered weights; the slices keep their own dtype
+    shard_optimizer: bool = False  # of ddp: each process updates a part of the weights; see zero.py
 
     @property
     def shards(self) -> bool:

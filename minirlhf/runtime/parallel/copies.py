@@ -1,0 +1,76 @@
+"""Models of a job in slices: a loaded model is sharded, and a model made of parts of another model becomes a copy.
+
+`RewardModel(policy.transformer)` in slices cannot work: the slices belong to the policy, and only the policy's forward
+gathers them all. `placed` copies such a model slice by slice, so no process ever holds all weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from minirlhf.runtime.parallel.sharding import in_slices, local, on_device, shard, whole_of
+from minirlhf.runtime.parallel.strategy import current
+
+
+def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Module:
+    """The model on the device, as the current strategy says: whole, or in slices. Parts of another model are copied.
+
+    own: copy a model that is in slices already. FSDP keeps the flags `requires_grad` of its first forward, so weights
+        can only be frozen in a new copy.
+    """
+    if not current().shards:
+        return model.to(device)
+    root = whole_of(model)
+    if root is None:
+        return shard(model, device)
+    return on_device(model, device) if root is model and not own else copied(model)
+
+
+@torch.no_grad()
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of all weights, in slices if the weights of `model` are."""
+    root = whole_of(model)
+    if root is None:
+        return copy.deepcopy(model)
+    in_slices(root)
+    sources = dict(model.named_parameters())
+    first = next(p for p in sources.values() if isinstance(p, DTensor))
+    twin = shard(plain_twin(model, _without_storage), torch.device(first.device_mesh.device_type))
+    twin._apply(lambda x: torch.empty_like(x, device=first.device) if x.is_meta else x)
+    for name, p in twin.named_parameters():
+        if isinstance(sources[name], DTensor):
+            local(p).copy_(local(sources[name]))
+    return twin
+
+
+def plain_twin(
+    module: nn.Module, of: Callable[[nn.Parameter], nn.Parameter], memo: dict[nn.Parameter, nn.Parameter] | None = None
+) -> nn.Module:
+    """A copy of the modules, of the classes before sharding, with the parameters of(p). Tied weights stay tied."""
+    memo = {} if memo is None else memo
+    plain = type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)  # [FSDP class, FSDPModule, ...]
+    twin = object.__new__(plain)
+    nn.Module.__init__(twin)  # no hook of the original
+    twin.__dict__ |= {key: value for key, value in vars(module).items() if key[0] != "_"}
+    for name, p in module._parameters.items():
+        if p is not None and p not in memo:
+            memo[p] = of(p)
+        twin.register_parameter(name, p if p is None else memo[p])
+    for name, buffer in module._buffers.items():
+        kept = name not in module._non_persistent_buffers_set
+        twin.register_buffer(name, buffer if buffer is None else buffer.clone(), persistent=kept)
+    for name, child in module._modules.items():
+        twin.add_module(name, child if child is None else plain_twin(child, of, memo))
+    return twin
+
+
+def _without_storage(p: nn.Parameter) -> nn.Parameter:
+    """A parameter of the same shape: on the meta device if p is in slices, else a copy."""
+    values = torch.empty(p.shape, dtype=p.dtype, device="meta") if isinstance(p, DTensor) else p.detach().clone()
+    return nn.Parameter(values, p.requires_grad)

@@ -1,0 +1,138 @@
+"""--parallel and [sharding]: what is refused, what `auto` chooses, and how the settings become a strategy."""
+
+import pytest
+import torch
+
+from minirlhf.algorithms import PPOConfig, SFTConfig
+from minirlhf.errors import InputError
+from minirlhf.jobs import strategies
+from minirlhf.jobs.effects import check_effects
+from minirlhf.jobs.parallel import EFFECTS, ShardingConfig, strategy_of
+from minirlhf.jobs.programs import MultiAdapterJobConfig
+from minirlhf.jobs.settings import JobConfig, sections, stage_settings
+from minirlhf.runtime.parallel.strategy import Strategy
+from minirlhf.training.same_settings import check_same_settings
+from minirlhf.training.settings import settings_to_toml
+
+
+def settings(parallel="auto", job=JobConfig, sharding=None, **flags):
+    classes = sections("ppo", PPOConfig, job=job)
+    built = {name: cls() for name, cls in classes.items()}
+    return built | {"job": classes["job"](parallel=parallel, **flags), "sharding": ShardingConfig(**sharding or {})}
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    def torchrun(world, local=None):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local or world))
+
+    return torchrun
+
+
+def test_one_process_needs_no_flag_and_refuses_strategies_of_several(torchrun):
+    for mode in ("auto", "none"):
+        check_effects(settings(mode))
+    for mode in ("ddp", "fsdp"):
+        with pytest.raises(
+            InputError, match=f"--parallel {mode}: needed several processes, got 1; start with torchrun"
+        ):
+            check_effects(settings(mode))
+        torchrun(2)
+        check_effects(settings(mode))
+        torchrun(1)
+
+
+def test_several_processes_without_a_strategy_are_refused(torchrun):
+    torchrun(2)
+    check_effects(settings())
+    with pytest.raises(InputError, match="--parallel none: needed one process, got 2"):
+        check_effects(settings("none"))
+
+
+OTHER = {"replicas": 2, "cpu_offload": True, "reshard_after_forward": False, "gather": "whole"}
+OTHER |= {"param_dtype": "bf16", "shard_optimizer": True}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_setting_is_refused_with_each_strategy_on_which_it_has_no_effect(torchrun, name):
+    torchrun(4)
+    for mode in ("auto", "ddp", "fsdp", "hsdp"):
+        given = settings(mode, sharding={"replicas": 2} if mode == "hsdp" else {})
+        given["sharding"] = ShardingConfig(**{name: OTHER[name]} | ({"replicas": 2} if mode == "hsdp" else {}))
+        if mode in EFFECTS[name]:
+            check_effects(given)
+        else:
+            with pytest.raises(InputError, match=f"sharding.{name}: has no effect with --parallel {mode}; give"):
+                check_effects(given)
+
+
+def test_every_setting_reaches_the_strategy(torchrun):
+    torchrun(8, local=4)
+    assert OTHER.keys() == EFFECTS.keys() == ShardingConfig.__dataclass_fields__.keys()
+    many = settings("hsdp", sharding={name: value for name, value in OTHER.items() if name != "shard_optimizer"})
+    expected = Strategy("hsdp", 2, True, False, "whole", torch.bfloat16)
+    assert strategy_of(many, "hsdp") == expected
+    assert strategy_of(settings("ddp", sharding={"shard_optimizer": True}), "ddp") == Strategy(
+        "ddp", shard_optimizer=True
+    )
+
+
+def test_replicas_are_the_machines_and_must_divide_the_processes(torchrun):
+    torchrun(8, local=4)
+    check_effects(settings("hsdp"))
+    assert strategy_of(settings("hsdp"), "hsdp").replicas == 2
+    for replicas in (1, 3, 8):
+        with pytest.raises(
+            InputError, match=f"sharding.replicas: hsdp needed from 2 groups .*, got {replicas} groups of 8"
+        ):
+            check_effects(settings("hsdp", sharding={"replicas": replicas}))
+    torchrun(4)  # one machine
+    with pytest.raises(InputError, match="got 1 groups of 4 processes"):
+        check_effects(settings("hsdp"))
+
+
+def test_slices_are_refused_where_they_cannot_work(torchrun):
+    torchrun(2)
+    with pytest.raises(InputError, match="--parallel fsdp: weights in 4 bits are whole on each process"):
+        check_effects(settings("fsdp", train="qlora", policy="DIR"))
+    with pytest.raises(InputError, match="--parallel fsdp: this program holds four models as adapters of one base"):
+        check_effects(settings("fsdp", job=MultiAdapterJobConfig, policy="DIR"))
+    check_effects(settings("ddp", train="qlora", policy="DIR"))
+
+
+GB = 1e9
+
+
+@pytest.mark.parametrize(
+    ("whole", "free", "processes", "machines", "expected"),
+    [
+        (50 * GB, 80 * GB, 8, 1, "ddp"),
+        (57 * GB, 80 * GB, 8, 1, "fsdp"),  # 56 GB are the room for weights, gradients and moments
+        (400 * GB, 80 * GB, 16, 2, "hsdp"),  # 50 + 4 GB in each machine
+        (500 * GB, 80 * GB, 16, 2, "fsdp"),  # 66 GB in each machine
+        (900 * GB, 80 * GB, 16, 2, "fsdp"),  # does not fit at all: the one that needs least
+        (100 * GB, 80 * GB, 2, 2, "fsdp"),  # one process on each machine
+    ],
+)
+def test_auto_takes_the_first_strategy_that_fits(whole, free, processes, machines, expected):
+    assert strategies.best(whole, 4 * GB, free, processes, machines)[0] == expected
+
+
+def test_a_run_may_go_on_with_another_strategy_but_not_with_other_numbers(tmp_path):
+    def text(**changes):
+        return settings_to_toml(stage_settings(settings(**changes), "ppo"))
+
+    path = tmp_path / "config.toml"
+    path.write_text(text())
+    check_same_settings(path, text(parallel="fsdp", sharding={"cpu_offload": True, "replicas": 4}))
+    with pytest.raises(InputError, match="param_dtype"):
+        check_same_settings(path, text(parallel="fsdp", sharding={"param_dtype": "bf16"}))
+    before = text().replace('parallel = "auto"\n', "").partition("[sharding]")  # a run of an earlier version
+    path.write_text(before[0] + before[2].partition("\n\n")[2])
+    assert "gather" not in path.read_text()
+    check_same_settings(path, text())
+
+
+def test_sft_has_the_section_too():
+    assert "sharding" in sections("sft", SFTConfig)
