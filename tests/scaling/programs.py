@@ -17,10 +17,12 @@ from types import SimpleNamespace
 
 import ranks
 import torch
+import torch._dynamo  # an optimizer loads it; here, so that the forks need not
 
 import minirlhf.cli.train
 from minirlhf.errors import InputError
 from minirlhf.jobs import opened, stage
+from minirlhf.runtime.parallel.sharding import is_sharded
 from minirlhf.tasks import embedded_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -66,10 +68,20 @@ def flags_of(program: str, layout: str) -> list[str]:
     return [*TINY.split(), *context.split(), *FLAGS[program].split(), *LAYOUTS[layout].flags]
 
 
+def tell_slices(policy_stage: stage.PolicyStage, *args, train_on=stage.PolicyStage.train_on):
+    """As `PolicyStage.train_on`; names the models of the stage that are in slices."""
+    parts = {name: getattr(policy_stage, name) for name in ("policy", "reference", "value_model", "reward")}
+    models = {name: getattr(part, "model", None) if name == "reward" else part for name, part in parts.items()}
+    print(
+        "in slices:", *(name for name, model in models.items() if model is not None and is_sharded(model)), flush=True
+    )
+    return train_on(policy_stage, *args)
+
+
 def run_job(folder: Path, program: str, layout: str, more: list[str], example: bool = False) -> None:
     """One process of a job."""
     torch.set_num_threads(1)
-    opened.embedded_task, stage.EVALUATION_TOKENS = small_task, 6
+    opened.embedded_task, stage.EVALUATION_TOKENS, stage.PolicyStage.train_on = small_task, 6, tell_slices
     argv = [*flags_of(program, layout), "--output", str(folder / f"{program}-{layout}"), *more]
     with (folder / f"{program}-{layout}.txt").open("a") as file, contextlib.redirect_stdout(file):
         try:
@@ -86,6 +98,7 @@ def run_job(folder: Path, program: str, layout: str, more: list[str], example: b
 
 def main(folder: str, programs: str, layouts: str = "one,fsdp-2", *more: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
+    small_task("reviews", 0)  # here, so that no fork has to make it again
     failed = []
     for program in programs.split(","):
         for layout in layouts.split(","):
