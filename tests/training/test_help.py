@@ -49,7 +49,7 @@ def test_the_screen_has_the_common_settings_of_the_program(capsys):
     for flag in ("--data", "--policy", "--reward", "--output", "--resume", "--seed", "--ppo.steps", "--ppo.kl_coef"):
         assert f"  {flag} " in text
     assert "--ppo.lam" not in text and "--model.hidden_size" not in text
-    assert "all, job, model, lora, sft, reward_model, ppo, run, metrics" in " ".join(text.split())
+    assert "all, job, model, sharding, lora, sft, reward_model, ppo, run, metrics" in " ".join(text.split())
 
 
 def test_all_settings_and_metrics(capsys):
