@@ -9,7 +9,6 @@ also use the names in the files of the model's family ("c_attn").
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -54,6 +53,8 @@ class Adapter(nn.Module):
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
         weight = base.weight.detach()
+        if config.use_dora and hasattr(weight, "full_tensor"):  # in slices
+            weight = weight.full_tensor()
         like = {"device": weight.device, "dtype": trainable(weight.dtype)}
         self.config = config
         self.A = nn.Parameter(torch.empty(config.r, base.in_features, **like))
@@ -268,7 +269,12 @@ def _twin(module: nn.Module, name: str | None) -> nn.Module:
     """A copy of the module that shares parameters and buffers; its child modules are copies too."""
     if isinstance(module, Adapted) and name not in module.adapters:
         return _twin(module.base, name)
-    twin = copy.copy(module)
+    cls = type(module)
+    in_slices = hasattr(
+        cls, "unshard"
+    )  # [FSDP class, FSDPModule, class]: the hooks, which are shared, do the gathering
+    twin = object.__new__(cls.__mro__[2] if in_slices else cls)
+    twin.__dict__ = dict(vars(module))
     twin._modules = {key: child if child is None else _twin(child, name) for key, child in module._modules.items()}
     if isinstance(twin, Adapted):
         twin.adapters, twin.active = nn.ModuleDict({name: twin.adapters[name]}), name

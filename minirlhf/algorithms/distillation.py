@@ -22,7 +22,7 @@ from minirlhf.losses import linear_distillation_loss, masked_mean, minillm_advan
 from minirlhf.losses.logprobs import linear_token_logps
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.model.vocabulary import FirstIds
-from minirlhf.runtime.distributed import all_sum, backward, wrap
+from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -176,7 +176,11 @@ class DistillationTrainer:
 
         Logits [B, T, V] would take too much memory.
         """
-        return self.teacher(batch.input_ids, batch.attention_mask, head=lambda hidden, w: (hidden, w[: self.ids]))
+        return self.teacher(batch.input_ids, batch.attention_mask, head=self._teacher_head)
+
+    def _teacher_head(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        weight = weight[: self.ids]
+        return hidden, weight.clone() if world_size() > 1 else weight  # a teacher in slices frees its gathered weights
 
     def _divergence(self, batch: Sequences, teacher: tuple[Tensor, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """A head for the policy's forward: (hidden, weight) -> divergence from the teacher [B, T]."""

@@ -76,9 +76,14 @@ class Optimizer:
             betas=(config.beta1, config.beta2),
             fused=True,
         )
+        if world_size() > 1:
+            from minirlhf.runtime.parallel.groups import arrange  # here, so that the core loads no leaf
+
+            arrange(self.adamw)
 
     def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
+        for p in self.parameters.values():
+            p.grad = None
 
     def step(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Make one update from the current gradients.
@@ -122,8 +127,10 @@ class Optimizer:
 
     def load_state_dict(self, state: dict) -> None:
         self.update = state["update"]
+        own = {p for group in self.adamw.param_groups for p in group["params"]}
         for name, moments in state.get("moments", {}).items():
-            p = self.parameters[name]
+            if (p := self.parameters[name]) not in own:
+                continue
             # the fused AdamW needs its step count in float32 and on the parameter's device
             loaded = {key: m.like(p) if hasattr(m, "like") else m.clone() for key, m in moments.items()}
             self.adamw.state[p] = {key: m.to(p.device) for key, m in loaded.items()}

@@ -256,8 +256,8 @@ def load_checkpoint(run: Any, folder: Path) -> dict[str, Any]:
     Raises: InputError if it is the checkpoint of another model or of another algorithm.
     """
     load_models(run, folder)
-    sharded = any(map(is_sharded, run.trainer.models.values()))
-    state = read_state(folder, lazy=sharded)
+    in_parts = has_shards(folder) or any(map(is_sharded, run.trainer.models.values()))
+    state = read_state(folder, lazy=in_parts)
     try:
         step, best = state["step"], dict(state["best"])
         if type(step) is not int or type(state["done"]) is not bool or not 0 <= step <= len(run.batches):

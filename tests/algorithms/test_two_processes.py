@@ -52,6 +52,19 @@ def test_a_run_in_slices_ends_with_a_whole_model_and_goes_on_in_slices_or_in_one
     assert_close(load_file(tmp_path / "two" / "model" / "model.safetensors"), model, rtol=0, atol=2e-6)
 
 
+def test_moments_are_split_between_processes_and_the_run_is_that_of_one_process(two_processes, tmp_path):
+    tiny.go_on("sft", tmp_path)
+    whole, resumed = two_processes / "zero", two_processes / "zero-resumed"
+    file = "model/model.safetensors"
+    assert_close(load_file(whole / file), load_file(tmp_path / file), rtol=0, atol=2e-6)
+    shards = [f"checkpoints/step-8/shard-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    for name in ("metrics.jsonl", file, *shards):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()  # resumed = uninterrupted
+    moments = [{name for name in load_file(whole / shard) if "/moments/" in name} for shard in shards]
+    sizes = [sum(load_file(whole / shard)[name].numel() for name in moments[i]) for i, shard in enumerate(shards)]
+    assert not moments[0] & moments[1] and min(sizes) > 0.4 * sum(sizes)
+
+
 ADAPTED = ("ppo_adapters", "ppo_4_bits")  # several models share a base, which is not sharded yet
 
 

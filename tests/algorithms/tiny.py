@@ -56,16 +56,18 @@ from minirlhf.model import (
     adapter_view,
     apply_lora,
     quantise_linears,
+    reference_of,
 )
 from minirlhf.rewards import judge_by
 from minirlhf.runtime.distributed import local_rows, process_group
-from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard
+from minirlhf.runtime.parallel.copies import placed
+from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard, whole_of
 from minirlhf.runtime.parallel.strategy import Strategy, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
-SHARDED = "reward,ppo_options,grpo_resample,dpo,nash_md,gkd"  # cases that two processes train in slices too
+SHARDED = "reward,ppo_options,ppo_lora,grpo_resample,dpo,nash_md,gkd"  # cases that two processes train in slices too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
 
@@ -163,6 +165,18 @@ def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int 
     return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=value_model, seed=seed)
 
 
+def ppo_lora(**settings) -> PPOTrainer:
+    """A policy with adapters and a value head; in slices, the adapters come after the slices and stay whole."""
+    policy = Policy(transformer(layers=2), value_head=True)
+    with torch.no_grad():
+        policy.value_head.weight.normal_(std=0.3)
+    policy = adapted(placed(policy, torch.device("cpu")))
+    reference = reference_of(policy)  # a view of the policy
+    defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
+    config = PPOConfig(**{**defaults, "epochs": 2, "kl_coef": 0.14, "lr": 1e-2, **settings})
+    return PPOTrainer(policy, reference, likes_e, tokenizer(), config)
+
+
 def adapted(
     model: Transformer | Policy,
     names: Sequence[str] = ("default",),
@@ -246,6 +260,7 @@ CASES: dict[str, Callable] = {
     "reward": reward,
     "ppo_head": ppo,
     "ppo_value_model": lambda: ppo(value_model=True),
+    "ppo_lora": ppo_lora,
     "ppo_adapters": ppo_adapters,
     "ppo_4_bits": lambda: ppo_adapters(four_bits=True, temperature=0.7),
     "ppo_options": lambda: ppo(
@@ -370,7 +385,7 @@ def _train_sharded(name: str, folder: Path) -> None:
     trainer, cpu, file = CASES[name](), torch.device("cpu"), folder / f"{name}-fsdp-{os.environ['RANK']}"
     assert is_sharded(next(iter(trainer.models.values())))
     for model in (getattr(trainer, part, None) for part in ("ref_policy", "teacher")):
-        if model is not None:
+        if model is not None and whole_of(model) is None:
             shard(model, cpu)
     log = train(trainer, batches(8))
     save_file({key: full(x) for key, x in weights(trainer).items()}, f"{file}.safetensors")
@@ -392,6 +407,10 @@ def _train_as_rank(folder: Path) -> None:
             go_on("sft", folder / "slices")
             stop_at(4, folder / "resumed")
             go_on("sft", folder / "resumed", resume=True)
+        with using(Strategy("ddp", shard_optimizer=True)):
+            go_on("sft", folder / "zero")
+            stop_at(4, folder / "zero-resumed")
+            go_on("sft", folder / "zero-resumed", resume=True)
         try:
             refusal = str(train(ppo(batch_size=6, minibatch_size=3), batches(6)))
         except InputError as error:

@@ -1,6 +1,7 @@
 """The parts around AdamW: schedule, clipping, refusal of numbers that are not finite, state by name."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from minirlhf.errors import InputError
+from minirlhf.runtime.parallel.groups import owners_of
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig, cosine_schedule
 from minirlhf.training.own_rate import drop_gradients_except
 
@@ -201,3 +203,14 @@ def test_settings_at_the_ends_of_their_ranges_are_taken(settings):
     net = model()
     metrics = optimizer(net, **settings).step(backward(net))
     assert all(map(math.isfinite, metrics.values()))
+
+
+def test_each_process_owns_a_part_of_the_parameters_of_about_equal_size():
+    assert owners_of([], 2) == [] and owners_of([5], 2) == [0]
+    assert owners_of([1, 9, 4, 4], 2) == [1, 0, 1, 1]
+    rng = random.Random(0)
+    for processes in (1, 2, 3, 8):
+        sizes = [rng.randint(1, 100) for _ in range(40)]
+        owners = owners_of(sizes, processes)
+        loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == i) for i in range(processes)]
+        assert sum(loads) == sum(sizes) and max(loads) - min(loads) <= max(sizes)

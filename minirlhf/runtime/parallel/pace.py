@@ -15,12 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minirlhf.runtime.memory import share_of_process
-from minirlhf.runtime.parallel.sharding import in_slices, sharded_parts, whole_of
+from minirlhf.runtime.parallel.sharding import gathered_models, in_slices, sharded_parts, whole_of
 from minirlhf.runtime.parallel.strategy import current
 
 WHOLE_SHARE = 0.5  # of the free memory that the gathered weights may take
 
-_at_own_pace: set[int] = set()  # ids of the models whose processes are free already
 _prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -32,18 +31,18 @@ def own_pace(*models: nn.Module, whole: bool = False) -> Iterator[None]:
     whole:  gather all weights first if the strategy says so, or if they fit. Otherwise the processes keep step: a
             process that has finished makes empty forwards until all have finished.
     """
-    roots = [root for model in models if (root := whole_of(model)) is not None and id(root) not in _at_own_pace]
+    roots = [root for model in models if (root := whole_of(model)) is not None and id(root) not in gathered_models]
     if not roots:
         yield
         return
-    _at_own_pace.update(map(id, roots))
+    gathered_models.update(map(id, roots))
     for root in roots:
         _prepare(root)
     try:
         with gathered(roots) if whole and _gathers(roots) else _in_step(roots):
             yield
     finally:
-        _at_own_pace.difference_update(map(id, roots))
+        gathered_models.difference_update(map(id, roots))
 
 
 @torch.inference_mode(False)

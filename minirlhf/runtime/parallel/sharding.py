@@ -15,8 +15,11 @@ from torch.distributed.tensor import DTensor, Shard
 
 from minirlhf.runtime.parallel.strategy import current, mesh_of
 
-# model -> the sharded model that it is a part of. A part cannot gather the weights that belong to the whole.
-_whole: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+# The attribute of a module that refers to the sharded model that it is a part of: a part cannot gather the weights that
+# belong to the whole. Views of a module, such as those of adapters, share its attributes, parameters and hooks.
+WHOLE = "_whole"
+
+gathered_models: set[int] = set()  # ids of sharded models whose weights stay gathered until a context ends; see pace.py
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
@@ -40,9 +43,21 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     for block in blocks_of(model):
         fully_shard(on_device(block, device), reshard_after_forward=strategy.reshard_after_forward, **options)
     fully_shard(on_device(model, device), **options)  # embedding, last norm, heads: gathered until the backward pass
+    model.register_forward_hook(_reshard_after_reading)
     for part in model.modules():
-        _whole[part] = weakref.ref(model)
+        vars(part)[WHOLE] = weakref.ref(model)
     return model
+
+
+def _reshard_after_reading(model: nn.Module, *_: object) -> None:
+    """FSDP leaves the weights outside of the blocks gathered after a forward; only a backward pass needs them again.
+
+    Gathered weights are other parameters, so an optimizer that is made now would train none of the model's. A view of
+    the model shares this hook.
+    """
+    root = vars(model)[WHOLE]()
+    if not torch.is_grad_enabled() and id(root) not in gathered_models:
+        root.reshard()
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -63,7 +78,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole_of(part: nn.Module) -> nn.Module | None:
     """The sharded model that this module is, is a part of, or stands around. None: not sharded."""
-    found = next((_whole[module] for module in part.modules() if module in _whole), None)
+    found = next((vars(module)[WHOLE] for module in part.modules() if WHOLE in vars(module)), None)
     return found and found()
 
 

@@ -38,7 +38,7 @@ class Strategy:
     reshard_after_forward: bool = True
     gather: Literal["auto", "whole", "layers"] = "auto"  # weights while a policy samples
     param_dtype: torch.dtype | None = None  # of gathered weights; the slices keep their own dtype
-    shard_optimizer: bool = False  # of ddp: each process updates a part of the weights; see zero.py
+    shard_optimizer: bool = False  # of ddp: each process updates a part of the weights; see groups.py
 
     @property
     def shards(self) -> bool:
