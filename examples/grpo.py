@@ -12,6 +12,7 @@ ALGORITHMS stands in minirlhf/algorithms/grpo_recipes.py.
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job
+from minirlhf.jobs.models import compiles
 from minirlhf.jobs.programs import GRPO_DEFAULTS, GRPOJobConfig
 from minirlhf.rewards import parts_of
 
@@ -28,7 +29,7 @@ def main() -> None:
         if not stage.finished:
             reference = stage.reference if config.kl_coef else None
             spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
-            options = {"spare": spare, "seed": job.seed, "compiled": job.compiles}
+            options = {"spare": spare, "seed": job.seed, "compiled": compiles(job.common, job.device)}
             trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:

@@ -8,6 +8,7 @@ minirlhf chat DIR < questions.txt       # each line is a turn; stdout gets the a
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -270,6 +271,8 @@ def main(argv: list[str]) -> None:
         raise InputError("chat: needed a model's folder first, got none: minirlhf chat DIR, or see --help")
     if config.raw and (config.template or config.template_variables):
         raise InputError("--raw sends text without a template, so --template would do nothing; drop one")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"chat: needed one process, got {processes}; start it without torchrun")
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")  # a character that the terminal cannot encode must not end the program
     with session(device=config.device, precision=config.precision, seed=config.seed) as device:

@@ -42,11 +42,12 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.plan import disk_of_stages, memory_of_stages
 from minirlhf.jobs.settings import sections
+from minirlhf.jobs.strategies import in_parallel, memory_of_process
 from minirlhf.model.config import ModelConfig
 from minirlhf.pretrained.weights import read_config
 from minirlhf.runtime.device import resolve_device, session
-from minirlhf.runtime.distributed import say
-from minirlhf.runtime.memory import free_memory, in_words
+from minirlhf.runtime.distributed import say, world_size
+from minirlhf.runtime.memory import in_words, share_of_process
 from minirlhf.training.config_file import read_document, settings_in
 from minirlhf.training.fields import TOP, fields_of
 from minirlhf.training.settings import read_flags
@@ -132,8 +133,9 @@ def check_parts(
         job, _, shape = checks.checked(job, program.options.get("needs", ()), after, attempt)
         if job.common.reward and not job.given_reward:
             return say("the stages are not tried, because they need a reward")
-        if fits(job, shape, after):
-            rehearse(job, program.parts)
+        with in_parallel(job, after):
+            if fits(job, shape, after):
+                rehearse(job, program.parts)
 
 
 def check_rows(settings: dict[str, Any], findings: list[str]) -> None:
@@ -164,9 +166,10 @@ def check_models(common: Any, findings: list[str]) -> None:
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
     """True if the models fit into memory. Notes memory and disk that do not suffice."""
-    free, needed = free_memory(job.device), memory_of_stages(job, shape, after)
+    free, needed = share_of_process(job.device), memory_of_process(memory_of_stages(job, shape, after), shape)
+    each = " for each process" if world_size() > 1 else ""
     plan = ", ".join(f"{stage} {in_words(size)}" for stage, size in needed.items())
-    say(f"weights, gradients, optimizer: {plan}; {in_words(free)} are free on {job.device}")
+    say(f"weights, gradients, optimizer: {plan}; {in_words(free)} are free on {job.device}{each}")
     disk, room = disk_of_stages(job, shape, after), free_disk(job.folder)
     say(f"checkpoints and final models: {in_words(disk)}; {in_words(room)} are free on the disk of {job.folder}")
     if disk > room:

@@ -30,7 +30,7 @@ from minirlhf.evaluation.pairwise import win_rate
 from minirlhf.jobs import programs
 from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job
-from minirlhf.jobs.models import choose_threads, to_device
+from minirlhf.jobs.models import choose_threads, compiles, to_device
 from minirlhf.jobs.prepare import prepare
 from minirlhf.jobs.reward_model import untrained_reward_model
 from minirlhf.jobs.settings import PipelineConfig, RLJobConfig
@@ -160,7 +160,7 @@ def grpo(job: Job) -> Iterator[Work]:
     if not stage.finished:
         reference = stage.reference if config.kl_coef else None
         spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
-        options = {"spare": spare, "seed": job.seed, "compiled": job.compiles}
+        options = {"spare": spare, "seed": job.seed, "compiled": compiles(job.common, job.device)}
         trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
         yield sampled(stage, trainer, prompts=256)
     greedy = {"greedy_gold_before": greedy_before, "greedy_gold_after": stage.evaluate(stage.policy, greedy=True)}

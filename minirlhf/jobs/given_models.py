@@ -20,7 +20,7 @@ from minirlhf.jobs.models import resolve_model, to_device
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import Policy, RewardModel, ValueModel
+from minirlhf.model.policy import Policy, RewardModel, ValueModel, copy_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
 from minirlhf.pretrained.weights import Uninitialised, read_config
@@ -75,6 +75,13 @@ def value_folder(value: str) -> Path:
     """The model of a folder: a value model in the newest checkpoint of a PPO run, or a model that was given itself."""
     checkpoints = [path for path in Path(value).glob("checkpoints/step-*/value") if is_complete(path.parent)]
     return max(checkpoints, key=lambda path: int(path.parent.name[5:])) if checkpoints else resolve_model(value)
+
+
+def value_model_for(job: Opened, base: Policy) -> ValueModel | None:
+    """The value model of `--value`, or one on a copy of the policy's trunk; None: the policy has a value head."""
+    if given := getattr(job.common, "value", None):
+        return given_value(job, given)
+    return ValueModel(copy_of(base).transformer) if job.config.separate_value_model else None
 
 
 def given_value(job: Opened, value: str) -> ValueModel:

@@ -18,7 +18,7 @@ import torch
 from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.policies import Report
-from minirlhf.jobs.models import choose_threads, compiles, load_finished, reference_for
+from minirlhf.jobs.models import choose_threads, load_finished, reference_for
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
 from minirlhf.jobs.prepare import first_policy, prepare
 from minirlhf.jobs.report import report
@@ -26,7 +26,7 @@ from minirlhf.jobs.reward_model import reward_for
 from minirlhf.jobs.settings import JobConfig, sections
 from minirlhf.jobs.sft import train_sft
 from minirlhf.jobs.stage import EVALUATION_PROMPTS, PolicyStage, open_stage
-from minirlhf.model.policy import Policy, ValueModel, copy_of
+from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import say
@@ -159,11 +159,9 @@ class Job(Opened):
         prompts = held_out if part == "prompts" else self.held_out("prompts", shape)
         value_model, policy = None, base
         if values:
-            value_model = ValueModel(copy_of(base).transformer) if config.separate_value_model else None
-            if given := getattr(common, "value", None):
-                from minirlhf.jobs.given_models import given_value  # here, so that the core loads no leaf
+            from minirlhf.jobs.given_models import value_model_for  # here, so that the core loads no leaf
 
-                value_model = given_value(self, given)
+            value_model = value_model_for(self, base)
             policy = Policy(base.transformer, value_head=value_model is None)
         policy = policy if teacher else prepare(policy, settings, device)
         reference = teacher or reference_for(policy)
@@ -178,11 +176,6 @@ class Job(Opened):
     def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
         """Print the measures before and after the stage, and write summary.json. See `jobs.report`."""
         report(self, title, before, after, **extra)
-
-    @property
-    def compiles(self) -> bool:
-        """True if blocks and losses are compiled."""
-        return compiles(self.common, self.device)
 
     def _stop_after(self, stage: str) -> None:
         if self.common.stop_after == stage:

@@ -35,7 +35,7 @@ def memory_of_stages(job: Opened, shape: ModelConfig, after: tuple[str, ...]) ->
         own += frozen if job.common.train == "all" else 0  # adapters share the base with the reference
     if "reward" in after:
         own += reward_bytes(job, frozen)
-    if getattr(job.config, "separate_value_model", False):
+    if getattr(job.config, "separate_value_model", False) or getattr(job.common, "value", None):
         own += trained
     if section == "distillation":
         own = FP32 * n + (FP32 + GRADIENT_AND_MOMENTS) * parameters(student_shape(job, shape))

@@ -13,6 +13,7 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.distributed import world_size
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -23,8 +24,17 @@ def first_policy(job: JobConfig, config: ModelConfig, tokenizer: Tokenizer) -> P
         from minirlhf.jobs.given_models import given_policy
 
         return given_policy(job, config, tokenizer)
-    seed_everything(job.seed)
-    return Policy(Transformer(replace(config, vocab_size=tokenizer.vocab_size)))
+    return new_policy(replace(config, vocab_size=tokenizer.vocab_size), job.seed)
+
+
+def new_policy(shape: ModelConfig, seed: int) -> Policy:
+    """A policy with random weights. In slices it has the same weights, and no process ever holds all of them."""
+    seed_everything(seed)
+    if world_size() == 1:
+        return Policy(Transformer(shape))
+    from minirlhf.runtime.parallel.copies import fresh
+
+    return fresh(lambda: Policy(Transformer(shape)))
 
 
 def prepare(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:

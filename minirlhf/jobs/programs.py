@@ -14,6 +14,7 @@ from minirlhf.jobs.given_models import convert_base, narrower
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.opened import load_task
+from minirlhf.jobs.prepare import new_policy
 from minirlhf.jobs.settings import JobConfig, RLJobConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
@@ -61,8 +62,7 @@ class DistillationJobConfig(JobConfig):
 def first_student(job: Job, teacher: Policy, rows: list) -> Policy:
     """A smaller model after a few steps of SFT: the teacher can only correct a student that writes words."""
     choose_threads(teacher, job.common, job.device)
-    seed_everything(job.seed)
-    student = Policy(Transformer(narrower(teacher.transformer.config, job.common.student_width)))
+    student = new_policy(narrower(teacher.transformer.config, job.common.student_width), job.seed)
     student = to_device(student, job.common, job.device)
     config = replace(job.settings["sft"], steps=job.common.student_steps, epochs=None)
     batches = Batches.of(rows, config, seed=job.seed, stream="student")

@@ -13,7 +13,7 @@ from minirlhf.jobs.plan import FP32, memory_of_stages
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import gather, say, world_size
 from minirlhf.runtime.memory import in_words, share_of_process
-from minirlhf.runtime.parallel.strategy import Strategy, using
+from minirlhf.runtime.parallel.strategy import Strategy, current, using
 
 ROOM = 0.7  # of the free memory is for weights, gradients and optimizer; the rest is for activations and sampling
 
@@ -69,6 +69,15 @@ def best(whole: float, gathered: float, free: float, processes: int, machines: i
     if machines > 1 and processes % machines == 0 and machines < processes and in_one_machine <= ROOM * free:
         return "hsdp", in_one_machine
     return "fsdp", whole / processes + gathered
+
+
+def memory_of_process(needed: dict[str, float], shape: ModelConfig) -> dict[str, float]:
+    """Stage -> bytes of a process with the current strategy. needed: stage -> bytes of all models, whole."""
+    strategy = current()
+    if not strategy.shards:
+        return needed
+    parts = world_size() // (strategy.replicas if strategy.mode == "hsdp" else 1)
+    return {stage: size / parts + gathered_bytes(shape) for stage, size in needed.items()}
 
 
 def gathered_bytes(shape: ModelConfig) -> float:

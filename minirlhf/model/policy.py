@@ -1,7 +1,6 @@
 """The models of RLHF, each built on a transformer: policy (values optional), value model, reward model.
 
-B sequences, T tokens, D width, V vocabulary. Per-token outputs obey the index rule: column t speaks about choosing
-token t, column 0 is 0.
+B sequences, T tokens, D width, V vocabulary. Column t of an output speaks about choosing token t, column 0 is 0.
 """
 
 from __future__ import annotations

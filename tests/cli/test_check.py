@@ -139,7 +139,7 @@ def test_rows_rewards_and_folders_are_tried(checked, inputs, tmp_path):  # noqa:
 
 
 def test_models_beyond_the_memory_are_told_and_not_tried(checked, inputs, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(check, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(check, "share_of_process", lambda device: 1000)
     monkeypatch.setattr(check, "free_disk", lambda folder: 1000)
     code, findings, out = checked("ppo", "--config", inputs / "ppo.toml")
     assert code == 2 and len(findings) == 2 and "a step on" not in out

@@ -14,8 +14,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from minirlhf.runtime.distributed import process_device
 from minirlhf.runtime.parallel.sharding import in_slices, local, on_device, shard, whole_of
 from minirlhf.runtime.parallel.strategy import current
+
+
+def fresh(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model that `build` makes, with random weights; in slices, no process ever holds all of them."""
+    if not current().shards:
+        return build()
+    from minirlhf.runtime.parallel.starting import started
+
+    return started(build, process_device())
 
 
 def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Module:

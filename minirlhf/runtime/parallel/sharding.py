@@ -18,6 +18,7 @@ from minirlhf.runtime.parallel.strategy import current, mesh_of
 # The attribute of a module that refers to the sharded model that it is a part of: a part cannot gather the weights that
 # belong to the whole. Views of a module, such as those of adapters, share its attributes, parameters and hooks.
 WHOLE = "_whole"
+KEPT_WHOLE = {"adapters", "value_head", "score"}  # names of modules
 
 gathered_models: set[int] = set()  # ids of sharded models whose weights stay gathered until a context ends; see pace.py
 
@@ -26,11 +27,12 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     """Shard a model in place, each block and then the rest, as the current strategy says -> the model.
 
     The model moves to the device block by block. A model on the meta device stays there: `to_empty` then makes its
-    slices. Adapters stay whole on each process, and so do parameters of another dtype than the first parameter.
+    slices. Adapters and heads of one number stay whole on each process, in their own dtype: scores of a head in bf16
+    have two digits. So do parameters of another dtype than the first parameter.
     """
     strategy, dtype_of_slices = current(), next(model.parameters()).dtype
     named = model.named_parameters()
-    whole = {p for name, p in named if ".adapters." in name or p.dtype != dtype_of_slices}
+    whole = {p for name, p in named if {*name.split(".")} & KEPT_WHOLE or p.dtype != dtype_of_slices}
     dtype, reduce = strategy.param_dtype, torch.float32 if strategy.param_dtype else None
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy()
     options = {
