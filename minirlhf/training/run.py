@@ -129,6 +129,7 @@ class Run:
         self.folder = Path(config.output)
         self.saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
         self.writing: Any = None  # the thread that writes a checkpoint; see `saving.py`
+        self.copies: Any = None  # with `async_save`: the memory that the thread writes from
         self._signals: list[int] = []  # that asked the run to end
         from minirlhf.training.opening import open_run  # here, so that the core loads no leaf
 

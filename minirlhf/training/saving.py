@@ -6,9 +6,9 @@ between ranks writes shards; see `shards.py`. With `--run.async_save true` a thr
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,9 @@ from minirlhf.adapters.lora import active_adapter
 from minirlhf.errors import InputError, writes
 from minirlhf.manifest import check_files, damage, is_complete, missing, read_manifest
 from minirlhf.pretrained.safe import read_json
+from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import gather, is_main, rank, say, world_size
+from minirlhf.runtime.rendezvous import time_out
 from minirlhf.training.checkpoint import (
     STATE,
     TENSORS,
@@ -32,6 +34,7 @@ from minirlhf.training.checkpoint import (
     split_state,
     written_whole,
 )
+from minirlhf.training.host_copies import HostCopies
 
 LARGEST_WEIGHT = 1e9  # no trained weight comes near
 MOMENTS = "/moments/"  # in the names of the optimizer's state, the only large tensors beside the weights
@@ -45,7 +48,9 @@ def write_checkpoint(run: Any, folder: Path, state: dict[str, Any], then: Callab
 
     With `async_save` this function returns as soon as weights and state are copied to the host.
     """
-    write = _prepared(run, folder, state, copied=run.config.async_save)
+    if run.config.async_save and run.copies is None:
+        run.copies = HostCopies()
+    write = _prepared(run, folder, state)
 
     def write_all() -> None:
         with writes(folder):
@@ -93,17 +98,17 @@ class InBackground(threading.Thread):
             super().join(timeout)
 
 
-def _prepared(run: Any, folder: Path, state: dict[str, Any], copied: bool) -> Callable[[], None]:
+def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], None]:
     """The function that writes the checkpoint, without a collective. All ranks must call this function."""
     models, files, options = run.trainer.models, run.files, (run.tokenizer, run.config.base)
-    if world_size() > 1 and (write := _prepared_shards(models, folder, state, copied)):
+    if world_size() > 1 and (write := _prepared_shards(models, folder, state, run.copies)):
         return write
     if not is_main():
         return lambda: None
-    if copied:
-        models = _copies(models)
+    if run.copies:
+        models = run.copies.of_models(models)
         values, tensors = split_state(state)
-        state = put_tensors(values, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
+        state = put_tensors(values, run.copies.of_tensors(tensors))
 
     def write() -> None:
         with written_whole(folder, {"step": state["step"]}) as aside:
@@ -115,7 +120,7 @@ def _prepared(run: Any, folder: Path, state: dict[str, Any], copied: bool) -> Ca
 
 
 def _prepared_shards(
-    models: dict[str, nn.Module], folder: Path, state: dict[str, Any], copied: bool
+    models: dict[str, nn.Module], folder: Path, state: dict[str, Any], copies: HostCopies | None
 ) -> Callable[[], None] | None:
     """As `_prepared`; None if all ranks hold the same weights and state, so that one process can write all."""
     from minirlhf.training.shards import differs_between_ranks, on_host, own_slices
@@ -125,34 +130,31 @@ def _prepared_shards(
     everything = {**weights, **{f"state/{name}": tensor for name, tensor in tensors.items()}}
     if not differs_between_ranks(everything):
         return None
-    slices, main = on_host(own_slices(everything), copied), gather(os.getpid())[0]
+    slices, main = on_host(own_slices(everything), copies), agreed(lambda: _tried(folder))
     number, world, aside = rank(), world_size(), aside_of(folder, main)
     return lambda: _write_shards(folder, aside, number, world, slices, values)
+
+
+def _tried(folder: Path) -> int:
+    """The id of this process, once it has made the folder that the other ranks will wait for, and deleted it again."""
+    aside = aside_of(folder, os.getpid())
+    aside.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside)
+    return os.getpid()
 
 
 def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: dict, values: dict[str, Any]) -> None:
     from minirlhf.training.shards import collected, wait_for, write_shard
 
     if number:
-        wait_for(aside.is_dir, f"rank {number}: needed the folder {aside}")
+        wait_for(aside.is_dir, f"rank {number}: needed the folder {aside}", time_out())
         write_shard(aside, number, world, slices)
         return
     listed: dict[str, Any] = {"step": values["step"]}
     with written_whole(folder, listed) as aside:
         write_shard(aside, number, world, slices)
         (aside / STATE).write_text(json.dumps(values) + "\n")
-        listed["tensors"] = collected(aside, world)
-
-
-def _copies(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Copies of the models on the host. Weights that two models share stay shared."""
-    memo: dict[int, Any] = {}
-    for model in models.values():
-        for p in model.parameters():
-            memo[id(p)] = nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad)
-        for buffer in model.buffers():
-            memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
-    return copy.deepcopy(models, memo)
+        listed["tensors"] = collected(aside, world, time_out())
 
 
 def save_final(run: Any, adapter: Path, final: Path) -> None:
@@ -195,7 +197,8 @@ def check_weights(run: Any) -> None:
     """
     named = {f"{m}.{n}": _local(p) for m, model in run.trainer.models.items() for n, p in model.named_parameters()}
     named = {name: p for name, p in named.items() if p.is_floating_point() and p.numel()}
-    largest = torch.stack([p.abs().max().float() for p in named.values()]).tolist() if named else []
+    ends = [torch.stack(p.aminmax()).float() for p in named.values()]  # abs() would write a copy of each weight
+    largest = torch.stack(ends).abs().amax(-1).tolist() if named else []
     bad = [f"{name} holds {x:g}" for name, x in zip(named, largest, strict=True) if not x <= LARGEST_WEIGHT]
     if bad := [x for each in gather(bad[:1]) for x in each]:
         last = run.folder / "checkpoints" / f"step-{run.saved}" if run.saved >= 0 else "none"

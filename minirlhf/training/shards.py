@@ -26,8 +26,8 @@ from minirlhf.errors import InputError, shown
 from minirlhf.manifest import read_manifest
 from minirlhf.runtime.distributed import gather, rank
 from minirlhf.runtime.parallel.sharding import local, local_slice
+from minirlhf.training.host_copies import HostCopies
 
-SECONDS = 1800.0  # the longest time that rank 0 waits for the shards of the other ranks
 Slices = list[tuple[int, int, str]]  # (first row, row after the last, file)
 
 
@@ -77,7 +77,7 @@ def write_shard(folder: Path, number: int, world: int, slices: dict[str, tuple[t
         part.rename(folder / f"{path.stem}.receipt")
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+def wait_for(ready: Callable[[], bool], what: str, seconds: float) -> None:
     """Look at the shared folder until `ready`.   Raises: InputError after `seconds`."""
     end = time.monotonic() + seconds
     while not ready():
@@ -86,7 +86,7 @@ def wait_for(ready: Callable[[], bool], what: str, seconds: float = SECONDS) -> 
         time.sleep(0.02)
 
 
-def collected(folder: Path, world: int, seconds: float = SECONDS) -> dict[str, Any]:
+def collected(folder: Path, world: int, seconds: float) -> dict[str, Any]:
     """Wait for the shards of all ranks -> the key "tensors" of the manifest. The receipts are deleted."""
     tensors: dict[str, Any] = {}
     for number in range(world):
@@ -105,22 +105,13 @@ def collected(folder: Path, world: int, seconds: float = SECONDS) -> dict[str, A
     return tensors
 
 
-def save_sharded(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Write the shards of all ranks into a folder that exists -> on rank 0 the key "tensors" of its manifest.
-
-    All ranks must call it.
-    """
-    number, world = rank(), len(gather(None))
-    write_shard(folder, number, world, on_host(own_slices(tensors)))
-    return collected(folder, world) if number == 0 else None
-
-
-def on_host(tensors: dict[str, Tensor], copied: bool = False) -> dict[str, tuple[tuple[int, int], list[int], Tensor]]:
-    """name -> (rows, whole shape, the local rows on the host). copied: later updates do not change the rows."""
-    return {
-        name: (local_slice(tensor), list(tensor.shape), local(tensor).to("cpu", copy=copied))
-        for name, tensor in tensors.items()
-    }
+def on_host(
+    tensors: dict[str, Tensor], copies: HostCopies | None = None
+) -> dict[str, tuple[tuple[int, int], list[int], Tensor]]:
+    """name -> (rows, whole shape, the local rows on the host). With `copies`, later updates do not change the rows."""
+    rows = {name: local(tensor) for name, tensor in tensors.items()}
+    rows = copies.of_tensors(rows) if copies else {name: tensor.cpu() for name, tensor in rows.items()}
+    return {name: (local_slice(tensor), list(tensor.shape), rows[name]) for name, tensor in tensors.items()}
 
 
 # Read
@@ -182,13 +173,6 @@ def tensors_of_file(folder: Path, file: str) -> dict[str, StoredTensor]:
     with safe_open(folder / file, framework="pt") as opened:
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return {name: StoredTensor(folder, name, s, [(0, s[0] if s else 1, file)]) for name, s in shapes.items()}
-
-
-def read_slice(folder: Path, name: str, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of a tensor in a checkpoint in shards, whatever the number of its shards."""
-    if not (stored := stored_tensors(folder).get(name)):
-        raise InputError(f"{folder}: needed the tensor {name}, found none; it is a checkpoint of another model")
-    return stored.rows(start, stop)
 
 
 def check_slices(folder: Path, name: str, shape: list[int], slices: list) -> None:

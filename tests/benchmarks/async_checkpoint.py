@@ -4,8 +4,12 @@ python tests/benchmarks/async_checkpoint.py [--megabytes 500] [--rounds 3] [--fo
 
 The model has `--megabytes` of weights in fp32, and the optimizer has twice as much, so a checkpoint has three times as
 many bytes. The table has the seconds that `Run.save` takes in the loop, and the seconds until the checkpoint is
-complete. The loop does nothing else, so the thread has a core of its own if the machine has two. Bytes go to the disk
-of `--folder`, and each checkpoint is flushed.
+complete. Each round writes one checkpoint in the loop and one by a thread, so that other work of the machine slows both
+down; the first round is not counted, because a run makes the memory of its copies once. Bytes go to the disk of
+`--folder`, and each checkpoint is flushed.
+
+The last line compares steps of a small model while nothing is written and while the thread writes: many short
+operations of torch, so a thread that holds the lock of the interpreter would show.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import io
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +41,9 @@ class Still:
         shape = {"hidden_size": width, "vocab_size": vocab_size, "num_attention_heads": 8, "num_key_value_heads": 8}
         shape |= {"intermediate_size": 4 * width, "num_hidden_layers": 1}
         rest, block = 4e-6 * vocab_size * width, 4e-6 * 16 * width**2  # [MB]; embedding and head are one matrix
-        policy = Policy(Transformer(ModelConfig(**shape | {"num_hidden_layers": round((megabytes - rest) / block)})))
+        policy = Policy(
+            Transformer(ModelConfig(**shape | {"num_hidden_layers": max(1, round((megabytes - rest) / block))}))
+        )
         self.models = {"policy": policy}
         self.optimizer = Optimizer(self.models, OptimizerConfig(), updates=1)
         for p in policy.parameters():
@@ -47,39 +54,73 @@ class Still:
         return {"optimizer": self.optimizer.state_dict()}
 
 
-def measure(trainer: Still, folder: Path, rounds: int, asynchronous: bool) -> tuple[list[float], list[float]]:
-    """(seconds that `save` takes, seconds until the checkpoint is complete) of each round."""
-    config = RunConfig(output=str(folder), async_save=asynchronous, keep=1)
-    held, complete = [], []
-    with contextlib.redirect_stdout(io.StringIO()):
-        run = Run(config, trainer, [None] * rounds)
-        for step in range(1, rounds + 1):
-            run.step, start = step, time.perf_counter()
-            run.save()
-            held.append(time.perf_counter() - start)
-            wait(run)
-            complete.append(time.perf_counter() - start)
-    return held, complete
+class Measured:
+    """A run of its own for one way to write, and the seconds of each checkpoint."""
+
+    def __init__(self, trainer: Still, folder: Path, rounds: int, asynchronous: bool) -> None:
+        config = RunConfig(output=str(folder), async_save=asynchronous, keep=1)
+        self.run = Run(config, trainer, [None] * rounds)
+        self.held: list[float] = []  # [s] that `save` takes
+        self.complete: list[float] = []  # [s] until the checkpoint is complete
+        self.steps: list[float] = []  # [s] of each step of a small model meanwhile
+
+    def save(self, step: Callable[[], float]) -> None:
+        self.run.step += 1
+        start = time.perf_counter()
+        self.run.save()
+        self.held.append(time.perf_counter() - start)
+        while self.run.writing and self.run.writing.is_alive():
+            self.steps.append(step())
+        wait(self.run)
+        self.complete.append(time.perf_counter() - start)
+
+
+def small_step() -> Callable[[], float]:
+    """A function that makes one step of a small model -> its seconds."""
+    model = Policy(Transformer(ModelConfig(hidden_size=64, num_hidden_layers=4, vocab_size=256)))
+    ids = torch.randint(0, 256, (4, 32))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    def step() -> float:
+        start = time.perf_counter()
+        model(ids, mask).logps.sum().backward()
+        return time.perf_counter() - start
+
+    return step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="of the checkpoints; they are deleted at the end")
     options = parser.parse_args()
     torch.manual_seed(0)
-    trainer = Still(options.megabytes)
+    trainer, step = Still(options.megabytes), small_step()
     size = sum(p.nbytes for p in trainer.models["policy"].parameters()) / 1e6
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, contextlib.redirect_stdout(io.StringIO()):
+        ways = {
+            name: Measured(trainer, Path(folder) / name.replace(" ", "-"), options.rounds + 1, name == "by a thread")
+            for name in ("in the loop", "by a thread")
+        }
+        alone = [step() for _ in range(100)]
+        for _ in range(options.rounds + 1):
+            for way in ways.values():
+                way.save(step)
+            alone += [step() for _ in range(50)]
     print(f"{size:.0f} MB of weights; median of {options.rounds}\n")
     print("| write | seconds in the loop | seconds until complete |\n|---|---|---|")
-    medians = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for name, asynchronous in (("in the loop", False), ("by a thread", True)):
-            times = measure(trainer, Path(folder) / name.replace(" ", "-"), options.rounds, asynchronous)
-            medians[name] = statistics.median(times[0])
-            print(f"| {name} | {medians[name]:.2f} | {statistics.median(times[1]):.2f} |", flush=True)
-    print(f"\nthe thread holds up the loop for {medians['by a thread'] / medians['in the loop']:.1%} of the write")
+    median = {}
+    for name, way in ways.items():
+        median[name] = statistics.median(way.held[1:])
+        print(f"| {name} | {median[name]:.2f} | {statistics.median(way.complete[1:]):.2f} |")
+    ratios = [thread / loop for thread, loop in zip(*(way.held[1:] for way in reversed(ways.values())), strict=True)]
+    print(
+        f"\nthe thread holds up the loop for {statistics.median(ratios):.1%} of the write "
+        f"({', '.join(f'{ratio:.1%}' for ratio in ratios)})"
+    )
+    milliseconds = (1e3 * statistics.median(times) for times in (alone, ways["by a thread"].steps))
+    print("a step takes {:.1f} ms while nothing is written, {:.1f} ms while the thread writes".format(*milliseconds))
 
 
 if __name__ == "__main__":
