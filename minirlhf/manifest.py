@@ -2,6 +2,9 @@
 
 `is_complete` compares sizes and is cheap. `check_files` compares checksums and reads every byte. So a bit that flips in
 any file of a folder is found when the folder is read.
+
+Two folders have fewer checks. An early version of minirlhf wrote {name: size} as the whole manifest, without checksums.
+And a user may edit the texts of a finished model, such as generation_config.json.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 from minirlhf.errors import InputError, shown
 
 MANIFEST = "manifest.json"
+MODELS = ("config.json", "adapter_config.json")  # the folder of a model holds one of them; a checkpoint has subfolders
+TEXTS = (".json", ".jinja", ".md", ".txt")
 
 
 def write_manifest(folder: Path, **more: Any) -> None:
@@ -31,11 +36,14 @@ def write_manifest(folder: Path, **more: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of manifest.json.   Raises: ValueError if it is damaged, OSError if it cannot be read."""
+    """The content of manifest.json. A file in a manifest of an early version has no "sha256".
+
+    Raises: ValueError if it is damaged, OSError if it cannot be read.
+    """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if content and all(type(size) is int for size in content.values()):
-            raise ValueError("it has sizes without checksums, as an earlier version of minirlhf wrote it")
+        if _has_sizes_only(content):
+            return {"files": {name: {"size": size} for name, size in content.items()}}
         seal = content.pop("sha256")
         if seal != _seal(content) or not all(
             type(file["size"]) is int and type(file["sha256"]) is str for file in content["files"].values()
@@ -57,8 +65,9 @@ def is_complete(folder: Path) -> bool:
 def missing(folder: Path) -> str | None:
     """The first fault that needs no reading of contents, in words; None if all sizes are as listed. Raises: OSError."""
     try:
-        for name, file in read_manifest(folder)["files"].items():
-            if (size := (folder / name).stat().st_size) != file["size"]:
+        files = read_manifest(folder)["files"]
+        for name, file in files.items():
+            if (size := (folder / name).stat().st_size) != file["size"] and not _is_text_of_model(name, files):
                 return f"{name} has {size:,} bytes, not {file['size']:,}"
     except (FileNotFoundError, NotADirectoryError) as error:
         return f"{Path(error.filename).relative_to(folder)} is missing"
@@ -72,11 +81,10 @@ def damage(folder: Path, part: Sequence[str] | None = None) -> str | None:
     try:
         if fault := missing(folder):
             return fault
-        for name, file in read_manifest(folder)["files"].items():
-            if part is None or name in part:
-                stat = (folder / name).stat()
-                if _checksum_once(folder / name, stat.st_mtime_ns, stat.st_ino, file["size"]) != file["sha256"]:
-                    return f"the checksum of {name} differs from {MANIFEST}"
+        files = read_manifest(folder)["files"]
+        for name in files if part is None else part:
+            if _is_changed(folder / name, files[name]) and not _is_text_of_model(name, files):
+                return f"the checksum of {name} differs from {MANIFEST}"
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
     return None
@@ -88,22 +96,40 @@ def check_files(folder: Path, advice: str) -> None:
         raise InputError(f"{folder}: damaged: {fault}; {advice}")
 
 
-def check_model_files(folder: Path) -> None:
+def check_model_files(folder: Path) -> list[str]:
     """Check a model's folder if one of our programs wrote it: the folder, or the checkpoint around it, has a manifest.
 
-    A manifest.json of another tool is ignored. Raises: InputError.
+    A manifest.json of another tool is ignored.
+    Returns: a line for each text of a finished model that was changed by hand, or for a folder without checksums.
+    Raises: InputError if any other file differs from the manifest.
     """
     advice = "take another copy of it, or delete its manifest.json if you changed the files yourself"
     if _is_ours(folder / MANIFEST):
         check_files(folder, advice)
-    elif _is_ours(folder.parent / MANIFEST):
-        try:
-            names = [name for name in read_manifest(folder.parent)["files"] if name.startswith(f"{folder.name}/")]
-            fault = names and damage(folder.parent, names)
-        except ValueError as error:
-            fault = str(error)
-        if fault:
-            raise InputError(f"{folder.parent}: damaged: {fault}; {advice}")
+        files = read_manifest(folder)["files"]
+        texts = [name for name in files if _is_text_of_model(name, files)]
+        edited = [name for name in texts if _is_changed(folder / name, files[name])]
+        return [*(f"{folder / name}: changed since it was written" for name in edited), *_unchecked(folder)]
+    around = folder.parent
+    if not _is_ours(around / MANIFEST):
+        return []
+    try:
+        names = [name for name in read_manifest(around)["files"] if name.startswith(f"{folder.name}/")]
+        fault = names and damage(around, names)
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise InputError(f"{around}: damaged: {fault}; {advice}")
+    return _unchecked(around) if names else []
+
+
+def _unchecked(folder: Path) -> list[str]:
+    """A line if the manifest of the folder has no checksums."""
+    if all("sha256" in file for file in read_manifest(folder)["files"].values()):
+        return []
+    return [
+        f"{folder}: an early version wrote it without checksums; its sizes are right, its contents cannot be checked"
+    ]
 
 
 def checksum(path: Path) -> str:
@@ -117,6 +143,22 @@ def _checksum_once(path: Path, *version: int) -> str:
     return checksum(path)
 
 
+def _is_changed(path: Path, listed: dict[str, Any]) -> bool:
+    """True if the size or the contents of a file differ from its entry in the manifest."""
+    stat = path.stat()
+    if stat.st_size != listed["size"] or "sha256" not in listed:
+        return stat.st_size != listed["size"]
+    return _checksum_once(path, stat.st_mtime_ns, stat.st_ino, stat.st_size) != listed["sha256"]
+
+
+def _is_text_of_model(name: str, files: dict[str, Any]) -> bool:
+    return name.endswith(TEXTS) and any(model in files for model in MODELS)
+
+
+def _has_sizes_only(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(type(size) is int for size in content.values())
+
+
 def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
@@ -126,6 +168,8 @@ def _is_ours(path: Path) -> bool:
         return True  # damaged: reading it gives the error
     except OSError as error:
         raise InputError(f"{path}: needed a file that can be read, got: {shown(error.strerror)}") from None
+    if _has_sizes_only(content):  # of an early version, unless the numbers are no sizes of a model's files
+        return any(name.rpartition("/")[2] in MODELS for name in content)
     return not isinstance(content, dict) or "sha256" in content or isinstance(content.get("files"), dict)
 
 

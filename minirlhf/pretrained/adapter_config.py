@@ -11,6 +11,7 @@ from typing import Any
 from minirlhf.adapters.lora import LoRAConfig
 from minirlhf.adapters.select import ALL
 from minirlhf.errors import InputError, shown
+from minirlhf.pretrained.checked import check_model_folder
 from minirlhf.pretrained.model_classes import IS_VALUE_MODEL
 from minirlhf.pretrained.safe import check_type, not_as_needed, read_json
 
@@ -81,7 +82,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_settings(folder: str | Path) -> AdapterSettings:
-    """adapter_config.json -> AdapterSettings. Raises: InputError if a setting is missing, broken or not supported."""
+    """adapter_config.json -> AdapterSettings. All files of the adapter are checked against a manifest, if it has one.
+
+    Raises: InputError if a file is damaged, or a setting is missing, broken or not supported.
+    """
+    check_model_folder(folder)
     path, raw = Path(folder) / CONFIG, read_config(folder)
     try:
         _check_types(raw)

@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 from minirlhf.adapters.lora import adapted_layers
 from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError
-from minirlhf.manifest import check_model_files
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained.checked import check_model_folder
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import (
@@ -183,7 +183,7 @@ def _unchanged(model: nn.Module) -> nn.Module:
 
 def _described(folder: Path) -> tuple[nn.Module, dict[str, Location]]:
     """The model of a folder without its numbers, and where each weight stands."""
-    check_model_files(folder)
+    check_model_folder(folder)
     config, model_class = read_config(folder)
     check_sizes(config, folder)
     with torch.device("meta"), Uninitialised():
@@ -214,7 +214,7 @@ def _in_slices(model: nn.Module, found: dict[str, Location], dtype: torch.dtype 
 
 def load_into(model: Transformer | Policy | RewardModel | ValueModel, folder: str | Path) -> None:
     """Copy the weights of a `save_pretrained` folder into the model. Raises: InputError as `find_weights`."""
-    check_model_files(Path(folder))
+    check_model_folder(folder)
     if isinstance(model, Policy):
         if model.value_head is not None:
             _load_value_head(model.value_head, Path(folder))

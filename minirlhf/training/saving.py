@@ -138,8 +138,9 @@ def _prepared_shards(
 def _tried(folder: Path) -> int:
     """The id of this process, once it has made the folder that the other ranks will wait for, and deleted it again."""
     aside = aside_of(folder, os.getpid())
-    aside.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside)
+    with writes(folder):
+        aside.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside)
     return os.getpid()
 
 

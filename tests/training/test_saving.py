@@ -1,8 +1,10 @@
 """Saving and loading a run: damage of every kind is named, weights are checked, a thread may write."""
 
+import contextlib
 import json
 import shutil
 import threading
+from functools import partial
 
 import pytest
 import tiny
@@ -11,8 +13,11 @@ import torch
 from minirlhf.errors import InputError
 from minirlhf.manifest import check_model_files, damage, write_manifest
 from minirlhf.pretrained import trained
+from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_adapter, update_sizes
 from minirlhf.pretrained.weights import load_pretrained
 from minirlhf.training import Run, RunConfig, saving
+from minirlhf.training.checkpoint import written_whole
+from minirlhf.training.run import finished_model
 
 STEPS = 4
 
@@ -84,14 +89,91 @@ def test_every_damage_of_the_newest_checkpoint_is_named(tmp_path, finished, file
 @pytest.mark.parametrize(
     ("file", "kind"), cases([file.removeprefix("policy/") for file in FILES if "state" not in file])
 )
-def test_every_damage_of_a_finished_model_is_named(tmp_path, finished, file, kind):
+def test_every_damage_of_a_finished_model_is_named(tmp_path, finished, capsys, file, kind):
+    """A text may be edited by hand, so a text that can still be read is only named."""
     shutil.copytree(finished / "model", tmp_path / "model")
     (DAMAGE | JSON_DAMAGE)[kind](tmp_path / "model" / file)
     if (file, kind) == ("manifest.json", "gone"):
         load_pretrained(tmp_path / "model")  # as a model from elsewhere
-    else:
+    elif file.endswith("safetensors") or file == "manifest.json" or kind == "gone":
         with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: damaged: .*{file}"):
             load_pretrained(tmp_path / "model")
+    else:
+        with contextlib.suppress(InputError):  # of the reader of this text
+            load_pretrained(tmp_path / "model")
+        assert f"{tmp_path / 'model' / file}: changed since it was written\n" in capsys.readouterr().out
+
+
+def test_an_edited_text_leaves_a_model_finished(tmp_path, finished, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"comment": "mine"}))
+    assert finished_model(tmp_path / "run")
+    run_in(tmp_path / "run", resume=True)  # it writes no other model over the edited folder
+    assert "mine" in path.read_text() and "damaged" not in capsys.readouterr().out
+    edited = tmp_path / "run/checkpoints/step-4/policy/config.json"  # a checkpoint is no place for edits
+    edited.write_text(path.read_text())
+    with pytest.raises(InputError, match="damaged: policy/config.json has"):
+        run_in(tmp_path / "run", resume=True)
+
+
+def as_before_checksums(folder):
+    """Write the manifest of an early version."""
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    (folder / "manifest.json").write_text(json.dumps({name: file["size"] for name, file in files.items()}))
+
+
+def test_a_run_of_an_early_version_goes_on_and_says_that_its_contents_cannot_be_checked(tmp_path, finished, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/model")
+    newest = tmp_path / "run/checkpoints/step-2"
+    shutil.rmtree(tmp_path / "run/checkpoints/step-4")
+    as_before_checksums(newest)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    run_in(tmp_path / "run", resume=True)
+    line = "an early version wrote it without checksums; its sizes are right, its contents cannot be checked\n"
+    assert capsys.readouterr().out.count(f"{newest}: {line}") == 1
+    for file in ("model/model.safetensors", "checkpoints/step-4/state.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (finished / file).read_bytes()
+    DAMAGE["truncated"](tmp_path / "other/checkpoints/step-2/policy/model.safetensors")
+    with pytest.raises(
+        InputError, match=f"^{tmp_path}/other/checkpoints/step-2: damaged: policy/model.safetensors has"
+    ):
+        run_in(tmp_path / "other", resume=True)
+
+
+def test_a_model_of_an_early_version_is_loaded_and_its_sizes_are_checked(tmp_path, finished, capsys):
+    for folder, source in (("model", "model"), ("step-4", "checkpoints/step-4")):
+        shutil.copytree(finished / source, tmp_path / folder)
+        as_before_checksums(tmp_path / folder)
+        model = tmp_path / ("model" if folder == "model" else "step-4/policy")
+        load_pretrained(model)
+        assert f"{tmp_path / folder}: an early version wrote it without checksums" in capsys.readouterr().out
+        DAMAGE["truncated"](model / "model.safetensors")
+        with pytest.raises(InputError, match=f"^{tmp_path / folder}: damaged: .*model.safetensors has"):
+            load_pretrained(model)
+    shutil.copytree(finished / "model", tmp_path / "other")
+    (tmp_path / "other/manifest.json").write_text('{"version": 3}')  # of another tool
+    load_pretrained(tmp_path / "other")
+
+
+def test_an_adapter_is_checked_alone_and_inside_a_checkpoint(tmp_path, capsys):
+    with written_whole(tmp_path / "step-1", {"step": 1}) as folder:
+        save_adapter(tiny.adapted(tiny.transformer()), folder / "policy")
+    with written_whole(tmp_path / "adapter") as folder:
+        save_adapter(tiny.adapted(tiny.transformer()), folder)
+    for folder in (tmp_path / "step-1/policy", tmp_path / "adapter"):
+        load_adapter(tiny.transformer(), folder)
+        flip(folder / "adapter_model.safetensors")
+        for read in (partial(load_adapter, tiny.transformer()), read_adapter, update_sizes):
+            with pytest.raises(InputError, match="damaged: the checksum of .*adapter_model.safetensors differs"):
+                read(folder)
+        flip(folder / "adapter_model.safetensors")
+    capsys.readouterr()
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(path.read_text() + "\n")
+    read_adapter(tmp_path / "adapter")
+    assert capsys.readouterr().out == f"{path}: changed since it was written\n"
 
 
 def test_the_bits_of_a_manifest_count(tmp_path, finished):
