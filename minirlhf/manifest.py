@@ -21,6 +21,7 @@ from minirlhf.errors import InputError, shown
 MANIFEST = "manifest.json"
 MODELS = ("config.json", "adapter_config.json")  # the folder of a model holds one of them; a checkpoint has subfolders
 TEXTS = (".json", ".jinja", ".md", ".txt")
+MOST_BYTES = 1 << 28  # of a manifest; hundreds of processes need a tenth of it
 
 
 def write_manifest(folder: Path, **more: Any) -> None:
@@ -41,7 +42,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises: ValueError if it is damaged, OSError if it cannot be read.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = _read(folder / MANIFEST)
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
         if _has_sizes_only(content):
             return {"files": {name: {"size": size} for name, size in content.items()}}
         seal = content.pop("sha256")
@@ -64,13 +67,14 @@ def is_complete(folder: Path) -> bool:
 
 def missing(folder: Path) -> str | None:
     """The first fault that needs no reading of contents, in words; None if all sizes are as listed. Raises: OSError."""
+    name = MANIFEST
     try:
         files = read_manifest(folder)["files"]
         for name, file in files.items():
             if (size := (folder / name).stat().st_size) != file["size"] and not _is_text_of_model(name, files):
                 return f"{name} has {size:,} bytes, not {file['size']:,}"
-    except (FileNotFoundError, NotADirectoryError) as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{name} is missing"
     except ValueError as error:
         return str(error)
     return None
@@ -155,22 +159,30 @@ def _is_text_of_model(name: str, files: dict[str, Any]) -> bool:
     return name.endswith(TEXTS) and any(model in files for model in MODELS)
 
 
-def _has_sizes_only(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(type(size) is int for size in content.values())
+def _has_sizes_only(content: dict[str, Any]) -> bool:
+    return bool(content) and all(type(size) is int for size in content.values())
 
 
 def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read(path)
     except (ValueError, RecursionError):
         return True  # damaged: reading it gives the error
     except OSError as error:
         raise InputError(f"{path}: needed a file that can be read, got: {shown(error.strerror)}") from None
+    if not isinstance(content, dict):
+        return True
     if _has_sizes_only(content):  # of an early version, unless the numbers are no sizes of a model's files
         return any(name.rpartition("/")[2] in MODELS for name in content)
-    return not isinstance(content, dict) or "sha256" in content or isinstance(content.get("files"), dict)
+    return "sha256" in content or isinstance(content.get("files"), dict)
+
+
+def _read(path: Path) -> Any:
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _seal(content: dict[str, Any]) -> str:

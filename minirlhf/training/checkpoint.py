@@ -110,7 +110,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / STATE).read_text())
         return put_tensors(state, load_file(folder / TENSORS))
-    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: needed a readable checkpoint ({error}); resume from another checkpoint") from None
 
 

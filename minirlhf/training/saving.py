@@ -35,6 +35,7 @@ from minirlhf.training.checkpoint import (
     written_whole,
 )
 from minirlhf.training.host_copies import HostCopies
+from minirlhf.training.state_types import check_state
 
 LARGEST_WEIGHT = 1e9  # no trained weight comes near
 MOMENTS = "/moments/"  # in the names of the optimizer's state, the only large tensors beside the weights
@@ -268,6 +269,7 @@ def load_checkpoint(run: Any, folder: Path) -> dict[str, Any]:
             raise ValueError(f"step {step}, done {state['done']}")
         if best and not (type(best["step"]) is int and float(best["value"]) <= 1e400 and best["since"] >= 0):
             raise ValueError(f"best {best}")
+        check_state(state["trainer"], run.trainer.state_dict())
         run.trainer.load_state_dict(state["trainer"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
         raise InputError(
@@ -288,7 +290,10 @@ def read_state(folder: Path, lazy: bool) -> dict[str, Any]:
     stored = stored or tensors_of_file(folder, TENSORS)
     values = read_json(folder / STATE, "the state of a run")
     tensors = {name: t if lazy and MOMENTS in name else t.whole() for name, t in stored.items()}
-    return put_tensors(values, tensors)
+    try:
+        return put_tensors(values, tensors)
+    except AttributeError:
+        raise InputError(f"{folder / STATE}: needed the state of a run, which has an object for each tensor") from None
 
 
 def has_shards(folder: Path) -> bool:

@@ -325,15 +325,22 @@ def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, 
     return recorded[0]
 
 
-def go_on(kind: str, folder: str | Path, *, after_step: Callable[[int], None] = lambda k: None, **config: bool | int):
+def go_on(
+    kind: str,
+    folder: str | Path,
+    *,
+    after_step: Callable[[int], None] = lambda k: None,
+    dtype: torch.dtype = torch.float32,
+    **config: bool | int,
+):
     """Start or resume a run in a folder: 8 steps, a checkpoint every 3 steps, an evaluation every 2."""
     steps = 8
     adaptive = {"entropy_coef": 0.02, "entropy_target": 3.2, "entropy_delta": 0.01}
     trainer = {
-        "sft": lambda: sft(torch.float32, steps),
-        "grpo": lambda: grpo(torch.float32, has_e, steps=steps, group_size=2, resample=1, **adaptive),
-        "dpo": lambda: dpo(torch.float32, steps, loss="bco_pair", ref_update_every=2),
-        "ppo": lambda: ppo(torch.float32, steps=steps, kl_controller="adaptive", kl_target=4.0, kl_horizon=20),
+        "sft": lambda: sft(dtype, steps),
+        "grpo": lambda: grpo(dtype, has_e, steps=steps, group_size=2, resample=1, **adaptive),
+        "dpo": lambda: dpo(dtype, steps, loss="bco_pair", ref_update_every=2),
+        "ppo": lambda: ppo(dtype, steps=steps, kl_controller="adaptive", kl_target=4.0, kl_horizon=20),
     }[kind]()
     held_out = rows(5, seed=9)
     run = Run(
@@ -366,8 +373,8 @@ def _copy_sharded(folder: Path) -> None:
     )
 
 
-def stop_at(step: int, folder: Path) -> None:
-    """The run of `go_on("sft", ...)` without its end; the last checkpoint is that of step 3."""
+def stop_at(step: int, folder: Path, kind: str = "sft", **options: object) -> None:
+    """The run of `go_on` without its end: it stops before it records this step."""
 
     class Stopped(Exception):
         pass
@@ -377,7 +384,7 @@ def stop_at(step: int, folder: Path) -> None:
             raise Stopped
 
     with contextlib.suppress(Stopped):
-        go_on("sft", folder, after_step=stop)
+        go_on(kind, folder, after_step=stop, **options)
 
 
 def _train_sharded(name: str, folder: Path) -> None:

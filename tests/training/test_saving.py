@@ -212,6 +212,11 @@ STATES = [
     {"trainer": {}},
     {"trainer": []},
     {"trainer": {"optimizer": 3}},
+    {"trainer": {"optimizer": {"update": "3"}}},
+    {"trainer": {"optimizer": {"update": -1}}},
+    {"trainer": {"optimizer": {"update": float("nan")}}},
+    {"trainer": {"optimizer": {"update": True}}},
+    {"trainer": {"optimizer": {"update": 3, "moments": []}}},
     {"trainer": None},
 ]
 
