@@ -13,7 +13,7 @@ from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import SamplingConfig, generate, with_room
+from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.losses import cross_entropy, dft_loss, masked_mean
 from minirlhf.model.policy import Policy, check_policy
 from minirlhf.runtime.distributed import all_sum, backward, wrap
@@ -113,6 +113,8 @@ class SFTTrainer:
 
     def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
         """Samples: for each row, the policy's response to the prompt, and the row's response up to a masked token."""
+        from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
+
         rows = with_room(self.policy.transformer.config.max_position_embeddings, rows)
         answers = [row.responses[0][: [*row.mask(), False].index(False)] for row in rows]
         longest = max(map(len, answers), default=0)

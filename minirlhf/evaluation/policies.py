@@ -14,7 +14,7 @@ from torch import Tensor
 from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.texts import distinct_n
-from minirlhf.generation.engine import Completion, SamplingConfig, generate, with_room
+from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
@@ -68,6 +68,8 @@ def evaluate_policy(
     None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None.
     """
     started = time.perf_counter()
+    from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
+
     if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
         return Report(dict.fromkeys(MEASURES), [], [])
     local = local_rows(range(len(rows)), even=False)

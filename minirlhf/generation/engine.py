@@ -6,14 +6,12 @@ computed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from minirlhf.data.batches import microbatches, pad_sequences
-from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.sampling import sample
@@ -79,14 +77,6 @@ def generate(
     return completions
 
 
-def with_room(context: int, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """The rows to look at: a prompt that leaves no room in the context is left out, with a warning. It ends no run."""
-    fitting = [row for row in rows if len(row.prompt) < context]
-    if n := len(rows) - len(fitting):
-        warnings.warn(f"{n} of {len(rows)} prompts leave no room in the context of {context}: left out", stacklevel=2)
-    return fitting
-
-
 @torch.inference_mode()
 def _generate_batch(
     transformer: Transformer,
@@ -116,8 +106,6 @@ def _generate_batch(
 
     cache, logits = _read_prompts(transformer, prompts, columns, config, device)
     rows = torch.arange(len(prompts), device=device)  # the running batch: each row's index into `prompts`
-    # Looking for finished rows makes a GPU wait, so look seldom. `on_token` reads every token anyway.
-    look_every = 1 if device.type == "cpu" or on_token else 16
     for position in range(longest):
         tokens, token_logps, token_mass = sample(
             logits,
@@ -145,15 +133,14 @@ def _generate_batch(
         if position + 1 == longest:
             break
         full = position + 1 in rooms  # some rows have filled their room: they must leave now
-        if full or position % look_every == look_every - 1:
-            running = (~stopped[rows] & (room[rows] > position + 1)).nonzero().squeeze(-1)
-            if len(running) == 0:
-                break
-            if full or len(running) <= 0.75 * len(rows):  # dropping rows copies the cache, so drop many at a time
-                rows, tokens = rows[running], tokens[running]
-                cache.select(running)
-                if full:  # the widest rows may have left; the others need the columns up to the end of the context
-                    cache.width = int(cache.lengths.max())
+        running = (~stopped[rows] & (room[rows] > position + 1)).nonzero().squeeze(-1)
+        if len(running) == 0:
+            break
+        if full or len(running) <= 0.75 * len(rows):  # dropping rows copies the cache, so drop many at a time
+            rows, tokens = rows[running], tokens[running]
+            cache.select(running)
+            if full:  # the widest rows may have left; the others need the columns up to the end of the context
+                cache.width = int(cache.lengths.max())
         logits = transformer(tokens[:, None], cache=cache)[:, 0]
     if not bool(logps.isfinite().all()):
         raise InputError("generate: the model's logits are not finite; its weights are broken or its precision too low")
@@ -165,26 +152,19 @@ def _read_prompts(
 ) -> tuple[KVCache, Tensor]:
     """Run the prompts through the model -> a cache of this many columns, and the logits [B, V] of the first new tokens.
 
-    Prompts run in groups of similar length, so a long prompt pads its own group alone. Equal prompts are read once.
+    Prompts run in groups of similar length, so a long prompt pads its group alone.
     """
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows_of.setdefault(tuple(prompt), []).append(row)
-    distinct = list(rows_of)
-    lengths = [len(prompt) for prompt in distinct]
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else transformer.dtype
     cache = KVCache(transformer.config, len(prompts), columns, device, dtype)
     last_hidden, order = [], []  # per group: hidden states [K, D] of last prompt tokens, and their rows
-    for group in microbatches(lengths, config.microbatch_tokens):
-        batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], 0, device)
+    for group in microbatches([len(prompt) for prompt in prompts], config.microbatch_tokens):
+        batch = pad_sequences([prompts[i] for i in group], [[] for _ in group], 0, device)
         group_cache = KVCache(transformer.config, len(group), batch.input_ids.shape[1], device, dtype)
         hidden = transformer.model(batch.input_ids, batch.attention_mask, group_cache)
-        hidden = hidden[torch.arange(len(group), device=device), group_cache.lengths - 1]
-        rows = [row for i in group for row in rows_of[distinct[i]]]
-        copies = torch.tensor([k for k, i in enumerate(group) for _ in rows_of[distinct[i]]], device=device)
-        last_hidden.append(hidden[copies])
-        order += rows
-        cache.adopt(rows, group_cache, copies)
+        numbers = torch.arange(len(group), device=device)
+        last_hidden.append(hidden[numbers, group_cache.lengths - 1])
+        order += group
+        cache.adopt(group, group_cache, numbers)
     return cache, transformer.logits(torch.cat(last_hidden)[torch.tensor(order, device=device).argsort()])
 
 

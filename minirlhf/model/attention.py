@@ -72,6 +72,10 @@ def attend(
 
     scale: None means E^-0.5.   cap: bound of the scores, see `softcap`; None: no bound.
     """
+    if inputs.lengths:
+        from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
+
+        return attend_each(q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
     if cap is not None:
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap)
     return F.scaled_dot_product_attention(

@@ -22,6 +22,8 @@ class AttentionInputs(NamedTuple):
     cos: Tensor  # [1 or B, T, 1, E]
     sin: Tensor  # [1 or B, T, 1, E]
     visible: Tensor | None  # [1 or B, 1, T, S] bool, True where a token may attend; None: plain causal attention
+    lengths: tuple[int, ...] = ()  # of the rows of a packed batch, see packing.py
+    window: int | None = None  # [tokens] of a packed batch
 
 
 class ForwardContext(NamedTuple):

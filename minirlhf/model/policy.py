@@ -56,7 +56,12 @@ class Policy(nn.Module):
                     "Policy: fused losses and distillation need logits without a cap, but this model caps them"
                 )
             return head(hidden, weight)
-        logps, entropy = linear_logps_and_entropy(hidden, weight, input_ids, temperature, softcap=cap)
+        from minirlhf.model.packing import packed_logps, packing_of  # here, so that the core loads no leaf
+
+        if packing := packing_of(self.transformer.config, attention_mask):
+            logps, entropy = packed_logps(packing, hidden, weight, input_ids, temperature, cap)
+        else:
+            logps, entropy = linear_logps_and_entropy(hidden, weight, input_ids, temperature, softcap=cap)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
         return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
 

@@ -109,11 +109,18 @@ class Trunk(nn.Module):
         """-> hidden [B, T, D] in model order.
 
         Padding stands on the right, so causal attention never looks at it and needs no mask. Hidden states at padding
-        are junk. With a cache, the tokens are appended to the tokens that each row has stored.
+        are junk, or not computed at all (packing.py). With a cache, the tokens are appended to the tokens that each row
+        has stored.
 
         Raises: InputError if the context is too short, ValueError if the mask is not bool or pads on the left.
         """
         context = forward_context(self.config, input_ids, attention_mask, cache)
+        packing = None
+        if cache is None and self.run_block is run_block:  # a compiled block would be compiled again for each batch
+            from minirlhf.model.packing import packed_context, packing_of  # here, so that the core loads no leaf
+
+            if packing := packing_of(self.config, attention_mask):
+                input_ids, context = packing.pack(input_ids), packed_context(self.config, packing)
         x = self.embed_tokens(input_ids)
         if self.config.embedding_scale:  # Gemma was trained with the factor in the weights' dtype
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
@@ -128,7 +135,7 @@ class Trunk(nn.Module):
                 x = self.run_block(block, x, context)
         if cache is not None:
             cache.lengths = cache.lengths + (input_ids.shape[1] if attention_mask is None else attention_mask.sum(-1))
-        return self.norm(x)
+        return packing.unpack(self.norm(x)) if packing else self.norm(x)
 
 
 class Transformer(nn.Module):

@@ -226,18 +226,6 @@ def test_finished_rows_leave_the_batch_and_an_empty_batch_stops():
     assert model.batches == [3, 2, 1]
 
 
-def test_equal_prompts_are_read_once(transformer, prompts, monkeypatch):
-    groups = [prompt for prompt in prompts[:6] for _ in range(4)]
-    keys, config = [(0, i // 4, i % 4) for i in range(24)], SamplingConfig(max_tokens=6)
-    alone = [generate(transformer, [p], config, keys=[k])[0] for p, k in zip(groups, keys, strict=True)]
-    rows, forward = [], transformer.model.forward
-    monkeypatch.setattr(transformer.model, "forward", lambda ids, *more: rows.append(len(ids)) or forward(ids, *more))
-    together = generate(transformer, groups, config, keys=keys, plain=True)
-    assert rows == [6, 24, 24, 24, 24, 24]  # the prompts, then a token for each completion
-    assert [c.ids for c in together] == [c.ids for c in alone]
-    assert_close(torch.tensor(together[5].logps), torch.tensor(alone[5].logps), rtol=1e-5, atol=1e-5)
-
-
 def test_the_token_that_completes_a_stop_string_ends_the_completion(tokenizer):
     ids = tokenizer.encode(" stops")
     words = [*tokenizer.encode("the word"), *ids, *tokenizer.encode(" here")]

@@ -1,0 +1,101 @@
+"""Batches without their padding: the real tokens of all rows stand in one row, so no padding enters a product.
+
+B rows, T tokens, N real tokens, H query heads, K key-value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minirlhf.losses.logprobs import linear_logps_and_entropy
+from minirlhf.model.config import FULL, SLIDING, ModelConfig
+from minirlhf.model.context import AttentionInputs, ForwardContext
+from minirlhf.model.rope import rope_tables
+
+WORTH = 0.95  # of the tokens; with more real tokens than this, moving them costs more than their padding
+
+
+class Packing(NamedTuple):
+    """Where the real tokens of a padded batch stand."""
+
+    shape: tuple[int, int]  # (B, T)
+    lengths: tuple[int, ...]  # real tokens per row
+    places: Tensor  # [N] of the real tokens among all B * T
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, ...] -> [1, N, ...]."""
+        return x.flatten(0, 1).index_select(0, self.places)[None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[1, N, ...] -> [B, T, ...], 0 at padding."""
+        B, T = self.shape
+        return x.new_zeros(B * T, *x.shape[2:]).index_copy(0, self.places, x[0]).unflatten(0, (B, T))
+
+
+def packing_of(config: ModelConfig, attention_mask: Tensor | None) -> Packing | None:
+    """The packing of a batch; None if it has little padding, or on a device whose kernels want whole rectangles.
+
+    A mixture of experts is not packed: its router loss reads the routers' logits as [B, T].
+    """
+    if attention_mask is None or attention_mask.device.type != "cpu" or config.num_experts:
+        return None
+    lengths = attention_mask.sum(-1)
+    if not 0 < int(lengths.sum()) <= WORTH * attention_mask.numel():
+        return None
+    return Packing(tuple(attention_mask.shape), tuple(lengths.tolist()), attention_mask.flatten().nonzero()[:, 0])
+
+
+def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
+    """Positions and angles of the real tokens. Each row's positions begin at 0."""
+    T, device = packing.shape[1], packing.places.device
+    positions = (packing.places % T)[None]
+    inputs = {}
+    for layer_type in {*config.layer_types} or {FULL}:
+        cos, sin = (table[positions].unsqueeze(2) for table in rope_tables(config, layer_type, T, device))
+        window = config.sliding_window if layer_type == SLIDING else None
+        inputs[layer_type] = AttentionInputs(cos, sin, None, packing.lengths, window)
+    return ForwardContext(positions, inputs, None, True)
+
+
+def attend_each(
+    q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs, scale: float | None, cap: float | None
+) -> Tensor:
+    """`attend` within each row of a packed batch: [1, heads, N, E] each -> [1, H, N, E].
+
+    Neighbours of equal length go together. Nothing between two rows is computed.
+    """
+    from minirlhf.model.attention import attend
+
+    outs, start = [], 0
+    for length, rows in groupby(length for length in inputs.lengths if length):
+        count = len(list(rows))
+        part = slice(start, start + count * length)
+        q_n, k_n, v_n = (x[0, :, part].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+        out = attend(q_n, k_n, v_n, inputs._replace(visible=_window(length, inputs), lengths=()), scale, cap)
+        outs.append(out.transpose(0, 1).flatten(1, 2))
+        start = part.stop
+    return torch.cat(outs, dim=1)[None]
+
+
+def _window(length: int, inputs: AttentionInputs) -> Tensor | None:
+    """The mask [1, 1, length, length] of a sliding window; None if causal attention alone is meant."""
+    if inputs.window is None or inputs.window >= length:
+        return None
+    at = torch.arange(length, device=inputs.cos.device)
+    distance = at[:, None] - at
+    return ((distance >= 0) & (distance < inputs.window))[None, None]
+
+
+def packed_logps(
+    packing: Packing, hidden: Tensor, weight: Tensor, input_ids: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """`linear_logps_and_entropy` of the real tokens -> two [B, T], 0 at padding and in column 0."""
+    logps, entropy = linear_logps_and_entropy(
+        packing.pack(hidden), weight, packing.pack(input_ids), temperature, softcap=softcap
+    )
+    first = packing.pack(torch.ones_like(input_ids).cumsum(1)) == 1  # the token before stands in another row
+    return tuple(packing.unpack(torch.where(first, 0, x)) for x in (logps, entropy))
