@@ -75,7 +75,7 @@ def attend(
     if inputs.lengths:
         from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
 
-        return attend_each(q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
+        return attend_each(attend, q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
     if cap is not None:
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap)
     return F.scaled_dot_product_attention(

@@ -5,6 +5,7 @@ B rows, T tokens, N real tokens, H query heads, K key-value heads, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
 
@@ -62,20 +63,18 @@ def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
 
 
 def attend_each(
-    q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs, scale: float | None, cap: float | None
+    attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs, *options: float | None
 ) -> Tensor:
     """`attend` within each row of a packed batch: [1, heads, N, E] each -> [1, H, N, E].
 
     Neighbours of equal length go together. Nothing between two rows is computed.
     """
-    from minirlhf.model.attention import attend
-
     outs, start = [], 0
     for length, rows in groupby(length for length in inputs.lengths if length):
         count = len(list(rows))
         part = slice(start, start + count * length)
         q_n, k_n, v_n = (x[0, :, part].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
-        out = attend(q_n, k_n, v_n, inputs._replace(visible=_window(length, inputs), lengths=()), scale, cap)
+        out = attend(q_n, k_n, v_n, inputs._replace(visible=_window(length, inputs), lengths=()), *options)
         outs.append(out.transpose(0, 1).flatten(1, 2))
         start = part.stop
     return torch.cat(outs, dim=1)[None]
