@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -31,16 +29,6 @@ class KVCache:
         self.keys_LBSKE[layer, rows, positions_BT] = keys_BTKE.to(self.keys_LBSKE.dtype)
         self.values_LBSKE[layer, rows, positions_BT] = values_BTKE.to(self.values_LBSKE.dtype)
         return self.keys_LBSKE[layer, :, : self.width], self.values_LBSKE[layer, :, : self.width]
-
-    def halves(self) -> tuple[KVCache, KVCache]:
-        """The first and the second half of the layers, in the same storage: a cache for each of two models."""
-        middle = len(self.keys_LBSKE) // 2
-        halves = []
-        for layers in (slice(0, middle), slice(middle, None)):
-            half = copy.copy(self)
-            half.keys_LBSKE, half.values_LBSKE = self.keys_LBSKE[layers], self.values_LBSKE[layers]
-            halves.append(half)
-        return halves[0], halves[1]
 
     def adopt(self, rows: list[int], source: KVCache, source_rows: Tensor) -> None:
         """Copy from a cache of fewer columns: row `source_rows[k]` of the source becomes row `rows[k]`."""

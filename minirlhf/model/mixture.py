@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -39,7 +40,7 @@ class GeometricMixture(nn.Module):
 
     def model(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """-> hidden states of both models [B, T, 2 D]; see `Trunk.forward`."""
-        halves = (None, None) if cache is None else cache.halves()
+        halves = (None, None) if cache is None else halves_of(cache)
         hidden = [part.model(input_ids, attention_mask, half) for part, half in zip(self.models, halves, strict=True)]
         if cache is not None:
             cache.lengths, cache.width = halves[0].lengths, halves[0].width
@@ -53,6 +54,14 @@ class GeometricMixture(nn.Module):
         """[..., 2 D] -> [..., V]. Each model applies its own soft cap."""
         first, second = hidden.chunk(2, dim=-1)
         return (1 - self.weight) * self.models[0].logits(first) + self.weight * self.models[1].logits(second)
+
+
+def halves_of(cache: KVCache) -> list[KVCache]:
+    """The first and the second half of the layers, in the same storage: a cache for each of two models."""
+    middle, halves = len(cache.keys_LBSKE) // 2, [copy.copy(cache), copy.copy(cache)]
+    for half, layers in zip(halves, (slice(0, middle), slice(middle, None)), strict=True):
+        half.keys_LBSKE, half.values_LBSKE = cache.keys_LBSKE[layers], cache.values_LBSKE[layers]
+    return halves
 
 
 @torch.no_grad()
