@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, Policy
 from minirlhf.model.cache import KVCache
-from minirlhf.model.mixture import GeometricMixture, move_towards
+from minirlhf.model.mixture import GeometricMixture, halves_of, move_towards
 
 PROMPTS = [[1, 5, 9], [1, 2], [1, 30, 31, 32, 33], [1]]
 
@@ -49,7 +49,7 @@ def test_the_halves_of_a_cache_are_its_layers_in_the_same_storage():
     config = ModelConfig(vocab_size=37, hidden_size=24, intermediate_size=40, **shape)
     cache = KVCache(config, 3, 5, torch.device("cpu"))
     cache.width, cache.lengths = 2, torch.tensor([1, 2, 2])
-    first, second = cache.halves()
+    first, second = halves_of(cache)
     first.keys_LBSKE[1, 2, 3] = 1.0
     second.values_LBSKE[0, 1, 4] = 2.0
     assert first.keys_LBSKE.shape[0] == second.keys_LBSKE.shape[0] == 2
