@@ -72,7 +72,7 @@ def attend(
 
     scale: None means E^-0.5.   cap: bound of the scores, see `softcap`; None: no bound.
     """
-    if inputs.lengths:
+    if inputs.packing:
         from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
 
         return attend_each(attend, q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)

@@ -5,7 +5,7 @@ B sequences, T tokens of this forward, S columns of keys in use, E head width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class AttentionInputs(NamedTuple):
     cos: Tensor  # [1 or B, T, 1, E]
     sin: Tensor  # [1 or B, T, 1, E]
     visible: Tensor | None  # [1 or B, 1, T, S] bool, True where a token may attend; None: plain causal attention
-    lengths: tuple[int, ...] = ()  # of the rows of a packed batch, see packing.py
+    packing: Any = None  # of a packed batch, see packing.py
     window: int | None = None  # [tokens] of a packed batch
 
 

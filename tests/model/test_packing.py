@@ -27,6 +27,11 @@ LENGTHS = {
 }
 
 
+@pytest.fixture(params=[0, 64], ids=["row by row", "padded again"], autouse=True)
+def ways_to_attend(request, monkeypatch):
+    monkeypatch.setattr(packing_module, "SHORT", request.param)
+
+
 def policy_of(values=True, **kind):
     torch.manual_seed(0)
     policy = Policy(Transformer(ModelConfig(**SHAPE | kind)).double(), value_head=values)
