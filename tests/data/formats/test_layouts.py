@@ -226,6 +226,15 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize(
+    "word", ["first", "left", " Left ", "0", 0, "response_0", "second", "RIGHT", "1", "response 1"]
+)
+def test_a_verdict_is_a_word_a_number_or_a_name(one, word):
+    second = str(word).strip().lower() in ("second", "right", "1", "response 1")
+    answers = {"response_0": "b" if second else "a", "response_1": "a" if second else "b"}
+    assert one({"prompt": "q", **answers, "winner": word})[1] == {"prompt": "q", **PAIR}
+
+
 @pytest.mark.parametrize(("row", "rest"), PAIRS.values(), ids=PAIRS.keys())
 def test_a_pair_is_written_in_many_ways(one, row, rest):
     assert one(row) == ("preference", rest | PAIR)
@@ -281,6 +290,7 @@ def test_steps_have_labels(one):
         assert one({"prompt": "q", "steps": steps, "labels": [True, True]})[1]["steps"] == steps
 
 
+VERL = {"style": "rule", "ground_truth": "72"}
 PROMPTS = {
     "prompt": ({"prompt": "q"}, {"prompt": "q"}),
     "question": ({"question": "q"}, {"prompt": "q"}),
@@ -295,6 +305,7 @@ PROMPTS = {
     "an answer of your own": ({"prompt": "q", "answer": 72}, {"prompt": "q", "answer": 72}),
     "BELLE's evaluation": ({"question": "q", "std_answer": "a"}, {"prompt": "q", "answer": "a"}),
     "without an answer": ({"question": "q", "std_answer": ""}, {"prompt": "q"}),
+    "verl": ({"prompt": [Q], "reward_model": VERL}, TURNS | {"reward_model": VERL, "answer": "72"}),
 }
 
 
@@ -418,6 +429,25 @@ def test_moss_with_tools(one):
         {"role": "tool", "content": 'Search("x, y") =>\n<|1|>: z'},
     ]
     assert row["response"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("commands", "calls"),
+    [
+        ('Search("a")', [("Search", "a")]),
+        ("Search('a, b')", [("Search", "a, b")]),
+        ("Search(\"a')", [("Search", "\"a'")]),  # no pair of quotes
+        ('Search(")', [("Search", '"')]),
+        ("Search(aa)", [("Search", "aa")]),  # equal letters are no quotes
+        ('"a"', [("Commands", '"a"')]),  # no call
+    ],
+)
+def test_the_argument_of_a_command_of_moss_stands_in_quotes(one, commands, calls):
+    turn = moss(Commands=f"<|Commands|>: {commands}<eoc>\n", **{"Tool Responses": "<|Results|>:\nz\n<eor>\n"})
+    _, row = one({"meta_instruction": "s", "chat": {"turn_1": turn}})
+    (asked,) = [turn for turn in row["prompt_turns"] if "tool_calls" in turn]
+    expected = [{"name": name, "arguments": {"input": text}} for name, text in calls]
+    assert [call["function"] for call in asked["tool_calls"]] == expected
 
 
 # ---- names and kinds that the user chooses ----

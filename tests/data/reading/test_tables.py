@@ -166,6 +166,13 @@ def test_text_becomes_documents(read):
     assert (whole.unit, whole.number, whole.value) == ("file", 1, {"text": " a\nb\n\n\nc"})
 
 
+@pytest.mark.parametrize("documents", ["line", "blank_line", "file"])
+def test_the_format_in_words_says_what_a_text_is(tmp_path, documents):
+    (tmp_path / "a.txt").write_text("Once upon a time.\n\nThe end.\n")
+    words = {"line": "a text a line", "blank_line": "cut at blank lines", "file": "a text a file"}
+    assert open_values(tmp_path / "a.txt", documents=documents).format == f"plain text, {words[documents]}"
+
+
 def test_text_on_demand(read):
     table = "title,text\na,b\n"
     assert read(table, "a.txt")[0].value == {"title": "a", "text": "b"}
