@@ -6,6 +6,7 @@ import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.text.chat import render_chat
+from minirlhf.text.turns import mask_of
 
 
 def test_layout_is_exact():
@@ -63,3 +64,11 @@ def test_tools_reasoning_calls_and_results_are_written_as_plain_text():
     assert render_chat(turns, tools=[{"name": "add"}, {"name": "b"}]) == (
         'Tools:\n{"name": "add"}\n{"name": "b"}\n\n' + text
     )
+
+
+def test_a_token_is_the_assistants_if_any_part_of_it_is_in_a_span():
+    # a token without width counts as the character that follows
+    offsets = [(0, 2), (2, 2), (2, 4), (3, 5), (4, 4), (4, 6), (7, 9)]
+    assert mask_of(offsets, [(2, 4)]) == [False, True, True, True, False, False, False]
+    assert mask_of(offsets, [(1, 2), (8, 12)]) == [True, False, False, False, False, False, True]
+    assert mask_of(offsets, []) == [False] * 7 and mask_of([], [(0, 9)]) == []
