@@ -181,6 +181,23 @@ def test_a_long_line_ends_where_its_part_of_the_file_ends(monkeypatch):
     assert list(bounded.lines(file, 30)) == [(0, 2, 1, b"a\n"), (2, 30, 2, None)]
 
 
+def test_a_file_that_becomes_shorter_while_it_is_read_is_noticed():
+    with pytest.raises(InputError, match="got a file that became shorter; start again"):
+        list(bounded.lines(io.BytesIO(b"ab\nc"), 9))
+
+
+def test_a_file_that_ends_inside_a_letter_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"a": 1}\n'.encode("utf-16") + b"\x00")
+    with pytest.raises(InputError, match=r"a.jsonl: needed utf-16.*, got a byte that is none after"):
+        list(open_values(tmp_path / "a.jsonl"))
+
+
+def test_an_unknown_kind_of_documents_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="documents: needed one of line, blank_line, file, got 'page'"):
+        open_values(tmp_path / "a.txt", documents="page")
+
+
 def test_a_file_that_changes_is_noticed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("1\n2\n")

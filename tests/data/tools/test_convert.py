@@ -70,6 +70,12 @@ def test_layouts_by_hand(row, kind, layout, expected):
     [
         (CHAT, "sft", "csv", "a cell of CSV holds a text"),
         (PAIR | {"chosen_turns": [CALL, C]}, "preference", "sharegpt", "its chosen answer has several turns"),
+        (
+            CHAT | {"prompt_turns": [USER, CALL, {"role": "tool", "content": "z"}]},
+            "sft",
+            "sharegpt",
+            "without tools|tool_",
+        ),
         (STEPS, "steps", "csv", "a row of the kind steps has no place"),
         ({"prompt": "", "response": "t"}, "text", "alpaca", "a row of the kind text has no place"),
         (CHAT | {"response_turns": [CALL]}, "sft", "alpaca", "its response answer has turns"),
@@ -95,6 +101,12 @@ def test_a_converted_file_is_read_as_the_same_rows(call, write, read, layout):
     assert call("convert", "rows.jsonl", "--layout", layout, "--output", "new.jsonl")[0] == 0
     assert call("convert", "new.jsonl", "--layout", "messages", "--output", "back.jsonl")[0] == 0
     assert read("back.jsonl") == rows
+
+
+def test_a_cell_of_csv_holds_no_list(call, write):
+    write("rows.jsonl", [{"prompt": "p", "response": "r", "tags": ["x"]}])
+    code, _, err = call("convert", "rows.jsonl", "--layout", "csv", "--output", "rows.csv")
+    assert code == 2 and "column tags holds lists or objects" in err
 
 
 def test_csv_has_a_header_and_quotes(call, write, tmp_path):
