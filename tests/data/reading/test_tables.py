@@ -113,6 +113,7 @@ HEADERS = {
     "Latin-1": ("prompt,réponse\na,b\n".encode("latin-1"), "line 1: needed UTF-8, got the byte 0xe9 in "),
     "data": ("What is 2+2?,4\nWho?,me\n", "line 1: needed a header, got 'What is 2+2?' as the name of a column; write"),
     "numbers": ("a,1\nb,2\n", "line 1: needed a header, got '1' as the name of a column; write"),
+    "numbers with a sign": ("a,-1.5\nb,2\n", "line 1: needed a header, got '-1.5' as the name of a column; write"),
     "twice": ("\nprompt,prompt\na,b\n", "line 2: needed a header with different names, got 'prompt' twice; rename"),
     "broken": ('"prompt"x,response\na,b\n', "line 1: broken CSV, ',' expected after '\"': "),
 }
