@@ -144,6 +144,8 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             if any(isinstance(statement, ast.Raise) for statement in node.body):
                 yield "drop the check", ast.Pass()
             yield "negate the condition", changed(test=ast.UnaryOp(ast.Not(), node.test))
+        case ast.Return(value=ast.List(elts=[])):
+            pass  # 0 times it is the same list
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Tuple | ast.Dict | ast.Constant):
             yield "return 0 times it", changed(value=ast.BinOp(ast.Constant(0), ast.Mult(), value))
         case ast.Expr(value=ast.Call(func=func)) if _name(func) not in MESSAGES:

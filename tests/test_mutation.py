@@ -47,6 +47,7 @@ def test_mutants_of_an_example_leave_text_alone(mutation):
 
 
 def test_a_mutant_is_the_code_with_one_change(mutation):
+    assert not mutation.mutants("losses/g.py", "def g():\n    return []\n")
     source = "def f(x):\n    return x + 2\n"
     results = {}
     for mutant in mutation.mutants("losses/f.py", source):

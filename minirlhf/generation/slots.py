@@ -248,15 +248,17 @@ class Slots:
 
     def _reserve(self, columns: int) -> None:
         """Grow the cache to at least this many columns."""
-        size = self.cache.keys_LBSKE.shape[2]
-        if columns <= size:
+        held = self.cache.keys_LBSKE.shape[2]
+        if columns <= held:
             return
         longest = max(len(self.prompts[i]) + self.rooms[i] for i in (*self.prompt_of, *self.waiting))
-        size = min(max(columns + FIRST_COLUMNS, size + size // 2), max(longest, columns))
+        size = min(max(columns + FIRST_COLUMNS, held + held // 2), max(longest, columns))
         larger = KVCache(self.transformer.config, self.slots, size, self.device, self.dtype)
-        if width := self.cache.width:
+        width = self.cache.width  # it may count columns that the old cache does not have yet
+        if filled := min(width, held):
+            self.cache.width = filled
             larger.adopt(list(range(self.slots)), self.cache, torch.arange(self.slots, device=self.device))
-            larger.width = width
+        larger.width = width
         self.cache = larger
 
     def _write_down(self, slots: numpy.ndarray) -> None:

@@ -264,7 +264,7 @@ def load_checkpoint(run: Any, folder: Path) -> dict[str, Any]:
     in_parts = has_shards(folder) or any(map(is_sharded, run.trainer.models.values()))
     state = read_state(folder, lazy=in_parts)
     try:
-        step, best = state["step"], dict(state["best"])
+        step, best = state["step"], {**state["best"]}
         if type(step) is not int or type(state["done"]) is not bool or not 0 <= step <= len(run.batches):
             raise ValueError(f"step {step}, done {state['done']}")
         if best and not (type(best["step"]) is int and float(best["value"]) <= 1e400 and best["since"] >= 0):

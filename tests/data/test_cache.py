@@ -113,6 +113,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         encode(tmp_path / "file" / "cache")
 
 
+def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing_behind(tmp_path):
+    encode(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=f"{VARIABLE}: cannot write {path} "):
+        encode(tmp_path)
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert cache_folder() is None

@@ -69,7 +69,7 @@ def test_a_number_of_rows_is_held_out_in_whole_prompts(number):
 
 
 def test_no_row_is_held_out_if_the_share_is_0():
-    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    rows = [{"prompt": prompt} for prompt in ["", *PROMPTS]]  # the empty text has the lowest position, 0
     assert split_rows(rows, 0) == (rows, [])
 
 

@@ -62,7 +62,7 @@ def test_chrf_by_hand():
 
 @pytest.mark.parametrize("measure", [bleu, chrf])
 def test_nothing_is_averaged_over_nothing(measure):
-    for texts, refs in (([], []), (["a"], [[]]), (["a", "b"], ["a"])):
+    for texts, refs in (([], []), (["a"], [[]]), (["a", "b"], ["a"]), (["a", "b"], ["a", []])):
         with pytest.raises(InputError, match="needed at least one text and a reference for each"):
             measure(texts, refs)
 

@@ -1,6 +1,15 @@
 """Tables and samples as text."""
 
-from minirlhf.evaluation.shown import bias_table, measures_table, pairs_table, side_by_side_text, wins_table
+import math
+
+from minirlhf.evaluation.shown import (
+    bias_table,
+    measures_table,
+    pairs_table,
+    sample_lines,
+    side_by_side_text,
+    wins_table,
+)
 
 
 def test_a_measure_that_no_model_has_is_no_row():
@@ -28,6 +37,24 @@ def test_pairs_and_bias():
     shown = pairs_table("rm", found)
     assert "0.300 to 0.950" in shown and "accuracy, chosen shorter (4)" in shown
     assert bias_table({"a": {"first": 0.75, "changed": 0.5}}).splitlines()[2].split() == ["a", "0.750", "0.500"]
+
+
+def test_each_completion_of_each_model_is_a_line_with_its_score_if_it_has_one():
+    prompts = [{"prompt": "p", "line": 3, "label": True}, {"prompt": "q", "file": "x.jsonl", "category": "math"}]
+    samples = {"a": [["a0", "a1"], ["a2"]], "b": [["b0"], ["b1"]]}
+    scores = {"a": [[1.0, math.nan], [0.0]], "b": [[math.nan], [2.5]]}
+    p, q = {"prompt": "p", "line": 3}, {"prompt": "q", "file": "x.jsonl", "category": "math"}
+    expected = [
+        {**p, "model": "a", "completion": "a0", "reward": 1.0},
+        {**p, "model": "a", "completion": "a1"},
+        {**p, "model": "b", "completion": "b0"},
+        {**q, "model": "a", "completion": "a2", "reward": 0.0},
+        {**q, "model": "b", "completion": "b1", "reward": 2.5},
+    ]
+    assert sample_lines(prompts, samples, scores) == expected
+    without = [{key: value for key, value in line.items() if key != "reward"} for line in expected]
+    assert sample_lines(prompts, samples, {}) == without
+    assert sample_lines(prompts, {}, {}) == []
 
 
 def test_samples_side_by_side():

@@ -95,6 +95,20 @@ def test_an_end_at_the_first_token_gives_the_slot_to_the_next_prompt(prompts):
     assert all(len(c.ids) == 1 and c.finish == "stop" for c in completions)
 
 
+@pytest.mark.parametrize("first", [1, 4])
+def test_the_cache_grows_with_long_completions(prompts, monkeypatch, first):
+    monkeypatch.setattr(slots_module, "FIRST_COLUMNS", first)
+    model, seen = model_of(), []
+    reserve = slots_module.Slots._reserve
+    monkeypatch.setattr(
+        slots_module.Slots,
+        "_reserve",
+        lambda self, columns: [reserve(self, columns), seen.append(self.cache.keys_LBSKE.shape[2])],
+    )
+    same(model, prompts, SamplingConfig(max_tokens=40, stop_ids=(EOS,), batch_size=7))
+    assert len(set(seen)) > 2 and seen == sorted(seen) and seen[-1] <= 48
+
+
 def test_a_host_that_looks_seldom(prompts, monkeypatch):
     """As on a GPU: finished completions run on for some tokens."""
     monkeypatch.setattr(slots_module, "LOOK_EVERY", 5)

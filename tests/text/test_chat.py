@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from minirlhf.errors import InputError
+from minirlhf.text import Tokenizer
 from minirlhf.text.chat import render_chat
+from minirlhf.text.turns import mask_of
 
 
 def test_layout_is_exact():
@@ -63,3 +65,19 @@ def test_tools_reasoning_calls_and_results_are_written_as_plain_text():
     assert render_chat(turns, tools=[{"name": "add"}, {"name": "b"}]) == (
         'Tools:\n{"name": "add"}\n{"name": "b"}\n\n' + text
     )
+
+
+def test_without_a_template_turns_are_encoded_as_their_plain_text():
+    tokenizer = Tokenizer.train(["User:", "Assistant:", "the kettle is good."] * 4, 280)
+    turns, thought = [{"role": "user", "content": "Hi"}], {"content": "good.", "reasoning_content": "why"}
+    prompt, answers = tokenizer.encode_turns(turns, ["the kettle", {"role": "assistant", **thought}])
+    assert [prompt] == tokenizer.encode_prompts(["User:\nHi\n\nAssistant:\n"])
+    assert answers == tokenizer.encode_responses(["the kettle", "<think>\nwhy\n</think>\n\ngood."])
+
+
+def test_a_token_is_the_assistants_if_any_part_of_it_is_in_a_span():
+    # a token without width counts as the character that follows
+    offsets = [(0, 2), (2, 2), (2, 4), (3, 5), (4, 4), (4, 6), (7, 9)]
+    assert mask_of(offsets, [(2, 4)]) == [False, True, True, True, False, False, False]
+    assert mask_of(offsets, [(1, 2), (8, 12)]) == [True, False, False, False, False, False, True]
+    assert mask_of(offsets, []) == [False] * 7 and mask_of([], [(0, 9)]) == []

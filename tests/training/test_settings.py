@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minirlhf.errors import InputError
@@ -419,6 +419,7 @@ some_ppo = st.builds(
 some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: text != "none"), seed=whole)
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(common=some_common, stage=some_ppo)
 def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
     path = tmp_path_factory.getbasetemp() / "round.toml"

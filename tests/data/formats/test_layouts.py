@@ -226,6 +226,15 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize(
+    "word", ["first", "left", " Left ", "0", 0, "response_0", "second", "RIGHT", "1", "response 1"]
+)
+def test_a_verdict_is_a_word_a_number_or_a_name(one, word):
+    second = str(word).strip().lower() in ("second", "right", "1", "response 1")
+    answers = {"response_0": "b" if second else "a", "response_1": "a" if second else "b"}
+    assert one({"prompt": "q", **answers, "winner": word})[1] == {"prompt": "q", **PAIR}
+
+
 @pytest.mark.parametrize(("row", "rest"), PAIRS.values(), ids=PAIRS.keys())
 def test_a_pair_is_written_in_many_ways(one, row, rest):
     assert one(row) == ("preference", rest | PAIR)
@@ -281,6 +290,7 @@ def test_steps_have_labels(one):
         assert one({"prompt": "q", "steps": steps, "labels": [True, True]})[1]["steps"] == steps
 
 
+VERL = {"style": "rule", "ground_truth": "72"}
 PROMPTS = {
     "prompt": ({"prompt": "q"}, {"prompt": "q"}),
     "question": ({"question": "q"}, {"prompt": "q"}),
@@ -295,6 +305,7 @@ PROMPTS = {
     "an answer of your own": ({"prompt": "q", "answer": 72}, {"prompt": "q", "answer": 72}),
     "BELLE's evaluation": ({"question": "q", "std_answer": "a"}, {"prompt": "q", "answer": "a"}),
     "without an answer": ({"question": "q", "std_answer": ""}, {"prompt": "q"}),
+    "verl": ({"prompt": [Q], "reward_model": VERL}, TURNS | {"reward_model": VERL, "answer": "72"}),
 }
 
 
@@ -420,7 +431,106 @@ def test_moss_with_tools(one):
     assert row["response"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("commands", "calls"),
+    [
+        ('Search("a")', [("Search", "a")]),
+        ("Search('a, b')", [("Search", "a, b")]),
+        ("Search(\"a')", [("Search", "\"a'")]),  # no pair of quotes
+        ('Search(")', [("Search", '"')]),
+        ("Search(aa)", [("Search", "aa")]),  # equal letters are no quotes
+        ('"a"', [("Commands", '"a"')]),  # no call
+    ],
+)
+def test_the_argument_of_a_command_of_moss_stands_in_quotes(one, commands, calls):
+    turn = moss(Commands=f"<|Commands|>: {commands}<eoc>\n", **{"Tool Responses": "<|Results|>:\nz\n<eor>\n"})
+    _, row = one({"meta_instruction": "s", "chat": {"turn_1": turn}})
+    (asked,) = [turn for turn in row["prompt_turns"] if "tool_calls" in turn]
+    expected = [{"name": name, "arguments": {"input": text}} for name, text in calls]
+    assert [call["function"] for call in asked["tool_calls"]] == expected
+
+
+def test_the_call_of_a_tool_may_hold_a_thought(one):
+    call = {"from": "function_call", "value": '<think>\nwhy\n</think>\n{"name": "f", "arguments": {"x": 1}}'}
+    _, row = one({"conversations": [human("q"), call, {"from": "observation", "value": "z"}, gpt("a")]})
+    assert row["prompt_turns"][1:] == [
+        {"role": "assistant", "content": "", "reasoning_content": "why", "tool_calls": [CALL]},
+        {"role": "tool", "content": "z"},
+    ]
+
+
+@pytest.mark.parametrize("result", [{"x": [1, None]}, [1, "é"], 5, True])
+def test_the_result_of_a_tool_may_be_any_json(one, result):
+    asked = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    _, row = one({"messages": [Q, asked, {"role": "tool", "content": result}, A]})
+    assert row["prompt_turns"][-1]["role"] == "tool" and json.loads(row["prompt_turns"][-1]["content"]) == result
+
+
+def test_an_answer_in_which_a_tool_speaks_is_written_with_headers(one):
+    asked, z = {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "z"}
+    _, row = one({"prompt": "q", "response": [asked, z, A]})
+    assert row["response"] == f"{CALL_TEXT}\n\nTool:\nz\n\nAssistant:\na" and row["response_turns"] == [asked, z, A]
+
+
+def test_a_text_beside_tools_is_a_user_turn(one):
+    _, row = one({"prompt": "q", "response": "a", "tools": [TOOL]})
+    assert (row["prompt_turns"], row["tools"], row["response"]) == ([Q], [TOOL], "a")
+
+
+@pytest.mark.parametrize("prompt", ["Human: q Human: p Assistant:", "Human: q\nHuman: p\nAssistant:"])
+def test_marks_of_speakers_that_do_not_take_turns_are_text(one, prompt):
+    (turn,) = one({"prompt": prompt, "response": "a"})[1]["prompt_turns"]
+    assert turn["role"] == "user" and turn["content"].split() == ["q", "Human:", "p"]
+
+
+REFUSED = {
+    "history": ({**TEXT, "history": [["x"]]}, "history: needed pairs"),
+    "history of numbers": ({**TEXT, "history": [1, 2]}, "history: needed pairs"),
+    "number of turns": ({"meta_instruction": "s", "num_turns": 2, "chat": {"turn_1": moss()}}, "num_turns: "),
+    "instruction of MOSS": ({"meta_instruction": 5, "chat": {"turn_1": moss()}}, "meta_instruction: needed text"),
+    "labels of steps": ({"prompt": "q", "steps": ["a"], "labels": [1]}, "labels: needed true or false"),
+    "equal scores": ({"prompt": "q", "answers": ["a", "b"], "scores": [1, 1]}, "different scores"),
+    "a tool first": ({"prompt": "q", "response": [{"role": "tool", "content": "z"}, A]}, "an assistant turn first"),
+    "turns beside an input": (
+        {"instruction": [Q], "instances": [{"input": "x", "output": "a"}]},
+        "instances: needed an instruction that is text",
+    ),
+    "no instances": ({"instruction": "q", "instances": []}, "instances: needed a list"),
+    "instances as an object": ({"instruction": "q", "instances": {"output": "a"}}, "instances: needed a list"),
+    "an instance as text": ({"instruction": "q", "instances": [{"output": "a"}, "b"]}, "instances: needed a list"),
+    "two system texts": ({"system": "t", "prompt": [S, Q], "response": "a"}, "system: needed a system text, got 2"),
+    "scores the wrong way": ({"prompt": "q", **PAIR, "score_chosen": 1, "score_rejected": 2}, "needed at least"),
+    "tools": ({**TEXT, "tools": 5}, "tools: needed a list"),
+    "tools without a name": ({**TEXT, "tools": [{"x": 1}]}, "tools with a name"),
+    "a call without a name": (
+        {"messages": [Q, {"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}]},
+        "tool call: needed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_row_that_contradicts_itself_is_refused(read, row, reason):
+    with pytest.raises(InputError, match=reason):
+        read(row)
+
+
+def test_equal_scores_of_a_pair_are_a_margin_of_0(one):
+    row = {"prompt": "q", **PAIR, "score_chosen": 2, "score_rejected": 2}
+    assert one(row)[1] == {"prompt": "q", **PAIR, "margin": 0}
+
+
 # ---- names and kinds that the user chooses ----
+
+
+def test_prompts_may_be_read_as_texts(one):
+    assert one({"prompt": "q"}, as_kind="text") == ("text", {"prompt": "", "response": "q"})
+
+
+@pytest.mark.parametrize("settings", [{"pairs": "worst"}, {"columns_map": {"prompt": "x", "response": "x"}}])
+def test_settings_that_say_nothing_are_refused(read, settings):
+    with pytest.raises(InputError, match=f"^{next(iter(settings)).removeprefix('columns_')}: needed "):
+        read({"x": "q"}, **settings)
 
 
 def test_columns_can_be_named(one, read):

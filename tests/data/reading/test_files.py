@@ -10,10 +10,11 @@ import random
 import signal
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
-from minirlhf.data.reading import open_values, values
+from minirlhf.data.reading import bounded, open_values, values
 from minirlhf.errors import InputError
 
 
@@ -165,6 +166,36 @@ def test_standard_input_that_is_endless_binary_or_of_several_processes_is_refuse
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"standard input: needed one process, got several"):
         open_values("-")
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(buffer=io.BytesIO(b"1\n"), isatty=lambda: True)])
+def test_a_terminal_is_no_standard_input(piped, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdin", stream)
+    with pytest.raises(InputError, match=r"^standard input: needed data, got a terminal; write: cat FILE"):
+        open_values("-")
+
+
+def test_a_long_line_ends_where_its_part_of_the_file_ends(monkeypatch):
+    monkeypatch.setattr(bounded, "MAX_BYTES", 8)
+    file = io.BytesIO(b"a\n" + b"x" * 28 + b"rest\n")
+    assert list(bounded.lines(file, 30)) == [(0, 2, 1, b"a\n"), (2, 30, 2, None)]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_noticed():
+    with pytest.raises(InputError, match="got a file that became shorter; start again"):
+        list(bounded.lines(io.BytesIO(b"ab\nc"), 9))
+
+
+def test_a_file_that_ends_inside_a_letter_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"a": 1}\n'.encode("utf-16") + b"\x00")
+    with pytest.raises(InputError, match=r"a.jsonl: needed utf-16.*, got a byte that is none after"):
+        list(open_values(tmp_path / "a.jsonl"))
+
+
+def test_an_unknown_kind_of_documents_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="documents: needed one of line, blank_line, file, got 'page'"):
+        open_values(tmp_path / "a.txt", documents="page")
 
 
 def test_a_file_that_changes_is_noticed(tmp_path):

@@ -113,6 +113,7 @@ HEADERS = {
     "Latin-1": ("prompt,réponse\na,b\n".encode("latin-1"), "line 1: needed UTF-8, got the byte 0xe9 in "),
     "data": ("What is 2+2?,4\nWho?,me\n", "line 1: needed a header, got 'What is 2+2?' as the name of a column; write"),
     "numbers": ("a,1\nb,2\n", "line 1: needed a header, got '1' as the name of a column; write"),
+    "numbers with a sign": ("a,-1.5\nb,2\n", "line 1: needed a header, got '-1.5' as the name of a column; write"),
     "twice": ("\nprompt,prompt\na,b\n", "line 2: needed a header with different names, got 'prompt' twice; rename"),
     "broken": ('"prompt"x,response\na,b\n', "line 1: broken CSV, ',' expected after '\"': "),
 }
@@ -164,6 +165,13 @@ def test_text_becomes_documents(read):
     assert [(s.unit, s.number, s.value["text"]) for s in found] == [("document", 1, " a\nb"), ("document", 2, "c")]
     (whole,) = read(content, "a.txt", documents="file")
     assert (whole.unit, whole.number, whole.value) == ("file", 1, {"text": " a\nb\n\n\nc"})
+
+
+@pytest.mark.parametrize("documents", ["line", "blank_line", "file"])
+def test_the_format_in_words_says_what_a_text_is(tmp_path, documents):
+    (tmp_path / "a.txt").write_text("Once upon a time.\n\nThe end.\n")
+    words = {"line": "a text a line", "blank_line": "cut at blank lines", "file": "a text a file"}
+    assert open_values(tmp_path / "a.txt", documents=documents).format == f"plain text, {words[documents]}"
 
 
 def test_text_on_demand(read):

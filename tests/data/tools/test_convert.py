@@ -15,7 +15,7 @@ CHAT = {"prompt": "User:\nu\n\nAssistant:\n", "prompt_turns": [SYSTEM, USER, ANS
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2, "line": 1}
 UNPAIRED = {"prompt": "p", "response": "r", "label": False, "line": 1}
 STEPS = {"prompt": "p", "steps": ["a", "b"], "labels": [True, True], "line": 1}
-R = {"role": "assistant", "content": "r"}
+R, C = {"role": "assistant", "content": "r"}, {"role": "assistant", "content": "c"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,15 @@ R = {"role": "assistant", "content": "r"}
         (PAIR, "preference", "alpaca",
          [{"instruction": "p", "input": "", "chosen": "c", "rejected": "r", "margin": 2}]),
         (PAIR, "preference", "csv", [{"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}]),
+        (PAIR, "preference", "messages",
+         [{"messages": [{"role": "user", "content": "p"}], "chosen": C, "rejected": R, "margin": 2}]),
+        (PAIR | {"chosen_turns": [CALL, C]}, "preference", "messages",
+         [{"messages": [{"role": "user", "content": "p"}], "chosen": [CALL, C], "rejected": R, "margin": 2}]),
+        (PAIR, "preference", "sharegpt", [{"conversations": [{"from": "human", "value": "p"}], "margin": 2,
+          "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}}]),
+        (UNPAIRED, "unpaired", "messages", [{"messages": [{"role": "user", "content": "p"}, R], "label": False}]),
+        (UNPAIRED, "unpaired", "alpaca", [{"instruction": "p", "input": "", "output": "r", "label": False}]),
+        (UNPAIRED, "unpaired", "csv", [{"prompt": "p", "response": "r", "label": False}]),
         (UNPAIRED, "unpaired", "unpaired", [{"prompt": "p", "response": "r", "label": False}]),
         (UNPAIRED | {"label": True}, "unpaired", "sft", [{"prompt": "p", "response": "r"}]),
         (STEPS, "steps", "steps", [{"prompt": "p", "steps": ["a", "b"], "labels": [True, True]}]),
@@ -60,6 +69,13 @@ def test_layouts_by_hand(row, kind, layout, expected):
     ("row", "kind", "layout", "reason"),
     [
         (CHAT, "sft", "csv", "a cell of CSV holds a text"),
+        (PAIR | {"chosen_turns": [CALL, C]}, "preference", "sharegpt", "its chosen answer has several turns"),
+        (
+            CHAT | {"prompt_turns": [USER, CALL, {"role": "tool", "content": "z"}]},
+            "sft",
+            "sharegpt",
+            "without tools|tool_",
+        ),
         (STEPS, "steps", "csv", "a row of the kind steps has no place"),
         ({"prompt": "", "response": "t"}, "text", "alpaca", "a row of the kind text has no place"),
         (CHAT | {"response_turns": [CALL]}, "sft", "alpaca", "its response answer has turns"),
@@ -85,6 +101,12 @@ def test_a_converted_file_is_read_as_the_same_rows(call, write, read, layout):
     assert call("convert", "rows.jsonl", "--layout", layout, "--output", "new.jsonl")[0] == 0
     assert call("convert", "new.jsonl", "--layout", "messages", "--output", "back.jsonl")[0] == 0
     assert read("back.jsonl") == rows
+
+
+def test_a_cell_of_csv_holds_no_list(call, write):
+    write("rows.jsonl", [{"prompt": "p", "response": "r", "tags": ["x"]}])
+    code, _, err = call("convert", "rows.jsonl", "--layout", "csv", "--output", "rows.csv")
+    assert code == 2 and "column tags holds lists or objects" in err
 
 
 def test_csv_has_a_header_and_quotes(call, write, tmp_path):

@@ -3,10 +3,11 @@
 import pytest
 
 from minirlhf.data.formats import read_rows
-from minirlhf.data.tools.inspect import contamination, duplicates, histogram, quantile, same_answers
+from minirlhf.data.tools.inspect import contamination, duplicates, histogram, quantile, report, same_answers
 from minirlhf.data.tools.texts import normalised, question, script_of, sentences_of, words_of
 from minirlhf.model import ModelConfig, Transformer, save_pretrained
 from minirlhf.text import Tokenizer
+from minirlhf.text.checkpoint_tokenizer import template
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,20 @@ def test_lengths_in_tokens_and_a_context(call, write, tmp_path):
     code, out, _ = call("check", "rows.jsonl", "--policy", "model", "--context", 16)
     assert code == 0 and "length in tokens, prompt and longest answer: median 8 95% 42 longest 42" in out
     assert "at a context of 16: 1 rows are too long; in 1 of them the prompt alone is" in out
+
+
+def test_turns_that_the_template_refuses_are_named_and_have_no_length(monkeypatch, write, tmp_path):
+    source = "{% if messages[0].content == 'bad' %}{{ raise_exception('a bad turn') }}{% endif %}"
+    source += "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    monkeypatch.setattr(template, "BUILT_IN", {*template.BUILT_IN, source})  # no child process
+    tokenizer = Tokenizer.train(["some words"], 300).with_template(source)
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "r"}] for text in ("good", *["bad"] * 4)
+    ]
+    write("rows.jsonl", [{"messages": each} for each in turns])
+    lines = report(read_rows(tmp_path / "rows.jsonl"), tokenizer, 1).splitlines()
+    assert sum("a bad turn" in line for line in lines) == 3  # of four
+    assert "at a context of 1: 1 rows are too long; in 1 of them the prompt alone is" in lines
 
 
 def test_places_in_several_files(call, write):

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from minirlhf.data.tools.augment import CHANGES, augmented
+from minirlhf.data.tools.manifest import as_line, write_new
 from minirlhf.data.tools.pairs import DAMAGES, judged, pairs_of
 from minirlhf.data.tools.texts import words_of
 from minirlhf.errors import InputError
@@ -35,6 +36,7 @@ def test_damages_keep_or_lose_what_they_say():
     assert DAMAGES["shuffled"]("一。二。", random.Random(0), ()) == "二。一。"
     assert DAMAGES["shuffled"]("Only one sentence.", random.Random(0), ()) is None
     assert DAMAGES["truncated"]("two words", random.Random(0), ()) is None
+    assert DAMAGES["corrupted"]("One.", random.Random(0), ()) is None
     assert len(DAMAGES["corrupted"]("人工智能模型", random.Random(0), ())) in (5, 6, 7)
 
 
@@ -104,7 +106,26 @@ def test_only_the_last_user_turn_changes():
     (new,) = augmented([row], ("ending",), 0)
     assert [turn["content"] for turn in new["prompt_turns"]] == ["S.", "A.", "B.", "C"]
     assert new["prompt"].endswith("User:\nC\n\nAssistant:\n") and new["response"] == "D."
+    assert augmented([row | {"prompt_turns": [{"role": "system", "content": "s."}]}], ("ending",), 0) == []
+    for changes in ([], ["ending", "nothing"]):
+        with pytest.raises(
+            InputError, match="--changes: needed some of typo, case, ending, width, got '(none|nothing)'"
+        ):
+            augmented([row], changes, 0)
     assert augmented([{"prompt": "```Code```.", "response": "r", "line": 1}], ("ending", "case"), 0) == []
+
+
+def test_half_a_surrogate_pair_is_written_as_an_escape_and_letters_stay_readable():
+    assert as_line({"a": "é 中"}) == '{"a": "é 中"}\n'
+    assert as_line({"a": "é\ud800"}) == '{"a": "\\u00e9\\ud800"}\n'
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+    write_new(path, b"first")
+    with pytest.raises(InputError, match=f"^{path}: needed a file that can be made, got: File exists"):
+        write_new(path, b"second")
+    assert path.read_bytes() == b"first" and [*path.parent.iterdir()] == [path]
 
 
 def test_augmented_files_name_their_change(call, write, read):

@@ -118,7 +118,16 @@ def test_max_rows_limits_the_prompts_and_is_named(write):
     found = compare(read_answers(files)[0], max_rows=5)
     assert len(found.rows) == 5 and found.notes == ["5 of 20 prompts are taken, at random"]
     write("a.jsonl", [row(f"{n}", "a") for n in range(40)])  # 20 of them have no second answer
-    assert len(compare(read_answers(files)[0], max_rows=20).rows) == 20
+    found = compare(read_answers(files)[0], max_rows=20)
+    assert len(found.rows) == 20 and not any("at random" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("alone", "end"), [(1, "'q0'"), (5, "'q3', 'q4'"), (6, "'q3', 'q4' and 1 more")])
+def test_at_most_five_prompts_that_are_left_out_are_named(write, alone, end):
+    files = [write("a.jsonl", [row("p", "one")] + [row(f"q{n}", "x") for n in range(alone)])]
+    found = compare(read_answers([*files, write("b.jsonl", [row("p", "two")])])[0])
+    (note,) = found.notes
+    assert note.startswith(f"a.jsonl: {alone} prompt") and note.endswith(end)
 
 
 def test_the_comparisons_stand_in_a_random_order(write):

@@ -149,6 +149,12 @@ def test_without_a_free_special_token_an_ordinary_token_pads_and_no_pad_is_named
     assert tokenizer.token_ids == {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 
 
+def test_a_broken_config_of_the_model_is_left_to_the_reader_of_the_model(tmp_path):
+    folder = checkpoint(tmp_path, {"eos_token": EOS})
+    (folder / "config.json").write_text("[")
+    assert Tokenizer.load(folder).special == {"pad": PAD, "bos": None, "eos": EOS}
+
+
 def test_the_ordinary_token_that_pads_is_never_the_end_token(tmp_path):
     tokenizer = Tokenizer.load(without_pad(tmp_path, {"eos_token": "@@@"}))
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.special["pad"]) == (0, 1, None)
@@ -203,7 +209,10 @@ def test_all_that_was_loaded_is_written_back(tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     (again / "chat_template.jinja").write_text("of another tokenizer")
+    (again / "additional_chat_templates").mkdir()
+    (again / "additional_chat_templates" / "rag.jinja").write_text("of another tokenizer")
     Tokenizer.load(folder).save(again)
+    assert not (again / "additional_chat_templates" / "rag.jinja").exists()
     assert json.loads((again / "tokenizer_config.json").read_text()) == config
     assert json.loads((again / "special_tokens_map.json").read_text()) == names
     assert json.loads((again / "tokenizer.json").read_text()) == json.loads((folder / "tokenizer.json").read_text())

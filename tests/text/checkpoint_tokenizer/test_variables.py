@@ -88,6 +88,7 @@ def test_generation_blocks_keep_their_answers():
         ({"x = 1 %}{% set y": 1}, "the chat template does not read 'x = 1 %}{% set y'; it reads enable_thinking"),
         ({"enable_thinking": float("nan")}, "needed a JSON value, got nan"),
         ({"enable_thinking": {1}}, "needed a JSON value, got {1}"),
+        ({"enable_thinking": {"a": 1, 2: 3}}, "needed a JSON value, got {'a': 1, 2: 3}"),
         (
             "enable_thinking=false",
             'needed a JSON object such as {"enable_thinking": false}, got \'enable',
@@ -98,7 +99,7 @@ def test_generation_blocks_keep_their_answers():
         ({"enable_thinking": {"a": deep(20)}}, "needed at most 20 lists and objects inside each other, got more"),
         ('{"enable_thinking": ' + "[" * 800 + "]" * 800 + "}", "needed at most 20 lists and objects inside each other"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_variables_without_effect_are_refused(variables, text):
     with pytest.raises(InputError, match=f"^template_variables: {re.escape(text)}"):
