@@ -281,6 +281,7 @@ def check(config: GRPOConfig) -> None:
     check_range(config, "sampler_cap", least=1)
     check_range(config, "gamma", "overlong_share", least=0, most=1)
     check_range(config, "high_entropy_share", above=0, most=1)
+    check_range(config, "entropy_target")
     check_range(config, "kl_coef", "resample", "entropy_coef", least=0)
     recipe = config.recipe
     if config.group_size == 1 and recipe.advantage not in WITHOUT_GROUP:
