@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -58,10 +59,10 @@ def wrapped(file: BinaryIO, start: int, end: int, line: int, name: str, encoding
         keys = "".join(f"[{json.dumps(key, ensure_ascii=False)}]" for key in lists[0].path)
         into = "_".join(lists[0].path) + ".json"
         write = f"import json; json.dump(json.load(open({name!r}, encoding='utf-8')){keys}, open({into!r}, 'w'))"
+        is_plain = os.path.isfile(name) and not name.endswith(".gz")  # neither packed nor standard input
+        advice = f"write each into a file of its own{f', in Python: {write}' if is_plain else ''}"
         found = ", ".join(f"{'.'.join(entry.path)} ({entry.count:,} objects)" for entry in lists[:MOST])
-        raise InputError(
-            f"needed one list of rows, got {len(lists)}: {found}; write each into a file of its own, in Python: {write}"
-        )
+        raise InputError(f"needed one list of rows, got {len(lists)}: {found}; {advice}")
     beside = [".".join(entry.path) for entry in entries if entry is not lists[0]]
     words = f"JSON array under {'.'.join(lists[0].path)}"
     if beside:

@@ -222,6 +222,9 @@ def test_several_lists_of_rows_are_refused_with_a_command_that_takes_them_apart(
         open_values("both.json")
     subprocess.run([sys.executable, "-c", str(caught.value).partition("in Python: ")[2]], check=True)
     assert [source.value for source in open_values("data_train.json")] == ROWS * 2
+    (tmp_path / "both.json.gz").write_bytes(gzip.compress(json.dumps(both).encode()))
+    with pytest.raises(InputError, match="; write each into a file of its own$"):
+        open_values("both.json.gz")
 
 
 def test_what_stands_beside_wrapped_rows_is_named(tmp_path):
