@@ -38,7 +38,7 @@ def check_regexes(backend: tokenizers.Tokenizer, content: dict) -> None:
 def _fault(backend: tokenizers.Tokenizer, text: str) -> str | None:
     started = time.process_time()
     try:
-        backend.encode(text)
+        backend.decode(backend.encode(text).ids)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic is no Exception

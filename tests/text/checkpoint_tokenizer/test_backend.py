@@ -215,14 +215,23 @@ def with_regex(folder, regex, part="pre_tokenizer"):
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
     steps = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
     replace = {"type": "Replace", "pattern": {"Regex": regex}, "content": "x"}
-    content |= {"pre_tokenizer": steps} if part == "pre_tokenizer" else {"normalizer": replace}
+    content |= {
+        "pre_tokenizer": {"pre_tokenizer": steps},
+        "normalizer": {"normalizer": replace},
+        "decoder": {"decoder": {"type": "Sequence", "decoders": [content["decoder"], replace]}},
+    }[part]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
 
 
 @pytest.mark.parametrize(
     ("regex", "part"),
-    [("(x+x+)+y", "pre_tokenizer"), ("(a|aa)+$", "normalizer"), ("1.*1.*1.*b", "pre_tokenizer")],
+    [
+        ("(x+x+)+y", "pre_tokenizer"),
+        ("(a|aa)+$", "normalizer"),
+        ("1.*1.*1.*b", "pre_tokenizer"),
+        ("(x+x+)+y", "decoder"),
+    ],
 )
 def test_a_regular_expression_that_runs_away_is_refused_at_load(tmp_path, regex, part):
     with pytest.raises(InputError, match=r"tokenizer.json: a regular expression runs away, .* times '.' (end in|take)"):
