@@ -40,12 +40,12 @@ def writes(path: object) -> Iterator[None]:
 
 
 def check_range(config: Any, *names: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
-    """Raise InputError, naming the field, unless least <= value <= most and value > above. None is always accepted."""
+    """Raise InputError, naming the field, unless the value is finite and in these bounds. None is always accepted."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (least <= value <= most and value > above):
+        if value is not None and not (least <= value <= most and value > above and abs(value) < math.inf):
             bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
-            needed = " and ".join(bounds + [f"at most {most}"] * (most < math.inf))
+            needed = " and ".join(bounds + ([f"at most {most}"] if most < math.inf else ["finite"] * math.isinf(value)))
             raise InputError(f"{type(config).__name__}: {name} must be {needed}, got {shown(value)}")
 
 

@@ -12,9 +12,13 @@ COMMIT, OLD = "a" * 40, "b" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub with a few repositories: {"models/OWNER/NAME" | "datasets/OWNER/NAME": {path: bytes}}."""
+    """A hub with a few repositories: {"models/OWNER/NAME" | "datasets/OWNER/NAME": {path: bytes}}.
+
+    refusals: part of an address -> (HTTP status, its headers) of the answer to each address with this part.
+    """
 
     def __init__(self, repos):
+        self.refusals: dict[str, tuple[int, dict[str, str]]] = {}
         self.repos, self.asked, self.revisions = repos, [], {"main": COMMIT, "v1": OLD, COMMIT: COMMIT, OLD: OLD}
         super().__init__(("127.0.0.1", 0), Answer)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -28,6 +32,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlparse(self.path).path).strip("/")
         self.server.asked.append((self.command, path))
+        for part, (status, headers) in self.server.refusals.items():
+            if part in path:
+                return self.send(status, b"{}", headers)
         if path.startswith("api/"):
             kind, owner, name, what, revision, *_ = [*path.removeprefix("api/").split("/"), *[""] * 5]
             files = self.server.repos.get(f"{kind}/{owner}/{name}")

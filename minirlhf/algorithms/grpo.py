@@ -1,7 +1,7 @@
 """Policy gradients without a value function: GRPO and its family (Shao et al. 2024, arXiv:2402.03300, and others).
 
-grpo_recipes.py holds the papers, their advantages and surrogates, and the settings. B sequences, T tokens, F reward
-functions, G completions of one prompt, side by side.
+grpo_recipes.py holds the papers, their advantages and surrogates; grpo_settings.py the settings. B sequences, T tokens,
+F reward functions, G completions of one prompt, side by side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from minirlhf.algorithms.grpo_recipes import (  # noqa: F401 (ALGORITHMS: for pr
     REDUCTIONS,
     SURROGATES,
     TOKEN_ADVANTAGES,
-    GRPOConfig,
-    check_parts,
 )
+from minirlhf.algorithms.grpo_settings import GRPOConfig, check_parts
 from minirlhf.algorithms.on_policy import clip_of, over_minibatches
 from minirlhf.data.batches import Batches, Draw, microbatches
 from minirlhf.losses import (

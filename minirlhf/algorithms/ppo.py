@@ -73,7 +73,7 @@ class PPOConfig(OnPolicyConfig):
         check_range(self, "kl_target", "kl_horizon", "value_lr", above=0)
         check_range(self, "dual_clip", above=1)
         check_range(self, "gamma", "lam", least=0, most=1)
-        check_range(self, "value_coef", "kl_coef", "value_warmup", least=0)
+        check_range(self, "value_coef", "kl_coef", "entropy_coef", "value_warmup", least=0)
 
 
 def clip_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, config: PPOConfig) -> Tensor:

@@ -46,6 +46,7 @@ from minirlhf.rewards.judges import Judge
 from minirlhf.runtime.device import resolve_precision, session
 from minirlhf.runtime.distributed import is_main, say
 from minirlhf.training.checkpoint import write_whole
+from minirlhf.training.home import at_home
 from minirlhf.training.lock import unlocked_at_end
 from minirlhf.training.settings import parse_settings, settings_to_toml
 
@@ -120,7 +121,12 @@ def main(argv: list[str]) -> None:
     check_empty(config.output)
     options = {"device": config.device, "precision": config.precision, "seed": config.seed}
     with session(**options) as device, unlocked_at_end():
-        evaluate(argv[:count], config, device)
+        evaluate(named_models(argv[:count]), config, device)
+
+
+def named_models(words: list[str]) -> list[str]:
+    """The models of the words. A word with commas names several, unless a folder has this very name."""
+    return [at_home(name.strip()) for word in words for name in ([word] if Path(word).exists() else word.split(","))]
 
 
 def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """`minirlhf run`: list runs, show a run, find the best run.
 
 minirlhf run list runs                                # steps, time, metric, differences, checkpoints
-minirlhf run best runs --metric eval/gold_reward      # the best run and its checkpoint
+minirlhf run best runs                                # the best run and its checkpoint, by the runs' own metric
+minirlhf run best runs --metric eval/gold_reward      # by another metric
 minirlhf run show runs/ppo-001                        # settings, metrics, checkpoints, samples
 """
 
@@ -35,12 +36,11 @@ def list_runs(folder: Path, metric: str | None = None, mode: str | None = None) 
     names = {id(run): _name(run, folder) for run in runs}
     rows = []
     for run in runs:
-        own = run.settings.get("run.best_metric")
-        chosen = metric or next((name for name in (own, *USUAL) if name in run.curves), next(iter(run.curves), None))
+        own, own_mode = _own_metric(run)
+        chosen = metric or own
         best = ("-", "-")
         if chosen in run.curves:
-            own_mode = run.settings.get("run.best_mode") if chosen == own else None
-            value, step = run.curves[chosen].best(mode or own_mode or better(chosen))
+            value, step = run.curves[chosen].best(mode or (own_mode if chosen == own else better(chosen)))
             best = _number(value), str(step)
         rows.append([names[id(run)], _steps(run), _time(run.seconds), shortened(printable(chosen or "-"), 18), *best])
     parts = [aligned(["run", "steps", "time", "metric", "best", "at step"], rows)]
@@ -53,13 +53,36 @@ def list_runs(folder: Path, metric: str | None = None, mode: str | None = None) 
     return "\n\n".join([*parts, *_skipped(damaged)])
 
 
-def best_run(folder: Path, metric: str, mode: str | None = None) -> str:
-    """The run with the best value of a metric at any step, then all others in their order."""
+def best_run(folder: Path, metric: str | None = None, mode: str | None = None) -> str:
+    """The run with the best value of a metric at any step, then all others in their order.
+
+    metric: None compares the runs that share their own best metric, for each such metric.
+    """
     runs, damaged = _found(folder)
-    having = [run for run in runs if metric in run.curves]
-    if not having:
+    if metric and not any(metric in run.curves for run in runs):
         raise _no_metric(metric, runs)
-    mode = mode or better(metric)
+    wanted = {(metric, mode or better(metric)): runs} if metric else {}
+    for run in [] if metric else runs:
+        own, own_mode = _own_metric(run)
+        wanted.setdefault((own, mode or own_mode), []).append(run)
+    if not (known := {goal: same for goal, same in wanted.items() if goal[0]}):
+        raise InputError(f"{folder}: needed a run with a metric, got none that has made a step; wait for its first")
+    parts = [_best_of(same, *goal, folder) for goal, same in known.items()]
+    without = [_name(run, folder) for run in wanted.get((None, mode or "max"), ())]
+    more = [_indented("without a metric: ", ", ".join(without))] if without else []
+    return "\n\n".join(["\n\n\n".join(parts), *more, *_skipped(damaged)])
+
+
+def _own_metric(run: FoundRun) -> tuple[str | None, str]:
+    """-> (the metric that decides a run's best step, "max" or "min"); (None, "max") for a run without a step."""
+    own = run.settings.get("run.best_metric")
+    chosen = next((name for name in (own, *USUAL) if name in run.curves), next(iter(run.curves), None))
+    own_mode = run.settings.get("run.best_mode") if chosen == own else None
+    return chosen, own_mode or (better(chosen) if chosen else "max")
+
+
+def _best_of(runs: Sequence[FoundRun], metric: str, mode: str, folder: Path) -> str:
+    having = [run for run in runs if metric in run.curves]
     having.sort(key=lambda run: run.curves[metric].best(mode)[0], reverse=mode == "max")
     value, step = having[0].curves[metric].best(mode)
     first = having[0]
@@ -80,7 +103,7 @@ def best_run(folder: Path, metric: str, mode: str | None = None) -> str:
     header = ["run", f"{'highest' if mode == 'max' else 'lowest'}", "at step", "saved", "last", "steps"]
     without = [_name(run, folder) for run in runs if metric not in run.curves]
     more = [_indented(f"without {printable(metric)}: ", ", ".join(without))] if without else []
-    return "\n\n".join(["\n".join(text), aligned(header, rows), *more, *_skipped(damaged)])
+    return "\n\n".join(["\n".join(text), aligned(header, rows), *more])
 
 
 def show_runs(folder: Path) -> str:
@@ -261,9 +284,9 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
     listing.add_argument("--metric", help="such as eval/gold_reward; default: a usual metric of each run")
     listing.add_argument("--mode", **modes)
-    best = commands.add_parser("best", help="the run with the best value of a metric")
+    best = commands.add_parser("best", help="the run with the best value of a metric, and its checkpoint")
     best.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
-    best.add_argument("--metric", required=True, help="such as eval/gold_reward")
+    best.add_argument("--metric", help="such as eval/gold_reward; default: the metric that decides a run's best step")
     best.add_argument("--mode", **modes)
     showing = commands.add_parser("show", help="settings, metrics, checkpoints and samples of a run")
     showing.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")

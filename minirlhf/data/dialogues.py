@@ -48,9 +48,9 @@ class Dialogues:
 
     def has(self, row: dict, responses: tuple[str, ...]) -> bool:
         """True if the row is read by its turns. Without a template most dialogues are read by their text."""
-        if TURNS not in row:
+        if row.get(TURNS) is None:  # tables of rows write None into the cells that a row does not have
             return False
-        more = row.get("tools") or any(f"{key}_turns" in row for key in responses)
+        more = row.get("tools") or any(row.get(f"{key}_turns") for key in responses)
         earlier = self.train_on != "last" and any(turn["role"] == "assistant" for turn in row[TURNS])
         return bool(self.tokenizer.templates or more or earlier)
 

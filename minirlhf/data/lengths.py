@@ -122,7 +122,7 @@ class Limits(NamedTuple):
         keys = ("prompt", *answers, TURNS, *(f"{key}_turns" for key in answers), "tools")
         texts = {key: _shortened(row[key], most) for key in keys if key in row}
         row = {**row, **texts} if any(texts[key] != row[key] for key in texts) else row
-        if self.lengths.overlong != "refuse" or sum(len(turn["content"]) for turn in row.get(TURNS, ())) <= 2 * most:
+        if self.lengths.overlong != "refuse" or sum(len(turn["content"]) for turn in row.get(TURNS) or ()) <= 2 * most:
             return row
         return {**row, **_first_turns(row[TURNS], most, all_turns)}
 

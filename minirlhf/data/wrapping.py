@@ -29,7 +29,7 @@ class Wrapped(Sequence):
 
 def is_plain(row: dict) -> bool:
     """True for a prompt of text. An empty prompt asks nothing: its row is raw text."""
-    return TURNS not in row and row["prompt"].strip() != ""
+    return row.get(TURNS) is None and row["prompt"].strip() != ""
 
 
 def with_turns(row: dict) -> dict:

@@ -17,8 +17,7 @@ def spaced(text: str) -> str:
 
 def distinct(texts: Iterable[str], n: int) -> float | None:
     """Different n-grams of words / all n-grams in the texts, 0 to 1; None if no text has n words.   Li et al. 2016."""
-    texts = [spaced(text) for text in texts]
-    return distinct_n(texts, n) if any(len(text.split()) >= n for text in texts) else None
+    return distinct_n(map(spaced, texts), n)
 
 
 def repetition(texts: Iterable[str], n: int = 4) -> float | None:
@@ -27,5 +26,6 @@ def repetition(texts: Iterable[str], n: int = 4) -> float | None:
     Welleck et al. 2020, arXiv:1908.04319 (seq-rep-n). A text of fewer than n words has no n-gram and is not counted;
     None if no text has one.
     """
-    shares = [1 - distinct_n([text], n) for text in map(spaced, texts) if len(text.split()) >= n]
-    return sum(shares) / len(shares) if shares else None
+    shares = [distinct_n([text], n) for text in map(spaced, texts)]
+    known = [1 - share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None

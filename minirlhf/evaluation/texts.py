@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-def distinct_n(texts: Iterable[str], n: int = 2) -> float:
-    """Number of different n-grams of words, divided by the number of all n-grams in the texts; 0 without n-grams.
+def distinct_n(texts: Iterable[str], n: int = 2) -> float | None:
+    """Number of different n-grams of words, divided by that of all n-grams in the texts; None without n-grams.
 
     Li et al. 2016, arXiv:1510.03055. All texts are counted together, so a model that repeats one good text scores low.
     """
@@ -14,4 +14,4 @@ def distinct_n(texts: Iterable[str], n: int = 2) -> float:
     for text in texts:
         words = text.split()
         grams += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return len(set(grams)) / len(grams) if grams else None

@@ -17,6 +17,7 @@ from minirlhf.jobs.given_rewards import named_rewards, reward_of
 from minirlhf.jobs.models import resolve_model
 from minirlhf.nearest import nearest
 from minirlhf.pretrained.weights import load_reward_model
+from minirlhf.rewards.calling import awaited
 from minirlhf.rewards.functions import FileReward, RewardSum
 from minirlhf.rewards.judges import Judge, judge_by, judge_pairs
 from minirlhf.rewards.scoring import Reward, RewardModelScorer, score_completions
@@ -41,6 +42,8 @@ def open_judge(config: Any, prompts: list[dict], device: torch.device) -> Judge:
     name = config.judge
     if name in RULES:
         return RULES[name]
+    if "," in name and not Path(name).exists():
+        raise InputError(f"--judge: needed one judge, got several: {shown(name)}; run minirlhf eval once for each")
     if not Path(name).exists() and not {":", "/"} & set(name):
         rules = ", ".join(RULES)
         raise InputError(
@@ -52,7 +55,7 @@ def open_judge(config: Any, prompts: list[dict], device: torch.device) -> Judge:
         return judge_by(reward)
 
     def judge(prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]) -> Sequence[float]:
-        return reward.guarded(lambda: reward.function(prompts, firsts, seconds, rows))
+        return reward.guarded(lambda: awaited(reward.function(prompts, firsts, seconds, rows)))
 
     judge.__name__ = name
     found = judge if _takes_pairs(reward.function) else judge_by(reward)

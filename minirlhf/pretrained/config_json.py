@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from minirlhf.errors import InputError, shown
 from minirlhf.model.config import FULL, MOST_LAYERS, SLIDING, ModelConfig
 from minirlhf.pretrained.families import FIELD_TYPES, Family, family_of
 from minirlhf.pretrained.rope_json import rope_from, rope_to
-from minirlhf.pretrained.safe import check_type
+from minirlhf.pretrained.safe import check_type, read_json
 
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 DEFAULTS = {"tie_word_embeddings": False, "max_position_embeddings": 2048}
@@ -18,6 +20,8 @@ DERIVED = {"num_key_value_heads", "intermediate_size", "layer_types", "no_rope_l
 ALIASES = {"num_local_experts": "num_experts"}  # key of newer files -> the key that is read
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of folders with quantised weights
+# Files beside config.json in which older tools wrote these settings -> the tool's method
+QUANTISED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 # The only values that the transformer supports. Any other value would give other logits, so it is refused.
 SUPPORTED = {
     "partial_rotary_factor": 1.0,
@@ -111,15 +115,29 @@ def _check_supported(raw: dict[str, Any], family: Family) -> None:
     """Raise InputError if a required setting is missing or the transformer does not support a setting."""
     for name in QUANTISED:
         if found := raw.get(name):
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            how = shown(method)[1:-1] if isinstance(method, str) else "an unnamed method"
-            raise InputError(f"{name}: the weights are quantised with {how}; take the unquantised folder of this model")
+            raise _quantised(name, found, "an unnamed method")
     for name in REQUIRED:
         if raw.get(family.keys[name]) is None:
             raise InputError(f"{family.keys[name]} is missing; a model needs it")
     for name, supported in SUPPORTED.items():
         if raw.get(name) not in (supported, None):
             raise InputError(f"{name} must be {supported}, no other value is supported; got {shown(raw[name])}")
+
+
+def check_no_quantisation_beside(folder: Path) -> None:
+    """Raise InputError for a folder with quantised weights that says so in a file beside config.json."""
+    for name, usual in QUANTISED_FILES.items():
+        if (folder / name).is_file():
+            found = None
+            with suppress(InputError):
+                found = read_json(folder / name, "the settings of quantised weights")
+            raise _quantised(str(folder / name), found, usual)
+
+
+def _quantised(name: str, found: Any, unnamed: str) -> InputError:
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    how = shown(method)[1:-1] if isinstance(method, str) else unnamed
+    return InputError(f"{name}: the weights are quantised with {how}; take the unquantised folder of this model")
 
 
 def _listed(raw: dict[str, Any], family: Family) -> dict[str, Any]:

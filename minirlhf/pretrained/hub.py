@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 
 NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?")
 DATA_NAME = re.compile(rf"hub:{NAME.pattern}(?::(.+))?")  # hub:OWNER/NAME@REVISION:FILES
@@ -62,7 +62,10 @@ def data_files(name: str, notes: list[str] | None = None) -> list[str]:
         paths = [path for path in paths if not _fits(path, NO_ROWS)]
         paths = [path for path in paths if "train" in path.lower()] or paths
     if not paths:
-        raise InputError(f"{name}: needed a file of rows ({', '.join(DATA_FILES)}), found none in this data set")
+        has = f"; it has {some_files('dataset', repo, folder.name)}"
+        if wanted:
+            raise InputError(f"{name}: needed files of rows named {wanted}, found none in this data set{has}")
+        raise InputError(f"{name}: needed a file of rows ({', '.join(DATA_FILES)}), found none in this data set{has}")
     _commits[name] = f"hub:{repo}@{folder.name}" + (f":{wanted}" if wanted else "")
     if notes is not None:
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
@@ -78,6 +81,21 @@ def pinned(value: str | tuple) -> str | tuple:
     return ",".join(key + equals + _commits.get(name, name) for key, equals, name in parts)
 
 
+def some_files(kind: str, repo: str, revision: str) -> str:
+    """The first files of a model or a data set, for a message. Nothing is fetched."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi(endpoint=endpoint()).list_repo_files(repo, repo_type=kind, revision=revision)
+    except Exception:  # the message must come without a connection too
+        return "files that cannot be listed now"
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "no files"
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
 def _fits(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
@@ -89,7 +107,7 @@ def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], l
 
     logging.set_verbosity_error()  # this file says itself what is missing
     what = f"{'hub:' * (kind == 'dataset')}{repo}" + (f"@{revision}" if revision else "")
-    where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    where = endpoint()
     try:
         return Path(
             snapshot_download(
@@ -107,10 +125,24 @@ def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], l
     except errors.RevisionNotFoundError:
         raise InputError(f"{what}: {where} has no revision {revision} of this {kind}; check the name") from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"{what}: no such folder here, and {where} has no such {kind}; check the name") from None
+        advice = "check the name, or set HF_TOKEN if it is private"
+        raise InputError(f"{what}: no such folder here, and {where} has no such {kind}; {advice}") from None
     except Exception as error:  # of the network: the library of the connection differs from version to version
-        cause = error.__cause__ or error
-        raise InputError(
-            f"{what}: no such folder here, and {where} cannot be reached ({type(cause).__name__}: {str(cause)[:200]}); "
-            "check the connection, or name a mirror with HF_ENDPOINT"
-        ) from None
+        raise InputError(f"{what}: {_why(error, where, kind)}") from None
+
+
+def _why(error: BaseException, where: str, kind: str) -> str:
+    """What the hub has answered, and what to do; or that it cannot be reached."""
+    cause = error.__cause__ or error
+    responses = [getattr(each, "response", None) for each in (error, cause)]
+    status = next((code for response in responses if (code := getattr(response, "status_code", None))), None)
+    if status in (401, 403):
+        return f"{where} asks for a login that may read this {kind} (HTTP {status}); set HF_TOKEN to a valid token"
+    if status == 404:
+        return f"{where} has no such {kind}, or lacks one of its files (HTTP 404); check the name and the revision"
+    if status:
+        return f"{where} answers HTTP {status}; try again later, or name a mirror with HF_ENDPOINT"
+    return (
+        f"no such folder here, and {where} cannot be reached ({type(cause).__name__}: {str(cause)[:200]}); check the "
+        "connection, or name a mirror with HF_ENDPOINT"
+    )

@@ -28,7 +28,7 @@ from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.checked import check_model_folder
-from minirlhf.pretrained.config_json import config_from, config_to
+from minirlhf.pretrained.config_json import check_no_quantisation_beside, config_from, config_to
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import (
     ADAPTER,
@@ -262,6 +262,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, type[nn.Module]]:
         advice = _advice_without_config(Path(folder))
         raise InputError(f"{folder}: needed a model folder with {CONFIG}, found none; {advice}")
     raw = read_json(path, "a model's JSON with vocab_size and architectures")
+    check_no_quantisation_beside(path.parent)
     try:
         config = config_from(raw)
         model_class = class_of_architectures(raw, config.model_type)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minirlhf.data.columns import names_of
@@ -19,14 +21,14 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     reward(completions), reward(*, rows)   some of the names prompts, completions, rows, in any order: by name
     reward(completions, answer, **kwargs)  another name is a column of the rows: a list with one value per completion;
                                            **kwargs gets the rest of prompts, completions and rows
-    A parameter with a default value keeps it, unless it has one of the three names.
+    A parameter with a default value keeps it, unless it has one of the three names. An async function is awaited.
     Raises: InputError if a parameter names a column that a row does not have.
     """
     given = dict(zip(NAMES, (list(prompts), list(completions), [dict(row) for row in rows]), strict=True))
     try:
         parameters = inspect.signature(reward).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature
-        return reward(*given.values())
+        return awaited(reward(*given.values()))
     names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     open_ended = len(names) < len(parameters)  # it has **kwargs
     required = {p.name for p in parameters if p.name in names and p.default is p.empty}
@@ -35,9 +37,24 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     by_position |= not (names & given.keys() or open_ended)
     by_position |= bool(columns) and len(required) == 3 and not any(name in row for row in rows for name in columns)
     if by_position:
-        return reward(*given.values())
+        return awaited(reward(*given.values()))
     arguments = {name: value for name, value in given.items() if open_ended or name in names}
-    return reward(**arguments, **{name: _column(rows, name) for name in columns})
+    return awaited(reward(**arguments, **{name: _column(rows, name) for name in columns}))
+
+
+def awaited(answer: Any) -> Any:
+    """The answer of a function, or what it promises: a coroutine, a task, or a list of these."""
+    several = isinstance(answer, list | tuple) and any(map(inspect.isawaitable, answer))
+    if not several and not inspect.isawaitable(answer):
+        return answer
+
+    async def wait() -> Any:
+        if not several:
+            return await answer
+        return [await each if inspect.isawaitable(each) else each for each in answer]
+
+    with ThreadPoolExecutor(1) as thread:  # a notebook runs a loop already, and a thread has only one
+        return thread.submit(asyncio.run, wait()).result()
 
 
 def _column(rows: list[dict], name: str) -> list:

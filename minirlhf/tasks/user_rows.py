@@ -126,9 +126,11 @@ def with_names(task: Task) -> Task:
 
 
 def has_answers(rows: Sequence[dict]) -> bool:
-    """True if every row has an answer that can be checked."""
+    """True if every row has an answer that can be checked: a number, or text."""
     answers = (row.get("answer") for row in rows)
-    return len(rows) > 0 and all(isinstance(x, str | int | float) and not isinstance(x, bool) for x in answers)
+    return len(rows) > 0 and all(
+        isinstance(x, str | int | float) and not isinstance(x, bool) and str(x).strip() for x in answers
+    )
 
 
 def gold_answers(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:

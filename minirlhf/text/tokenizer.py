@@ -53,7 +53,7 @@ class Tokenizer:
         self.special = {"pad": parts.pad, "bos": parts.special.get("bos_token"), "eos": parts.special["eos_token"]}
         self.eos_ids, self.eos_id = parts.eos_ids, parts.eos_ids[0]
         self.bos_id = None if self.special["bos"] is None else self.backend.token_to_id(self.special["bos"])
-        any_other = 0 if self.eos_id != 0 else 1
+        any_other = int(self.eos_id == 0)
         self.pad_id = any_other if parts.pad is None else self.backend.token_to_id(parts.pad)
         # The ids that tokenizer.json puts before a text. Other tools follow that file, not the config.
         encoding = self.backend.encode("a", add_special_tokens=True)
@@ -79,18 +79,15 @@ class Tokenizer:
                 f"Tokenizer.train: vocab_size must be 259 (3 specials, 256 bytes) to 1,048,576, got {vocab_size}"
             )
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-            [
-                tokenizers.pre_tokenizers.Digits(individual_digits=True),
-                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        before = tokenizers.pre_tokenizers
+        parts = [before.Digits(individual_digits=True), before.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = before.Sequence(parts)
         backend.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
             special_tokens=[PAD, BOS, EOS],
-            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            initial_alphabet=sorted(before.ByteLevel.alphabet()),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
@@ -148,7 +145,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Plain text -> ids, without any special token."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self._ids([text])[0]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text as ids, after BOS if the tokenizer puts BOS first.
@@ -156,13 +153,17 @@ class Tokenizer:
         An empty prompt becomes BOS, or EOS in a tokenizer without BOS: a model needs a token to predict from.
         """
         empty = [self.eos_id if self.bos_id is None else self.bos_id]  # after EOS a new text begins
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [[*self.prefix, *encoding.ids] or empty for encoding in encodings]
+        return [[*self.prefix, *ids] or empty for ids in self._ids(texts)]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text as ids, with EOS."""
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [[*encoding.ids, self.eos_id] for encoding in encodings]
+        return [[*ids, self.eos_id] for ids in self._ids(texts)]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        from minirlhf.text.failures import text_errors  # here, so that the core loads no leaf
+
+        with text_errors():
+            return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text without special tokens."""
@@ -172,8 +173,6 @@ class Tokenizer:
         """Completions -> texts without the last EOS. Other special tokens stay, so that rewards can see them."""
         rows = [ids[:-1] if ids and ids[-1] in self.eos_ids else ids for ids in rows]
         return self.backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False)
-
-    # The next four methods are for turns. text/turns.py has their code.
 
     def apply_chat_template(
         self,

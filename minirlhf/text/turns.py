@@ -39,7 +39,10 @@ def encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tupl
     Special tokens that the template writes are tokens. Without a template the text is plain, after BOS as in prompts.
     """
     if not tokenizer.templates:
-        encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+        from minirlhf.text.failures import text_errors
+
+        with text_errors():
+            encoding = tokenizer.backend.encode(text, add_special_tokens=False)
         prefix = tokenizer.prefix
         return [*prefix, *encoding.ids], [(-1, -1)] * len(prefix) + encoding.offsets
     from minirlhf.text.checkpoint_tokenizer.answer_end import encode_rendered

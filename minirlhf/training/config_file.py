@@ -70,7 +70,7 @@ def read_document(path: str) -> dict[str, Any]:
     is_yaml = Path(path).suffix in (".yaml", ".yml")
     form = "YAML" if is_yaml else "TOML"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         if not is_yaml:
             return tomllib.loads(text)
         from minirlhf.training.yaml_file import read_yaml

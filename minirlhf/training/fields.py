@@ -27,11 +27,12 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def checked(who: str, hint: Any, value: Any, is_text: bool) -> Any:
     """As `read_value`.   Raises: InputError if the value does not fit. `who` names the setting in the error."""
-    try:
-        return read_value(hint, value, is_text)
-    except (ValueError, OverflowError):
-        from minirlhf.training.needed import needed
+    from minirlhf.training.home import at_home  # here, so that the core loads no leaf
+    from minirlhf.training.needed import needed
 
+    try:
+        return at_home(read_value(hint, value, is_text))
+    except (ValueError, OverflowError):
         raise InputError(f"{who}: needed {needed(hint)}, got {shown(value)}; see --help.") from None
 
 
@@ -61,8 +62,8 @@ def read_value(hint: Any, value: Any, is_text: bool) -> Any:
     else:
         converts = (is_text and hint in (int, float)) or (hint, type(value)) in ((float, int), (Path, str))
         found = hint(value) if converts else value
-        # nothing can use nan, an integer beyond 64 bits, or text with a zero byte
-        usable = found == found and not (isinstance(found, int) and abs(found) >= 2**63) and "\0" not in str(found)
+        # nothing can use nan, inf, a number beyond 64 bits, or text with a zero byte
+        usable = (not isinstance(found, int | float) or abs(found) < 2**63) and "\0" not in str(found)
         if usable and (converts or type(value) is hint):  # not isinstance, because isinstance(True, int) is True
             return found
     raise ValueError

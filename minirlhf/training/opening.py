@@ -63,4 +63,4 @@ def _opened(run: Any, settings: str) -> tuple[dict[str, Any], Journal | None, Ev
     journal = Journal(run.folder, state["step"], state.get("records"))
     begun = f"{'resumed' if state['step'] else 'started'} at step {state['step']} of {len(run.batches)}"
     journal.log(begun, show=shows("debug"))
-    return state, journal, EvaluationTable(run.folder.name, run.trainer.headline)
+    return state, journal, EvaluationTable(run.folder.name, run.trainer.headline, run.folder / "metrics.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 WIDTH = 80  # columns
@@ -27,30 +28,42 @@ LABELS = {
 
 
 class EvaluationTable:
-    """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean."""
+    """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean.
+    earlier: the metrics of a run that is resumed; the table keeps the columns of their first evaluation.
+    """
 
-    def __init__(self, name: str, headline: Iterable[str]) -> None:
+    def __init__(self, name: str, headline: Iterable[str], earlier: Path | None = None) -> None:
         self.first = f"{name[:12]} step"
         self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
+        self.has_header = False
+        if earlier and (first := _first_evaluation(earlier)):
+            self._choose_columns(dict.fromkeys(name for numbers in self._rows(first).values() for name in numbers))
 
     def row(self, step: int, metrics: dict[str, float]) -> str:
         """The line of one evaluation, below the header if it is the first. eval/NAME goes before NAME.
 
         Each validation set has a line of its own below it, with the set's name instead of the step.
         """
-        rows: dict[str, dict[str, float]] = {str(step): {n: x for n, x in metrics.items() if n in self.wanted}}
+        rows, lines = self._rows(metrics), []
+        if not self.widths:
+            self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+        if not self.has_header:
+            lines = [self._line(self.first, {name: LABELS.get(name, name) for name in self.widths})]
+            self.has_header = True
+        for subset, numbers in rows.items():
+            first = (subset or str(step))[: len(self.first)]
+            lines.append(self._line(first, {name: _number(x) for name, x in numbers.items()}))
+        return "\n".join(lines)
+
+    def _rows(self, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+        """The name of a validation set -> its measures. "" is the step itself."""
+        rows: dict[str, dict[str, float]] = {"": {n: x for n, x in metrics.items() if n in self.wanted}}
         for name, value in metrics.items():
             if name.startswith("eval/"):
                 subset, _, short = name.removeprefix("eval/").rpartition("/")
-                rows.setdefault(subset or str(step), {})[short] = value
-        lines = []
-        if not self.widths:
-            self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
-            lines = [self._line(self.first, {name: LABELS.get(name, name) for name in self.widths})]
-        for first, numbers in rows.items():
-            lines.append(self._line(first[: len(self.first)], {name: _number(x) for name, x in numbers.items()}))
-        return "\n".join(lines)
+                rows.setdefault(subset, {})[short] = value
+        return rows
 
     def _choose_columns(self, names: Iterable[str]) -> None:
         known = list(LABELS)  # measures of the user's own come first
@@ -64,6 +77,15 @@ class EvaluationTable:
     def _line(self, first: str, cells: dict[str, str]) -> str:
         cut = [cells.get(name, "-").rjust(width) for name, width in self.widths.items()]
         return "  ".join([first.rjust(len(self.first)), *cut])
+
+
+def _first_evaluation(path: Path) -> dict[str, float] | None:
+    """The first row of metrics.jsonl with an evaluation. None without such a row, and in a file that is broken."""
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if isinstance(row, dict) and any(name.startswith("eval/") for name in row):
+                return {name: value for name, value in row.items() if name != "step"}
+    return None
 
 
 def evaluation_seconds(folder: Path) -> tuple[float, float]:

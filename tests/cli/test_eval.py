@@ -278,3 +278,10 @@ def test_people_are_asked_by_a_file_of_their_own(monkeypatch):
     monkeypatch.setattr(minirlhf.cli, "eval_human", people, raising=False)
     command.main(["human", "A.jsonl"])
     assert called == [["A.jsonl"]]
+
+
+def test_a_word_with_commas_names_several_models_unless_it_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.setenv("HOME", "/me")
+    assert command.named_models(["a,b", "c, ~/d", "e"]) == ["a,b", "c", "/me/d", "e"]

@@ -35,10 +35,11 @@ def make(tmp_path, monkeypatch):
     """make(name, golds, ...): a run of PPO below runs/ with an evaluation at each step."""
     monkeypatch.chdir(tmp_path)
 
-    def make(name, golds, saved=(), seed=0, metric="eval/gold_reward", **ppo):
+    def make(name, golds, saved=(), seed=0, metric="eval/gold_reward", run=None, **ppo):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        settings = {"job": JobConfig(seed=seed), "model": ModelConfig(), "ppo": PPOConfig(**ppo), "run": RunSettings()}
+        settings = {"job": JobConfig(seed=seed), "model": ModelConfig(), "ppo": PPOConfig(**ppo)}
+        settings["run"] = run or RunSettings()
         (folder / "config.toml").write_text(settings_to_toml(settings))
         rows = [{"step": k, "loss": 1.0, "kl": k / 2, metric: gold} for k, gold in enumerate(golds)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -92,6 +93,34 @@ def test_best_names_the_run_its_step_and_its_checkpoint(make, call):
     assert ranked == ["b", "a"] and "  without eval/gold_reward: c" in out
     lowest = call("best", "runs", "--metric", "eval/gold_reward", "--mode", "min")[1]
     assert lowest.startswith("eval/gold_reward 0.1 after 1 steps\nrun:        runs/a\ncheckpoint: of that step none is")
+
+
+def test_best_without_a_metric_takes_the_metric_that_decides_a_runs_own_best_step(make, call):
+    make("a", [0.1, 0.7], saved=(1, 2), metric="eval/chat/loss", run=RunSettings(best_metric="eval/chat/loss"))
+    make("b", [0.6, 0.9], metric="eval/chat/loss", run=RunSettings(best_metric="eval/chat/loss"))
+    code, out, _ = call("best")
+    assert code == 0 and out.startswith(
+        "eval/chat/loss 0.1 after 1 steps\nrun:        runs/a\ncheckpoint: runs/a/check"
+    )
+    make("c", [0.3, 0.2])
+    make("d", [0.4], metric="eval/accuracy")
+    make("e", [])
+    out = call("best", "runs")[1]
+    firsts = [line for line in out.splitlines() if " after " in line]
+    assert [line.split()[:2] for line in firsts] == [
+        ["eval/chat/loss", "0.1"],
+        ["eval/gold_reward", "0.3"],
+        ["eval/accuracy", "0.4"],
+    ]
+    assert out.endswith("\n\n  without a metric: e\n") and fits(out)
+    most = make("f", [0.1, 0.2], metric="eval/x", run=RunSettings(best_metric="eval/x", best_mode="min"))
+    assert call("best", most)[1].startswith("eval/x 0.1 after 1 steps")
+    assert call("best", most, "--mode", "max")[1].startswith("eval/x 0.2 after 2 steps")
+    code, _, error = call("best", "runs/e")
+    assert (
+        code == 2
+        and error == "error: runs/e: needed a run with a metric, got none that has made a step; wait for its first\n"
+    )
 
 
 def test_an_unknown_metric_names_the_nearest(make, call):

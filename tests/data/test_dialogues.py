@@ -5,6 +5,7 @@ import tokenizers
 
 from minirlhf.data import encode_rows
 from minirlhf.data.colours import pieces, rendered
+from minirlhf.data.lengths import Lengths
 from minirlhf.text import Tokenizer, render_chat
 
 BYTES = Tokenizer.train(["ab"], 259)  # one token per byte
@@ -205,3 +206,15 @@ def test_prompts_to_sample_from_have_no_answer():
     (row,) = encode_rows(CHATML, [DIALOGUE], (), context=999).rows
     assert row.responses == () and row.learned is None
     assert CHATML.decode(row.prompt).endswith("user\nd\nassistant\n")
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, CHATML], ids=["plain", "chatml"])
+@pytest.mark.parametrize("options", [{}, {"wrap": "plain"}, {"train_on": "all"}, {"lengths": Lengths(max_length=90)}])
+def test_none_in_a_row_of_memory_is_as_good_as_no_key(tokenizer, options):
+    row = {"prompt": "a question", "response": "yes"}
+    empty = dict.fromkeys(("prompt_turns", "response_turns", "tools"))
+    dialogue = row_of(user("a"), says("b"), user("c"), says("d"))
+    for full in (row, dialogue):
+        (with_none,) = encode_rows(tokenizer, [empty | full], ("response",), context=200, **options).rows
+        (without,) = encode_rows(tokenizer, [full], ("response",), context=200, **options).rows
+        assert (with_none.prompt, with_none.responses) == (without.prompt, without.responses)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import random
 import re
@@ -269,8 +271,45 @@ def test_rows_of_the_layouts_are_kept(tmp_path):
         assert try_file(tmp_path / "data.json", json.dumps([row]), {1: row}), row
 
 
-def mutated_bytes(rng, rows):
-    text = bytearray("".join(json.dumps(row) + "\n" for row in rows).encode())
+def table(rows, delimiter=","):
+    """The rows as CSV: what is no text is JSON in its cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), delimiter=delimiter)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
+    return text.getvalue()
+
+
+CONTAINERS = {  # a file's form -> rows -> its text
+    "jsonl": lambda rows: "".join(json.dumps(row) + "\n" for row in rows),
+    "array": json.dumps,
+    "array over lines": lambda rows: json.dumps(rows, indent=1),
+    "objects over lines": lambda rows: "\n".join(json.dumps(row, indent=1) for row in rows),
+    "under data": lambda rows: json.dumps({"version": 1, "data": rows}),
+    "under data and train": lambda rows: json.dumps({"data": {"train": rows}, "n": len(rows)}, indent=1),
+    "csv": table,
+    "csv of Excel": lambda rows: "sep=;\n" + table(rows, ";"),
+    "tsv": lambda rows: table(rows, "\t"),
+}
+
+
+def rows_in(text):
+    """Number -> row of a text that is still JSON: an array, alone or as the only list of an object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    while (
+        isinstance(value, dict)
+        and len(lists := [part for part in value.values() if isinstance(part, list | dict)]) == 1
+    ):
+        value = lists[0]
+    return dict(enumerate(value, start=1)) if isinstance(value, list) else {}
+
+
+def mutated_bytes(rng, text):
+    text = bytearray(text.encode())
     for _ in range(rng.choice([1, 2, 5])):
         place = rng.randrange(len(text))
         fault = rng.choice(["cut", "drop", "put", "copy", "swap"])
@@ -295,8 +334,11 @@ def mutated_bytes(rng, rows):
 def mutate_files(path, count, seed):
     rng = random.Random(seed)
     for _ in range(count):
-        base = rng.choice([row for row in ROWS if isinstance(row, dict)])
-        text = mutated_bytes(rng, [base] * rng.choice([1, 3, 10]))
+        base, form = rng.choice([row for row in ROWS if isinstance(row, dict)]), rng.choice([*CONTAINERS])
+        text = mutated_bytes(rng, CONTAINERS[form]([base] * rng.choice([1, 3, 10])))
+        if form != "jsonl":
+            try_file(path, text, rows_in(text), units=("row",))
+            continue
         sources = {}
         for number, line in enumerate(text.split(b"\n"), start=1):
             try:

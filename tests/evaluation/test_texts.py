@@ -15,8 +15,8 @@ from minirlhf.evaluation import distinct_n
         (["a b a"], 1, 2 / 3),
         (["a b a b a"], 3, 2 / 3),  # aba bab aba
         (["a  b\na b"], 2, 2 / 3),  # words, whatever stands between them
-        (["a", "", "b"], 2, 0.0),
-        ([], 2, 0.0),
+        (["a", "", "b"], 2, None),  # no pair: there is nothing to measure
+        ([], 2, None),
     ],
 )
 def test_distinct_n(texts, n, share):

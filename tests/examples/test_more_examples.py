@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from minirlhf.algorithms.grpo_recipes import ALGORITHMS, GRPOConfig
+from minirlhf.algorithms.grpo_recipes import ALGORITHMS
+from minirlhf.algorithms.grpo_settings import GRPOConfig
 from minirlhf.jobs import opened, stage
 from minirlhf.jobs.programs import GRPO_DEFAULTS, GRPOJobConfig
 from minirlhf.jobs.settings import sections

@@ -26,3 +26,13 @@ def test_an_unknown_judge_is_refused_with_the_rules():
         InputError, match="needed right, longer, shorter, a reward model's folder .* got 'shortr'; the nearest"
     ):
         open_judge(EvalConfig(data="rows.jsonl", judge="shortr"), [], "cpu")
+
+
+def test_several_judges_are_refused_and_an_async_judge_is_awaited(tmp_path):
+    with pytest.raises(InputError, match="--judge: needed one judge, got several: 'a/b,c/d'"):
+        open_judge(EvalConfig(data="rows.jsonl", judge="a/b,c/d"), [], "cpu")
+    (tmp_path / "mine.py").write_text(
+        "async def first(prompts, firsts, seconds, rows):\n    return [1.0] * len(rows)\n"
+    )
+    judge = open_judge(EvalConfig(data="rows.jsonl", judge=f"{tmp_path}/mine.py:first"), [{"prompt": "a"}], "cpu")
+    assert judge(["a"], ["b"], ["c"], [{}]) == [1.0]

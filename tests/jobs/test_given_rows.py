@@ -210,3 +210,9 @@ def test_a_mapped_or_ignored_column_may_stand_in_one_source_alone_but_not_in_non
     ):
         with pytest.raises(InputError, match=f"^{needed}"):
             task(wrong)
+
+
+def test_answers_without_text_are_no_gold(task, tmp_path):
+    rows = [{"prompt": f"p {n}", "answer": " "} for n in range(20)]
+    (tmp_path / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert task("--data blank.jsonl").gold is None and task("--data sums.jsonl").gold

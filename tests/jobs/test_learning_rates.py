@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from minirlhf import algorithms
-from minirlhf.algorithms.grpo_recipes import GRPOConfig
+from minirlhf.algorithms.grpo_settings import GRPOConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import JobConfig
 from minirlhf.jobs.learning_rates import RATES, parameters, peak_rate, settings_for_model, with_rate

@@ -21,14 +21,12 @@ from minirlhf.text.tool_turns import tool_form
 pytestmark = pytest.mark.parity
 FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 REAL = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
-TRAINING = sorted(name for name in REAL if name.endswith("_training") and "llava" not in name)
-PLAIN = sorted(
-    REAL.keys() - set(TRAINING) - {"llava_next", "llava_next_training"}
-)  # llava's content is a list of parts
-# their blocks hold no end token of this vocabulary, or are not one for each answer
-NO_END_IN_BLOCKS = {"diffusion_gemma_training", "idefics3_training", "phi3_5_training", "phi3_training"}
-NO_END_IN_BLOCKS |= {"smolvlm_training"}
-TOKENS = re.compile(r"<[|\uff5c][^|\uff5c<>\s'\"]+[|\uff5c]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+TRAINING = sorted(name for name in REAL if name.endswith("_training"))
+PLAIN = sorted(REAL.keys() - set(TRAINING))
+# they mark an answer by several blocks, so the text decides what is learned; a test by hand is below
+SEVERAL_BLOCKS = {"diffusion_gemma_training", "phi3_5_training", "phi3_training"}
+TOKENS = re.compile(r"<[|\uff5c][^|\uff5c<>\s'\"]+[|\uff5c]>|<\|[a-z_]+>|<[a-z_]+\|>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+ENDS = ("<turn|>", "<end_of_turn>", "<end_of_utterance>", "<|im_end|>")  # of turns
 
 USER, ANSWER = {"role": "user", "content": " Hi there\n"}, {"role": "assistant", "content": "Hello, you."}
 SYSTEM, MORE = (
@@ -91,9 +89,8 @@ def both(folder, template, backend=None, **config):
     """A checkpoint's folder, read by minirlhf and by transformers."""
     backend = backend or bytes_backend()
     for token in sorted(set(TOKENS.findall(template + INSIDE)) - {"<unk>", "<s>", "</s>"}):
-        (backend.add_special_tokens if token[1] in "|\uff5c" or token.endswith("_of_turn>") else backend.add_tokens)(
-            [token]
-        )
+        is_special = token[1] in "|\uff5c" or token.endswith(("_of_turn>", "|>"))
+        (backend.add_special_tokens if is_special else backend.add_tokens)([token])
     backend.add_special_tokens(["<s>", "</s>", "<pad>"])
     backend.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": template} | config
@@ -102,8 +99,26 @@ def both(folder, template, backend=None, **config):
     return Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
+class Reference:
+    """A tokenizer of transformers. It gives contents as lists of parts to a template that writes no others."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.decode, self.in_parts = tokenizer, tokenizer.decode, False
+        text = self.apply_chat_template([USER], tokenize=False)
+        self.in_parts = USER["content"].strip() not in text
+
+    def apply_chat_template(self, turns, **options):
+        if self.in_parts:
+            turns = [
+                turn | {"content": [{"type": "text", "text": turn["content"]}]} if turn["content"] is not None else turn
+                for turn in turns
+            ]
+        return self.tokenizer.apply_chat_template(turns, **options)
+
+
 def same(ours, reference, messages, tools, prompt):
     """Compare text and ids -> whether the template accepts the conversation. Both libraries must agree."""
+    reference = reference if isinstance(reference, Reference) else Reference(reference)
     try:
         text = reference.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
     except Exception:
@@ -130,6 +145,7 @@ def test_there_are_at_least_eight_real_templates():
 @pytest.mark.parametrize("name", TRAINING)
 def test_generation_blocks_give_the_same_mask(tmp_path, name):
     ours, reference = both(tmp_path, REAL[name])
+    reference = Reference(reference)
     compared = 0
     for turns, tools in GRID.values():
         if same(ours, reference, turns, tools, False):
@@ -293,8 +309,9 @@ def learned(ours, turns, tools):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_sft_learns_the_tokens_of_generation_blocks(tmp_path, name):
-    end = "<end_of_turn>" if "gemma" in name else "<|im_end|>"
-    ours, reference = both(tmp_path, REAL[name], eos_token=end if end in REAL[name] else "</s>")
+    end = next((end for end in ENDS if end in REAL[name]), "</s>")
+    ours, reference = both(tmp_path, REAL[name], eos_token=end)
+    reference = Reference(reference)
     compared, has_tools = 0, tool_form(ours) is not None
     for turns, tools in GRID.values():
         if tools and not has_tools:
@@ -312,7 +329,28 @@ def test_sft_learns_the_tokens_of_generation_blocks(tmp_path, name):
         ((ids, ours_mask),) = learned(ours, turns, tools)
         assert ids == other["input_ids"][: len(ids)] and not any(mask[len(ids) :]) and ours_mask == mask[: len(ids)]
         compared += 1
-    assert compared or name in NO_END_IN_BLOCKS
+    assert compared or name in SEVERAL_BLOCKS
+
+
+ANSWERS = {  # the learned text of two answers "Hello, you.", by hand
+    "phi3_training": "Hello, you.<|end|>Hello, you.<|end|>",  # no model writes the line break and EOS behind <|end|>
+    "phi3_5_training": "Hello, you.<|end|>Hello, you.<|end|>",
+    "idefics3_training": " Hello, you.<end_of_utterance>\n Hello, you.<end_of_utterance>\n",  # as its blocks
+    "smolvlm_training": " Hello, you.<end_of_utterance>\n Hello, you.<end_of_utterance>\n",
+    "llava_next_training": " Hello, you.</s> Hello, you.</s>",
+    "diffusion_gemma_training": "Hello, you.<turn|>Hello, you.<turn|>",
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_sft_learns_both_answers_with_their_ends(tmp_path, name):
+    end = next((end for end in ENDS if end in REAL[name]), "</s>")
+    ours, _ = both(tmp_path, REAL[name], eos_token=end)
+    ((ids, mask),) = learned(ours, [USER, ANSWER, MORE, ANSWER], None)
+    found = [i for i, is_learned in zip(ids, mask, strict=True) if is_learned]
+    assert ours.backend.decode(found, skip_special_tokens=False) == ANSWERS[name]
+    whole = ours.backend.decode(ids, skip_special_tokens=False)
+    assert all(turn["content"].strip() in whole for turn in (USER, ANSWER, MORE))
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"plain"}))

@@ -53,6 +53,33 @@ def test_unknown_names_end_in_one_line(hub_server, name, message):
         hub.model_folder(name)
 
 
+REFUSALS = {
+    "no such file": ("resolve", 404, "EntryNotFound", "has no such model, or lacks one of its files .HTTP 404"),
+    "no such page": ("api", 404, "", "has no such model, or lacks one of its files .HTTP 404"),
+    "private, or no such model": ("api", 401, "RepoNotFound", "has no such model; check the name, or set HF_TOKEN if"),
+    "gated": ("resolve", 401, "GatedRepo", "this model asks for a login; accept its terms and set HF_TOKEN"),
+    "gated, with a token": ("resolve", 403, "GatedRepo", "this model asks for a login; accept its terms and set"),
+    "wrong token": ("api", 401, "", "asks for a login that may read this model .HTTP 401.; set HF_TOKEN to a valid"),
+    "forbidden": ("api", 403, "", "asks for a login that may read this model .HTTP 403.; set HF_TOKEN to a valid"),
+    "out of order": ("api", 501, "", "answers HTTP 501; try again later, or name a mirror with HF_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize(("part", "status", "code", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_the_hub_refuses_ends_in_one_line_that_says_what_to_do(hub_server, part, status, code, message):
+    hub_server.refusals[part] = status, {"X-Error-Code": code} if code else {}
+    with pytest.raises(InputError, match=f"^maker/small: .*{message}") as caught:
+        hub.model_folder("maker/small")
+    assert "cannot be reached" not in str(caught.value)
+
+
+def test_files_that_a_data_set_does_not_have_are_told_with_those_that_it_has(hub_server):
+    with pytest.raises(
+        InputError, match=r"of rows named c/\*, found none .*; it has 'a/train.jsonl', 'a/test.jsonl', 'b/"
+    ):
+        hub.data_files("hub:maker/rows:c/*")
+
+
 def test_without_a_connection_the_error_is_one_line(hub_server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="http://127.0.0.1:9 cannot be reached .*name a mirror with HF_ENDPOINT"):

@@ -91,6 +91,22 @@ def test_a_quantised_folder_is_named_with_its_method(folder, key, value, how):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "how"),
+    [
+        ("quantize_config.json", '{"bits": 4, "group_size": 128}', "gptq"),
+        ("quantize_config.json", '{"quant_method": "marlin"}', "marlin"),
+        ("quant_config.json", "broken", "awq"),
+    ],
+)
+def test_a_quantised_folder_is_named_also_by_a_file_beside_its_config(folder, name, text, how):
+    load_pretrained(folder)
+    (folder / name).write_text(text)
+    with refuses(folder / name) as caught:
+        load_pretrained(folder)
+    assert f"{name}: the weights are quantised with {how}; take the unquantised folder" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("[" * 100_000, "nested too deep"),

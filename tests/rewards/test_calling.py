@@ -1,11 +1,13 @@
 """How a reward function takes its arguments."""
 
+import asyncio
 import functools
 
 import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.rewards.calling import call_reward
+from minirlhf.rewards.functions import FileReward
 from minirlhf.rewards.scoring import score_completions
 
 P, C, ROWS = ["p", "q"], ["c", "dd"], [{"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2}]
@@ -108,3 +110,30 @@ def test_what_a_function_does_to_its_arguments_stays_with_it():
     prompts, completions, rows = list(P), list(C), [dict(row) for row in ROWS]
     assert score_completions(clearing, prompts, completions, rows) == [1.0, 2.0]
     assert (prompts, completions, rows) == (P, C, ROWS)
+
+
+async def one_by_one(completion):
+    await asyncio.sleep(0)
+    return float(len(completion))
+
+
+async def at_once(completions):
+    return await asyncio.gather(*map(one_by_one, completions))
+
+
+@pytest.mark.parametrize(
+    "reward", [at_once, lambda completions: list(map(one_by_one, completions)), lambda p, c, r: at_once(c)]
+)
+def test_async_functions_are_awaited_also_where_a_loop_runs_already(reward):
+    assert score_completions(reward, P, C, ROWS) == [1.0, 2.0]
+
+    async def in_a_notebook():
+        return score_completions(reward, P, C, ROWS)
+
+    assert asyncio.run(in_a_notebook()) == [1.0, 2.0]
+
+
+def test_a_fault_of_an_async_function_names_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text("async def f(completions):\n    return [1 / 0 for _ in completions]\n")
+    with pytest.raises(InputError, match="mine.py, line 2: ZeroDivisionError"):
+        FileReward(f"{tmp_path}/mine.py:f")(P, C, ROWS)

@@ -84,6 +84,27 @@ def test_a_resumed_run_goes_on_with_the_table_and_a_run_without_numbers_has_none
     assert capsys.readouterr().out == ""
 
 
+def test_a_resumed_table_keeps_its_columns_whatever_its_first_evaluation_measures(tmp_path, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop(k):
+        if k == 2:
+            raise Stop
+
+    options = {"eval_every": 1, "save_every": 1}
+    with pytest.raises(Stop):
+        go(tmp_path / "sum", after=stop, evaluate=lambda: {"goodness": 0.5, "other": 1, "chat/loss": 2}, **options)
+    header = capsys.readouterr().out.splitlines()[0]
+    assert header.split() == ["sum", "step", "goodness", "other", "loss"]
+    go(tmp_path / "sum", resume=True, evaluate=lambda: {"late": 3, "other": 2}, **options)
+    second = capsys.readouterr().out.splitlines()
+    assert second[0] == header and [line.split()[:3] for line in second[1:3]] == [
+        ["3", "-", "2.000"],
+        ["4", "-", "2.000"],
+    ]
+
+
 def test_the_bar_fits_80_columns_and_has_the_steps_metrics(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr("sys.stderr", screen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass, field
@@ -166,7 +165,6 @@ def test_other_defaults_that_do_not_fit_are_refused(defaults, text):
         (["--ppo.lr", "1e-3"], "lr", 1e-3),
         (["--ppo.lr", "-2"], "lr", -2.0),
         (["--ppo.lr=-2"], "lr", -2.0),
-        (["--ppo.lr", "inf"], "lr", math.inf),
         (["--ppo.warmup", "10_000"], "warmup", 10_000),
         (["--ppo.clip_high", "none"], "clip_high", None),
         (["--ppo.clip_high", "1"], "clip_high", 1.0),
@@ -402,7 +400,7 @@ def test_a_default_shown_by_help_means_the_default_when_typed_in_a_shell():
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 whole = st.integers(1 - 2**63, 2**63 - 1)
-numbers = st.floats(allow_nan=False)
+numbers = st.floats(-9e18, 9e18)
 some_ppo = st.builds(
     PPO,
     lr=numbers,
@@ -429,8 +427,10 @@ def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
 
 
 def test_written_settings_as_text():
-    text = settings_to_toml({"job": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=math.inf)})
-    assert text.startswith('output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = inf\nbetas = [0.9, 0.999]')
+    text = settings_to_toml({"job": Common(output='a "b"\n'), "ppo": PPO(clip_high=None, lr=1e18)})
+    assert text.startswith(
+        'output = "a \\"b\\"\\n"\nseed = 0\nresume = false\n\n[ppo]\nlr = 1e+18\nbetas = [0.9, 0.999]'
+    )
     assert 'clip_high = "none"\n' in text  # its default is not None; the default of adapter is None, so it is left out
     assert "adapter" not in text
 
@@ -476,3 +476,17 @@ def test_a_value_that_would_not_read_back_is_refused(values):
 
 def test_hyphens_and_underscores_in_flags_are_the_same():
     assert ppo("--ppo.clip-eps", "0.1") == ppo("--ppo.clip_eps", "0.1") == PPO(clip_eps=0.1)
+
+
+def test_a_tilde_at_the_beginning_of_a_path_is_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("--output=~/runs")["job"].output == f"{tmp_path}/runs"
+    assert parse("--ppo.stop=a,~/b,c=~/d,e~/f,~")["ppo"].stop == (
+        "a",
+        f"{tmp_path}/b",
+        f"c={tmp_path}/d",
+        "e~/f",
+        str(tmp_path),
+    )
+    (tmp_path / "a.toml").write_text('output = "~/x,~/y"\n')
+    assert parse("--config=~/a.toml")["job"].output == f"{tmp_path}/x,{tmp_path}/y"

@@ -132,7 +132,11 @@ def _no_layout(row: Row) -> str:
     near = max(LAYOUTS, key=lambda layout: _likeness(layout, row))
     if _likeness(near, row)[0] <= 0:
         names = "prompt, messages, conversations, response, chosen, rejected, instruction, question, text"
-        return f"needed one of the keys {names}, got {names_of(row.columns) or 'none'}; or name the keys with --map"
+        lists = [name for name, value in row.columns.items() if isinstance(value, list) and value]
+        lists = [name for name in lists if isinstance(row.columns[name][0], dict)]
+        advice = f"; if {names_of(lists)} holds the rows, write this list alone into the file" if lists else ""
+        got = names_of(row.columns) or "none"
+        return f"needed one of the keys {names}, got {got}; or name the keys with --map{advice}"
     slots = [filling(slot) for slot in near.slots]
     missing = [f"missing {slot[0]}" for slot in slots if not any(name in row.columns for name in slot)]
     return f"keys fit no layout; the nearest is {braces(slot[0] for slot in slots)}: {', '.join(missing)}"

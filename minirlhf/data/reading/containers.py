@@ -63,7 +63,7 @@ class JsonValues:
 
     def scan(self, file: BinaryIO, end: int, line: int = 1) -> Iterator[Found]:
         """Raises: InputError for broken JSON. It belongs to no row, because the rows behind it cannot be found."""
-        text, number = _Window(file, end, line), 0
+        text, number = Window(file, end, line), 0
         while True:
             text.skip_blank()
             if self.in_array and text.take("]"):
@@ -80,7 +80,7 @@ class JsonValues:
             yield Found(offset, number, text.value(number, self.encoding))
 
 
-class _Window:
+class Window:
     """A part of a file as text, and a position in it."""
 
     def __init__(self, file: BinaryIO, end: int, line: int) -> None:
@@ -116,8 +116,11 @@ class _Window:
             if self.position < len(self.text) or not self.grow():
                 return
 
+    def starts_with(self, letter: str) -> bool:
+        return self.text.startswith(letter, self.position)
+
     def take(self, letter: str) -> bool:
-        if found := self.text.startswith(letter, self.position):
+        if found := self.starts_with(letter):
             self.move(self.position + 1)
         return found
 

@@ -50,7 +50,7 @@ def _names(source: object) -> Iterator[str]:
         if not isinstance(part, str | bytes | os.PathLike):
             raise InputError(f"needed the path of a file, got {shown(part)}; rows in memory need no reading")
         name = os.fsdecode(part)
-        yield from filter(None, [name] if os.path.lexists(name) else name.split(","))
+        yield from map(os.path.expanduser, filter(None, [name] if os.path.lexists(name) else name.split(",")))
 
 
 def _expanded(name: str, notes: list[str]) -> Iterator[str]:

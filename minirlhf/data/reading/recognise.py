@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from itertools import islice
 from types import UnionType
 from typing import BinaryIO, NamedTuple
@@ -12,11 +13,13 @@ from minirlhf.data.reading import bounded
 from minirlhf.data.reading.bounded import checked
 from minirlhf.data.reading.containers import Container, JsonLines, JsonValues, Table, Text, records
 from minirlhf.data.reading.files import endings
+from minirlhf.data.reading.wrapped import wrapped
 from minirlhf.errors import InputError, shown
 
 HEAD = 1 << 16  # bytes behind the first line that are looked at
 JSON_ENDINGS, TABLE_ENDINGS = {"json", "jsonl", "ndjson"}, {"csv", "tsv"}
 DELIMITERS = ",\t;"
+SEPARATOR = re.compile(r"\"?sep=(\W?)\"?", re.IGNORECASE)  # the first line of some tables of Excel names the delimiter
 # A file that is not named .csv or .tsv is a table only if its header has one of these names.
 COLUMNS = (
     "id prompt instruction input output context history system question query answer response completion chosen "
@@ -58,7 +61,7 @@ def recognise(file: BinaryIO, start: int, end: int, name: str, encoding: str, as
     beginning = _beginning(file, start, end, name)
     if beginning is None:
         return Region(JsonLines("no values"), start, end)
-    if values := _json_values(file, beginning, end, encoding, as_text):
+    if values := _json_values(file, beginning, end, name, encoding, as_text):
         return values
     if _is_json_lines(beginning, as_text):
         return Region(JsonLines(encoding=encoding), start, end)
@@ -103,11 +106,17 @@ def _is_json_lines(beginning: Beginning, as_text: bool) -> bool:
     return not beginning.endings & TABLE_ENDINGS and all(map(_is_json, rows))
 
 
-def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str, as_text: bool) -> Region | None:
-    """The region of a JSON array, or of objects that go over several lines. None for any other text."""
+def _json_values(
+    file: BinaryIO, beginning: Beginning, end: int, name: str, encoding: str, as_text: bool
+) -> Region | None:
+    """The region of a JSON array, also of one in an object, or of objects that go over several lines. Else None."""
     head = beginning.head.removeprefix(b"\xef\xbb\xbf")
     in_array, start = head[:1] == b"[", beginning.offset + len(beginning.head) - len(head)
-    if not in_array and (head[:1] != b"{" or _begins_with_object(beginning.text)):
+    if not in_array and head[:1] != b"{":
+        return None
+    if not in_array and (found := wrapped(file, start, end, beginning.number, name, encoding)):
+        return Region(JsonValues(found.words, encoding=encoding), found.start, found.end, found.line)
+    if not in_array and _begins_with_object(beginning.text):
         return None
     if in_array and beginning.others and _is_json(beginning.text):  # lists, each in its line
         return None
@@ -130,14 +139,24 @@ def _json_values(file: BinaryIO, beginning: Beginning, end: int, encoding: str, 
 
 def _table(file: BinaryIO, beginning: Beginning, end: int, encoding: str) -> Region | None:
     """The region of the records of a table. None for plain text."""
+    if separator := SEPARATOR.fullmatch(beginning.text):
+        start = beginning.offset + len(beginning.head.partition(b"\n")[0]) + 1
+        return _table_at(file, min(start, end), end, separator[1] or "\t", beginning.number + 1, encoding)
     by_name = bool(beginning.endings & TABLE_ENDINGS)
     delimiters = DELIMITERS + "|" * by_name  # elsewhere | is that of a table in Markdown
     widths = {delimiter: _width(beginning.head, delimiter, by_name) for delimiter in delimiters}
     delimiter = "\t" if "tsv" in beginning.endings else max(widths, key=widths.get)
     if not by_name and widths[delimiter] < 2:
         return None
-    file.seek(beginning.offset)
-    header = next(records(file, end, delimiter, beginning.number))
+    return _table_at(file, beginning.offset, end, delimiter, beginning.number, encoding)
+
+
+def _table_at(file: BinaryIO, start: int, end: int, delimiter: str, line: int, encoding: str) -> Region:
+    """The region of the records of a table whose header stands at `start`."""
+    file.seek(start)
+    header = next(records(file, end, delimiter, line), None)
+    if header is None:
+        raise InputError(f"line {line}: needed a header, got the end of the file; write the names of the columns")
     try:
         names = _names(header.cells, encoding)
     except InputError as error:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import tokenizers
 
 from minirlhf.errors import InputError, shown
+from minirlhf.text.failures import text_errors
 from minirlhf.text.parts import TokenizerParts
 
 TRIAL = "Zebras graze"  # no template writes these words by itself
@@ -109,7 +110,8 @@ def encode_rendered(parts: TokenizerParts, text: str) -> tokenizers.Encoding:
     backend, plain = parts.backend, parts.backend.encode_special_tokens
     backend.encode_special_tokens = bool(parts.config.get("split_special_tokens"))
     try:
-        return backend.encode(text, add_special_tokens=False)
+        with text_errors():
+            return backend.encode(text, add_special_tokens=False)
     finally:
         backend.encode_special_tokens = plain
 

@@ -12,6 +12,7 @@ import tokenizers
 
 from minirlhf.errors import InputError, shown
 from minirlhf.foreign import without_repeats
+from minirlhf.text.checkpoint_tokenizer.regexes import check_regexes
 
 MAX_ID = (1 << 24) - 1  # saving takes 4 bytes for every unused id; the largest real vocabulary has 2**18 ids
 TRIALS = ("a", "Hi there.\n", " 12 \u00e9 \u6f22 \U0001f600")
@@ -36,6 +37,10 @@ def load_backend(path: Path) -> tuple[tokenizers.Tokenizer, dict]:
             backend.model.dropout = None  # merges left out at random would give a text other ids each time
         for trial in TRIALS:
             backend.decode(backend.encode(trial).ids)
+    try:
+        check_regexes(backend, content)
+    except InputError as error:
+        raise InputError(f"needed a readable tokenizer ({path.name}: {error}); correct it") from None
     for entry in content.get("added_tokens") or []:  # a list of objects: the library has read it
         check_number(backend, entry["content"], entry["id"], path.name)
     return backend, content

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from minirlhf.errors import InputError
 from minirlhf.foreign import SURROGATE
+from minirlhf.text.checkpoint_tokenizer.content_parts import in_parts, needs_parts
 from minirlhf.text.checkpoint_tokenizer.layouts import LAYOUTS
 from minirlhf.text.checkpoint_tokenizer.worker import Worker, limits_for
 
@@ -51,6 +52,11 @@ class ChatTemplate:
     def _renderer(self) -> Callable[[str], dict]:
         return _renderer_of(self.source, tuple(sorted(self.tokens.items())))
 
+    @functools.cached_property
+    def _needs_parts(self) -> bool:
+        fixed = {"tools": None, "documents": None, "add_generation_prompt": True, **self.tokens}
+        return needs_parts(lambda turns: self._renderer()(json.dumps({**fixed, "messages": turns})))
+
     def render(
         self,
         messages: list[dict],
@@ -61,13 +67,15 @@ class ChatTemplate:
         """Turns -> their text, and the (start, end) of each {% generation %} block in it.
 
         Args:
-            messages:  [{"role": ..., "content": ..., ...}, ...], JSON data; a key whose value is None is left out.
+            messages:  [{"role": ..., "content": ..., ...}, ...], JSON data; a key whose value is None is left out. A
+                       template that reads contents only as lists of parts gets them so.
             tools:     JSON schemas, for templates that read them.
             variables: further names that a template reads, as in {"enable_thinking": False}.
         Raises: InputError if the template refuses the conversation, fails on it, or goes beyond a limit.
         """
         if not messages or not all(isinstance(message, dict) for message in messages):
             raise InputError("chat template: needed at least one turn, each an object with role and content")
+        messages = [in_parts(turn) for turn in messages] if self._needs_parts else messages
         data = {"messages": [_known_names(turn) for turn in messages], "tools": tools, "documents": None}
         data |= {"add_generation_prompt": add_generation_prompt, **self.tokens, **(variables or {})}
         try:

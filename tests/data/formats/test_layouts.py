@@ -592,3 +592,9 @@ def test_a_file_with_two_readings_says_which_it_took(read):
 
 def test_the_layouts_have_kinds_and_slots():
     assert {layout.kind for layout in LAYOUTS} == {"sft", "preference", "unpaired", "steps", "prompt", "text"}
+
+
+def test_a_list_of_rows_under_an_unknown_name_is_advised(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"stuff": [{"prompt": "a", "response": "b"}], "n": 1}))
+    with pytest.raises(InputError, match="--map; if stuff holds the rows, write this list alone into the file"):
+        read_rows(tmp_path / "a.json")

@@ -271,3 +271,10 @@ def test_parquet_needs_pyarrow(read, monkeypatch):
         InputError, match=r"needed the package pyarrow to read parquet, got none; install it \(pip install"
     ):
         read(b"PAR1", "a.parquet")
+
+
+def test_a_tilde_behind_a_comma_is_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p"}\n')
+    assert open_values(f"{tmp_path}/a.jsonl,~/b.jsonl").files == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -46,6 +48,14 @@ CONTAINERS = {
     "array with a byte order mark": (b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), "a.json"),
     "array in UTF-16": (json.dumps(ROWS).encode("utf-16"), "a.json"),
     "array with CR alone": (json.dumps(ROWS, indent=1).replace("\n", "\r"), "a.json"),
+    "array: rows under data": (json.dumps({"data": ROWS}), "a.json"),
+    "array: rows under rows, over several lines, in .jsonl": (json.dumps({"rows": ROWS, "n": 2}, indent=1), "a.jsonl"),
+    "array: rows under data and train": (
+        json.dumps({"version": [1.0], "data": {"train": ROWS}, "info": {"a": []}}),
+        "a",
+    ),
+    "array: rows under train beside an empty list": ("\n" + json.dumps({"test": [], "train": ROWS}), "a.json"),
+    "array: rows under data in UTF-16": (json.dumps({"data": ROWS}).encode("utf-16"), "a.json"),
     "objects over several lines, not an array": ("\n".join(json.dumps(row, indent=2) for row in ROWS), "a.json"),
 }
 
@@ -201,3 +211,49 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         return most
 
     assert peak(4000) < 1.2 * peak(2000)  # 2 MB and 1 MB of text
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_several_lists_of_rows_are_refused_with_a_command_that_takes_them_apart(tmp_path, monkeypatch, indent):
+    monkeypatch.chdir(tmp_path)
+    both = {"data": {"train": ROWS * 2, "test": ROWS}}
+    (tmp_path / "both.json").write_text(json.dumps(both, indent=indent))
+    with pytest.raises(InputError, match=r"got 2: data.train \(4 objects\), data.test \(2 objects\)") as caught:
+        open_values("both.json")
+    subprocess.run([sys.executable, "-c", str(caught.value).partition("in Python: ")[2]], check=True)
+    assert [source.value for source in open_values("data_train.json")] == ROWS * 2
+    (tmp_path / "both.json.gz").write_bytes(gzip.compress(json.dumps(both).encode()))
+    with pytest.raises(InputError, match="; write each into a file of its own$"):
+        open_values("both.json.gz")
+
+
+def test_what_stands_beside_wrapped_rows_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": 1, "data": ROWS, "system": "be kind"}))
+    assert open_values(path).format == "JSON array under data (not read beside it: version, system)"
+
+
+OBJECTS = {
+    "a row with turns": {"messages": [{"role": "user", "content": "a"}]},
+    "lists of texts": {"data": {"prompt": ["a"], "response": ["b"]}},
+    "turns in an object of another name": {"row": {"messages": [{"role": "user", "content": "a"}]}},
+    "an empty list": {"data": []},
+}
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
+def test_an_object_without_a_list_of_rows_is_a_row(read, value):
+    assert [source.value for source in read(json.dumps(value), "a.json")] == [value]
+    assert [source.value for source in read(json.dumps(value, indent=1), "a.json")] == [value]
+
+
+def test_two_objects_with_lists_are_two_rows(read):
+    rows = [{"data": ROWS}, {"data": ROWS}]
+    assert [source.value for source in read(jsonl(rows), "a.jsonl")] == rows
+
+
+def test_a_list_of_rows_may_be_longer_than_the_window(read, monkeypatch):
+    monkeypatch.setattr(containers, "CHUNK", 64)
+    rows = [SFT | {"prompt": f"{n} " + "x" * (7 * n)} for n in range(40)]
+    found = read(json.dumps({"meta": {"n": 40}, "data": rows}), "a.json")
+    assert [source.value for source in found] == rows and found[-1].number == 40

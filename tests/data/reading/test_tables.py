@@ -199,3 +199,20 @@ def test_a_document_beyond_the_limit_is_refused(faults, monkeypatch):
     message = "needed at most 100 bytes, got a line of more; cut it into several rows"
     assert faults("a\n" * 99, "a.txt", documents="file") == {1: message}
     assert faults("a\n" * 99 + "\nb\n", "a.txt", documents="blank_line") == {1: message}
+
+
+@pytest.mark.parametrize(
+    ("first", "delimiter"),
+    [("sep=;", ";"), ('"sep=,"', ","), ("SEP=|", "|"), ("sep=\t", "\t"), ("\ufeffsep=;", ";")],
+)
+def test_the_first_line_of_excel_names_the_delimiter(read, tmp_path, first, delimiter):
+    content = f'{first}\r\nprompt{delimiter}response\r\n"a, b|;\t"{delimiter}c\r\n'
+    for name in ("a.csv", "table.txt"):
+        found = read(content, name)
+        assert [(source.number, source.value) for source in found] == [(3, {"prompt": "a, b|;\t", "response": "c"})]
+
+
+def test_a_delimiter_without_a_table_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=;")
+    with pytest.raises(InputError, match="line 2: needed a header, got the end of the file"):
+        open_values(tmp_path / "a.csv")

@@ -207,3 +207,63 @@ def test_a_free_special_token_without_a_row_does_not_pad(tmp_path):
     for rows, pad in ((SIZE, None), (SIZE + 1, "[PAD]")):
         tokenizer = Tokenizer.load(folder_with(tmp_path, add("[PAD]", SIZE), settings, config={"vocab_size": rows}))
         assert tokenizer.special["pad"] == pad and tokenizer.pad_id < rows
+
+
+def with_regex(folder, regex, part="pre_tokenizer"):
+    Tokenizer.train(["ab"], 259).save(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    steps = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    replace = {"type": "Replace", "pattern": {"Regex": regex}, "content": "x"}
+    content |= {
+        "pre_tokenizer": {"pre_tokenizer": steps},
+        "normalizer": {"normalizer": replace},
+        "decoder": {"decoder": {"type": "Sequence", "decoders": [content["decoder"], replace]}},
+    }[part]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("regex", "part"),
+    [
+        ("(x+x+)+y", "pre_tokenizer"),
+        ("(a|aa)+$", "normalizer"),
+        ("1.*1.*1.*b", "pre_tokenizer"),
+        ("(x+x+)+y", "decoder"),
+    ],
+)
+def test_a_regular_expression_that_runs_away_is_refused_at_load(tmp_path, regex, part):
+    with pytest.raises(InputError, match=r"tokenizer.json: a regular expression runs away, .* times '.' (end in|take)"):
+        Tokenizer.load(with_regex(tmp_path, regex, part))
+
+
+# GPT-2, Llama 3, Qwen 2 and o200k: expressions of real tokenizers
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("regex", [GPT2, LLAMA3, LLAMA3.replace("{1,3}", ""), O200K])
+def test_expressions_of_real_tokenizers_are_taken(tmp_path, regex):
+    assert Tokenizer.load(with_regex(tmp_path, regex)).decode(Tokenizer.load(tmp_path).encode("Hi  12.")) == "Hi  12."
+
+
+def test_a_panic_on_a_text_is_one_line(tmp_path):
+    tokenizer = Tokenizer.load(with_regex(tmp_path, r"(?:okapi|k)(\u00f6+\u00f6+)+y".replace("\\u00f6", "\u0416")))
+    bad = "okapi" + "\u0416" * 60
+    for act in (
+        lambda: tokenizer.encode_prompts(["good", bad]),
+        lambda: tokenizer.encode_chat([{"role": "user", "content": bad}]),
+        lambda: tokenizer.with_template("zephyr").encode_rendered(bad),
+    ):
+        with pytest.raises(InputError, match="^tokenizer: it fails on a text .*retry-limit.*; leave the text out, or"):
+            act()
+    assert tokenizer.decode(tokenizer.encode("good")) == "good"

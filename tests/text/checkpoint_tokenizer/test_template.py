@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from minirlhf.data import encode_rows
 from minirlhf.errors import InputError
-from minirlhf.text import LAYOUTS, render_chat
+from minirlhf.text import LAYOUTS, Tokenizer, render_chat
 from minirlhf.text.checkpoint_tokenizer.template import ChatTemplate
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -216,3 +217,32 @@ def test_the_plain_template_writes_the_text_of_render_chat():
 def test_layouts_for_two_speakers_refuse_a_third(name):
     with pytest.raises(InputError, match="needed user and assistant in turn after at most one system turn, got user"):
         rendered(LAYOUTS[name].template, USER, BYE)
+
+
+IN_PARTS = (  # as SmolVLM
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+    "{% if part.type == 'text' %} {{ part.text }}{% endif %}{% endfor %}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (IN_PARTS, "user: Hi</s>assistant:</s>user: a</s>"),
+        ("{% for m in messages %}{{ m.content is string }}{% endfor %}", "TrueFalseFalse"),
+        ("{% for m in messages %}{{ m.content is string and m.content }} {% endfor %}", "Hi False False "),
+    ],
+)
+def test_a_template_that_writes_only_parts_gets_parts(source, text):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
+    turns += [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    assert ChatTemplate(source, {"eos_token": "</s>"}).render(turns)[0] == text
+
+
+def test_an_answer_is_learned_where_a_template_writes_only_parts():
+    backend = Tokenizer.train(["ab"], 259).backend
+    tokenizer = Tokenizer(backend).with_template(IN_PARTS)
+    row = {"prompt": "x", "prompt_turns": [{"role": "user", "content": "Hi"}], "response": "there"}
+    (found,) = encode_rows(tokenizer, [row], ("response",), context=200).rows
+    assert tokenizer.decode(found.prompt) == "user: Hiassistant:" and tokenizer.decode(found.responses[0]) == " there"
