@@ -4,12 +4,13 @@ python tests/benchmarks/async_checkpoint.py [--megabytes 500] [--rounds 3] [--fo
 
 The model has `--megabytes` of weights in fp32, and the optimizer has twice as much, so a checkpoint has three times as
 many bytes. The table has the seconds that `Run.save` takes in the loop, and the seconds until the checkpoint is
-complete. Each round writes one checkpoint in the loop and one by a thread, so that other work of the machine slows both
-down; the first round is not counted, because a run makes the memory of its copies once. Bytes go to the disk of
-`--folder`, and each checkpoint is flushed.
+complete. Seconds of the processor are without the disk and without other programs. Each round writes one checkpoint in
+the loop and one by a thread, so that other work of the machine slows both down; the first round is not counted, because
+a run makes the memory of its copies once. Bytes go to the disk of `--folder`, and each checkpoint is flushed.
 
-The last line compares steps of a small model while nothing is written and while the thread writes: many short
-operations of torch, so a thread that holds the lock of the interpreter would show.
+The last lines are about the time while the thread writes. In every second round the loop makes steps of a small model;
+in the other rounds it only wakes up again and again. If the thread held the lock of the interpreter, the loop would
+sleep for as long.
 """
 
 from __future__ import annotations
@@ -61,16 +62,24 @@ class Measured:
         config = RunConfig(output=str(folder), async_save=asynchronous, keep=1)
         self.run = Run(config, trainer, [None] * rounds)
         self.held: list[float] = []  # [s] that `save` takes
+        self.processor: list[float] = []  # [s] of the processor in `save`
         self.complete: list[float] = []  # [s] until the checkpoint is complete
         self.steps: list[float] = []  # [s] of each step of a small model meanwhile
+        self.pause = 0.0  # [s] the longest time in which the loop did not run
 
     def save(self, step: Callable[[], float]) -> None:
         self.run.step += 1
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         self.run.save()
         self.held.append(time.perf_counter() - start)
+        self.processor.append(time.process_time() - processor)
         while self.run.writing and self.run.writing.is_alive():
-            self.steps.append(step())
+            if self.run.step % 2:
+                self.steps.append(step())
+            else:
+                before = time.perf_counter()
+                time.sleep(0.0005)
+                self.pause = max(self.pause, time.perf_counter() - before)
         wait(self.run)
         self.complete.append(time.perf_counter() - start)
 
@@ -103,24 +112,25 @@ def main() -> None:
             name: Measured(trainer, Path(folder) / name.replace(" ", "-"), options.rounds + 1, name == "by a thread")
             for name in ("in the loop", "by a thread")
         }
-        alone = [step() for _ in range(100)]
+        alone = [step() for _ in range(20)]
         for _ in range(options.rounds + 1):
             for way in ways.values():
                 way.save(step)
-            alone += [step() for _ in range(50)]
+            alone += [step() for _ in range(10)]
     print(f"{size:.0f} MB of weights; median of {options.rounds}\n")
-    print("| write | seconds in the loop | seconds until complete |\n|---|---|---|")
-    median = {}
+    print("| write | seconds in the loop | of the processor | seconds until complete |\n|---|---|---|---|")
     for name, way in ways.items():
-        median[name] = statistics.median(way.held[1:])
-        print(f"| {name} | {median[name]:.2f} | {statistics.median(way.complete[1:]):.2f} |")
-    ratios = [thread / loop for thread, loop in zip(*(way.held[1:] for way in reversed(ways.values())), strict=True)]
-    print(
-        f"\nthe thread holds up the loop for {statistics.median(ratios):.1%} of the write "
-        f"({', '.join(f'{ratio:.1%}' for ratio in ratios)})"
-    )
-    milliseconds = (1e3 * statistics.median(times) for times in (alone, ways["by a thread"].steps))
+        cells = (statistics.median(times[1:]) for times in (way.held, way.processor, way.complete))
+        print(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    loop, thread = ways.values()
+    shares = [
+        statistics.median(mine / whole for mine, whole in zip(times[1:], others[1:], strict=True))
+        for times, others in ((thread.held, loop.held), (thread.processor, loop.processor))
+    ]
+    print("\nthe thread holds up the loop for {:.1%} of the write, by the processor's time {:.1%}".format(*shares))
+    milliseconds = (1e3 * statistics.median(times) for times in (alone, thread.steps))
     print("a step takes {:.1f} ms while nothing is written, {:.1f} ms while the thread writes".format(*milliseconds))
+    print(f"while the thread writes, the loop sleeps for at most {1e3 * thread.pause:.0f} ms")
 
 
 if __name__ == "__main__":

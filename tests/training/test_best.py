@@ -1,12 +1,16 @@
 """The best checkpoint by a metric of the user, early stopping, and the best model as the final model."""
 
+import json
 import math
+import threading
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
 from minirlhf.errors import InputError
+from minirlhf.manifest import is_complete
 from minirlhf.model import Policy
 from minirlhf.pretrained import load_policy
 from minirlhf.training import Run, RunConfig, RunSettings
@@ -142,3 +146,27 @@ def test_a_run_and_the_list_of_runs_agree_on_the_better_end(metric):
     low = metric in ("eval/loss", "eval/kl", "eval/chat/perplexity")
     found = goal(RunSettings(best_metric=metric), {metric: 1.0})
     assert found == (metric, "min" if low else "max") == (metric, better(metric))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_after_every_change_of_a_folder_the_newest_checkpoint_has_its_best_checkpoint_beside_it(
+    tmp_path, monkeypatch, keep, asynchronous
+):
+    """So a kill at any instant loses no best checkpoint, also while a thread writes one and deletes others."""
+    seen = []
+
+    def look(*_):
+        complete = [path for path in (tmp_path / "checkpoints").glob("step-*") if is_complete(path)]
+        if complete:
+            newest = max(complete)
+            best = json.loads((newest / "state.json").read_text())["best"]
+            assert tmp_path / f"checkpoints/step-{best['step']}" in complete
+            seen.append((newest.name, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr(Path, "rename", lambda self, target, rename=Path.rename: look(rename(self, target)))
+    go(tmp_path, save_every=1, keep=keep, best_metric="eval/chat/loss", async_save=asynchronous)
+    assert {name for name, _ in seen} == {f"step-{n}" for n in range(1, 7)}
+    assert (False in {main for _, main in seen}) == asynchronous
+    left = {"step-4", "step-6"} | ({"step-5"} if keep == 2 else set())  # the loss is lowest after step 4
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == left
