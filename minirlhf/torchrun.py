@@ -55,7 +55,7 @@ def leave_together(message: str, restart: bool = False) -> None:
     sys.stdout.flush()
     if _wait(lambda: len([path for path in folder.iterdir() if path.name != "shown"]) == int(ranks), PATIENCE):
         if rank == "0":
-            os.kill(launcher, signal.SIGUSR1)
+            os.kill(launcher, signal.SIGUSR2)  # torchrun may handle SIGUSR1: see docs/multi_node.md#signals
         _wait(lambda: os.getppid() != launcher, 1.0)  # a process that ended earlier would start the report
 
 

@@ -61,6 +61,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), **options)
     try:
         yield
+        dist.barrier()  # torchrun cannot start processes again that have ended well, so none ends before all have
     except Exception as error:
         ending.end_all(store, place.rank, place.ranks, error, seconds)
         raise

@@ -28,7 +28,7 @@ import ranks
 from minirlhf.model import ModelConfig, Policy, Transformer
 from minirlhf.runtime.distributed import backward, process_group, rank, world_size, wrap
 from minirlhf.runtime.parallel.sharding import shard
-from minirlhf.runtime.parallel.strategy import Strategy, using
+from minirlhf.runtime.parallel.strategy import Strategy, current, using
 from minirlhf.training.optimizer import Optimizer, OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -46,12 +46,13 @@ def held(x: torch.Tensor) -> int:
 
 def measure(shape: dict, mode: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    with process_group(CPU), using(Strategy(mode=mode)):
+    with process_group(CPU), using(Strategy(mode if world_size() > 1 else "ddp")):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         start = resident("VmRSS")
         with torch.device("meta"):
             policy = Policy(Transformer(ModelConfig(**shape)))
-        shard(policy, CPU)
+        if current().shards:
+            shard(policy, CPU)
         policy.to_empty(device=CPU)
         with torch.no_grad():
             for p in policy.parameters():

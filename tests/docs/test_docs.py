@@ -45,7 +45,8 @@ EXCERPTS = [(page, info.split()[1], code) for page, info, code in BLOCKS if info
 INDENTED = [line.strip() for page in PAGES for line in re.findall(r"^    .+$", PROSE[page], re.MULTILINE)]
 INSTALL = [line for line in INDENTED if COMMAND.match(line)]
 JOURNEY = ROOT / "docs" / "pipeline.md"  # tests/cli/test_journey.py runs its commands
-SHELL = [code for page, info, code in BLOCKS if info == "sh" and page != JOURNEY]
+MACHINES = ROOT / "docs" / "multi_node.md"  # test_multi_node.py runs its commands
+SHELL = [code for page, info, code in BLOCKS if info == "sh" and page not in (JOURNEY, MACHINES)]
 COMMANDS = list(dict.fromkeys(line for code in SHELL for line in code.splitlines() if line))
 
 TINY = {
@@ -286,7 +287,7 @@ class Workshop:
         assert words[0] == "torchrun"
         command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stdout, done.stderr
 
     def call(self, words: list[str]) -> tuple[int, str, str]:

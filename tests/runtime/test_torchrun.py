@@ -26,12 +26,13 @@ def test_an_error_of_all_processes_is_one_line_without_a_report(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "program.py"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command[3:3] = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]  # as under Slurm
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode != 0 and done.stdout == ""
+    assert done.returncode == -signal.SIGUSR2 and done.stdout == ""
     assert done.stderr in [f"[rank {rank}] error: x: needed y, got z\n" for rank in range(2)]
 
 
-@pytest.mark.parametrize(("others", "signals"), [([], []), (["1"], [(7, signal.SIGUSR1)])])
+@pytest.mark.parametrize(("others", "signals"), [([], []), (["1"], [(7, signal.SIGUSR2)])])
 def test_torchrun_lives_unless_all_processes_end_with_the_same_error(tmp_path, monkeypatch, capsys, others, signals):
     sent = []
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():

@@ -4,9 +4,12 @@ of the job are compared with those of a job that nobody disturbed.
 python tests/scaling/two_agents.py [--jobs 20] [--agents 2] [--processes 1] [--rendezvous c10d] [--seed 0]
 
 An agent is a torchrun; on two machines each would have its own. Here both meet on the loopback of one machine. The kill
-comes at a random time between the start of the first worker and the end of the job, so it also hits workers that still
+comes at a random time between the start of the first worker and the end of the work, so it also hits workers that still
 import, or that are about to join. In every third job a second worker dies after the first. The exit code is 0 if every
 job ends well, with the same files, and repeats no step that a checkpoint holds.
+
+A worker that dies after all files are written, while its process ends, cannot be replaced: the others have ended well.
+torchrun then fails, although nothing is lost. So no kill comes that late.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["worker"]:  # before torch is im
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "algorithms"), str(ROOT / "tests" / "scaling")]
-STEP = float(os.environ.get("STEP", "0.2"))  # [s] that each step lasts longer, so that kills also come during training
+STEP = float(os.environ.get("STEP", "1"))  # [s] that each step lasts longer, so that most kills come during training
 SECONDS = 180  # [s] in which a job must end
 RENDEZVOUS = ("c10d", "static", "standalone")
 
@@ -58,7 +61,8 @@ class Job:
             time.sleep(0.02)
 
     def ended(self) -> bool:
-        return all(agent.poll() is not None for agent in self.agents)
+        """True if a worker has done its work, or if all torchruns have ended."""
+        return (self.folder / "done").exists() or all(agent.poll() is not None for agent in self.agents)
 
     def codes(self) -> list[int | None]:
         """The exit codes of the torchruns. None: it had to be killed."""
@@ -95,30 +99,30 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
-def start(folder: Path, options: argparse.Namespace, restarts: int = 3) -> Job:
+def start(folder: Path, options: argparse.Namespace, flags: tuple[str, ...] = ("--max-restarts", "3")) -> Job:
     import ranks
 
     (folder / "workers").mkdir(parents=True)
     port = ranks.free_port()
-    agents = [agent(folder, options, number, port, restarts) for number in range(options.agents)]
+    agents = [agent(folder, options, number, port, flags) for number in range(options.agents)]
     return Job(folder, agents, options.agents * options.processes)
 
 
 def agent(
-    folder: Path, options: argparse.Namespace, number: int, port: int, restarts: int = 3, nodes: str | None = None
+    folder: Path, options: argparse.Namespace, number: int, port: int, flags: tuple[str, ...], nodes: str | None = None
 ) -> subprocess.Popen:
+    """A torchrun of a job; its output goes to agent-NUMBER.txt. flags: more flags of torchrun."""
+    nnodes = ("--nnodes", nodes or str(options.agents))
     where = {
-        "c10d": ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job"],
-        "static": ["--node-rank", str(number), "--master-addr", "127.0.0.1", "--master-port", str(port)],
-        "standalone": ["--standalone"],
+        "c10d": (*nnodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job"),
+        "static": (*nnodes, "--node-rank", str(number), "--master-addr", "127.0.0.1", "--master-port", str(port)),
+        "standalone": ("--standalone",),
     }[options.rendezvous]
-    nnodes = [] if options.rendezvous == "standalone" else ["--nnodes", nodes or str(options.agents)]
-    flags = [*nnodes, *where, "--nproc-per-node", str(options.processes), "--max-restarts", str(restarts)]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(options.processes)]
     program = [str(Path(__file__).resolve()), "worker", str(folder)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MINIRLHF_TIMEOUT": "60"}
     with (folder / f"agent-{number}.txt").open("w") as output:
-        command = [sys.executable, "-m", "torch.distributed.run", *flags, *program]
-        return subprocess.Popen(command, env=env, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, *flags, *program], env=env, cwd=folder, stdout=output, stderr=output)
 
 
 def work(folder: Path) -> None:
@@ -131,6 +135,7 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
         tiny.go_on("ppo", folder / "run", after_step=lambda step: time.sleep(STEP))
+    (folder / "done").touch()
 
 
 def undisturbed(folder: Path, options: argparse.Namespace) -> tuple[dict[str, bytes], float]:
@@ -173,6 +178,22 @@ def disturbed(
     same = crash.files(folder / "run") == whole
     cells = ["; ".join(killed), ", ".join(map(str, starts)), " ".join(map(str, codes)), "yes" if same else "no"]
     return same and not repeated and not any(codes), cells
+
+
+def joined_late(folder: Path) -> tuple[Job, list[int | None]]:
+    """A job of one process, to which a second torchrun comes -> (the job, the exit codes of both)"""
+    import ranks
+
+    (folder / "workers").mkdir(parents=True)
+    options = argparse.Namespace(processes=1, rendezvous="c10d")
+    # without this variable the torchrun that comes late waits in vain for the address of the first (torch 2.13)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    places = [(folder, options, number, port) for port in [ranks.free_port()] for number in (0, 1)]
+    flags = ("--rdzv-conf", "last_call_timeout=1")
+    job = Job(folder, [agent(*places[0], flags, nodes="1:2")], 1)
+    job.wait_until(lambda: job.last_checkpoint() >= 2)
+    job.agents.append(agent(*places[1], flags, nodes="1:2"))
+    return job, job.codes()
 
 
 def main() -> None:

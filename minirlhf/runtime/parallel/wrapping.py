@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from minirlhf.runtime.parallel.pace import equal_counts
@@ -24,7 +25,29 @@ def wrapped(module: nn.Module) -> nn.Module:
     # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
     with warnings.catch_warnings():  # torch 2.13 calls this argument forward_sync_buffers; torch 2.11 does not
         warnings.simplefilter("ignore", FutureWarning)
-        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+        wrapper = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    if dist.get_backend() == "gloo" and dist.get_world_size() > 2:
+        wrapper.register_comm_hook(None, _mean_in_order)
+    return wrapper
+
+
+def _mean_in_order(_, bucket):  # torch refuses annotations that are text
+    """The mean of a bucket of gradients over the processes, added in the order of ranks.
+
+    gloo adds in an order that depends on an element's place in the bucket, and DDP changes the places after its first
+    step. So the first step after a resume would round otherwise than the same step of an uninterrupted run. Two
+    processes have one order only.
+    """
+    gradients, ranks = bucket.buffer(), dist.get_world_size()
+    padded = torch.cat([gradients, gradients.new_zeros(-len(gradients) % ranks)])
+    parts = torch.empty_like(padded)
+    dist.all_to_all_single(parts, padded)  # each process gets its part of the bucket from every process
+    mean = sum(parts.view(ranks, -1).unbind()) / ranks
+    dist.all_gather_into_tensor(padded, mean)
+    gradients.copy_(padded[: len(gradients)])
+    done = torch.futures.Future()
+    done.set_result(gradients)
+    return done
 
 
 def in_step(groups: Sequence[Group], models: Sequence[nn.Module]) -> Iterator[Group]:
