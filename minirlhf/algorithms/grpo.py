@@ -46,7 +46,7 @@ from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, local_rows, own_pace, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, any_rank, backward, local_rows, own_pace, wrap
 from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -132,7 +132,7 @@ class GRPOTrainer:
         for attempt in range(self.config.resample):
             groups = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
             spare = local_rows(self.spare[self.steps_done * self.config.resample + attempt])
-            if groups:
+            if any_rank(bool(groups)):  # then all processes sample, because the policy may be in slices
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 again = self.sample([spare[i] for i in groups], f"spare {attempt}")
                 rollout = with_groups(rollout, groups, again, G)
@@ -196,7 +196,8 @@ class GRPOTrainer:
         counts = all_sum(torch.stack([mask.sum(), mask.any(-1).sum()]))
         entropy_coef = self.entropy.coef if self.entropy else config.entropy_coef
         rollout, rows = self.without_idle_rows(rollout, rows, has_advantage, entropy_coef)
-        trained_tokens = all_sum(rollout.completion_mask[rows].sum())
+        own_tokens = rollout.completion_mask[rows].sum()
+        trained_tokens = all_sum(own_tokens)
         groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
         sums = Sums()
         for group in micro_batches(groups, self.wrapped_policy):
@@ -209,7 +210,7 @@ class GRPOTrainer:
             sums.add(loss=loss)
             sums.add(1, old.completion_mask, policy_loss=policy_losses)
             sums.add(trained_tokens, old.completion_mask, **terms)
-        metrics = self.optimizer.step({**sums, "trained_tokens": trained_tokens / world_size()})
+        metrics = self.optimizer.step({**sums, "trained_tokens": own_tokens})
         if not metrics.pop("trained_tokens"):  # no row was trained on: nothing to report
             metrics = {name: metrics[name] for name in ("loss", "policy_loss", "grad_norm", "lr")}
         if self.entropy:
@@ -231,7 +232,7 @@ class GRPOTrainer:
         trained = [i for i in rows if has_advantage[i]]
         if trained:
             return rollout, trained
-        return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), [rows[0]]
+        return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), list(rows[:1])
 
     def losses(
         self, old: Rollout, A: Tensor, W: Tensor, counts: Tensor, entropy_coef: float

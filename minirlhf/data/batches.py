@@ -100,11 +100,11 @@ def pad_sequences(
     learned: for each row, which tokens of the response are learned; empty: all.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-    columns = torch.arange(width)
-    attention_mask = columns < torch.tensor([[len(row)] for row in rows])
-    completion_mask = attention_mask & (columns >= torch.tensor([[len(prompt)] for prompt in prompts]))
+    width = max(map(len, rows), default=1)  # a process may have no row
+    padded = [row + [pad_id] * (width - len(row)) for row in rows]
+    input_ids, columns = torch.tensor(padded, dtype=torch.int64).view(len(rows), width), torch.arange(width)
+    attention_mask = columns < torch.tensor([len(row) for row in rows])[:, None]
+    completion_mask = attention_mask & (columns >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
     for row, mask in enumerate(learned):
         completion_mask[row, len(prompts[row]) : len(rows[row])] &= torch.tensor(mask)
     return Sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)))
