@@ -41,12 +41,13 @@ from minirlhf.losses import (
 from minirlhf.model.policy import Policy, disable_dropout
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.collect import collect
-from minirlhf.rollout.groups import let_others_sample, with_groups
+from minirlhf.rollout.exchange import balanced
+from minirlhf.rollout.groups import with_groups
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, any_rank, backward, local_rows, own_pace, wrap
+from minirlhf.runtime.distributed import all_sum, any_rank, backward, own_pace, wrap
 from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -116,6 +117,7 @@ class GRPOTrainer:
             threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
         old = replace(rollout, logps=old_logps, completion_mask=mask)
+        old, (advantages, weights) = balanced(old, (advantages, weights), config.minibatches)
         has_advantage = advantages.any(-1).tolist()
         update = partial(self.update, old, advantages, weights, has_advantage)
         metrics |= over_minibatches("GRPOTrainer", config, len(batch), update)
@@ -131,13 +133,12 @@ class GRPOTrainer:
         rollout, G = self.sample(batch, "rollout"), self.config.group_size
         for attempt in range(self.config.resample):
             groups = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
-            spare = local_rows(self.spare[self.steps_done * self.config.resample + attempt])
             if any_rank(bool(groups)):  # then all processes sample, because the policy may be in slices
+                spare = self.spare[self.steps_done * self.config.resample + attempt]
+                spare = [spare[i if draw.place is None else draw.place] for i, draw in enumerate(batch)]
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 again = self.sample([spare[i] for i in groups], f"spare {attempt}")
                 rollout = with_groups(rollout, groups, again, G)
-            else:
-                let_others_sample(self.policy, self.ref_policy)
         scores = [None if score != score else score for score in rollout.scores[::G].tolist()]  # NaN is no JSON
         first = zip(batch, rollout.completions[::G], scores, strict=True)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first][:4]

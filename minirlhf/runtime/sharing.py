@@ -61,14 +61,15 @@ def shared_groups(groups: Sequence[Group], *models: nn.Module) -> Iterator[Group
     if world_size() == 1:
         yield from groups
         return
-    from minirlhf.runtime.parallel.sharding import in_slices, is_sharded
+    from minirlhf.runtime.parallel.sharding import in_slices, whole_of
     from minirlhf.runtime.parallel.wrapping import filled
 
-    if not any(map(is_sharded, models)):
+    roots = [root for model in models if (root := whole_of(model)) is not None]
+    if not roots:
         yield from groups or [[]]
         return
     try:
-        yield from filled(groups, next(models[0].parameters()).device)
+        yield from filled(groups, next(roots[0].parameters()).device)
     finally:
-        for model in models:
-            in_slices(model)
+        for root in roots:
+            in_slices(root)
