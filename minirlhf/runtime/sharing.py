@@ -61,15 +61,8 @@ def shared_groups(groups: Sequence[Group], *models: nn.Module) -> Iterator[Group
     if world_size() == 1:
         yield from groups
         return
-    from minirlhf.runtime.parallel.sharding import in_slices, whole_of
+    from minirlhf.runtime.parallel.sharding import whole_of
     from minirlhf.runtime.parallel.wrapping import filled
 
-    roots = [root for model in models if (root := whole_of(model)) is not None]
-    if not roots:
-        yield from groups or [[]]
-        return
-    try:
-        yield from filled(groups, next(roots[0].parameters()).device)
-    finally:
-        for root in roots:
-            in_slices(root)
+    sharded = any(whole_of(model) is not None for model in models)
+    yield from filled(groups, next(models[0].parameters()).device) if sharded else groups or [[]]
