@@ -5,7 +5,7 @@ GKD: Agarwal et al. 2023, arXiv:2306.13649. MiniLLM: Gu et al. 2023, arXiv:2306.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.model.vocabulary import FirstIds
 from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
 from minirlhf.runtime.randomness import keyed_uniforms
+from minirlhf.runtime.sharing import shared_sums
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -101,7 +102,7 @@ class DistillationTrainer:
         rows = self.write(batch) if on_policy else drawn(batch, 1)
         count = all_sum(torch.tensor(float(sum(sum(row.mask()) for row in rows)), device=self.device))
         sums = Sums()
-        for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_policy):
+        for group in micro_batches(self._groups(rows), self.wrapped_policy):
             sequences = self._pad(group)
             losses = self.losses(self.wrapped_policy, sequences)
             loss = masked_mean(losses, sequences.completion_mask, count)
@@ -130,39 +131,39 @@ class DistillationTrainer:
 
         An answer has at most `max_tokens` tokens, or the room that its prompt leaves in the context of both models.
         """
-        config = self.config
-        context = min(model.transformer.config.max_position_embeddings for model in (self.policy, self.teacher))
-        rooms = [min(config.max_tokens, context - len(draw.row.prompt)) for draw in batch]
-        answers: dict[int, list[int]] = {}
-        for room in sorted({*rooms}):
-            group = [i for i, room_of_row in enumerate(rooms) if room_of_row == room]
-            answers |= zip(group, self._sample([batch[i] for i in group], room), strict=True)
-        return [EncodedRow(draw.row.source, draw.row.prompt, (answers[i],)) for i, draw in enumerate(batch)]
-
-    def _sample(self, draws: list[Draw], max_tokens: int) -> list[list[int]]:
-        """The student's answers, in common ids."""
         config, student = self.config, self.policy.transformer
         if self.ids < student.config.vocab_size:
-            student = FirstIds(student, self.ids)
+            student = FirstIds(student, self.ids)  # the answers are in common ids
         sampling = SamplingConfig(
-            max_tokens=max_tokens,
+            max_tokens=config.max_tokens,
             temperature=config.temperature,
             stop_ids=self.tokenizer.eos_ids,
             microbatch_tokens=config.microbatch_tokens,
         )
-        options = {"seed": self.seed, "stream": "rollout", "keys": [(draw.epoch, draw.index, 0) for draw in draws]}
-        completions = generate(student, [draw.row.prompt for draw in draws], sampling, **options)
-        return [completion.ids for completion in completions]
+        options = {"seed": self.seed, "stream": "rollout", "keys": [(draw.epoch, draw.index, 0) for draw in batch]}
+        completions = generate(student, [draw.row.prompt for draw in batch], sampling, **options)
+        context, rows = self.teacher.transformer.config.max_position_embeddings, []
+        for row, completion in zip((draw.row for draw in batch), completions, strict=True):
+            if (room := context - len(row.prompt)) < 1:
+                raise InputError(
+                    f"DistillationTrainer: the {len(row.prompt)} tokens of a prompt leave no room in the teacher's "
+                    f"context of {context}; shorten it"
+                )
+            rows.append(EncodedRow(row.source, row.prompt, (completion.ids[:room],)))
+        return rows
 
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
         """{loss}: mean divergence per token from the teacher on held-out answers; {} without tokens."""
-        total, tokens = 0.0, sum(sum(row.mask()) for row in rows)
-        for group in row_groups(rows, self.config.microbatch_tokens):
+
+        def losses(group: list[EncodedRow]) -> dict[str, Tensor]:
             batch = self._pad(group)
             divergence = self._divergence(batch, self._teacher_outputs(batch))
-            total += self.policy(batch.input_ids, batch.attention_mask, head=divergence).sum().item()
-        return {"loss": total / tokens} if tokens else {}
+            return {"loss": self.policy(batch.input_ids, batch.attention_mask, head=divergence)}
+
+        if not (tokens := sum(sum(row.mask()) for row in rows)):
+            return {}
+        return {"loss": shared_sums(rows, self._groups, losses, self.policy, self.teacher)["loss"] / tokens}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)
@@ -187,6 +188,9 @@ class DistillationTrainer:
         options = {"mask": batch.completion_mask, "beta": self.config.beta, "temperature": self.config.temperature}
         options |= {"teacher_hidden": teacher[0], "teacher_weight": teacher[1]}
         return lambda hidden, weight: linear_distillation_loss(hidden, weight[: self.ids], **options)
+
+    def _groups(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        return row_groups(rows, self.config.microbatch_tokens)
 
     def _pad(self, rows: list[EncodedRow]) -> Sequences:
         return pad_rows(rows, (0,), self.tokenizer.pad_id, self.device)

@@ -31,6 +31,7 @@ from minirlhf.losses import (
 from minirlhf.model.mixture import move_towards
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.runtime.distributed import all_sum, backward, world_size, wrap
+from minirlhf.runtime.sharing import shared_sums
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -67,7 +68,8 @@ class DPOTrainer:
         """One update on a batch of pairs: the mean loss over all pairs."""
         rows = drawn(batch, 2)
         sizes = [float(len(rows)), float(sum(sum(row.mask()) for row in rows))]
-        pairs, chosen_tokens = all_sum(torch.tensor(sizes, device=self.device))
+        own = torch.tensor(sizes, device=self.device)
+        pairs, chosen_tokens = all_sum(own)
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_policy):
             losses, nll, terms = self.losses(self.wrapped_policy, group)
@@ -75,8 +77,8 @@ class DPOTrainer:
             backward(loss)
             sums.add(loss=loss)
             sums.add(pairs, **terms)
-        metrics = self.optimizer.step(sums)
-        n = len(rows) * world_size()  # every process has the same number of rows
+        metrics = self.optimizer.step({**sums, "pairs": own[0]})
+        n = metrics.pop("pairs")
         self.shift.update((metrics["chosen_reward"] + metrics["rejected_reward"]) * n, 2 * n)
         self.steps_done += 1
         if self.config.ref_update_every and self.steps_done % self.config.ref_update_every == 0:
@@ -115,11 +117,13 @@ class DPOTrainer:
         """
         if not rows:
             return {}
-        totals: dict[str, float] = {}
-        for group in self._groups(rows):
+
+        def measures(group: list[EncodedRow]) -> dict[str, Tensor]:
             losses, _, terms = self.losses(self.policy, group)
-            for name, x in {"loss": losses, "accuracy": terms["accuracy"], "margin": terms["margin"]}.items():
-                totals[name] = totals.get(name, 0.0) + x.sum().item()
+            return {"loss": losses, "accuracy": terms["accuracy"], "margin": terms["margin"]}
+
+        models = [model for model in (self.policy, self.ref_policy) if model is not None]
+        totals = shared_sums(rows, self._groups, measures, *models)
         return {name: total / len(rows) for name, total in totals.items()}
 
     @property

@@ -40,12 +40,13 @@ from minirlhf.losses import (
 from minirlhf.model.policy import Policy, disable_dropout
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.collect import collect
-from minirlhf.rollout.groups import let_others_sample, with_groups
+from minirlhf.rollout.exchange import balanced
+from minirlhf.rollout.groups import with_groups
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
 from minirlhf.runtime.compile import maybe_compile
-from minirlhf.runtime.distributed import all_sum, backward, local_rows, own_pace, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, any_rank, backward, own_pace, wrap
 from minirlhf.runtime.vectors import gather_vectors
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -115,6 +116,7 @@ class GRPOTrainer:
             threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
         old = replace(rollout, logps=old_logps, completion_mask=mask)
+        old, (advantages, weights) = balanced(old, (advantages, weights), config.minibatches)
         has_advantage = advantages.any(-1).tolist()
         update = partial(self.update, old, advantages, weights, has_advantage)
         metrics |= over_minibatches("GRPOTrainer", config, len(batch), update)
@@ -130,13 +132,12 @@ class GRPOTrainer:
         rollout, G = self.sample(batch, "rollout"), self.config.group_size
         for attempt in range(self.config.resample):
             groups = equal_groups(rollout.scores, G).nonzero().squeeze(-1).tolist()
-            spare = local_rows(self.spare[self.steps_done * self.config.resample + attempt])
-            if groups:
+            if any_rank(bool(groups)):  # then all processes sample, because the policy may be in slices
+                spare = self.spare[self.steps_done * self.config.resample + attempt]
+                spare = [spare[i if draw.place is None else draw.place] for i, draw in enumerate(batch)]
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 again = self.sample([spare[i] for i in groups], f"spare {attempt}")
                 rollout = with_groups(rollout, groups, again, G)
-            else:
-                let_others_sample(self.policy, self.ref_policy)
         scores = [None if score != score else score for score in rollout.scores[::G].tolist()]  # NaN is no JSON
         first = zip(batch, rollout.completions[::G], scores, strict=True)
         self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first][:4]
@@ -195,7 +196,8 @@ class GRPOTrainer:
         counts = all_sum(torch.stack([mask.sum(), mask.any(-1).sum()]))
         entropy_coef = self.entropy.coef if self.entropy else config.entropy_coef
         rollout, rows = self.without_idle_rows(rollout, rows, has_advantage, entropy_coef)
-        trained_tokens = all_sum(rollout.completion_mask[rows].sum())
+        own_tokens = rollout.completion_mask[rows].sum()
+        trained_tokens = all_sum(own_tokens)
         groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
         sums = Sums()
         for group in micro_batches(groups, self.wrapped_policy):
@@ -208,7 +210,7 @@ class GRPOTrainer:
             sums.add(loss=loss)
             sums.add(1, old.completion_mask, policy_loss=policy_losses)
             sums.add(trained_tokens, old.completion_mask, **terms)
-        metrics = self.optimizer.step({**sums, "trained_tokens": trained_tokens / world_size()})
+        metrics = self.optimizer.step({**sums, "trained_tokens": own_tokens})
         if not metrics.pop("trained_tokens"):  # no row was trained on: nothing to report
             metrics = {name: metrics[name] for name in ("loss", "policy_loss", "grad_norm", "lr")}
         if self.entropy:
@@ -230,7 +232,7 @@ class GRPOTrainer:
         trained = [i for i in rows if has_advantage[i]]
         if trained:
             return rollout, trained
-        return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), [rows[0]]
+        return replace(rollout, completion_mask=torch.zeros_like(rollout.completion_mask)), list(rows[:1])
 
     def losses(
         self, old: Rollout, A: Tensor, W: Tensor, counts: Tensor, entropy_coef: float

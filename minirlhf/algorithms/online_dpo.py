@@ -147,7 +147,7 @@ class OnlineDPOTrainer:
         answers = [match.by_policy[i].ids for i in rows]
         if config.algorithm != "nash_md":  # in Nash-MD only the judge reads the opponent's answer
             answers += [match.by_opponent[i].ids for i in rows]
-        prompts = [match.prompts[i] for i in rows] * (len(answers) // len(rows))
+        prompts = [match.prompts[i] for i in rows] * (1 if config.algorithm == "nash_md" else 2)
         batch = pad_sequences(prompts, answers, self.tokenizer.pad_id, self.device)
         logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
         with torch.no_grad():

@@ -154,6 +154,9 @@ class PPOTrainer:
         metrics["kl_coef"] = self.kl.coef
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
+        from minirlhf.rollout.exchange import balanced  # here, so that the core loads no leaf
+
+        rollout, (advantages, returns) = balanced(rollout, (advantages, returns), config.minibatches)
         metrics |= over_minibatches(
             "PPOTrainer", config, len(rollout.lengths), lambda rows: self.update(rollout, rows, advantages, returns)
         )

@@ -18,9 +18,10 @@ from minirlhf.data.dialogues import Dialogues
 from minirlhf.data.encoding import EncodedRow, encode_texts
 from minirlhf.data.wrapping import Wrapping
 from minirlhf.errors import InputError, shown
-from minirlhf.losses import correctness_loss, masked_mean, masked_sum
+from minirlhf.losses import correctness_loss, masked_mean
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.runtime.distributed import all_sum, backward, say, wrap
+from minirlhf.runtime.sharing import shared_sums
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -59,7 +60,7 @@ class ProcessRewardTrainer:
         rows = drawn(batch, 1)
         count = all_sum(torch.tensor(float(sum(len(row.source["labels"]) for row in rows)), device=self.device))
         sums = Sums()
-        for group in micro_batches(row_groups(rows, self.config.microbatch_tokens), self.wrapped_model):
+        for group in micro_batches(self._groups(rows), self.wrapped_model):
             losses, correct, mask = self.losses(self.wrapped_model, group)
             backward(masked_mean(losses, mask, count))
             sums.add(count, mask, loss=losses, accuracy=correct)
@@ -80,13 +81,17 @@ class ProcessRewardTrainer:
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
         """{accuracy, loss}: means over the labelled tokens of held-out rows; {} without labels."""
-        correct = loss = count = 0.0
-        for group in row_groups(rows, self.config.microbatch_tokens):
-            losses, is_correct, mask = self.losses(self.model, group)
-            correct += masked_sum(is_correct, mask).item()
-            loss += masked_sum(losses, mask).item()
-            count += mask.sum().item()
-        return {"accuracy": correct / count, "loss": loss / count} if count else {}
+
+        def measures(group: list[EncodedRow]) -> dict[str, Tensor]:
+            losses, correct, mask = self.losses(self.model, group)
+            return {"accuracy": torch.where(mask, correct, 0), "loss": torch.where(mask, losses, 0)}
+
+        if not (count := sum(len(row.source["labels"]) for row in rows)):
+            return {}
+        return {name: x / count for name, x in shared_sums(rows, self._groups, measures, self.model).items()}
+
+    def _groups(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        return row_groups(rows, self.config.microbatch_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

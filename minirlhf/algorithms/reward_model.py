@@ -14,7 +14,7 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import check_range
 from minirlhf.losses import bradley_terry_loss, reward_centering_loss
 from minirlhf.model.policy import RewardModel
-from minirlhf.runtime.distributed import all_sum, backward, wrap
+from minirlhf.runtime.distributed import all_sum, backward, local_rows, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -79,14 +79,17 @@ class RewardTrainer:
         """{accuracy, loss} on held-out pairs; {} without pairs. The first four pairs with scores become samples."""
         if not rows:
             return {}
-        correct = loss = torch.zeros((), device=self.device)
-        for group in self._groups(rows):
+        from minirlhf.runtime.sharing import in_order, shared_sums  # here, so that the core loads no leaf
+
+        def measures(group: list[EncodedRow]) -> dict[str, Tensor]:
             chosen, rejected = self.score(self.model, group)
-            correct = correct + (chosen > rejected).sum()
-            loss = loss + bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected).sum()
-        chosen, rejected = self.score(self.model, rows[:4])
-        self.samples = [self._sample(*pair) for pair in zip(rows, chosen.tolist(), rejected.tolist(), strict=False)]
-        return {"accuracy": correct.item() / len(rows), "loss": loss.item() / len(rows)}
+            loss = bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected)
+            return {"accuracy": chosen > rejected, "loss": loss}
+
+        totals = shared_sums(rows, self._groups, measures, self.model)
+        scores = in_order(torch.stack(self.score(self.model, local_rows(rows[:4])), dim=-1).tolist())
+        self.samples = [self._sample(row, *pair) for row, pair in zip(rows, scores, strict=False)]
+        return {name: total / len(rows) for name, total in totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

@@ -13,7 +13,6 @@ from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.losses import cross_entropy, dft_loss, masked_mean
 from minirlhf.model.policy import Policy, check_policy
 from minirlhf.runtime.distributed import all_sum, backward, wrap
@@ -103,29 +102,18 @@ class SFTTrainer:
     @torch.no_grad()
     def evaluate(self, rows: list[EncodedRow]) -> dict[str, float]:
         """{loss}: mean nats per learned token on held-out rows; {} without rows. The first four rows are samples."""
-        total = torch.zeros((), device=self.device)
-        for group in row_groups(rows, self.config.microbatch_tokens):
+        from minirlhf.algorithms.sft_samples import written  # here, so that the core loads no leaf
+        from minirlhf.runtime.sharing import shared_sums
+
+        def losses(group: list[EncodedRow]) -> dict[str, Tensor]:
             batch = self._pad(group)
             logps = self.policy(batch.input_ids, batch.attention_mask).logps
-            total += masked_mean(cross_entropy(logps), batch.completion_mask, count=1)
-        self.samples, tokens = self.write(rows[:4]), sum(sum(row.mask()) for row in rows)
-        return {"loss": total.item() / tokens} if tokens else {}
+            return {"loss": torch.where(batch.completion_mask, cross_entropy(logps), 0)}
 
-    def write(self, rows: list[EncodedRow]) -> list[dict[str, Any]]:
-        """Samples: for each row, the policy's response to the prompt, and the row's response up to a masked token."""
-        from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
-
-        rows = with_room(self.policy.transformer.config.max_position_embeddings, rows)
-        answers = [row.responses[0][: [*row.mask(), False].index(False)] for row in rows]
-        longest = max(map(len, answers), default=0)
-        sampling = SamplingConfig(max_tokens=max(1, longest), stop_ids=self.tokenizer.eos_ids)
-        completions = generate(self.policy.transformer, [row.prompt for row in rows], sampling)
-        texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
-        references = self.tokenizer.decode_completions(answers)
-        return [
-            {"prompt": self.tokenizer.decode(row.prompt), "completion": text, "reference": reference}
-            for row, text, reference in zip(rows, texts, references, strict=True)
-        ]
+        groups = partial(row_groups, max_tokens=self.config.microbatch_tokens)
+        totals = shared_sums(rows, groups, losses, self.policy)
+        self.samples, tokens = written(self, rows[:4]), sum(sum(row.mask()) for row in rows)
+        return {name: total / tokens for name, total in totals.items() if tokens}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

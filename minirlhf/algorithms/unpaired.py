@@ -20,7 +20,8 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import RunningMean, apo_zero_unpaired_loss, bco_loss, density_ratio, kto_kl, kto_loss, sum_logps
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
-from minirlhf.runtime.distributed import all_sum, backward, own_pace, world_size, wrap
+from minirlhf.runtime.distributed import all_sum, backward, local_rows, wrap
+from minirlhf.runtime.sharing import shared_groups, shared_sums
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
 from minirlhf.training.update import Sums, load_state, micro_batches, state_of
@@ -90,9 +91,10 @@ class UnpairedTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all rows."""
         rows = drawn(batch, 1)
-        groups = row_groups(rows, self.config.microbatch_tokens)
+        groups = self._groups(rows)
         kl = self.estimate_kl(groups)
-        count = all_sum(torch.tensor(float(len(rows)), device=self.device))
+        own_count = torch.tensor(float(len(rows)), device=self.device)
+        count = all_sum(own_count)
         sums = Sums()
         for group in micro_batches(groups, self.wrapped_policy):
             losses, rewards = self.losses(self.wrapped_policy, group, kl)
@@ -101,8 +103,8 @@ class UnpairedTrainer:
             sums.add(count, loss=losses, accuracy=correct, reward_mean=rewards)
             if self.config.loss == "kto":  # no other loss has a KL
                 sums.add(count, kl=kl * len(group))
-        metrics = self.optimizer.step(sums)
-        n = len(rows) * world_size()  # every process has the same number of rows
+        metrics = self.optimizer.step({**sums, "rows": own_count})
+        n = metrics.pop("rows")
         self.shift.update(metrics["reward_mean"] * n, n)
         return metrics
 
@@ -135,8 +137,8 @@ class UnpairedTrainer:
         """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts)."""
         if self.config.loss != "kto":
             return torch.zeros((), device=self.device)  # only kto has a KL
-        with own_pace(self.ref_policy, self.policy):
-            log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in groups])
+        shared = shared_groups(groups, self.ref_policy, self.policy)
+        log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in shared])
         total, count = all_sum(torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]))
         return kto_kl(log_ratios, total=total, count=count)
 
@@ -148,12 +150,13 @@ class UnpairedTrainer:
         """
         if not rows:
             return {}
-        groups = row_groups(rows, self.config.microbatch_tokens)
-        kl, correct = self.estimate_kl(groups), 0.0
-        for group in groups:
-            _, rewards = self.losses(self.policy, group, kl)
-            correct += self._correct(rewards, group, kl).sum().item()
-        return {"accuracy": correct / len(rows)}
+        kl = self.estimate_kl(self._groups(local_rows(rows)))
+
+        def correct(group: list[EncodedRow]) -> dict[str, Tensor]:
+            return {"accuracy": self._correct(self.losses(self.policy, group, kl)[1], group, kl)}
+
+        totals = shared_sums(rows, self._groups, correct, self.policy, self.ref_policy)
+        return {"accuracy": totals["accuracy"] / len(rows)}
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)
@@ -167,7 +170,10 @@ class UnpairedTrainer:
         return (rewards > zero_point) == self._desirable(rows)
 
     def _desirable(self, rows: list[EncodedRow]) -> Tensor:
-        return torch.tensor(desirable_of(rows), device=self.device)
+        return torch.tensor(desirable_of(rows), dtype=torch.bool, device=self.device)
+
+    def _groups(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        return row_groups(rows, self.config.microbatch_tokens)
 
 
 def desirable_of(rows: Sequence[EncodedRow]) -> list[bool]:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from minirlhf.cli import train
 from minirlhf.data.batches import Draw
+from minirlhf.data.dealing import dealt, length
 from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.given_models import scorer_of
@@ -23,7 +23,7 @@ from minirlhf.jobs.sft import untrained_policy
 from minirlhf.jobs.stage import open_stage
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.rewards.scoring import Reward
-from minirlhf.runtime.distributed import local_rows, say
+from minirlhf.runtime.distributed import say
 from minirlhf.tasks.task import Task
 from minirlhf.tasks.user_rows import HELD
 
@@ -91,7 +91,7 @@ class Rehearsal(Job):
         name, rows, started = work.stage.name, work.batches.rows, time.perf_counter()
         longest = sorted(range(len(rows)), key=lambda i: -length(rows[i]))[: work.batches.batch_size]
         draws = [Draw(rows[i], i, 0) for i in (longest * work.batches.batch_size)[: work.batches.batch_size]]
-        metrics = work.trainer.step(local_rows(draws))
+        metrics = work.trainer.step(dealt(draws, work.trainer.config))
         for key in ("loss", "grad_norm"):
             if not math.isfinite(metrics.get(key, 0.0)):
                 self.findings.append(f"{name}: needed a finite {key}, got {metrics[key]}; look at the longest rows")
@@ -114,11 +114,6 @@ def rehearse(job: Rehearsal, parts: Callable[[Job], Generator]) -> None:
 def with_few_held_out(task: Task) -> Task:
     """The task with a few held-out rows of each part, because an evaluation may take as long as many steps."""
     return replace(task, **{part: getattr(task, part)[:HELD_OUT] for part in HELD.values()})
-
-
-def length(row: Any) -> int:
-    """Tokens of a row of ids, with its longest answer."""
-    return len(row.prompt) + max(map(len, row.responses), default=0)
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ class Draw(NamedTuple):
     row: Any  # an encoded row
     index: int  # the row's number in the data
     epoch: int  # number of earlier draws of the row; each epoch samples with its own noise
+    place: int | None = None  # in the batch, over all processes
 
 
 class Batches:
@@ -62,14 +63,14 @@ class Batches:
         if not 0 <= k < self.steps:
             raise IndexError(f"Batches: step {k} of {self.steps}")
         draws = range(k * self.batch_size, (k + 1) * self.batch_size)
-        return [self._draw(*divmod(draw, len(self.rows))) for draw in draws]
+        return [self._draw(*divmod(draw, len(self.rows)), place) for place, draw in enumerate(draws)]
 
-    def _draw(self, epoch: int, position: int) -> Draw:
+    def _draw(self, epoch: int, position: int, place: int) -> Draw:
         if epoch not in self._order:
             recent = {e: order for e, order in self._order.items() if e >= epoch - 1}
             self._order = {**recent, epoch: permutation(len(self.rows), self.seed, self.stream, epoch)}
         index = self._order[epoch][position]
-        return Draw(self.rows[index], index, epoch)
+        return Draw(self.rows[index], index, epoch, place)
 
 
 def drawn(batch: Sequence[Draw], answers: int) -> list[EncodedRow]:
@@ -100,11 +101,11 @@ def pad_sequences(
     learned: for each row, which tokens of the response are learned; empty: all.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-    columns = torch.arange(width)
-    attention_mask = columns < torch.tensor([[len(row)] for row in rows])
-    completion_mask = attention_mask & (columns >= torch.tensor([[len(prompt)] for prompt in prompts]))
+    width = max(map(len, rows), default=1)  # a process may have no row
+    padded = [row + [pad_id] * (width - len(row)) for row in rows]
+    input_ids, columns = torch.tensor(padded, dtype=torch.int64).view(len(rows), width), torch.arange(width)
+    attention_mask = columns < torch.tensor([len(row) for row in rows])[:, None]
+    completion_mask = attention_mask & (columns >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
     for row, mask in enumerate(learned):
         completion_mask[row, len(prompts[row]) : len(rows[row])] &= torch.tensor(mask)
     return Sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)))

@@ -18,7 +18,7 @@ from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
-from minirlhf.runtime.distributed import gather, local_rows
+from minirlhf.runtime.distributed import local_rows, own_pace
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
 
@@ -72,42 +72,37 @@ def evaluate_policy(
 
     if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
         return Report(dict.fromkeys(MEASURES), [], [])
-    local = local_rows(range(len(rows)), even=False)
-    prompts = [rows[i].source["prompt"] for i in local]
+    from minirlhf.runtime.sharing import in_order  # here, so that the core loads no leaf
+
+    own = local_rows(rows)
     completions = generate(
         policy.transformer,
-        [rows[i].prompt for i in local],
+        [row.prompt for row in own],
         sampling,
         seed=seed,
         stream="evaluation",
-        keys=[(0, i, 0) for i in local],
+        keys=local_rows([(0, i, 0) for i in range(len(rows))]),
         tokenizer=tokenizer,
     )
     texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    sources = [rows[i].source for i in local]
+    sources = [row.source for row in own]
+    inputs = [source["prompt"] for source in sources], texts, sources
     measured: dict[str, list] = {
-        "row": list(local),
         "text": texts,
         "length": [len(completion.ids) for completion in completions],
         "ended": [float(completion.finish == "stop") for completion in completions],
     }
     if reward:
-        measured["model_reward"] = score_completions(reward, prompts, texts, sources, optional=True)
+        measured["model_reward"] = score_completions(reward, *inputs, optional=True)
     if gold:
-        measured |= gold(prompts, texts, sources)
+        measured |= gold(*inputs)
     if ref_policy and sampling.temperature > 0:  # greedy samples are not drawn from the distribution
-        measured["kl"] = sequence_kl(ref_policy, tokenizer, [rows[i].prompt for i in local], completions, sampling)
-    joined: dict[str, list] = {}
-    for part in gather(measured):
-        for name, values in part.items():
-            joined.setdefault(name, []).extend(values)
-    order = sorted(range(len(rows)), key=joined["row"].__getitem__)
-    texts = [joined["text"][i] for i in order]
-    means = {name: _mean(joined[name]) if name in joined else None for name in MEASURES if name != "distinct_2"}
-    gold_rewards = [joined["gold_reward"][i] for i in order] if gold else None
-    prompts = [row.source["prompt"] for row in rows]
-    seconds = time.perf_counter() - started
-    return Report({**means, "distinct_2": distinct_n(texts)}, prompts, texts, gold_rewards, seconds)
+        measured["kl"] = sequence_kl(ref_policy, tokenizer, [row.prompt for row in own], completions, sampling)
+    found = {name: in_order(values) for name, values in measured.items()}
+    means = {name: _mean(found[name]) if name in found else None for name in MEASURES if name != "distinct_2"}
+    means["distinct_2"] = distinct_n(found["text"])
+    prompts, seconds = [row.source["prompt"] for row in rows], time.perf_counter() - started
+    return Report(means, prompts, found["text"], found["gold_reward"] if gold else None, seconds)
 
 
 def _mean(values: list[float]) -> float | None:
@@ -144,8 +139,6 @@ def sequence_kl(
     sampling: SamplingConfig,
 ) -> list[float]:
     """k1 estimate of KL(sampler || reference) of each completion, nats: its log-prob minus the reference's log-prob."""
-    if not prompts:  # a process without rows
-        return []
 
     def ref_logp(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         logps = ref_policy(input_ids, attention_mask, temperature=sampling.temperature).logps
@@ -155,5 +148,6 @@ def sequence_kl(
     batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, ids, strict=True)]
     tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
-    ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
+    with own_pace(ref_policy):
+        ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
     return [sum(completion.logps) - ref for completion, ref in zip(completions, ref_logps, strict=True)]

@@ -28,7 +28,7 @@ from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.agreed import agreed
-from minirlhf.runtime.distributed import is_main, restarted, say, world_size
+from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
 from minirlhf.training.going_back import check_step, go_back
@@ -249,15 +249,6 @@ def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None
             raise InputError(f"{folder}: holds files that are not a run's; choose another --output")
     if (settings := job.folder / own_stage(job) / "config.toml").exists():
         check_same_job(job, settings)
-    for section in [*(SECTIONS[stage] for stage in stages), job.section]:
-        chosen = getattr(job.settings[section], "recipe", job.settings[section])  # a recipe decides GRPO's minibatch
-        for size in ("batch_size", "minibatch_size"):
-            rows = getattr(chosen, size, 0)
-            if rows % world_size():
-                raise InputError(
-                    f"{section}.{size}: needed a multiple of the {world_size()} processes, got {rows}; change one of "
-                    "the two"
-                )
 
 
 def check_same_job(job: Opened, path: Path) -> None:

@@ -31,6 +31,7 @@ from minirlhf.pretrained.weights import load_policy
 from minirlhf.rewards.judges import Judge
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.distributed import gather, local_rows, say
+from minirlhf.runtime.sharing import in_order
 from minirlhf.text.tokenizer import Tokenizer
 
 Value = TypeVar("Value")
@@ -284,13 +285,11 @@ def known_or_named(
 
 def shared(n: int, work: Callable[[list[int]], list[Value]]) -> list[Value]:
     """work(range(n)), a part in each process. Results travel as JSON. An InputError in one process reaches all."""
-    mine, done, problem = list(local_rows(range(n), even=False)), [], ""
+    mine, done, problem = list(local_rows(range(n))), [], ""
     try:
         done = work(mine) if mine else []
     except InputError as error:
         problem = str(error)
-    parts = gather((mine, done, problem))
-    if problem := next((text for *_, text in parts if text), ""):
+    if problem := next((text for text in gather(problem) if text), ""):
         raise InputError(problem)
-    found = {i: value for indices, values, _ in parts for i, value in zip(indices, values, strict=True)}
-    return [found[i] for i in range(n)]
+    return in_order(done)

@@ -90,6 +90,6 @@ def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.
     weight = weight.to(rows.dtype)
     parts = [
         _log_softmax(_logits(rows[part], weight, None, None), temperature).mul_(2).logsumexp(-1)
-        for part in _chunks(len(rows), weight.shape[0])
+        for part in _chunks(len(rows), weight.shape[0]) or [slice(0, 0)]
     ]
     return shift_right(torch.cat(parts).view(hidden.shape[:2]))

@@ -76,8 +76,8 @@ def attend(
         from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
 
         return attend_each(attend, q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
-    if cap is not None:
-        return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap)
+    if cap is not None or not len(q_BHTE):  # FlashAttention refuses a batch without rows
+        return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap or 1.0)
     return F.scaled_dot_product_attention(
         q_BHTE,
         k_BKSE,

@@ -56,11 +56,12 @@ class Experts(nn.Module):
         order = chosen_Nk.flatten().argsort(stable=True)  # sorts all N k choices by expert
         counts = chosen_Nk.flatten().bincount(minlength=len(self.experts)).tolist()
         rows_by_expert = x_ND[order // self.k].split(counts)
-        # in training, run experts without rows too: distributed training waits for a gradient of every weight
+        # in training, run experts without rows too: distributed training waits for a gradient of every weight. And if
+        # a process has no rows at all, the result still needs the width of an expert.
         outs = [
             expert(rows)
             for expert, rows in zip(self.experts, rows_by_expert, strict=True)
-            if len(rows) or torch.is_grad_enabled()
+            if len(rows) or not len(x_ND) or torch.is_grad_enabled()
         ]
         out_NkD = torch.cat(outs)[order.argsort()].unflatten(0, (-1, self.k))
         return (weights_Nk[:, None].to(out_NkD.dtype) @ out_NkD).view_as(x)

@@ -66,6 +66,8 @@ class RewardSum:
     weights: one for each function; default: 1 each.
     """
 
+    collective = True  # each function decides for itself; see `RewardModelScorer`
+
     def __init__(self, functions: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
         self.functions = list(functions)
         self.weights = (1.0,) * len(self.functions) if weights is None else tuple(weights)

@@ -19,6 +19,7 @@ def judge_by(reward: Reward) -> Judge:
         gaps = (a - b for a, b in zip(scores[: len(firsts)], scores[len(firsts) :], strict=True))
         return [1 / (1 + math.exp(-max(-30.0, min(30.0, gap)))) for gap in gaps]
 
+    judge.collective = getattr(reward, "collective", False)
     return judge
 
 
@@ -26,6 +27,8 @@ def judge_pairs(
     judge: Judge, prompts: list[str], firsts: list[str], seconds: list[str], rows: list[dict]
 ) -> list[float]:
     """Call a judge and check its answer.   Raises: InputError unless it is one probability for each pair."""
+    if not prompts and not getattr(judge, "collective", False):
+        return []  # a process without rows
     answer = judge(prompts, firsts, seconds, rows)
     probabilities = [as_number(x) for x in answer] if isinstance(answer, Iterable) else []
     name = getattr(judge, "__name__", type(judge).__name__)

@@ -35,6 +35,8 @@ def score_completions(
     """
     from minirlhf.rewards.calling import call_reward
 
+    if not completions and not getattr(reward, "collective", False):
+        return []  # a process without rows
     name = getattr(reward, "__name__", type(reward).__name__)
     answer = call_reward(reward, prompts, completions, rows)
     one = isinstance(answer, str | bytes | dict | set) or getattr(answer, "ndim", 1) == 0
@@ -68,6 +70,8 @@ class RewardModelScorer:
 
     It encodes a text as `encode_rows` does: prompt + response + EOS, or the turns by the model's chat template.
     """
+
+    collective = True  # all processes call it, also for no completion: the model may be in slices
 
     def __init__(
         self, model: RewardModel, tokenizer: Tokenizer, microbatch_tokens: int = 16_384, wrap: str = "turns"

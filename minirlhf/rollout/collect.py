@@ -79,7 +79,7 @@ def collect(
         values=torch.where(completion_mask, values.to(logps.dtype), 0),
         scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
         scores_by_function=scores_by_function,
-        ended=torch.tensor([c.finish == "stop" for c in completions], device=device),
+        ended=torch.tensor([c.finish == "stop" for c in completions], dtype=torch.bool, device=device),
         mass_kept=torch.tensor([c.mass_kept for c in completions], device=device),
         completions=texts,
         lengths=lengths,

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minirlhf.model.policy import Policy
 from minirlhf.rollout.rollout import PER_TOKEN, Rollout
-from minirlhf.runtime.distributed import own_pace
 
 
 def with_groups(rollout: Rollout, groups: Sequence[int], other: Rollout, group_size: int) -> Rollout:
@@ -30,11 +28,3 @@ def with_groups(rollout: Rollout, groups: Sequence[int], other: Rollout, group_s
             old, new = (F.pad(x, (0, width - x.shape[1])) for x in (old, new))
         fields[name] = torch.cat((old, new))[order]
     return Rollout(**fields)
-
-
-def let_others_sample(policy: Policy, ref_policy: Policy | None) -> None:
-    """Wait while other processes `collect`. A process that samples nothing must still lend its slices of the models."""
-    with own_pace(policy, whole=True):
-        pass
-    with own_pace(*[ref_policy] if ref_policy else ()):
-        pass

@@ -23,11 +23,11 @@ def read(function: Callable[..., Tensor], tensors: Sequence[Tensor], lengths: Se
         function:   takes the same rows of each tensor, cut to the longest of these rows, [b, t]. It returns one number
                     per token [b, t] or one number per row [b].
         tensors:    [B, T] each.
-        lengths:    the number of real tokens in each of the B rows; B is at least 1.
+        lengths:    the number of real tokens in each of the B rows; B may be 0.
         max_tokens: a micro-batch is padded to at most this many tokens; a single row may have more.
     Returns: [B, T] with 0 beyond the longest row of a micro-batch, or [B].
     """
-    result = None
+    result = None if lengths else torch.zeros(tensors[0].shape, device=tensors[0].device)
     for rows in microbatches(lengths, max_tokens):
         index, width = torch.tensor(rows, device=tensors[0].device), max(lengths[row] for row in rows)
         answer = function(*(tensor[index, :width] for tensor in tensors))

@@ -32,8 +32,8 @@ class Rollout:
 
     def select(self, rows: Sequence[int]) -> Rollout:
         """The given rows, cut to the longest row."""
-        width = max(self.lengths[i] for i in rows)
-        index = torch.as_tensor(rows, device=self.input_ids.device)
+        width = max((self.lengths[i] for i in rows), default=1)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.input_ids.device)
         tensors = {
             name: value[index][:, :width] if name in PER_TOKEN else value[index]
             for name, value in vars(self).items()

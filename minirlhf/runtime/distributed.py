@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minirlhf.errors import InputError
-
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -61,14 +59,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
 
 
-def local_rows(rows: Sequence, even: bool = True) -> Sequence:
-    """The rows of this rank: row r, r + world size, ... So minibatch m has the same rows with any number of processes.
-
-    Raises: InputError if `even` and the number of rows is not a multiple of the number of processes.
-    """
-    if even and len(rows) % world_size():
-        raise InputError(f"batch_size must be a multiple of the {world_size()} processes, got {len(rows)}")
-    return rows[rank() :: world_size()]
+def local_rows(rows: Sequence) -> Sequence:
+    """The rows of this rank: row r, r + world size, ...; none if there are fewer rows than ranks."""
+    return rows if world_size() == 1 else rows[rank() :: world_size()]
 
 
 def wrap(module: nn.Module) -> nn.Module:

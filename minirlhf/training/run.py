@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
-from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, local_rows, rank, shows
+from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, shows
 from minirlhf.runtime.randomness import keyed_uniforms
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import discard, is_complete
@@ -140,7 +140,8 @@ class Run:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
-        from minirlhf.training.lock import unlocks  # here, so that the core loads no leaf
+        from minirlhf.data.dealing import dealt  # here, so that the core loads no leaf
+        from minirlhf.training.lock import unlocks
         from minirlhf.training.signals import caught_signals
 
         if not self.step and (self.config.best_metric or self.config.patience or self.config.final == "best"):
@@ -153,7 +154,7 @@ class Run:
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
-                yield local_rows(self.batches[self.step])
+                yield dealt(self.batches[self.step], getattr(self.trainer, "config", None))
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
                 bar.set_postfix(self._headline(), refresh=False)

@@ -25,7 +25,7 @@ def all_sharded(tmp_path_factory):
     import tiny
 
     cases = [case for case in tiny.CASES if case not in ("ppo_adapters", "ppo_4_bits")]
-    return ranks(tmp_path_factory.mktemp("ranks"), SHARDED=",".join(cases))
+    return ranks(tmp_path_factory.mktemp("ranks"), SHARDED=",".join(cases), FEW=",".join(tiny.CASES))
 
 
 def ranks(folder, **variables):

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.algorithms import SFTConfig
+from minirlhf.algorithms.sft_samples import written
 from minirlhf.data.dialogues import everything
 from minirlhf.errors import InputError
 from minirlhf.losses import token_entropy, token_logps
@@ -105,7 +106,7 @@ def test_prompts_are_learned_only_in_rows_of_which_everything_is():
 def test_a_masked_token_ends_the_reference_of_a_sample():
     row = tiny.rows(1)[0]
     row = replace(row, responses=([4, 5, 6, 7],), learned=([True, True, False, True],))
-    assert tiny.sft(torch.float32).write([row])[0]["reference"] == tiny.tokenizer().decode([4, 5])
+    assert written(tiny.sft(torch.float32), [row])[0]["reference"] == tiny.tokenizer().decode([4, 5])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,42 @@ def test_a_model_in_slices_trains_as_in_one_process(two_processes, case):
     check_case(two_processes, case, f"{case}-fsdp")
 
 
+def check_few(folder, case, name):
+    alone = tiny.CASES[case]()
+    record = json.loads(json.dumps(tiny.train_on_few(alone)))
+    bound = 1e-6 if case == "ppo_4_bits" else 1e-9
+    for rank in range(2):
+        assert_close(load_file(folder / f"{name}-{rank}.safetensors"), tiny.weights(alone), rtol=bound, atol=bound)
+        found = json.loads((folder / f"{name}-{rank}.json").read_text())
+        for metrics, expected in zip(found["log"], record["log"], strict=True):
+            assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        for measured, expected in zip(*(each.get("evaluations", []) for each in (found, record)), strict=True):
+            assert measured[0] == pytest.approx(expected[0], rel=1e-9, abs=1e-9)
+            for sample, like in zip(measured[1], expected[1], strict=True):
+                assert sample == {k: pytest.approx(x, abs=1e-6) if isinstance(x, float) else x for k, x in like.items()}
+
+
+@pytest.mark.parametrize("case", tiny.FEW.split(","))
+def test_fewer_rows_than_processes_train_and_evaluate_as_in_one_process(two_processes, case):
+    check_few(two_processes, case, f"{case}-few")
+
+
+@pytest.mark.parametrize("case", tiny.SHARDED.split(","))
+def test_fewer_rows_than_processes_are_enough_for_a_model_in_slices(two_processes, case):
+    check_few(two_processes, case, f"{case}-fsdp-few")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_measures_of_a_policy_do_not_depend_on_the_number_of_processes(two_processes, strategy):
+    expected = json.loads(json.dumps(tiny.measured()))
+    for rank in range(2):
+        found = json.loads((two_processes / f"measured-{strategy}-{rank}.json").read_text())
+        for ours, theirs in zip(found[:3], expected, strict=False):
+            assert ours[0] == pytest.approx(theirs[0], rel=1e-9, abs=1e-9)
+            assert ours[1:] == theirs[1:]
+        assert found[3:] in ([], [pytest.approx(expected[3], rel=1e-9)])
+
+
 def test_a_copy_of_a_model_in_slices_has_its_weights(two_processes):
     expected = tiny.Policy(tiny.transformer(layers=2)).state_dict()
     for rank in range(2):
@@ -72,18 +108,25 @@ ADAPTED = ("ppo_adapters", "ppo_4_bits")  # several models share a base, which i
 @pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in (*tiny.SHARDED.split(","), *ADAPTED)])
 def test_every_model_in_slices_trains_as_in_one_process(all_sharded, case):
     check_case(all_sharded, case, f"{case}-fsdp")
+    check_few(all_sharded, case, f"{case}-fsdp-few")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.FEW.split(",")])
+def test_every_trainer_takes_fewer_rows_than_processes(all_sharded, case):
+    check_few(all_sharded, case, f"{case}-few")
 
 
 def _values(trainer):
     return tiny.weights(trainer).values()
 
 
-def test_rows_that_do_not_fill_the_minibatches_of_a_process_are_refused(two_processes):
+def test_minibatches_whose_rows_the_processes_cannot_share_evenly(two_processes):
+    alone = tiny.uneven()
+    log = tiny.train(alone, tiny.batches(6))
     for rank in range(2):
-        assert (two_processes / f"odd-{rank}.txt").read_text() == (
-            "error: PPOTrainer: the 3 rows of each process cannot be split into 2 equal minibatches; make "
-            "minibatch_size a multiple of the number of processes"
-        )
+        assert_close(load_file(two_processes / f"uneven-{rank}.safetensors"), tiny.weights(alone), rtol=1e-9, atol=1e-9)
+        assert json.loads((two_processes / f"uneven-{rank}.json").read_text()) == [pytest.approx(x, 1e-6) for x in log]
 
 
 def test_the_first_process_waits_for_a_late_one_at_the_last_checkpoint(two_processes):

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import tokenizers
@@ -43,8 +44,11 @@ from minirlhf.algorithms import (
     UnpairedTrainer,
 )
 from minirlhf.data import Batches
+from minirlhf.data.dealing import dealt
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
+from minirlhf.evaluation import evaluate_policy
+from minirlhf.generation import SamplingConfig
+from minirlhf.jobs.measuring import Answer, likelihood_of
 from minirlhf.model import (
     LoRAConfig,
     ModelConfig,
@@ -58,16 +62,18 @@ from minirlhf.model import (
     quantise_linears,
     reference_of,
 )
-from minirlhf.rewards import judge_by
-from minirlhf.runtime.distributed import local_rows, process_group
+from minirlhf.rewards import RewardModelScorer, judge_by
+from minirlhf.runtime.distributed import process_group
 from minirlhf.runtime.parallel.copies import placed
 from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard, whole_of
-from minirlhf.runtime.parallel.strategy import Strategy, using
+from minirlhf.runtime.parallel.strategy import Strategy, current, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
 SHARDED = "reward,ppo_options,ppo_lora,grpo_resample,dpo,nash_md,gkd"  # cases that two processes train in slices too
+# cases that two processes train on fewer rows than processes too: one of each trainer
+FEW = "sft,sft_experts,reward,ppo_head,ppo_value_model,dapo,dpo,kto,online_dpo,nash_md,gkd,process_reward"
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
 
@@ -299,13 +305,50 @@ CASES: dict[str, Callable] = {
 }
 
 
+def uneven() -> PPOTrainer:
+    """Minibatches of three rows: two processes cannot have equally many."""
+    return ppo(batch_size=6, minibatch_size=3)
+
+
 def train(trainer, batches: Batches) -> list[dict[str, float]]:
-    return [trainer.step(local_rows(batches[k])) for k in range(len(batches))]
+    return [trainer.step(dealt(batches[k], trainer.config)) for k in range(len(batches))]
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
     states = {name: model.state_dict() for name, model in trainer.models.items()}
     return {f"{name}.{key}": value.clone() for name, state in states.items() for key, value in state.items()}
+
+
+def train_on_few(trainer) -> dict[str, list]:
+    """Steps on one row and on three, evaluations on none, one and five -> metrics, and evaluations with samples."""
+    trainer.config = copy.copy(trainer.config)
+    object.__setattr__(trainer.config, "minibatch_size", trainer.config.batch_size)
+    log = [trainer.step(dealt(batches(n)[0], trainer.config)) for n in (1, 3)]
+    if not hasattr(trainer, "evaluate"):
+        return {"log": log}
+    return {"log": log, "evaluations": [[trainer.evaluate(rows(n, seed=9)), trainer.samples] for n in (0, 1, 5)]}
+
+
+def measured() -> list:
+    """`evaluate_policy` on 0, 1 and 5 rows, with a reward model as the reward, and the likelihood of 5 answers."""
+    torch.manual_seed(1)
+    policy, scorer = Policy(transformer()), RewardModel(transformer(dtype=torch.float64))
+    reference = near(policy)
+    if current().shards:
+        policy, reference, scorer = (shard(model, torch.device("cpu")) for model in (policy, reference, scorer))
+
+    def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
+        return {"gold_reward": likes_e(prompts, completions, rows)}
+
+    # the longest prompt alone fills a micro-batch, so the processes make different numbers of forwards
+    options = {"reward": RewardModelScorer(scorer, tokenizer(), 12), "ref_policy": reference, "gold": gold}
+    sampling = SamplingConfig(max_tokens=6, stop_ids=tokenizer().eos_ids, microbatch_tokens=12)
+    found = []
+    for n in (0, 1, 5):
+        report = evaluate_policy(policy, tokenizer(), rows(n, seed=3), sampling, **options)
+        found.append([report.known(), report.completions, report.gold])
+    answers = [Answer([*row.prompt, *row.responses[0]], [False] * len(row.prompt) + row.mask(), 1) for row in rows(5)]
+    return found if current().shards else [*found, likelihood_of(policy, answers, 1, 12)]
 
 
 def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -387,28 +430,44 @@ def stop_at(step: int, folder: Path, kind: str = "sft", **options: object) -> No
         go_on(kind, folder, after_step=stop, **options)
 
 
-def _train_sharded(name: str, folder: Path) -> None:
+def _sharded(name: str):
     """A case with its policy in slices, and the frozen models too."""
-    trainer, cpu, file = CASES[name](), torch.device("cpu"), folder / f"{name}-fsdp-{os.environ['RANK']}"
+    trainer = CASES[name]()
     assert is_sharded(next(iter(trainer.models.values())))
     for model in (getattr(trainer, part, None) for part in ("ref_policy", "teacher")):
         if model is not None and whole_of(model) is None:
-            shard(model, cpu)
-    log = train(trainer, batches(8))
-    save_file({key: full(x) for key, x in weights(trainer).items()}, f"{file}.safetensors")
-    Path(f"{file}.json").write_text(json.dumps(log))
+            shard(model, torch.device("cpu"))
+    return trainer
+
+
+def _write(trainer, record: list | dict, file: Path) -> None:
+    """The weights and the record of a trainer, as this process sees them."""
+    name = f"{file}-{os.environ['RANK']}"
+    save_file({key: full(x) for key, x in weights(trainer).items()}, f"{name}.safetensors")
+    Path(f"{name}.json").write_text(json.dumps(record))
+
+
+def _train_few(make: Callable, file: Path) -> None:
+    trainer = make()
+    _write(trainer, train_on_few(trainer), file)
 
 
 def _train_as_rank(folder: Path) -> None:
     with process_group(torch.device("cpu")):
         for name, make in CASES.items():
             trainer = make()
-            log = train(trainer, batches(8))
-            save_file(weights(trainer), folder / f"{name}-{os.environ['RANK']}.safetensors")
-            (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(log))
+            _write(trainer, train(trainer, batches(8)), folder / name)
+        for name in os.environ.get("FEW", FEW).split(","):
+            _train_few(CASES[name], folder / f"{name}-few")
+        trainer = uneven()
+        _write(trainer, train(trainer, batches(6)), folder / "uneven")
+        (folder / f"measured-ddp-{os.environ['RANK']}.json").write_text(json.dumps(measured()))
         with using(Strategy("fsdp", gather="layers")):
+            (folder / f"measured-fsdp-{os.environ['RANK']}.json").write_text(json.dumps(measured()))
             for name in os.environ.get("SHARDED", SHARDED).split(","):
-                _train_sharded(name, folder)
+                trainer = _sharded(name)
+                _write(trainer, train(trainer, batches(8)), folder / f"{name}-fsdp")
+                _train_few(partial(_sharded, name), folder / f"{name}-fsdp-few")
             _copy_sharded(folder)
             check_folders(folder, every="SHARDED" in os.environ)
             go_on("sft", folder / "slices")
@@ -418,11 +477,6 @@ def _train_as_rank(folder: Path) -> None:
             go_on("sft", folder / "zero")
             stop_at(4, folder / "zero-resumed")
             go_on("sft", folder / "zero-resumed", resume=True)
-        try:
-            refusal = str(train(ppo(batch_size=6, minibatch_size=3), batches(6)))
-        except InputError as error:
-            refusal = f"error: {error}"
-        (folder / f"odd-{os.environ['RANK']}.txt").write_text(refusal)
         if os.environ["RANK"] == "1":  # the second process is late at every checkpoint
             save = Run._checkpoint
             Run._checkpoint = lambda self, step: time.sleep(0.3) or save(self, step)

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from minirlhf.errors import InputError
 from minirlhf.runtime import distributed
 from minirlhf.runtime.parallel.wrapping import gradient_sync
 from minirlhf.runtime.vectors import gather_vectors
 
 PROGRAM = """
 import json, sys, torch
-from minirlhf.errors import InputError
 from minirlhf.runtime import distributed as d
 from minirlhf.runtime.parallel.wrapping import gradient_sync
+from minirlhf.runtime.sharing import in_order
 from minirlhf.runtime.vectors import gather_vectors
 torch.set_num_threads(1)
 with d.process_group(torch.device("cpu")):
@@ -33,12 +32,8 @@ with d.process_group(torch.device("cpu")):
     result["gathered"] = d.gather(value)
     vectors = [torch.arange(3.0 * rank).half(), torch.zeros(0), torch.arange(3 - rank)]
     result["vectors"] = [[part.tolist() for part in gather_vectors(x)] for x in vectors]
-    result["rows"] = [d.local_rows(range(6)), d.local_rows(range(5), even=False)]
-    result["rows"] = [list(part) for part in result["rows"]]
-    try:
-        d.local_rows([1, 2, 3])
-    except InputError as error:
-        result["refusal"] = str(error)
+    result["rows"] = [list(d.local_rows(range(n))) for n in (6, 5, 1)]
+    result["in order"] = [in_order(d.local_rows([*range(n)])) for n in (6, 5, 1, 0)]
     # rank r holds rows r and 2 + r of y = w x; the loss is their sum over the global count of 4
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(layer.weight, float(rank))  # unequal: DDP copies the weights of rank 0
@@ -135,9 +130,9 @@ def test_vectors_are_gathered_in_the_order_of_ranks_empty_vectors_too(two):
     assert all(result["vectors"] == expected for result in two)
 
 
-def test_local_rows_are_every_second_row_and_must_be_even(two):
-    assert [result["rows"] for result in two] == [[[0, 2, 4], [0, 2, 4]], [[1, 3, 5], [1, 3]]]
-    assert {result["refusal"] for result in two} == {"batch_size must be a multiple of the 2 processes, got 3"}
+def test_local_rows_are_every_second_row_and_come_back_in_order(two):
+    assert [result["rows"] for result in two] == [[[0, 2, 4], [0, 2, 4], [0]], [[1, 3, 5], [1, 3], []]]
+    assert all(result["in order"] == [[*range(n)] for n in (6, 5, 1, 0)] for result in two)
 
 
 def test_backward_through_the_wrapper_gives_every_rank_the_gradient_of_the_joined_batch(two):
@@ -166,9 +161,3 @@ def test_the_restart_count_of_torchrun_tells_a_restart(monkeypatch, count, expec
     if count is not None:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert distributed.restarted() is expected
-
-
-def test_an_uneven_number_of_rows_is_named_in_the_error(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    with pytest.raises(InputError, match="^batch_size must be a multiple of the 4 processes, got 6$"):
-        distributed.local_rows(range(6))

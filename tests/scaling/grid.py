@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
 import ranks
 import tiny
 
+from minirlhf.data.dealing import dealt
 from minirlhf.losses import masking
 from minirlhf.runtime import distributed
-from minirlhf.runtime.distributed import local_rows, process_group
+from minirlhf.runtime.distributed import process_group
 
 STEPS = 5
 CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ def train(algorithm: str, name: str, folder: Path, mutation: str | None = None) 
         tensors = {f"weights/{key}": whole(x) for key, x in tiny.weights(trainer).items()}
         if not mutation:
             trainer = made(algorithm, layout, torch.float32)
-            found, _ = tiny.gradients(trainer, local_rows(tiny.batches(8, STEPS)[0]))
+            found, _ = tiny.gradients(trainer, dealt(tiny.batches(8, STEPS)[0], trainer.config))
             tensors |= {f"gradients/{key}": whole(x) for key, x in found.items()}
     save_file(tensors, file.with_name(file.name + ".safetensors"))
     file.with_name(file.name + ".json").write_text(json.dumps({"log": log, "completions": heard}))

@@ -51,13 +51,12 @@ def _mean_in_order(_, bucket):  # torch refuses annotations that are text
 
 
 def in_step(groups: Sequence[Group], models: Sequence[nn.Module]) -> Iterator[Group]:
-    """Yield the micro-batches of one update, the same number in all processes if models are sharded.
+    """Yield the micro-batches of one update: at least one, and as many in all processes if models are sharded.
 
     DDP averages gradients in the last one only; sharded models do so in each one, so that no process ever holds the
     gradients of all weights.
     """
-    if current().shards:
-        groups = equally_many(groups, next(models[0].parameters()).device)
+    groups = filled(groups, next(models[0].parameters()).device)
     for number, group in enumerate(groups, start=1):
         with ExitStack() as stack:
             for model in models:
@@ -72,16 +71,11 @@ def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager:
     return module.no_sync()
 
 
-def equally_many(groups: Sequence[Group], device: torch.device) -> list[Group]:
-    """Split groups until this process has as many as the process with the most. Sharded models only.
+def filled(groups: Sequence[Group], device: torch.device) -> list[Group]:
+    """The micro-batches of this process, and at their end micro-batches without rows.
 
-    Raises: RuntimeError if this process has fewer rows than another process has groups.
+    There is at least one: a process without rows must exchange gradients too. If models are sharded, there are as many
+    as the process with the most has, because all processes must make the same number of forwards.
     """
-    groups, number = list(groups), equal_counts(len(groups), torch.empty(0, device=device))
-    while len(groups) < number:
-        largest = max(range(len(groups)), key=lambda i: len(groups[i]), default=None)
-        if largest is None or len(groups[largest]) < 2:
-            raise RuntimeError(f"this process has rows for {len(groups)} micro-batches, but another has {number}")
-        half = len(groups[largest]) // 2
-        groups[largest : largest + 1] = groups[largest][:half], groups[largest][half:]
-    return groups
+    number = equal_counts(max(1, len(groups)), torch.empty(0, device=device))
+    return [*groups, *([] for _ in range(number - len(groups)))]
