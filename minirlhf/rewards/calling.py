@@ -8,6 +8,7 @@ from typing import Any
 
 from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError
+from minirlhf.runtime import ending
 
 NAMES = ("prompts", "completions", "rows")
 
@@ -38,6 +39,11 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
         return reward(*given.values())
     arguments = {name: value for name, value in given.items() if open_ended or name in names}
     return reward(**arguments, **{name: _column(rows, name) for name in columns})
+
+
+def refused(what: str, why: str) -> InputError:
+    """The error of a reward or judge that cannot be used. In a run it names the step and the last good checkpoint."""
+    return InputError(f"{ending.step()}: {what}: {why}" if ending.step else f"{what}: {why}")
 
 
 def _column(rows: list[dict], name: str) -> list:

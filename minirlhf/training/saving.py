@@ -203,11 +203,20 @@ def check_weights(run: Any) -> None:
     largest = torch.stack(ends).abs().amax(-1).tolist() if named else []
     bad = [f"{name} holds {x:g}" for name, x in zip(named, largest, strict=True) if not x <= LARGEST_WEIGHT]
     if bad := [x for each in gather(bad[:1]) for x in each]:
-        last = run.folder / "checkpoints" / f"step-{run.saved}" if run.saved >= 0 else "none"
         raise InputError(
             f"{run.folder}: step {run.step}: {bad[0]}, needed finite weights of at most {LARGEST_WEIGHT:g}; nothing "
-            f"was written, and the last good checkpoint is {last}; start from it with a lower learning rate"
+            f"was written, and the last good checkpoint is {last_good(run)}; start from it with a lower learning rate"
         )
+
+
+def last_good(run: Any) -> str:
+    """The last checkpoint that a `Run` has written."""
+    return str(run.folder / "checkpoints" / f"step-{run.saved}") if run.saved >= 0 else "none"
+
+
+def where(run: Any) -> str:
+    """The work of a `Run`, for the message of an error."""
+    return f"{run.folder}, step {run.step} (last good checkpoint: {last_good(run)})"
 
 
 # Read
