@@ -43,7 +43,8 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
 
 def refused(what: str, why: str) -> InputError:
     """The error of a reward or judge that cannot be used. In a run it names the step and the last good checkpoint."""
-    return InputError(f"{ending.step()}: {what}: {why}" if ending.step else f"{what}: {why}")
+    run = ending.step and ending.step()
+    return InputError(f"{run}: {what}: {why}" if run else f"{what}: {why}")
 
 
 def _column(rows: list[dict], name: str) -> list:

@@ -150,7 +150,7 @@ class Run:
             check_metric(self)
         options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
         bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
-        with caught_signals(lambda: where(self)) as self._signals, bar, unlocks(self.folder):
+        with caught_signals(where(self)) as self._signals, bar, unlocks(self.folder):
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))

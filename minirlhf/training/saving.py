@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,17 @@ def last_good(run: Any) -> str:
     return str(run.folder / "checkpoints" / f"step-{run.saved}") if run.saved >= 0 else "none"
 
 
-def where(run: Any) -> str:
-    """The work of a `Run`, for the message of an error."""
-    return f"{run.folder}, step {run.step} (last good checkpoint: {last_good(run)})"
+def where(run: Any) -> Callable[[], str]:
+    """A function that names the work of a `Run`, for the message of an error. It does not keep the run alive: once the
+    run is gone it gives an empty text.
+    """
+    reference = weakref.ref(run)
+
+    def named() -> str:
+        run = reference()
+        return f"{run.folder}, step {run.step} (last good checkpoint: {last_good(run)})" if run else ""
+
+    return named
 
 
 # Read

@@ -1,6 +1,7 @@
 """Saving and loading a run: damage of every kind is named, weights are checked, a thread may write."""
 
 import contextlib
+import gc
 import json
 import shutil
 import threading
@@ -17,6 +18,7 @@ from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_a
 from minirlhf.pretrained.weights import load_pretrained
 from minirlhf.rewards.functions import FileReward
 from minirlhf.rewards.scoring import score_completions
+from minirlhf.runtime import ending
 from minirlhf.training import Run, RunConfig, saving
 from minirlhf.training.checkpoint import written_whole
 from minirlhf.training.run import finished_model
@@ -288,7 +290,11 @@ def test_a_bad_reward_names_the_step_and_the_last_good_checkpoint(tmp_path, text
     folder = tmp_path / "run"
     begins = f"{folder}, step 3 (last good checkpoint: {folder}/checkpoints/step-2): reward {tmp_path / 'my.py'}:f: "
     assert str(caught.value).startswith(begins) and text in str(caught.value)
-    with pytest.raises(InputError, match="^reward "):  # outside of a run
+    assert ending.where() == f"{folder}, step 3 (last good checkpoint: {folder}/checkpoints/step-2)"  # for other errors
+    del caught
+    gc.collect()
+    assert ending.where() == "outside of a run"
+    with pytest.raises(InputError, match="^reward "):
         score(None, 3)
 
 
