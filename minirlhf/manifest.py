@@ -141,18 +141,22 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksum_once(path: Path) -> str:
+    """The checksum of a file. A program reads each file once, unless the file changes."""
+    stat = path.stat()
+    return _checksum(path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
+
+
 @functools.lru_cache(maxsize=1024)
-def _checksum_once(path: Path, *version: int) -> str:
-    """The checksum of a file. Its version is in the key, so that a program reads each file once."""
+def _checksum(path: Path, *version: int) -> str:
     return checksum(path)
 
 
 def _is_changed(path: Path, listed: dict[str, Any]) -> bool:
     """True if the size or the contents of a file differ from its entry in the manifest."""
-    stat = path.stat()
-    if stat.st_size != listed["size"] or "sha256" not in listed:
-        return stat.st_size != listed["size"]
-    return _checksum_once(path, stat.st_mtime_ns, stat.st_ino, stat.st_size) != listed["sha256"]
+    if (size := path.stat().st_size) != listed["size"] or "sha256" not in listed:
+        return size != listed["size"]
+    return checksum_once(path) != listed["sha256"]
 
 
 def _is_text_of_model(name: str, files: dict[str, Any]) -> bool:

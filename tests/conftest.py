@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minirlhf.model import ModelConfig, Transformer
+from minirlhf.runtime import ending
 
 torch.set_num_threads(1)
 
@@ -24,6 +25,12 @@ SHAPE = {
     "intermediate_size": 40,
     "max_position_embeddings": 16,
 }
+
+
+@pytest.fixture(autouse=True)
+def outside_of_a_run(monkeypatch):
+    """A run of an earlier test that ended with an error is not named."""
+    monkeypatch.setattr(ending, "step", None)
 
 
 @pytest.fixture

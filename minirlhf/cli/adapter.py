@@ -9,6 +9,7 @@ minirlhf adapter merge A B --weights 0.7 0.3 --output OUT
 from __future__ import annotations
 
 import argparse
+import glob
 import math
 import os
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from minirlhf.pretrained.adapter_files import AdapterFile, load_adapter, read_ad
 from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_of
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.checkpoint import holds_anything, written_whole
+from minirlhf.training.checkpoint import holds_anything, remove_leftovers, written_whole
 from minirlhf.training.lock import lock, unlocked_at_end
 from minirlhf.training.table import table
 
@@ -99,6 +100,7 @@ def merge_adapters(folders: Sequence[Path], weights: Sequence[float], base: Path
         lock(output)  # another merge may have taken the folder since the check above
         if holds_anything(output):
             raise InputError(f"{output}: holds files already; choose another --output")
+        remove_leftovers(output.parent, glob.escape(output.name))  # of a merge that was killed
         with written_whole(output) as part:
             save_pretrained(model, part, tokenizer and tokenizer.token_ids)
             if tokenizer:

@@ -102,7 +102,7 @@ def check_program(name: str, flags: list[str], findings: list[str]) -> None:
     with noted(findings):
         check_effects(settings)
     with noted(findings):
-        checks.check_flags(common)
+        checks.check_flags(settings)
     if not after:
         with noted(findings):
             check_base(common)

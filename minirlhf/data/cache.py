@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from minirlhf.errors import InputError
 from minirlhf.runtime.distributed import is_main, say
 
 VARIABLE = "MINIRLHF_CACHE"  # the environment variable with the cache's folder; without it nothing is kept
+ABANDONED = 86_400  # [s] a half-written file of this age belongs to no job
 DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8}
 
 
@@ -84,6 +86,9 @@ def write(path: Path, arrays: Arrays, about: dict) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(".*.safetensors.*"):  # of jobs that were killed
+            if old.stat().st_mtime < time.time() - ABANDONED:
+                old.unlink(missing_ok=True)
         save_file(tensors, partial, metadata={"about": json.dumps(about), "sums": json.dumps(sums)})
         os.replace(partial, path)
     except OSError as error:

@@ -18,9 +18,10 @@ from minirlhf.errors import InputError, shown
 from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.folder import take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
+from minirlhf.jobs.inputs import fingerprints, keep_inputs
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
-from minirlhf.jobs.settings import JobConfig, changed
+from minirlhf.jobs.settings import changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
@@ -28,10 +29,12 @@ from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
 from minirlhf.runtime.agreed import agreed
-from minirlhf.runtime.distributed import is_main, restarted, say
+from minirlhf.runtime.distributed import is_main, restarted, say, world_size
+from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
 from minirlhf.training.going_back import check_step, go_back
+from minirlhf.training.runs import flat
 from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
 
@@ -53,8 +56,9 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     Raises: InputError, before anything is written.
     """
     job, refused, _ = checked(job, needs, after)
-    first = [*stages_of(job, after), own_stage(job)][0]
+    first, files = [*stages_of(job, after), own_stage(job)][0], fingerprints(job.settings)
     job = replace(job, folder=take_output(job.folder, job.common, name, first))
+    keep_inputs(job.folder, files)
     if step := step_to_resume(job):
         say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
     write_refused(job.folder, [*job.task.refused, *refused])
@@ -216,8 +220,10 @@ def check_lengths(job: Opened) -> None:
         raise InputError("--max_prompt_length, --overlong: rows of steps are never cut; drop both, or use --max_length")
 
 
-def check_flags(job: JobConfig) -> None:
-    """Refuse flags that are empty, and flags that another flag leaves without effect."""
+def check_flags(settings: dict[str, Any]) -> None:
+    """Refuse settings that differ between processes, empty flags, and flags that another flag leaves without effect."""
+    check_same_settings_on_ranks(flat(tomllib.loads(settings_to_toml(settings))))
+    job = settings["job"]
     for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
         raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:

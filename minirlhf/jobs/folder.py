@@ -13,7 +13,7 @@ from minirlhf.jobs.settings import JobConfig
 from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.runtime.remembered import recall, remember
-from minirlhf.training.checkpoint import holds_anything, write_whole
+from minirlhf.training.checkpoint import holds_anything, remove_leftovers, write_whole
 from minirlhf.training.lock import lock
 
 TAKEN = "holds a run already; give --resume or choose another --output"
@@ -31,6 +31,8 @@ def find_output(job: JobConfig, name: str) -> Path:
 
 def take_output(folder: Path, job: JobConfig, name: str, first: str) -> Path:
     """Make the folder with the folder of the first stage in it, and lock it -> the job's folder.
+
+    Half-written files of an earlier start that was killed are deleted.
 
     Jobs that start together never share a folder: only one of them can make the folder of the first stage. A job
     without `output` then takes the next number.
@@ -105,6 +107,8 @@ def _take(folder: Path, job: JobConfig, name: str, first: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=given is not None)
             lock(folder)
+            for part in (folder, *folder.glob("*/"), *folder.glob("*/checkpoints")):
+                remove_leftovers(part)
             (folder / first).mkdir(exist_ok=bool(job.resumes))
         except FileExistsError:
             if given is not None:
@@ -124,6 +128,7 @@ def _make_empty(output: str | None, name: str) -> Path:
             check_can_be_made(folder)
             folder.mkdir(parents=True, exist_ok=str(folder) == output)
             lock(folder)
+            remove_leftovers(folder)
             check_empty(str(folder))
             return folder
         except FileExistsError:

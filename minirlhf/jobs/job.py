@@ -106,7 +106,7 @@ class Job(Opened):
         from minirlhf.jobs.folder import find_output
         from minirlhf.jobs.given_rows import given_task
 
-        check_flags(common)
+        check_flags(settings)
         folder, rows = find_output(common, name), given_task(settings, section) or task(common)
         tokenizer = load_tokenizer(common, rows.texts(), folder)
         job = cls(section, settings, folder, rows, tokenizer, device, started)

@@ -10,6 +10,7 @@ from typing import Any
 
 from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError
+from minirlhf.runtime import ending
 
 NAMES = ("prompts", "completions", "rows")
 
@@ -55,6 +56,12 @@ def awaited(answer: Any) -> Any:
 
     with ThreadPoolExecutor(1) as thread:  # a notebook runs a loop already, and a thread has only one
         return thread.submit(asyncio.run, wait()).result()
+
+
+def refused(what: str, why: str) -> InputError:
+    """The error of a reward or judge that cannot be used. In a run it names the step and the last good checkpoint."""
+    run = ending.step and ending.step()
+    return InputError(f"{run}: {what}: {why}" if run else f"{what}: {why}")
 
 
 def _column(rows: list[dict], name: str) -> list:

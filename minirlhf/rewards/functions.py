@@ -18,7 +18,7 @@ from typing import Any
 
 from minirlhf.errors import InputError
 from minirlhf.nearest import nearest
-from minirlhf.rewards.calling import call_reward
+from minirlhf.rewards.calling import call_reward, refused
 from minirlhf.rewards.scoring import Reward, score_completions
 
 
@@ -57,7 +57,7 @@ class FileReward:
         try:
             return act()
         except (Exception, SystemExit) as error:
-            raise InputError(f"reward {self.__name__}: {where_it_failed(error, self.path)}") from None
+            raise refused(f"reward {self.__name__}", where_it_failed(error, self.path)) from None
 
 
 class RewardSum:

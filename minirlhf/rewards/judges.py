@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from minirlhf.errors import InputError
+from minirlhf.rewards.calling import refused
 from minirlhf.rewards.scoring import Reward, as_number, score_completions
 
 Judge = Callable[[list[str], list[str], list[str], list[dict]], Sequence[float]]
@@ -33,8 +33,9 @@ def judge_pairs(
     probabilities = [as_number(x) for x in answer] if isinstance(answer, Iterable) else []
     name = getattr(judge, "__name__", type(judge).__name__)
     if len(probabilities) != len(prompts) or not all(0 <= p <= 1 for p in probabilities):
-        raise InputError(
-            f"judge {name}: needed {len(prompts)} probabilities in [0, 1], one for each pair, got "
-            f"{len(probabilities)}: {probabilities[:4]}; return how likely the first completion is better"
+        raise refused(
+            f"judge {name}",
+            f"needed {len(prompts)} probabilities in [0, 1], one for each pair, got "
+            f"{len(probabilities)}: {probabilities[:4]}; return how likely the first completion is better",
         )
     return probabilities

@@ -33,7 +33,7 @@ def score_completions(
     Raises: InputError if the count is wrong, or a score is missing, not a number, not finite or too large. The error
         names the function and the first bad completion. Training on such a score would ruin the policy silently.
     """
-    from minirlhf.rewards.calling import call_reward
+    from minirlhf.rewards.calling import call_reward, refused
 
     if not completions and not getattr(reward, "collective", False):
         return []  # a process without rows
@@ -42,17 +42,16 @@ def score_completions(
     one = isinstance(answer, str | bytes | dict | set) or getattr(answer, "ndim", 1) == 0
     scores = list(answer) if isinstance(answer, Iterable) and not one else [answer]
     if len(scores) != len(completions):
-        raise InputError(
-            f"reward {name}: needed {len(completions)} scores, one per completion, got {len(scores)}; return a list "
-            "of scores"
-        )
+        needed = f"needed {len(completions)} scores, one per completion, got {len(scores)}; return a list of scores"
+        raise refused(f"reward {name}", needed)
     numbers = [as_number(score) for score in scores]
     for i, (score, number) in enumerate(zip(scores, numbers, strict=True)):
         if not (abs(number) <= LARGEST or (score is None and optional)):
             needed = f"a number of at most {LARGEST:g} in size" if math.isfinite(number) else "a finite number"
-            raise InputError(
-                f"reward {name}: needed {needed} for every completion, got {shown(score)} for completion {i} "
-                f"({shown(completions[i], 40)}); give every completion a number, even if it cannot be judged"
+            raise refused(
+                f"reward {name}",
+                f"needed {needed} for every completion, got {shown(score)} for completion {i} "
+                f"({shown(completions[i], 40)}); give every completion a number, even if it cannot be judged",
             )
     return numbers
 

@@ -27,7 +27,7 @@ step: Callable[[], str] | None = None  # the work of this process, such as "runs
 
 
 def where() -> str:
-    return step() if step else "outside of a run"
+    return (step and step()) or "outside of a run"
 
 
 def end_all(store: dist.Store, rank: int, ranks: int, error: Exception, seconds: float) -> None:
@@ -36,7 +36,7 @@ def end_all(store: dist.Store, rank: int, ranks: int, error: Exception, seconds:
     Raises: SystemExit if another process shows the error, or if other processes caused it.
     """
     lost = is_lost(error)
-    if isinstance(error, InputError) and step and "step" not in str(error):
+    if isinstance(error, InputError) and step and step() and "step" not in str(error):
         error.args = (f"{where()}: {error}",)
     mine = {"lost": lost, "code": 2 if isinstance(error, InputError) else 1, "text": _text(error)}
     try:

@@ -82,9 +82,9 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Delete the half-written and half-deleted files of a crash: dot-files of `folder` that end in .tmp."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".{name}.*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

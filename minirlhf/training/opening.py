@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from minirlhf.errors import InputError
 from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import barrier, is_main, restarted, shows
+from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
 from minirlhf.training.checkpoint import holds_anything, remove_leftovers, write_whole
 from minirlhf.training.journal import Journal
 from minirlhf.training.lock import lock, unlocks
 from minirlhf.training.overwrite import delete_run
 from minirlhf.training.progress import EvaluationTable
+from minirlhf.training.runs import flat
 from minirlhf.training.same_settings import check_same_settings
 from minirlhf.training.saving import load_checkpoint, newest
 
@@ -25,6 +28,9 @@ def open_run(run: Any, settings: str) -> tuple[dict[str, Any], Journal | None, E
     Returns: the state of the run, and on the main process its journal and its table.
     Raises: InputError, see `Run`.
     """
+    config = run.config
+    asked = {"resume": config.resume, "overwrite": config.overwrite, "the number of steps": len(run.batches)}
+    check_same_settings_on_ranks({**flat(tomllib.loads(settings)), **asked})
     with ExitStack() as stack:
         stack.enter_context(unlocks(run.folder))
         agreed(lambda: _lock(run.folder))

@@ -142,6 +142,7 @@ class Run:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
         from minirlhf.data.dealing import dealt  # here, so that the core loads no leaf
         from minirlhf.training.lock import unlocks
+        from minirlhf.training.saving import where
         from minirlhf.training.signals import caught_signals
 
         if not self.step and (self.config.best_metric or self.config.patience or self.config.final == "best"):
@@ -150,7 +151,7 @@ class Run:
             check_metric(self)
         options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
         bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
-        with caught_signals(lambda: f"{self.folder}, step {self.step}") as self._signals, bar, unlocks(self.folder):
+        with caught_signals(where(self)) as self._signals, bar, unlocks(self.folder):
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))

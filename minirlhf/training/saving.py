@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,28 @@ def check_weights(run: Any) -> None:
     largest = torch.stack(ends).abs().amax(-1).tolist() if named else []
     bad = [f"{name} holds {x:g}" for name, x in zip(named, largest, strict=True) if not x <= LARGEST_WEIGHT]
     if bad := [x for each in gather(bad[:1]) for x in each]:
-        last = run.folder / "checkpoints" / f"step-{run.saved}" if run.saved >= 0 else "none"
         raise InputError(
             f"{run.folder}: step {run.step}: {bad[0]}, needed finite weights of at most {LARGEST_WEIGHT:g}; nothing "
-            f"was written, and the last good checkpoint is {last}; start from it with a lower learning rate"
+            f"was written, and the last good checkpoint is {last_good(run)}; start from it with a lower learning rate"
         )
+
+
+def last_good(run: Any) -> str:
+    """The last checkpoint that a `Run` has written."""
+    return str(run.folder / "checkpoints" / f"step-{run.saved}") if run.saved >= 0 else "none"
+
+
+def where(run: Any) -> Callable[[], str]:
+    """A function that names the work of a `Run`, for the message of an error. It does not keep the run alive: once the
+    run is gone it gives an empty text.
+    """
+    reference = weakref.ref(run)
+
+    def named() -> str:
+        run = reference()
+        return f"{run.folder}, step {run.step} (last good checkpoint: {last_good(run)})" if run else ""
+
+    return named
 
 
 # Read

@@ -42,7 +42,7 @@ def caught_signals(where: Callable[[], str]) -> Iterator[list[int]]:
     ending.step = where
     try:
         yield received
-    except Exception:
+    except (Exception, GeneratorExit):  # an error in the body of a `for` loop closes the generator of the run
         raise  # its message names this run, so `where` stays
     except BaseException:
         ending.step = None

@@ -151,6 +151,13 @@ def test_a_merged_folder_has_the_dtype_of_its_base(call, folders, tmp_path):
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_what_a_killed_merge_has_left_is_deleted(call, folders, tmp_path):
+    for name in (".merged.7.tmp", ".other.7.tmp"):
+        (tmp_path / name).mkdir()
+    assert call("merge", folders / "one", "--output", tmp_path / "merged")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", ".other.7.tmp"}
+
+
 def test_merging_two_adapters_adds_them_with_weights(call, folders, tmp_path):
     code, _, _ = call(
         "merge", folders / "one", folders / "two", "--weights", "0.25", "-2", "--output", tmp_path / "merged"

@@ -1,5 +1,8 @@
 """The cache of encoded rows: the same ids from disk, under a name that changes with all that decides them."""
 
+import os
+import time
+
 import pytest
 
 from minirlhf.data import encode_rows
@@ -121,6 +124,13 @@ def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError, match=f"{VARIABLE}: cannot write {path} "):
         encode(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
+def test_half_written_files_of_killed_jobs_are_deleted_after_a_day(tmp_path):
+    for name, age in (("old", 90_000), ("new", 60)):
+        path = tmp_path / f".{name}.safetensors.7"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    encode(tmp_path)
+    assert {path.name for path in tmp_path.glob(".*")} == {".new.safetensors.7"}
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):

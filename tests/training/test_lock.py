@@ -153,6 +153,18 @@ def test_a_second_resume_of_a_job_is_refused(tmp_path):
         take_output(tmp_path / "job", job, "ppo", "sft")
 
 
+def test_half_written_files_of_a_killed_start_are_deleted(tmp_path):
+    job = JobConfig(output=str(tmp_path / "job"), resume=True)
+    halves = [".summary.json.7.tmp", ".tokenizer.7.tmp/a", "sft/.model.7.tmp/a", "sft/checkpoints/.step-2.7.old.tmp/a"]
+    kept = ["tokenizer/a", "sft/config.toml", "sft/model/a", "sft/checkpoints/step-2/a"]
+    for path in (tmp_path / "job" / name for name in [*halves, *kept]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    take_output(tmp_path / "job", job, "ppo", "sft")
+    found = {str(path.relative_to(tmp_path / "job")) for path in (tmp_path / "job").rglob("*") if path.is_file()}
+    assert found == {*kept, lock.LOCK}
+
+
 def test_a_restarted_job_finds_its_own_folder_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one

@@ -1,6 +1,7 @@
 """Saving and loading a run: damage of every kind is named, weights are checked, a thread may write."""
 
 import contextlib
+import gc
 import json
 import shutil
 import threading
@@ -15,6 +16,9 @@ from minirlhf.manifest import check_model_files, damage, write_manifest
 from minirlhf.pretrained import trained
 from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_adapter, update_sizes
 from minirlhf.pretrained.weights import load_pretrained
+from minirlhf.rewards.functions import FileReward
+from minirlhf.rewards.scoring import score_completions
+from minirlhf.runtime import ending
 from minirlhf.training import Run, RunConfig, saving
 from minirlhf.training.checkpoint import written_whole
 from minirlhf.training.run import finished_model
@@ -263,6 +267,36 @@ def test_weights_that_are_not_sane_are_named_and_not_written(tmp_path, value):
         tmp_path / "checkpoints/step-2"
     )
     assert not (tmp_path / "model").exists()
+
+
+BAD = {
+    "needed 2 scores, one per completion, got 3": lambda: [1.0] * 3,
+    "needed a finite number for every completion, got nan for completion 1": lambda: [1.0, float("nan")],
+    "ZeroDivisionError": lambda: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_bad_reward_names_the_step_and_the_last_good_checkpoint(tmp_path, text):
+    (tmp_path / "my.py").write_text("def f(completions):\n    return act()\n")
+    reward = FileReward(f"{tmp_path / 'my.py'}:f")
+    reward.function.__globals__["act"] = BAD[text]
+
+    def score(trainer, step):
+        if step == 3:
+            score_completions(reward, ["p", "p"], ["a", "b"], [{}, {}])
+
+    with pytest.raises(InputError) as caught:
+        run_in(tmp_path / "run", change=score)
+    folder = tmp_path / "run"
+    begins = f"{folder}, step 3 (last good checkpoint: {folder}/checkpoints/step-2): reward {tmp_path / 'my.py'}:f: "
+    assert str(caught.value).startswith(begins) and text in str(caught.value)
+    assert ending.where() == f"{folder}, step 3 (last good checkpoint: {folder}/checkpoints/step-2)"  # for other errors
+    del caught
+    gc.collect()
+    assert ending.where() == "outside of a run"
+    with pytest.raises(InputError, match="^reward "):
+        score(None, 3)
 
 
 # A thread that writes
