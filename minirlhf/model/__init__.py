@@ -16,6 +16,7 @@ LEAVES = {
     "minirlhf.model.process_reward": "ProcessRewardModel",
     "minirlhf.model.vocabulary": "resize_embeddings",
     "minirlhf.pretrained.adapter_files": "load_adapter save_adapter",
-    "minirlhf.pretrained.weights": "load_policy load_pretrained load_reward_model save_pretrained",
+    "minirlhf.pretrained.weights": "load_policy load_pretrained load_reward_model",
+    "minirlhf.pretrained.saving": "save_pretrained",
 }
 __getattr__, __dir__ = lazy(__name__, LEAVES)

@@ -1,6 +1,7 @@
 """Two processes read model folders in slices: the same weights as one process, and half of the bytes."""
 
 import json
+from pathlib import Path
 
 import folders
 import pytest
@@ -32,6 +33,16 @@ def test_each_process_reads_its_share_of_the_bytes(two_processes):
         read = found["bytes"]
         assert 0.47 < read["bytes"] / read["all"] < 0.53  # rows of odd sizes are not split evenly
         assert read["largest"] <= 0.53 * read["largest weight"]
+
+
+def test_slices_are_written_as_one_process_writes_the_model_and_gathered_one_by_one(two_processes):
+    one, two = (two_processes / "folders" / name for name in ("one", "two"))
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert len(list((one / "policy in files").glob("model-*"))) > 3 and Path("merged/value_head.safetensors") in files
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    assert [file for file in files if (one / file).read_bytes() != (two / file).read_bytes()] == []
+    for found in results(two_processes):
+        assert 0.9 < found["gathered"] < 1.3  # an adapter is gathered with the weight that it changes
 
 
 @pytest.mark.slow
