@@ -77,9 +77,9 @@ def _shape_of(layer: nn.Module) -> tuple[int, int]:
 def _restored(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The plain weight of a layer with an adapter or in 4 bits."""
     if is_sharded(layer):
-        from minirlhf.runtime.parallel.sharding import gathered_twin
+        from minirlhf.runtime.parallel.copies import plain_twin
 
-        layer = gathered_twin(layer)
+        layer = plain_twin(layer, lambda p: nn.Parameter(gathered(p).cpu()))
     return (layer.merged_weight({layer.active: 1.0}) if isinstance(layer, Adapted) else layer.weight).to(dtype)
 
 

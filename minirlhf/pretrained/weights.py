@@ -145,13 +145,25 @@ def load_policy(
     dtype, change: see `load_pretrained`.
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
-    transformer, found = _described(Path(folder))
-    if not isinstance(transformer, Transformer):
-        raise InputError(f"{folder}: needed a language model, got a {type(transformer).__name__}; check the folder")
-    policy = _loaded(transformer, found, dtype, lambda model: (change or _unchanged)(Policy(model, value_head)))
+    model, found = _described(Path(folder))
+    policy = _loaded(
+        _language_model(model, folder), found, dtype, lambda model: (change or _unchanged)(Policy(model, value_head))
+    )
     if value_head and (Path(folder) / VALUE_HEAD).exists():
         _load_value_head(policy.value_head, Path(folder))
     return policy
+
+
+def empty_policy(folder: str | Path) -> Policy:
+    """The policy of a folder without its numbers. Each check of `load_policy` is made; no weight is read."""
+    model, _ = _described(Path(folder))
+    return Policy(_language_model(model, folder))
+
+
+def _language_model(model: nn.Module, folder: str | Path) -> Transformer:
+    if not isinstance(model, Transformer):
+        raise InputError(f"{folder}: needed a language model, got a {type(model).__name__}; check the folder")
+    return model
 
 
 def load_reward_model(

@@ -36,6 +36,7 @@ from minirlhf.training.checkpoint import (
     split_state,
     written_whole,
 )
+from minirlhf.training.export import export, move_export, say_no_effect
 from minirlhf.training.host_copies import HostCopies
 from minirlhf.training.state_types import check_state
 
@@ -105,7 +106,11 @@ def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], Non
     """The function that writes the checkpoint, without a collective. All ranks must call this function."""
     models, files, options = run.trainer.models, run.files, (run.tokenizer, run.config.base)
     if world_size() > 1 and (write := _prepared_shards(models, folder, state, run.copies)):
+        if run.config.export:
+            export(run, folder)
         return write
+    if run.config.export:
+        say_no_effect()
     if not is_main():
         return lambda: None
     if run.copies:
@@ -157,6 +162,7 @@ def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: di
     listed: dict[str, Any] = {"step": values["step"]}
     with written_whole(folder, listed) as aside:
         write_shard(aside, number, world, slices)
+        move_export(folder, aside)
         (aside / STATE).write_text(json.dumps(values) + "\n")
         listed["tensors"] = collected(aside, world, time_out())
 

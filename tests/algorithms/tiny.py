@@ -411,7 +411,7 @@ def _train_as_rank(folder: Path) -> None:
                 _train_sharded(name, folder)
             _copy_sharded(folder)
             check_folders(folder, every="SHARDED" in os.environ)
-            go_on("sft", folder / "slices")
+            go_on("sft", folder / "slices", export=True)
             stop_at(4, folder / "resumed")
             go_on("sft", folder / "resumed", resume=True)
         with using(Strategy("ddp", shard_optimizer=True)):

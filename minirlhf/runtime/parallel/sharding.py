@@ -121,26 +121,6 @@ def full(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gathered_twin(module: nn.Module, memo: dict[nn.Parameter, nn.Parameter] | None = None) -> nn.Module:
-    """A copy of a part of a sharded model with whole weights on the host, of the classes before sharding.
-
-    All processes must call it.
-    """
-    memo = {} if memo is None else memo
-    plain = type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)  # [FSDP class, FSDPModule, ...]
-    twin = object.__new__(plain)
-    twin.__dict__ = dict(module.__dict__)
-    for p in module._parameters.values():
-        if p is not None and p not in memo:  # tied weights stay tied
-            memo[p] = nn.Parameter(full(p).cpu(), requires_grad=p.requires_grad)
-    twin._parameters = {name: p if p is None else memo[p] for name, p in module._parameters.items()}
-    twin._modules = {
-        name: child if child is None else gathered_twin(child, memo) for name, child in module._modules.items()
-    }
-    return twin
-
-
-@torch.no_grad()
 def fill(x: Tensor, values: Tensor) -> None:
     """Copy the rows of this process out of `values`, a tensor of the whole shape."""
     first, last = local_slice(x)
