@@ -23,7 +23,8 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.adapter_config import CONFIG
 from minirlhf.pretrained.adapter_files import AdapterFile, load_adapter, read_adapter, update_sizes
-from minirlhf.pretrained.weights import load_pretrained, save_pretrained, size_of
+from minirlhf.pretrained.saving import save_pretrained
+from minirlhf.pretrained.weights import load_pretrained, size_of
 from minirlhf.text.checkpoint_tokenizer.folder import MODEL
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.checkpoint import holds_anything, remove_leftovers, written_whole

@@ -27,7 +27,7 @@ from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
-from minirlhf.pretrained.weights import Uninitialised, load_policy, read_config
+from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import is_main, restarted, say, world_size
 from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
@@ -280,7 +280,7 @@ def check_same_job(job: Opened, path: Path) -> None:
 def check_trainable(job: Opened, shape: ModelConfig, stages: list[str]) -> None:
     """Try `--train` and `--freeze` on a model without storage. A given model is read as far as its shapes."""
     common: Any = job.common
-    policy = load_policy(resolve_model(common.policy)) if common.policy else empty(shape)
+    policy = empty_policy(resolve_model(common.policy)) if common.policy else empty(shape)
     if common.train == "all":
         if common.freeze:
             freeze(policy, common.freeze)

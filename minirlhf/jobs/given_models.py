@@ -23,7 +23,7 @@ from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel, ValueModel, copy_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
-from minirlhf.pretrained.weights import Uninitialised, read_config
+from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.distributed import say, world_size
@@ -53,7 +53,7 @@ def given_student(job: Opened, student: str) -> Policy:
 def check_student(job: Opened, student: str) -> None:
     """Raise InputError if the folder is no policy, or its tokenizer is not the job's. The weights are not read."""
     folder = resolve_model(student)
-    load_policy(folder)
+    empty_policy(folder)
     check_same_tokenizer(f"--student {student}", Tokenizer.load(folder), job.tokenizer)
 
 

@@ -27,7 +27,7 @@ from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.jobs.models import resolve_model
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy
-from minirlhf.pretrained.weights import load_policy
+from minirlhf.pretrained.weights import empty_policy
 from minirlhf.rewards.judges import Judge
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.distributed import gather, local_rows, say
@@ -99,7 +99,7 @@ def rows_of(datasets: Sequence[Dataset]) -> Rows:
 def open_entrant(name: str, label: str, template: str | None, variables: str | None) -> Entrant:
     """Check a model's folder, before any model is measured.   Raises: InputError if it holds no language model."""
     folder = resolve_model(name)
-    shape = load_policy(folder).transformer.config  # checks all files; the weights are mapped, not read
+    shape = empty_policy(folder).transformer.config  # checks all files
     tokenizer = Tokenizer.load(folder).with_template(template, variables)
     check_vocabulary(shape, tokenizer, folder)
     return Entrant(label, folder, tokenizer, shape)

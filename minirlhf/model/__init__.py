@@ -15,7 +15,6 @@ LEAVES = {
     "minirlhf.model.mixture": "GeometricMixture move_towards",
     "minirlhf.model.process_reward": "ProcessRewardModel",
     "minirlhf.model.vocabulary": "resize_embeddings",
-    "minirlhf.pretrained.adapter_files": "load_adapter save_adapter",
-    "minirlhf.pretrained.weights": "load_policy load_pretrained load_reward_model save_pretrained",
+    "minirlhf.pretrained": "load_adapter load_policy load_pretrained load_reward_model save_adapter save_pretrained",
 }
 __getattr__, __dir__ = lazy(__name__, LEAVES)

@@ -38,7 +38,9 @@ from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_con
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import DTYPES, some, unwrapped
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
+from minirlhf.pretrained.model_weights import gathered, is_sharded
 from minirlhf.pretrained.safe import missing_weights, open_weights
+from minirlhf.runtime.distributed import is_main
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # every name in PEFT's files begins with it
@@ -49,11 +51,13 @@ EMBEDDING_PARTS = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *, base: str | None = None) -> None:
     """Write one adapter of the model, and the model's scalar head if it has one.
 
-    Modules get the names of the family's files. base: folder or hub name of the base model, written for readers of the
-    file.
+    Modules get the names of the family's files. If the model is in slices, all processes must call this function, and
+    the main process writes. base: folder or hub name of the base model, written for readers of the file.
     """
     check_names(model, [name])
-    folder = Path(folder)
+    folder, weights = Path(folder), {PREFIX + key: gathered(p) for key, p in _parameters(model, name).items()}
+    if is_sharded(model) and not is_main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
@@ -78,8 +82,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
         "bias": "none",
         "inference_mode": True,
     }
-    parameters = _parameters(model, name)
-    weights = {PREFIX + key: p.detach().to("cpu").contiguous() for key, p in parameters.items()}
+    weights = {key: weight.to("cpu").contiguous() for key, weight in weights.items()}
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 

@@ -24,7 +24,8 @@ from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.safe import missing_weights, open_weights, read_json
 from minirlhf.runtime.distributed import say
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+VALUE_HEAD = "value_head.safetensors"  # beside the model, because the Hugging Face layout has none for a policy
 PICKLE, ADAPTER = "pytorch_model.bin", "adapter_config.json"
 # model.safetensors, model-00001-of-00003.safetensors, model.fp16.safetensors and both names of a shard of a variant
 FILE_NAME = re.compile(r"model(?:\.(\w+))?(?:-(\d{5})-of-(\d{5}))?(?:\.(\w+))?\.safetensors")
@@ -34,6 +35,10 @@ NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buf
 # Names of modules that DDP, torch.compile, FSDP and gradient checkpointing put around a module
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Location(NamedTuple):

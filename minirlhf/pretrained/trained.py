@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 
 from minirlhf.adapters.lora import active_adapter
-from minirlhf.adapters.quantised import plain
 from minirlhf.errors import InputError
 from minirlhf.model.policy import core_of
 from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
-from minirlhf.pretrained.weights import dtype_name, load_into, save_pretrained, size_of, stored_dtype
-from minirlhf.runtime.distributed import say
+from minirlhf.pretrained.locate import dtype_name
+from minirlhf.pretrained.model_weights import is_sharded
+from minirlhf.pretrained.saving import save_merged
+from minirlhf.pretrained.weights import load_into, size_of, stored_dtype
+from minirlhf.runtime.distributed import is_main, say
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -46,7 +48,8 @@ def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str 
     """Write the whole model in the Hugging Face layout: adapters merged, 4-bit weights dequantised.
 
     A merged model gets the dtype of its base's files, even if it was read as fp32: the base's numbers have no more
-    digits. A model without adapter keeps the dtype in which it was trained.
+    digits. A model without adapter keeps the dtype in which it was trained. If the model is in slices, all processes
+    must call this function, as all functions here; the main process writes.
     base: folder of the model that the training began with.
     """
     merged, base_dtype = has_adapter(model), None
@@ -55,7 +58,9 @@ def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str 
     except (InputError, OSError) as error:  # a base that is gone must not lose the trained model
         if merged:
             say(f"the final model keeps the dtype in memory, because the base cannot be read: {error}")
-    save_pretrained(plain(model), folder, tokenizer and tokenizer.token_ids, base_dtype if merged else None)
+    save_merged(model, folder, tokenizer and tokenizer.token_ids, base_dtype if merged else None)
+    if is_sharded(model) and not is_main():
+        return
     if tokenizer:
         tokenizer.save(folder)
     if merged and base_dtype:

@@ -1,4 +1,4 @@
-"""Read and write models as folders in the Hugging Face layout: config.json and safetensors, in one file or in shards.
+"""Read models from folders in the Hugging Face layout: config.json and safetensors, in one file or in shards.
 
 families.py and model/names.py have each family's settings and names. The Hugging Face layout has no value head for a
 policy, so the value head has its own file in the folder.
@@ -6,8 +6,6 @@ policy, so the value head has its own file in the folder.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -15,93 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minirlhf.adapters.lora import adapted_layers
-from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.checked import check_model_folder
-from minirlhf.pretrained.config_json import check_no_quantisation_beside, config_from, config_to
-from minirlhf.pretrained.families import is_transposed
+from minirlhf.pretrained.config_json import check_no_quantisation_beside, config_from
 from minirlhf.pretrained.locate import (
     ADAPTER,
+    CONFIG,
     EMBEDDING,
     HEAD,
-    WEIGHTS,
+    VALUE_HEAD,
     Location,
     check_all_found,
     check_shapes,
     check_sizes,
+    dtype_name,
     find_weights,
     locations,
     merge_advice,
     weight_files,
 )
-from minirlhf.pretrained.model_classes import SCALAR_MODELS, architecture, class_of_architectures, mark
+from minirlhf.pretrained.model_classes import class_of_architectures
+from minirlhf.pretrained.model_weights import SCALAR_HEADS
 from minirlhf.pretrained.safe import check_type, open_weights, read_json
 from minirlhf.runtime.distributed import process_device, world_size
 
-CONFIG, VALUE_HEAD = "config.json", "value_head.safetensors"
-SCALAR_HEADS = ("score.", "value_head.")  # heads with one output
 Change = Callable[[nn.Module], nn.Module]
-
-
-# Save
-
-
-def save_pretrained(
-    model: Transformer | Policy | RewardModel | ValueModel,
-    folder: str | Path,
-    token_ids: dict[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write config.json and model.safetensors into `folder`, and value_head.safetensors for a policy with a value head.
-
-    token_ids: pad_token_id, bos_token_id and eos_token_id, from `Tokenizer.token_ids`. They go into config.json, for
-    other tools. `Tokenizer.save` writes the tokenizer's files.
-    dtype: of the weights in the file, except heads with one output. None keeps the model's dtype.
-    Raises: InputError if the family's config.json cannot hold the model's config, or for a model with adapters or with
-    weights in 4 bits: no tool knows their names.
-    """
-    _check_plain(model)
-    folder, transformer = Path(folder), model.transformer if isinstance(model, Policy) else model
-    # null, because other tools take a default for a missing key
-    unknown = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    config = {
-        **_config_json(transformer, dtype),
-        **(token_ids or unknown),
-    }  # may raise, so it comes before the first file
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, Policy):
-        if model.value_head is not None:
-            _save(_on_cpu(model.value_head.state_dict()), folder / VALUE_HEAD)
-        else:
-            (folder / VALUE_HEAD).unlink(missing_ok=True)  # from an earlier policy in this folder
-    weights = _as_in_family(transformer)
-    if dtype:
-        weights = {name: w if name.startswith(SCALAR_HEADS) else w.to(dtype) for name, w in weights.items()}
-    _save(_on_cpu(weights), folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _check_plain(model: nn.Module) -> None:
-    if adapted_layers(model):
-        raise InputError(
-            "save_pretrained: the model has adapters; save merge_lora(model) whole, or its adapter with save_adapter"
-        )
-    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
-        raise InputError("save_pretrained: the model has weights in 4 bits; save plain(model)")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def size_of(folder: str | Path) -> str:
@@ -123,37 +66,6 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
 def _stored(folder: str | Path) -> dict[str, Location]:
     config, _ = read_config(folder)
     return locations(weight_files(Path(folder))[0], config.model_type)
-
-
-def _config_json(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
-    labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
-    return {
-        "architectures": [architecture(model.config.model_type, type(model))],
-        "torch_dtype": dtype_name(dtype or next(model.parameters()).dtype),
-        **config_to(model.config),
-        **(labels if isinstance(model, SCALAR_MODELS) else {}),
-        **mark(model),
-    }
-
-
-def _as_in_family(model: nn.Module) -> dict[str, Tensor]:
-    """The weights with the names and the orientation of the family's files."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        family_name = name_in_family(model.config.model_type, name.replace("value_head.", "score."))
-        weights[family_name] = tensor.T if is_transposed(model.config.model_type, family_name) else tensor
-    return weights
-
-
-def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-
-
-def _save(weights: dict[str, Tensor], path: Path) -> None:
-    """Write a temporary file first: a model that was loaded from `path` may still read its weights from `path`."""
-    part = path.with_name(f".{path.name}.part")
-    save_file(weights, part, {"format": "pt"})
-    os.replace(part, path)
 
 
 # Load
@@ -233,13 +145,25 @@ def load_policy(
     dtype, change: see `load_pretrained`.
     Raises: InputError as `load_pretrained`, and if the folder holds a reward or value model.
     """
-    transformer, found = _described(Path(folder))
-    if not isinstance(transformer, Transformer):
-        raise InputError(f"{folder}: needed a language model, got a {type(transformer).__name__}; check the folder")
-    policy = _loaded(transformer, found, dtype, lambda model: (change or _unchanged)(Policy(model, value_head)))
+    model, found = _described(Path(folder))
+    policy = _loaded(
+        _language_model(model, folder), found, dtype, lambda model: (change or _unchanged)(Policy(model, value_head))
+    )
     if value_head and (Path(folder) / VALUE_HEAD).exists():
         _load_value_head(policy.value_head, Path(folder))
     return policy
+
+
+def empty_policy(folder: str | Path) -> Policy:
+    """The policy of a folder without its numbers. Each check of `load_policy` is made; no weight is read."""
+    model, _ = _described(Path(folder))
+    return Policy(_language_model(model, folder))
+
+
+def _language_model(model: nn.Module, folder: str | Path) -> Transformer:
+    if not isinstance(model, Transformer):
+        raise InputError(f"{folder}: needed a language model, got a {type(model).__name__}; check the folder")
+    return model
 
 
 def load_reward_model(

@@ -40,6 +40,7 @@ class RunSettings:
     eval_every: int | None = None  # [steps] between evaluations; none: ten in a run; 0: only after the last step
     save_every: int | None = None  # [steps] between checkpoints; none: ten in a run; 0: only after the last step
     async_save: bool = False  # [-] write checkpoints in a thread: the training waits for the copy to host memory only
+    export: bool = False  # [-] a checkpoint in slices also has the folder of each model, for --policy
     keep: int = 2  # [checkpoints] number of newest checkpoints to keep; the best is always kept
     best_metric: str | None = None  # [-] of evaluations, such as eval/loss; decides the best checkpoint; none: as the
     #                                 algorithm says
@@ -80,10 +81,9 @@ class Trainer(Protocol):
 
 
 class ModelFiles(Protocol):
-    """Functions that save and load a trainer's models. The module minirlhf.pretrained.trained has them.
+    """Functions that save and load a trainer's models; minirlhf.pretrained.trained has them. All ranks save slices.
 
-    `save_trained` writes checkpoints. At the end `save_final` writes the folder model/. If the model has an adapter,
-    `save_trained` also writes the folder adapter/.
+    `save_trained` writes checkpoints, and adapter/ at the end if there is an adapter. `save_final` writes model/.
     """
 
     def has_adapter(self, model: nn.Module) -> bool: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from minirlhf.errors import InputError, shown
 
 # settings that may change in a resumed run
-MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "async_save")
+MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "async_save", "export")
 # the strategy of several processes, in runs that began with a section [sharding] or before there was one
 MAY_CHANGE += ("parallel", "[sharding]", "", "replicas", "cpu_offload", "reshard_after_forward", "gather")
 MAY_CHANGE += ("shard_optimizer",)

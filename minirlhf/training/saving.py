@@ -6,6 +6,7 @@ between ranks writes shards; see `shards.py`. With `--run.async_save true` a thr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from minirlhf.adapters.lora import active_adapter
 from minirlhf.errors import InputError, writes
 from minirlhf.manifest import check_files, damage, is_complete, missing, read_manifest
+from minirlhf.pretrained.model_weights import is_sharded
 from minirlhf.pretrained.safe import read_json
 from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import gather, is_main, rank, say, world_size
@@ -35,6 +37,7 @@ from minirlhf.training.checkpoint import (
     split_state,
     written_whole,
 )
+from minirlhf.training.export import export, move_export, say_no_effect
 from minirlhf.training.host_copies import HostCopies
 from minirlhf.training.state_types import check_state
 
@@ -104,7 +107,11 @@ def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], Non
     """The function that writes the checkpoint, without a collective. All ranks must call this function."""
     models, files, options = run.trainer.models, run.files, (run.tokenizer, run.config.base)
     if world_size() > 1 and (write := _prepared_shards(models, folder, state, run.copies)):
+        if run.config.export:
+            export(run, folder)
         return write
+    if run.config.export:
+        say_no_effect()
     if not is_main():
         return lambda: None
     if run.copies:
@@ -156,6 +163,7 @@ def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: di
     listed: dict[str, Any] = {"step": values["step"]}
     with written_whole(folder, listed) as aside:
         write_shard(aside, number, world, slices)
+        move_export(folder, aside)
         (aside / STATE).write_text(json.dumps(values) + "\n")
         listed["tensors"] = collected(aside, world, time_out())
 
@@ -163,23 +171,16 @@ def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: di
 def save_final(run: Any, adapter: Path, final: Path) -> None:
     """Write the folders of the finished model of a `Run`. All ranks must call it.
 
-    The host of rank 0 must hold the weights of a sharded model; no other rank ever holds more than one whole weight.
+    A sharded model is written weight by weight: no rank ever holds more than one whole weight.
     """
     check_weights(run)
     model, options = next(iter(run.trainer.models.values())), (run.tokenizer, run.config.base)
-    if is_sharded(model):
-        from minirlhf.runtime.parallel.sharding import gathered_twin
-
-        model = gathered_twin(model, keep=is_main())
-    for folder in (adapter, final) if is_main() else ():
+    for folder in (adapter, final) if is_main() or is_sharded(model) else ():
         save = run.files.save_final if folder == final else run.files.save_trained
         if folder == final or run.files.has_adapter(model):
-            with written_whole(folder) as aside:
+            # the other ranks of a sharded model take part in gathering, and write nothing
+            with written_whole(folder) if is_main() else contextlib.nullcontext(folder) as aside:
                 save(model, aside, *options)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(p, "to_local") for p in model.parameters())
 
 
 def _local(tensor: Tensor) -> Tensor:

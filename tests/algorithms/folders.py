@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from minirlhf.model import (
     LoRAConfig,
@@ -23,11 +25,12 @@ from minirlhf.model import (
     ValueModel,
     apply_lora,
 )
-from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model, save_pretrained, weights
+from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model, save_adapter, save_pretrained, weights
 from minirlhf.pretrained.config_json import config_from
 from minirlhf.pretrained.families import FAMILIES
+from minirlhf.pretrained.saving import save_merged
 from minirlhf.runtime.distributed import barrier, is_main, rank
-from minirlhf.runtime.parallel.sharding import is_sharded, local, shard
+from minirlhf.runtime.parallel.sharding import full, is_sharded, local, shard
 from minirlhf.runtime.parallel.starting import started
 
 CPU = torch.device("cpu")
@@ -166,6 +169,52 @@ def bytes_read(folder: Path) -> Counter:
     return counts
 
 
+class Gathered:
+    """Gathers weights as `sharding.full` does, and keeps the largest number of bytes that are alive at one time."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, int] = {}
+        self.most = 0
+
+    def __call__(self, p: Tensor) -> Tensor:
+        tensor = full(p)
+        if isinstance(p, DTensor):
+            key = len(self.alive)
+            self.alive[key] = tensor.nbytes
+            weakref.finalize(tensor, self.alive.__setitem__, key, 0)
+            self.most = max(self.most, sum(self.alive.values()))
+        return tensor
+
+
+def save_everything(folder: Path, models: dict[str, nn.Module]) -> None:
+    """Every way to write a model: whole, in files of 2 kB, an adapter alone, and merged into its base."""
+    for name, model in models.items():
+        if name == "adapted":
+            save_adapter(model, folder / "adapter")
+            save_merged(model, folder / "merged", dtype=torch.float16)
+            continue
+        save_pretrained(model, folder / name)
+        with mock.patch("minirlhf.pretrained.weight_files.FILE_BYTES", 2000):
+            save_pretrained(model, folder / f"{name} in files")
+
+
+def write_all(folder: Path) -> float:
+    """One process writes models into folders/one, then two in slices into folders/two.
+
+    -> the most bytes of gathered weights at a time, as a fraction of the largest weight.
+    """
+    policy = apply_lora(Policy(transformer("gpt2"), value_head=True), LoRAConfig(r=2, use_dora=True))
+    models = {"gpt2": transformer("gpt2"), "policy": Policy(transformer(), value_head=True), "adapted": noisy(policy)}
+    models["moe"] = RewardModel(transformer("qwen3_moe").bfloat16())
+    if is_main():
+        save_everything(folder / "one", models)
+    barrier()
+    counter, largest = Gathered(), max(p.nbytes for model in models.values() for p in model.parameters())
+    with mock.patch("minirlhf.runtime.parallel.sharding.full", counter):
+        save_everything(folder / "two", {name: shard(model, CPU) for name, model in models.items()})
+    return counter.most / largest
+
+
 def check_folders(folder: Path, every: bool) -> None:
     """Write folders/RANK.json with the results."""
     folder = folder / "folders"
@@ -173,4 +222,5 @@ def check_folders(folder: Path, every: bool) -> None:
     largest = max(p.nbytes for p in transformer().parameters())
     found["bytes"] = {**bytes_read(folder / "llama"), "all": sum(p.nbytes for p in transformer().parameters())}
     found["bytes"]["largest weight"] = largest
+    found["gathered"] = write_all(folder)
     (folder / f"{rank()}.json").write_text(json.dumps(found))

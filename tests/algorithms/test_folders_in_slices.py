@@ -1,11 +1,15 @@
 """Two processes read model folders in slices: the same weights as one process, and half of the bytes."""
 
 import json
+from pathlib import Path
 
 import folders
 import pytest
+import tiny
 
+from minirlhf.pretrained import load_policy
 from minirlhf.pretrained.families import FAMILIES
+from minirlhf.training import export
 
 
 def results(folder):
@@ -32,6 +36,37 @@ def test_each_process_reads_its_share_of_the_bytes(two_processes):
         read = found["bytes"]
         assert 0.47 < read["bytes"] / read["all"] < 0.53  # rows of odd sizes are not split evenly
         assert read["largest"] <= 0.53 * read["largest weight"]
+
+
+def test_slices_are_written_as_one_process_writes_the_model_and_gathered_one_by_one(two_processes):
+    one, two = (two_processes / "folders" / name for name in ("one", "two"))
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert len(list((one / "policy in files").glob("model-*"))) > 3 and Path("merged/value_head.safetensors") in files
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    assert [file for file in files if (one / file).read_bytes() != (two / file).read_bytes()] == []
+    for found in results(two_processes):
+        assert 0.9 < found["gathered"] < 1.3  # an adapter is gathered with the weight that it changes
+
+
+def test_a_checkpoint_in_slices_has_the_model_folder_beside(two_processes, tmp_path):
+    run = two_processes / "slices"
+    for step in (6, 8):
+        names = {path.name for path in (run / f"checkpoints/step-{step}").iterdir()}
+        assert {"policy", "state.json", "shard-00000-of-00002.safetensors"} < names
+    model, last = run / "model", run / "checkpoints/step-8/policy"
+    assert {path.name for path in last.iterdir()} == {path.name for path in model.iterdir()} - {"manifest.json"}
+    assert all(path.read_bytes() == (model / path.name).read_bytes() for path in last.iterdir())
+    assert load_policy(run / "checkpoints/step-6/policy").transformer.config.num_hidden_layers == 1
+    before = json.loads((run / "checkpoints/step-6/manifest.json").read_text())["files"]
+    assert "policy/model.safetensors" in before
+    assert not (two_processes / "resumed/checkpoints/step-8/policy").exists()  # without --run.export
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_export_of_one_process_has_no_effect_and_says_so(tmp_path, capsys):
+    export.say_no_effect.cache_clear()
+    tiny.go_on("sft", tmp_path / "run", export=True)
+    assert capsys.readouterr().out.count("--run.export has no effect: checkpoints of this strategy hold model") == 1
 
 
 @pytest.mark.slow

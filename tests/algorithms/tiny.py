@@ -470,7 +470,7 @@ def _train_as_rank(folder: Path) -> None:
                 _train_few(partial(_sharded, name), folder / f"{name}-fsdp-few")
             _copy_sharded(folder)
             check_folders(folder, every="SHARDED" in os.environ)
-            go_on("sft", folder / "slices")
+            go_on("sft", folder / "slices", export=True)
             stop_at(4, folder / "resumed")
             go_on("sft", folder / "resumed", resume=True)
         with using(Strategy("ddp", shard_optimizer=True)):

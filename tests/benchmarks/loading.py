@@ -31,7 +31,7 @@ from minirlhf.model import ModelConfig, Transformer, load_pretrained
 from minirlhf.model.names import name_in_family
 from minirlhf.pretrained.config_json import config_to
 from minirlhf.pretrained.families import is_transposed
-from minirlhf.pretrained.weights import architecture
+from minirlhf.pretrained.model_classes import architecture
 
 CASES = {  # (dtype in the file, dtype to load)
     "bf16": (torch.bfloat16, None),

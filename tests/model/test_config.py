@@ -8,7 +8,8 @@ import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.model import ModelConfig, Transformer
-from minirlhf.pretrained.weights import read_config, save_pretrained
+from minirlhf.pretrained.saving import save_pretrained
+from minirlhf.pretrained.weights import read_config
 
 
 def test_head_dim_is_hidden_size_over_heads_unless_given():

@@ -115,28 +115,9 @@ def local(x: Tensor) -> Tensor:
 
 def full(x: Tensor) -> Tensor:
     """All rows, gathered from all processes. All processes must call it, in the same order."""
-    return x.detach().full_tensor() if isinstance(x, DTensor) else x.detach()
-
-
-@torch.no_grad()
-def gathered_twin(module: nn.Module, keep: bool, memo: dict[nn.Parameter, nn.Parameter] | None = None) -> nn.Module:
-    """A copy of a sharded model with whole weights on the host, of the classes before sharding, for writing files.
-
-    All processes must call it. The weights are gathered one by one; a process keeps them only if `keep`.
-    """
-    memo = {} if memo is None else memo
-    plain = type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)  # [FSDP class, FSDPModule, ...]
-    twin = object.__new__(plain)
-    twin.__dict__ = dict(module.__dict__)
-    for p in module._parameters.values():
-        if p is not None and p not in memo:  # tied weights stay tied
-            whole = full(p)
-            memo[p] = nn.Parameter(whole.cpu() if keep else whole.new_empty(0), requires_grad=p.requires_grad)
-    twin._parameters = {name: p if p is None else memo[p] for name, p in module._parameters.items()}
-    twin._modules = {
-        name: child if child is None else gathered_twin(child, keep, memo) for name, child in module._modules.items()
-    }
-    return twin
+    if not isinstance(x, DTensor):
+        return x.detach()
+    return x.detach().to(x.device_mesh.device_type).full_tensor()  # offloaded slices travel through the device
 
 
 @torch.no_grad()

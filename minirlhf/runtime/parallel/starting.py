@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from minirlhf.errors import InputError
 from minirlhf.runtime.distributed import gather
-from minirlhf.runtime.parallel.sharding import fill, local, local_slice, shard
+from minirlhf.runtime.parallel.sharding import fill, local, local_slice, on_device, shard
 from minirlhf.runtime.parallel.strategy import current
 
 Rows = Callable[[int, int], Tensor]  # (first, last + 1) -> these rows of a weight
@@ -83,7 +83,7 @@ def started(
         call(whole)  # also for a weight that was replaced: the numbers of the next weights depend on it
         if p in names and p not in stored:
             fill(weights[names[p]], whole)
-    return model
+    return on_device(model, device)  # what stays whole is not offloaded
 
 
 def _check(postponed: Postponed, names: dict[nn.Parameter, str], stored: dict[nn.Parameter, Rows]) -> None:
