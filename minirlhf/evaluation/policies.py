@@ -18,7 +18,7 @@ from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
 from minirlhf.rollout.read import read
-from minirlhf.runtime.distributed import gather, local_rows
+from minirlhf.runtime.distributed import gather, local_rows, own_pace
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.table import table
 
@@ -155,5 +155,6 @@ def sequence_kl(
     batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, ids, strict=True)]
     tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
-    ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
+    with own_pace(ref_policy):
+        ref_logps = read(ref_logp, tensors, lengths, sampling.microbatch_tokens).tolist()
     return [sum(completion.logps) - ref for completion, ref in zip(completions, ref_logps, strict=True)]
