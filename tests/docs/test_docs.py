@@ -286,7 +286,7 @@ class Workshop:
         assert words[0] == "torchrun"
         command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=900)
         return done.returncode, done.stdout, done.stderr
 
     def call(self, words: list[str]) -> tuple[int, str, str]:
