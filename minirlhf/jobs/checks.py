@@ -29,7 +29,7 @@ from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import pinned
 from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.runtime.agreed import agreed
-from minirlhf.runtime.distributed import is_main, restarted, say, world_size
+from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
 from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml

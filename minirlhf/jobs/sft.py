@@ -23,7 +23,6 @@ def train_sft(job: Opened, stop_at: float | None = None) -> Policy:
     rows, held_out = job.rows("sft", policy.transformer.config)
     batches = stage.batches(rows)
     trainer = SFTTrainer(policy, job.tokenizer, stage.config, updates=len(batches))
-
     options = {"evaluate": lambda: trainer.evaluate(held_out)}
     if stop_at is not None:
         from minirlhf.jobs.early_stop import early_stop  # here, so that the core loads no leaf

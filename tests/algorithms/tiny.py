@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import os
 import random
@@ -64,7 +65,7 @@ from minirlhf.model import (
 )
 from minirlhf.rewards import RewardModelScorer, judge_by
 from minirlhf.runtime.distributed import process_group
-from minirlhf.runtime.parallel.copies import placed
+from minirlhf.runtime.parallel import copies
 from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard, whole_of
 from minirlhf.runtime.parallel.strategy import Strategy, current, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -176,7 +177,7 @@ def ppo_lora(**settings) -> PPOTrainer:
     policy = Policy(transformer(layers=2), value_head=True)
     with torch.no_grad():
         policy.value_head.weight.normal_(std=0.3)
-    policy = adapted(placed(policy, torch.device("cpu")))
+    policy = adapted(copies.placed(policy, torch.device("cpu")))
     reference = reference_of(policy)  # a view of the policy
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
     config = PPOConfig(**{**defaults, "epochs": 2, "kl_coef": 0.14, "lr": 1e-2, **settings})
@@ -410,6 +411,9 @@ def _copy_sharded(folder: Path) -> None:
         with torch.device("meta"):
             return Policy(Transformer(source.transformer.config).to(torch.float64))
 
+    part = copies.copied(source).transformer
+    gc.collect()
+    assert whole_of(part) is not None  # a part keeps the model alive that its slices belong to
     copied = rebuilt(build, source, torch.device("cpu"))
     save_file(
         {key: full(x) for key, x in copied.state_dict().items()}, folder / f"copy-{os.environ['RANK']}.safetensors"

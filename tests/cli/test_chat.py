@@ -131,6 +131,12 @@ def turns(*texts):
 # ---- answers
 
 
+def test_several_processes_are_refused(kettle, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="^chat: needed one process, got 2; start it without torchrun$"):
+        minirlhf.cli.chat.main([str(kettle)])
+
+
 def test_each_line_is_a_turn_and_only_answers_go_to_stdout(chat, kettle):
     out, notes = chat(["hello", "", "  ", "hello again"], kettle)
     assert out == "the kettle is good.\n" * 2

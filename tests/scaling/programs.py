@@ -1,6 +1,7 @@
 """The programs of `minirlhf train` on a small task, in one process and in several.
 
-python tests/scaling/programs.py FOLDER PROGRAM,... [LAYOUT,...] [-- FLAGS of the program]
+python tests/scaling/programs.py FOLDER PROGRAM,... [LAYOUT,...] [flags of the program]
+python tests/scaling/programs.py FOLDER PROGRAM,... [LAYOUT,...] --check    `minirlhf check` instead
 
 Each job writes FOLDER/PROGRAM-LAYOUT and its output FOLDER/PROGRAM-LAYOUT.txt.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,13 @@ import ranks
 import torch
 import torch._dynamo  # an optimizer loads it; here, so that the forks need not
 
+import minirlhf.cli.check
 import minirlhf.cli.train
 from minirlhf.errors import InputError
 from minirlhf.jobs import opened, stage
 from minirlhf.runtime.parallel.sharding import is_sharded
 from minirlhf.tasks import embedded_task
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 LAYOUTS = {
     "one": SimpleNamespace(world=1, flags=()),
     "auto-2": SimpleNamespace(world=2, flags=()),
@@ -36,7 +36,10 @@ LAYOUTS = {
     "hsdp-4": SimpleNamespace(world=4, flags=("--parallel", "hsdp", "--sharding.replicas", "2")),
 }
 TINY = "--vocab_size 280 --model.hidden_size 16 --model.num_hidden_layers 2 --model.num_attention_heads 2 "
-TINY += "--model.num_key_value_heads 1 --model.intermediate_size 32 --run.eval_every 0 --run.save_every 0"
+TINY += "--model.num_key_value_heads 1 --model.intermediate_size 32"
+RUN = " --run.eval_every 0 --run.save_every 0"
+TINY += RUN
+STUDENT = " --student_width 8 --student_steps 2"
 SFT = " --sft.steps 3 --sft.batch_size 8"
 REWARD = " --reward_model.steps 3 --reward_model.batch_size 8"
 ON_POLICY = " --{0}.steps 2 --{0}.batch_size 4 --{0}.minibatch_size 4 --{0}.max_tokens 8"
@@ -49,8 +52,7 @@ FLAGS = {
     "online_dpo": SFT + REWARD + ON_POLICY.format("online_dpo"),
     "dpo": SFT + " --dpo.steps 3 --dpo.batch_size 8 --dpo.ref_update_every 2",
     "unpaired": SFT + " --unpaired.steps 3 --unpaired.batch_size 8",
-    "distillation": SFT + " --distillation.steps 3 --distillation.batch_size 8 --distillation.max_tokens 8"
-    " --student_width 8 --student_steps 2",
+    "distillation": SFT + " --distillation.steps 3 --distillation.batch_size 8 --distillation.max_tokens 8" + STUDENT,
     "multi_adapter": SFT + REWARD + ON_POLICY.format("ppo"),
 }
 
@@ -63,9 +65,18 @@ def small_task(name: str, seed: int):
     return replace(task, prompts=task.prompts[:64], **held_out)
 
 
-def flags_of(program: str, layout: str) -> list[str]:
-    context = "--model.max_position_embeddings 200" if program == "process_reward" else ""
-    return [*TINY.split(), *context.split(), *FLAGS[program].split(), *LAYOUTS[layout].flags]
+def flags_of(program: str, layout: str, given: list[str]) -> list[str]:
+    """The flags of a job. given: more flags; models that they name replace new models and stages."""
+    flags = TINY + FLAGS[program]
+    if program == "process_reward":
+        flags += " --model.max_position_embeddings 200"
+    if "--policy" in given:
+        flags = RUN + (FLAGS[program] if program in ("sft", "reward_model") else FLAGS[program].replace(SFT, ""))
+    if "--student" in given:
+        flags = flags.replace(STUDENT, "")
+    if "--reward" in given:
+        flags = flags.replace(REWARD, "")
+    return [*flags.split(), *LAYOUTS[layout].flags, *given]
 
 
 def tell_slices(policy_stage: stage.PolicyStage, *args, train_on=stage.PolicyStage.train_on):
@@ -78,19 +89,18 @@ def tell_slices(policy_stage: stage.PolicyStage, *args, train_on=stage.PolicySta
     return train_on(policy_stage, *args)
 
 
-def run_job(folder: Path, program: str, layout: str, more: list[str], example: bool = False) -> None:
+def run_job(folder: Path, program: str, layout: str, more: list[str], check: bool = False) -> None:
     """One process of a job."""
     torch.set_num_threads(1)
     opened.embedded_task, stage.EVALUATION_TOKENS, stage.PolicyStage.train_on = small_task, 6, tell_slices
-    argv = [*flags_of(program, layout), "--output", str(folder / f"{program}-{layout}"), *more]
+    argv = flags_of(program, layout, more)
     with (folder / f"{program}-{layout}.txt").open("a") as file, contextlib.redirect_stdout(file):
         try:
-            if example:
-                sys.path.insert(0, str(EXAMPLES))
-                sys.argv = [program, *argv]
-                importlib.import_module(program).main()
+            if check:
+                minirlhf.cli.check.main([program, *argv])
             else:
-                minirlhf.cli.train.train(program, argv)
+                output = [] if "--output" in argv else ["--output", str(folder / f"{program}-{layout}")]
+                minirlhf.cli.train.train(program, [*argv, *output])
         except InputError as error:
             print(f"error: {error}", flush=True)
             raise
@@ -103,7 +113,8 @@ def main(folder: str, programs: str, layouts: str = "one,fsdp-2", *more: str) ->
     for program in programs.split(","):
         for layout in layouts.split(","):
             try:
-                ranks.run(LAYOUTS[layout].world, run_job, Path(folder), program, layout, [*more])
+                flags = [word for word in more if word != "--check"]
+                ranks.run(LAYOUTS[layout].world, run_job, Path(folder), program, layout, flags, flags != [*more])
             except RuntimeError as error:
                 failed.append(f"{program} {layout}: {error}")
     if failed:
@@ -111,4 +122,4 @@ def main(folder: str, programs: str, layouts: str = "one,fsdp-2", *more: str) ->
 
 
 if __name__ == "__main__":
-    main(*[word for word in sys.argv[1:] if word != "--"])
+    main(*sys.argv[1:])

@@ -5,7 +5,6 @@ The class of a sharded model is a subclass of the model's class, so `isinstance`
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -47,7 +46,7 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     fully_shard(on_device(model, device), **options)  # embedding, last norm, heads: gathered until the backward pass
     model.register_forward_hook(_reshard_after_reading)
     for part in model.modules():
-        vars(part)[WHOLE] = weakref.ref(model)
+        vars(part)[WHOLE] = model  # a part keeps the whole alive; not as a submodule
     return model
 
 
@@ -57,7 +56,7 @@ def _reshard_after_reading(model: nn.Module, *_: object) -> None:
     Gathered weights are other parameters, so an optimizer that is made now would train none of the model's. A view of
     the model shares this hook.
     """
-    root = vars(model)[WHOLE]()
+    root = vars(model)[WHOLE]
     if not torch.is_grad_enabled() and id(root) not in gathered_models:
         root.reshard()
 
@@ -80,8 +79,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole_of(part: nn.Module) -> nn.Module | None:
     """The sharded model that this module is, is a part of, or stands around. None: not sharded."""
-    found = next((vars(module)[WHOLE] for module in part.modules() if WHOLE in vars(module)), None)
-    return found and found()
+    return next((vars(module)[WHOLE] for module in part.modules() if WHOLE in vars(module)), None)
 
 
 def sharded_parts(model: nn.Module) -> list[FSDPModule]:
