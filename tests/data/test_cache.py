@@ -124,6 +124,8 @@ def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError, match=f"{VARIABLE}: cannot write {path} "):
         encode(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
+
+
 def test_half_written_files_of_killed_jobs_are_deleted_after_a_day(tmp_path):
     for name, age in (("old", 90_000), ("new", 60)):
         path = tmp_path / f".{name}.safetensors.7"
