@@ -19,6 +19,7 @@ from minirlhf.manifest import is_complete, write_manifest
 from minirlhf.model import Policy
 from minirlhf.pretrained import load_policy, trained
 from minirlhf.training import saving
+from minirlhf.training.checkpoint import save_state, written_whole
 from minirlhf.training.host_copies import HostCopies
 from minirlhf.training.shards import collected, stored_tensors, write_shard
 
@@ -115,9 +116,9 @@ def mesh():
     dist.destroy_process_group()
 
 
-def run_in(folder, mesh=None, seed=0):
+def run_in(folder, mesh=None, seed=0, layers=1):
     """As a `Run` whose policy is in slices if there is a mesh."""
-    policy = Policy(tiny.transformer(seed, dtype=torch.float32))
+    policy = Policy(tiny.transformer(seed, dtype=torch.float32, layers=layers))
     if mesh is not None:
         fully_shard(policy, mesh=mesh)
     trainer = SFTTrainer(policy, tiny.tokenizer(), SFTConfig(batch_size=8, lr=3e-2), 4)
@@ -158,6 +159,26 @@ def test_a_checkpoint_of_weights_in_slices_is_read_into_slices_and_into_whole_we
         assert (loaded["step"], loaded["done"]) == (1, False)
         assert_close(numbers(again), before, rtol=0, atol=0)
         assert again.trainer.optimizer.update == 1
+
+
+def test_a_whole_checkpoint_is_read_into_slices(tmp_path, mesh):
+    run, folder = run_in(tmp_path), tmp_path / "step-1"
+    update(run)
+    with written_whole(folder, {"step": 1}) as aside:
+        trained.save_trained(run.trainer.policy, aside / "policy", run.tokenizer)
+        save_state(aside, {"step": 1, "done": False, "best": {}, "trainer": run.trainer.state_dict()})
+    again = run_in(tmp_path, mesh, seed=1)
+    saving.load_checkpoint(again, folder)
+    assert_close(numbers(again), numbers(run), rtol=0, atol=0)
+
+
+def test_shards_of_a_model_with_other_weights_are_refused(tmp_path, mesh):
+    one, two = (run_in(tmp_path, mesh, layers=layers) for layers in (1, 2))
+    for number, (run, other, where) in enumerate([(one, two, "the checkpoint"), (two, one, "this model")]):
+        state, folder = {"step": 1, "trainer": {}}, tmp_path / f"step-{number}"
+        saving._prepared_shards(run.trainer.models, folder, state, None)()
+        with pytest.raises(InputError, match=f"layers.1.* of policy is not in {where}; it is .* another model"):
+            saving.load_models(other, folder)
 
 
 def test_the_finished_model_of_weights_in_slices_is_whole(tmp_path, mesh):
