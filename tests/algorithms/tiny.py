@@ -66,6 +66,7 @@ from minirlhf.model import (
 from minirlhf.rewards import RewardModelScorer, judge_by
 from minirlhf.runtime.distributed import process_group
 from minirlhf.runtime.parallel import copies
+from minirlhf.runtime.parallel.gradients import average_whole_gradients
 from minirlhf.runtime.parallel.sharding import full, is_sharded, rebuilt, shard, whole_of
 from minirlhf.runtime.parallel.strategy import Strategy, current, using
 from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -354,17 +355,18 @@ def measured() -> list:
 
 def gradients(trainer, batch: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """(gradients, metrics) of the first update of a step. The weights do not change."""
-    recorded = []
-    trainer.optimizer.step = lambda sums: (
-        recorded.append(
-            (
-                {name: p.grad.clone() for name, p in trainer.optimizer.parameters.items() if p.grad is not None},
-                {name: float(value) for name, value in sums.items()},
-            )
-        )
-        or trainer.optimizer.zero_grad()
-        or {**{name: float(value) for name, value in sums.items()}, "lr": 0.0, "grad_norm": 0.0}
-    )
+    recorded, optimizer = [], trainer.optimizer
+
+    def record(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        if current().shards:  # as an update begins: heads are in no slice, so FSDP leaves them out
+            average_whole_gradients(list(optimizer.parameters.values()))
+        found = {name: p.grad.clone() for name, p in optimizer.parameters.items() if p.grad is not None}
+        metrics = {name: float(value) for name, value in sums.items()}
+        recorded.append((found, metrics))
+        optimizer.zero_grad()
+        return {**metrics, "lr": 0.0, "grad_norm": 0.0}
+
+    optimizer.step = record
     trainer.step(batch)
     return recorded[0]
 
