@@ -9,7 +9,6 @@ And a user may edit the texts of a finished model, such as generation_config.jso
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ MANIFEST = "manifest.json"
 MODELS = ("config.json", "adapter_config.json")  # the folder of a model holds one of them; a checkpoint has subfolders
 TEXTS = (".json", ".jinja", ".md", ".txt")
 MOST_BYTES = 1 << 28  # of a manifest; hundreds of processes need a tenth of it
+KNOWN: dict[tuple[Path, int, int, int], str] = {}  # a version of a file -> its checksum
 
 
 def write_manifest(folder: Path, **more: Any) -> None:
@@ -108,14 +108,14 @@ def check_model_files(folder: Path) -> list[str]:
     Raises: InputError if any other file differs from the manifest.
     """
     advice = "take another copy of it, or delete its manifest.json if you changed the files yourself"
-    if _is_ours(folder / MANIFEST):
+    if is_ours(folder / MANIFEST):
         check_files(folder, advice)
         files = read_manifest(folder)["files"]
         texts = [name for name in files if _is_text_of_model(name, files)]
         edited = [name for name in texts if _is_changed(folder / name, files[name])]
         return [*(f"{folder / name}: changed since it was written" for name in edited), *_unchecked(folder)]
     around = folder.parent
-    if not _is_ours(around / MANIFEST):
+    if not is_ours(around / MANIFEST):
         return []
     try:
         names = [name for name in read_manifest(around)["files"] if name.startswith(f"{folder.name}/")]
@@ -141,15 +141,18 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def version_of(path: Path) -> tuple[int, int, int]:
+    """Three numbers that change when the file changes."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
 def checksum_once(path: Path) -> str:
     """The checksum of a file. A program reads each file once, unless the file changes."""
-    stat = path.stat()
-    return _checksum(path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
-
-
-@functools.lru_cache(maxsize=1024)
-def _checksum(path: Path, *version: int) -> str:
-    return checksum(path)
+    key = path, *version_of(path)
+    if key not in KNOWN:
+        KNOWN[key] = checksum(path)
+    return KNOWN[key]
 
 
 def _is_changed(path: Path, listed: dict[str, Any]) -> bool:
@@ -167,7 +170,8 @@ def _has_sizes_only(content: dict[str, Any]) -> bool:
     return bool(content) and all(type(size) is int for size in content.values())
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """True if this is a manifest of minirlhf, or a damaged file under the name of a manifest."""
     if not path.is_file():
         return False
     try:

@@ -21,7 +21,7 @@ from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.model.transformer import Transformer
-from minirlhf.pretrained.checked import check_model_folder
+from minirlhf.pretrained.checked import check_model_folder, share_checksums
 from minirlhf.pretrained.config_json import check_no_quantisation_beside, config_from
 from minirlhf.pretrained.locate import (
     ADAPTER,
@@ -95,6 +95,8 @@ def _unchanged(model: nn.Module) -> nn.Module:
 
 def _described(folder: Path) -> tuple[nn.Module, dict[str, Location]]:
     """The model of a folder without its numbers, and where each weight stands."""
+    if _shards():
+        share_checksums(folder)
     check_model_folder(folder)
     config, model_class = read_config(folder)
     check_sizes(config, folder)
@@ -105,13 +107,19 @@ def _described(folder: Path) -> tuple[nn.Module, dict[str, Location]]:
 
 
 def _loaded(model: nn.Module, found: dict[str, Location], dtype: torch.dtype | None, change: Change) -> nn.Module:
-    if world_size() > 1:
-        from minirlhf.runtime.parallel.strategy import current
-
-        if current().shards:
-            return _in_slices(model, found, dtype, change)
+    if _shards():
+        return _in_slices(model, found, dtype, change)
     model.load_state_dict(_read_all(found, dtype), assign=True)
     return change(model)
+
+
+def _shards() -> bool:
+    """True if the processes hold models in slices."""
+    if world_size() == 1:
+        return False
+    from minirlhf.runtime.parallel.strategy import current
+
+    return current().shards
 
 
 def _in_slices(model: nn.Module, found: dict[str, Location], dtype: torch.dtype | None, change: Change) -> nn.Module:

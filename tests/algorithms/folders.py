@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from minirlhf import manifest
+from minirlhf.errors import InputError
 from minirlhf.model import (
     LoRAConfig,
     ModelConfig,
@@ -215,6 +217,27 @@ def write_all(folder: Path) -> float:
     return counter.most / largest
 
 
+def check_damage(folder: Path) -> tuple[float, str]:
+    """(share of the bytes of a folder with a manifest that this process reads for checksums, error after damage)."""
+    if is_main():
+        manifest.write_manifest(folder)
+    barrier()
+    read, checksum = [], manifest.checksum
+    with mock.patch("minirlhf.manifest.checksum", lambda path: read.append(path.stat().st_size) or checksum(path)):
+        load_policy(folder)
+    share = sum(read) / sum(file["size"] for file in manifest.read_manifest(folder)["files"].values())
+    barrier()
+    if is_main():
+        path = folder / "model-00002-of-00007.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    barrier()
+    try:
+        load_policy(folder)
+    except InputError as error:
+        return share, str(error)
+    return share, ""
+
+
 def check_folders(folder: Path, every: bool) -> None:
     """Write folders/RANK.json with the results."""
     folder = folder / "folders"
@@ -223,4 +246,5 @@ def check_folders(folder: Path, every: bool) -> None:
     found["bytes"] = {**bytes_read(folder / "llama"), "all": sum(p.nbytes for p in transformer().parameters())}
     found["bytes"]["largest weight"] = largest
     found["gathered"] = write_all(folder)
+    found["damage"] = check_damage(folder / "two" / "policy in files")
     (folder / f"{rank()}.json").write_text(json.dumps(found))

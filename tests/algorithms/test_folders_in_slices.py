@@ -42,10 +42,20 @@ def test_slices_are_written_as_one_process_writes_the_model_and_gathered_one_by_
     one, two = (two_processes / "folders" / name for name in ("one", "two"))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len(list((one / "policy in files").glob("model-*"))) > 3 and Path("merged/value_head.safetensors") in files
-    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    files.remove(damaged := Path("policy in files/model-00002-of-00007.safetensors"))  # by `check_damage`
+    assert {*files, damaged, Path("policy in files/manifest.json")} == {
+        path.relative_to(two) for path in two.rglob("*") if path.is_file()
+    }
     assert [file for file in files if (one / file).read_bytes() != (two / file).read_bytes()] == []
     for found in results(two_processes):
         assert 0.9 < found["gathered"] < 1.3  # an adapter is gathered with the weight that it changes
+
+
+def test_each_process_reads_its_share_for_checksums_and_all_name_the_damage(two_processes):
+    found = [found["damage"] for found in results(two_processes)]
+    assert all(0.3 < share < 0.7 for share, _ in found) and sum(share for share, _ in found) == pytest.approx(1)
+    for _, error in found:
+        assert "damaged: the checksum of model-00002-of-00007.safetensors differs" in error
 
 
 def test_a_checkpoint_in_slices_has_the_model_folder_beside(two_processes, tmp_path):
