@@ -342,7 +342,9 @@ def test_a_pipeline_looks_as_runs_md_says(workshop):
     """After all commands: the files that docs/runs.md names are there, and no others."""
     workshop.run(COMMANDS[-1])
     folder = workshop.folder / "runs/mine"
-    assert {path.name for path in folder.iterdir()} == {"tokenizer", "sft", "reward", "ppo", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "tokenizer", "sft", "reward", "ppo", "inputs.json", "summary.json",
+    }  # fmt: skip
     run = {"config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt", "checkpoints", "model"}
     for stage in ("sft", "reward", "ppo"):
         assert {path.name for path in (folder / stage).iterdir()} == run
