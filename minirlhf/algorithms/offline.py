@@ -19,7 +19,7 @@ class OfflineConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "steps", "batch_size", "microbatch_tokens", least=1)
-        check_range(self, "max_epochs", "epochs", above=0, most=1e6)
+        check_range(self, "max_epochs", "epochs", above=0, most=1_000_000)
         if self.epochs and (self.steps, self.max_epochs) != (type(self).steps, type(self).max_epochs):
             raise InputError(f"{type(self).__name__}: epochs decides alone; leave out steps and max_epochs")
 

@@ -61,8 +61,10 @@ class PromptClassifier:
             for group in microbatches([len(prompt) for prompt in distinct], self.microbatch_tokens):
                 batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], self.pad_id, self.device)
                 self.model(batch.input_ids, batch.attention_mask)
-                for i, embedding in zip(group, embedded.pop(), strict=True):
-                    means[distinct[i]] = embedding[: len(distinct[i])].mean(0).float()
+                tokens = embedded.pop()  # [B, T, D], or [1, N, D] if the model has left the padding out
+                tokens = tokens[batch.attention_mask] if tokens.shape[:2] == batch.input_ids.shape else tokens[0]
+                for i, embedding in zip(group, tokens.split([len(distinct[i]) for i in group]), strict=True):
+                    means[distinct[i]] = embedding.mean(0).float()
         finally:
             hook.remove()
         return nn.functional.pad(torch.stack([means[tuple(prompt)] for prompt in prompts]), (0, 1), value=1.0)

@@ -19,13 +19,13 @@ from minirlhf.training.fields import TOP, checked
 PROGRAM = "program"  # the key that names the program of `minirlhf train` and `minirlhf check`
 # A file may hold settings of other programs and commands. They are named as not read, unlike unknown names.
 TABLES = (
-    *("model", "lora", "run", "sft", "reward_model", "process_reward", "ppo", "grpo", "dpo", "unpaired"),
+    *("model", "lora", "run", "sharding", "sft", "reward_model", "process_reward", "ppo", "grpo", "dpo", "unpaired"),
     *("online_dpo", "distillation"),
     *("sample", "check", "show", "split", "merge", "pairs", "augment", "convert", "download", "eval", "chat"),
 )
 KEYS = (
     *("reward", "reward_weights", "stop_after", "stop_sft_at", "student", "student_width", "student_steps"),
-    *("kind", "rows", "value"),
+    *("kind", "rows", "value", "parallel"),
 )
 
 

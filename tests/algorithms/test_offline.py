@@ -30,7 +30,7 @@ def test_a_run_makes_its_steps_or_fewer_on_few_rows(rows, steps):
 
 
 def test_without_a_limit_of_epochs_a_run_makes_its_steps():
-    assert OfflineConfig(steps=100, max_epochs=float("inf"), batch_size=8).steps_for(1) == 100
+    assert OfflineConfig(steps=100, max_epochs=1e6, batch_size=8).steps_for(1) == 100
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -39,7 +39,7 @@ def test_every_config_refuses_the_same_settings(config):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"microbatch_tokens": 0}, "microbatch_tokens must be at least 1, got 0"),
-        ({"max_epochs": 0.0}, "max_epochs must be above 0, got 0.0"),
+        ({"max_epochs": 0.0}, "max_epochs must be above 0 and at most 1000000, got 0.0"),
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
     ]:
         with pytest.raises(InputError, match=f"^{config.__name__}: {text}"):

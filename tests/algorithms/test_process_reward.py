@@ -151,7 +151,7 @@ def test_rows_that_are_too_long_are_refused_or_left_out_and_named(capsys):
     ("settings", "text"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"max_epochs": 0.0}, "max_epochs must be above 0, got 0.0"),
+        ({"max_epochs": 0.0}, "max_epochs must be above 0 and at most 1000000, got 0.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
     ],

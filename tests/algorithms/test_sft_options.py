@@ -114,7 +114,7 @@ def test_a_masked_token_ends_the_reference_of_a_sample():
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"microbatch_tokens": 0}, "microbatch_tokens must be at least 1, got 0"),
-        ({"max_epochs": 0.0}, "max_epochs must be above 0, got 0.0"),
+        ({"max_epochs": 0.0}, "max_epochs must be above 0 and at most 1000000, got 0.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, text):

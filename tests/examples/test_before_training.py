@@ -92,7 +92,10 @@ COMBINATIONS = [
         "--reward_weights: needed a weight for each of the 2 rew",
     ),
     ("--reward my.py:length --reward_weights nan", "--reward_weights: needed a list (each a number) or none, got"),
-    ("--reward my.py:length --reward_weights inf", "--reward_weights: needed finite weights other than 0, got inf"),
+    (
+        "--reward my.py:length --reward_weights inf",
+        "--reward_weights: needed a list (each a number) or none, got 'inf'",
+    ),
     ("--reward my.py:length --reward_weights 0", "--reward_weights: needed finite weights other than 0, got 0.0"),
     ("--reward_weights 1", "--reward_weights: needs rewards to weigh; give --reward"),
     ("--task arithmetic", "--task arithmetic: --data "),

@@ -51,7 +51,14 @@ def programs(inputs, tmp_path_factory):
 def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages(programs):
     cwd, output = programs["python"]
     folder = cwd / "runs" / "ppo-001"
-    assert {path.name for path in folder.iterdir()} == {"tokenizer", "sft", "reward", "ppo", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "tokenizer",
+        "sft",
+        "reward",
+        "ppo",
+        "inputs.json",
+        "summary.json",
+    }
     for stage, steps in (("sft", 4), ("reward", 4), ("ppo", 2)):
         names = {path.name for path in (folder / stage).iterdir()}
         assert names >= {"config.toml", "metrics.jsonl", "timings.jsonl", "log.txt", "checkpoints", "model"}
@@ -103,9 +110,9 @@ def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
 def test_a_job_stopped_after_each_stage_and_resumed_is_the_whole_job(call, inputs, finished, tmp_path, capsys):
     data, output = ("--data", inputs / "pairs.jsonl"), tmp_path / "job"
     call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft")
-    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft"}
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json"}
     call("ppo", tmp_path, *data, "--output", output, "--stop_after", "reward", "--resume")
-    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "reward"}
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "reward", "inputs.json"}
     first = contents(output)
     capsys.readouterr()
     call("ppo", tmp_path, *data, "--output", output, "--resume")
@@ -142,7 +149,7 @@ def test_each_job_without_output_gets_a_fresh_folder_and_resume_takes_the_last(c
 def test_ppo_alone_from_the_models_of_another_job(call, inputs, finished, tmp_path, place):
     models = "--policy", finished / "sft" / place, "--reward", finished / "reward" / place
     call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", *models, "--output", tmp_path / "job")
-    assert {path.name for path in (tmp_path / "job").iterdir()} == {"ppo", "summary.json"}
+    assert {path.name for path in (tmp_path / "job").iterdir()} == {"ppo", "inputs.json", "summary.json"}
     found, whole = summary(tmp_path / "job"), summary(finished)
     assert found["reward_model_accuracy"] is None
     assert (found["before"], found["after"], found["kl"]) == (whole["before"], whole["after"], whole["kl"])

@@ -1,14 +1,13 @@
 """Settings of a job: which sections a program has, on which of them a stage depends, and which are refused."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
-from minirlhf.algorithms import GRPOConfig, PPOConfig
+from minirlhf.algorithms import PPOConfig
 from minirlhf.errors import InputError
-from minirlhf.jobs import JobConfig, PipelineConfig, RLJobConfig, checks
+from minirlhf.jobs import JobConfig, PipelineConfig, RLJobConfig
 from minirlhf.jobs.effects import check_base, check_effects
 from minirlhf.jobs.settings import sections, stage_settings
 from minirlhf.training.settings import settings_to_toml
@@ -111,21 +110,3 @@ def test_a_program_without_adapters_refuses_them(common):
     classes = sections("ppo", PPOConfig, adapters=False)
     with pytest.raises(InputError, match="--train, --freeze: this program trains all weights of a new model"):
         check_effects(built(classes, job=JobConfig(policy="DIR", **common)))
-
-
-@pytest.mark.parametrize(
-    ("batch", "text"),
-    [
-        (8, None),
-        (5, "grpo.batch_size: needed .* 2 processes, got 5"),
-        (6, "grpo.minibatch_size: needed .* 2 processes, got 3"),
-    ],
-)
-def test_a_minibatch_that_the_recipe_decides_is_shared_by_the_processes(tmp_path, monkeypatch, batch, text):
-    monkeypatch.setattr(checks, "world_size", lambda: 2)
-    settings = {"grpo": GRPOConfig(batch_size=batch, minibatch_size=None)}
-    job = SimpleNamespace(common=RLJobConfig(), settings=settings, section="grpo", folder=tmp_path)
-    if text is None:
-        return checks.check_stages(job, (), [])
-    with pytest.raises(InputError, match=f"^{text}; change one of the two$"):
-        checks.check_stages(job, (), [])

@@ -181,7 +181,7 @@ def test_the_optimizer_has_no_frozen_weights():
     [
         ({"lr": 0.0}, "OptimizerConfig: lr must be above 0, got 0.0"),
         ({"lr": math.nan}, "OptimizerConfig: lr must be above 0, got nan"),
-        ({"lr": math.inf}, "OptimizerConfig: lr must be at most 1000, got inf"),
+        ({"lr": math.inf}, "OptimizerConfig: lr must be above 0 and finite, got inf"),
         ({"max_grad_norm": -1.0}, "OptimizerConfig: max_grad_norm must be above 0, got -1.0"),
         ({"warmup": -0.1}, "OptimizerConfig: warmup must be at least 0 and at most 1, got -0.1"),
         ({"lr_final": 2.0}, "OptimizerConfig: lr_final must be at least 0 and at most 1, got 2.0"),

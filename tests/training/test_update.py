@@ -17,7 +17,7 @@ def test_micro_batches_yields_every_group_once_in_order():
 
 
 def test_gradients_are_exchanged_in_the_last_micro_batch_only(monkeypatch):
-    calls = []
+    calls, models = [], [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
 
     def gradient_sync(model, enabled):
         calls.append((model, enabled))
@@ -25,8 +25,8 @@ def test_gradients_are_exchanged_in_the_last_micro_batch_only(monkeypatch):
 
     monkeypatch.setattr("minirlhf.runtime.parallel.wrapping.gradient_sync", gradient_sync)
     monkeypatch.setattr("minirlhf.training.update.world_size", lambda: 2)
-    assert list(micro_batches("abc", "policy", "value")) == ["a", "b", "c"]
-    assert calls == [(model, last) for last in (False, False, True) for model in ("policy", "value")]
+    assert list(micro_batches("abc", *models)) == ["a", "b", "c"]
+    assert calls == [(model, last) for last in (False, False, True) for model in models]
 
 
 def test_sums_of_terms_over_micro_batches_are_the_mean_over_the_update():

@@ -44,7 +44,7 @@ def test_all_means_the_named_sets_and_archives_are_unpacked(call, hub_server, mo
     [
         ("gsm9k", "got 'gsm9k'; the nearest is gsm8k"),
         ("hub:maker/nothing", "hub:maker/nothing: no such folder here"),
-        ("hub:maker/rows:none.jsonl", "needed a file of rows"),
+        ("hub:maker/rows:none.jsonl", "needed files of rows named none.jsonl"),
     ],
 )
 def test_unknown_names_write_nothing(call, hub_server, tmp_path, name, message):
