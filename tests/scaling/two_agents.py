@@ -33,7 +33,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["worker"]:  # before torch is im
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "algorithms"), str(ROOT / "tests" / "scaling")]
 STEP = float(os.environ.get("STEP", "1"))  # [s] that each step lasts longer, so that most kills come during training
-SECONDS = 180  # [s] in which a job must end
+SECONDS = 600  # [s] in which a job must end, on a busy machine too
 RENDEZVOUS = ("c10d", "static", "standalone")
 
 
@@ -145,7 +145,7 @@ def undisturbed(folder: Path, options: argparse.Namespace) -> tuple[dict[str, by
     job = start(folder, options)
     job.wait_for_workers()
     begun = time.monotonic()
-    if any(codes := job.codes()):
+    if set(codes := job.codes()) != {0}:
         raise RuntimeError(f"{folder}: exit codes {codes} without a kill")
     return crash.files(folder / "run"), time.monotonic() - begun
 
@@ -177,7 +177,7 @@ def disturbed(
     repeated = [f"{floor} saved, {max(starts)} resumed" for floor in floors if max(starts, default=0) < floor]
     same = crash.files(folder / "run") == whole
     cells = ["; ".join(killed), ", ".join(map(str, starts)), " ".join(map(str, codes)), "yes" if same else "no"]
-    return same and not repeated and not any(codes), cells
+    return same and not repeated and set(codes) == {0}, cells
 
 
 def joined_late(folder: Path) -> tuple[Job, list[int | None]]:
