@@ -27,6 +27,7 @@ def recall(name: str) -> str | None:
 
 def _store() -> dist.Store | None:
     job = os.environ.get("TORCHELASTIC_RUN_ID")
-    if job is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("MASTER_PORT") != "0"
+    if job is None or not kept:
         return None
     return dist.PrefixStore(f"minirlhf/remembered/{job}", root_store(read_place(), time_out()))
