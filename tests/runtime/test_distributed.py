@@ -1,5 +1,6 @@
 """Sums, flags and values over two gloo processes; the same calls in one process without a group."""
 
+import contextlib
 import json
 import os
 import socket
@@ -69,13 +70,14 @@ for port in sys.argv[1:]:
 
 
 def free_ports(n):
-    sockets = [socket.socket() for _ in range(n)]
-    for listener in sockets:
-        listener.bind(("127.0.0.1", 0))
-    ports = [str(listener.getsockname()[1]) for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
+    """Ports below the range from which the system gives ports to other tests that run now."""
+    free = []
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            free.append(str(port))
+        if len(free) == n:
+            return free
 
 
 def test_leaving_right_after_a_collective_does_not_hang():
