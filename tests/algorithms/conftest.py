@@ -1,5 +1,6 @@
 """Tests import the module `tiny` beside this file. Two processes train all its cases once for all tests."""
 
+import fcntl
 import json
 import os
 import socket
@@ -15,8 +16,18 @@ sys.path.insert(0, str(HERE))
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """The folder with weights and metrics of two gloo processes (CASE-RANK.safetensors, .json) and their exit codes."""
-    return ranks(tmp_path_factory.mktemp("ranks"))
+    """The folder with weights and metrics of two gloo processes (CASE-RANK.safetensors, .json) and their exit codes.
+
+    The workers of pytest-xdist share it: the first worker that needs it makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks_of_all_workers"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "codes.json").exists():
+            folder.mkdir()
+            ranks(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
