@@ -7,7 +7,7 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from minirlhf.training.progress import LABELS, EvaluationTable, evaluation_seconds
+from minirlhf.training.progress import LABELS, EvaluationTable, _number, evaluation_seconds
 from minirlhf.training.run import BAR
 
 from .test_run import go, lines
@@ -134,3 +134,9 @@ def test_evaluations_leave_training_as_it_is(tmp_path):
     without, _ = go(tmp_path / "b")
     strip = [{name: x for name, x in row.items() if "/" not in name} for row in lines(with_table.folder)]
     assert strip == lines(without.folder)
+
+
+def test_large_numbers_have_fewer_digits():
+    assert [_number(x) for x in (99.99, -99.99, 100.0, 9_999.94, 10_000.0)] == [
+        "99.990", "-99.990", "100.0", "9999.9", "1e+04"
+    ]  # fmt: skip
