@@ -33,6 +33,7 @@ def check_equal(folder, program, layout):
     return (folder / f"{program}-{layout}.txt").read_text()
 
 
+@pytest.mark.slow
 def test_ppo_in_slices_trains_as_one_process(tmp_path):
     """All four models are in slices: policy, reference, reward model, value model."""
     small = ["--ppo.microbatch_tokens", "30"]  # the processes have different numbers of micro-batches
