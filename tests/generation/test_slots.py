@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from minirlhf.adapters import LoRAConfig, apply_lora, quantise_linears
+from minirlhf.data.encoding import EncodedRow
+from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
+from minirlhf.generation.room import with_room
 from minirlhf.model import ModelConfig, Policy, Transformer
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.text import Tokenizer
@@ -189,3 +192,15 @@ def test_in_bf16_the_log_probs_stay_close(precision, prompts):
     for row, (prompt, c) in enumerate(zip(prompts, completions, strict=True)):
         scored = logps[row, len(prompt) : len(prompt) + len(c.ids)]
         assert float((scored - torch.tensor(c.logps)).abs().max()) < 0.2
+
+
+def test_prompts_that_fill_the_context_are_left_out_and_counted():
+    rows = [EncodedRow({}, [1] * length, ()) for length in (3, 4, 5)]
+    with pytest.warns(UserWarning, match="2 of 3 prompts leave no room in the context of 4"):
+        assert with_room(4, rows) == rows[:1]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"temperature": 1e-4}, {"top_k": -1}, {"top_p": 0.0}])
+def test_settings_of_sampling_out_of_range_are_refused(settings):
+    with pytest.raises(InputError, match="temperature 0 or from 0.001 up"):
+        SamplingConfig(**settings)
