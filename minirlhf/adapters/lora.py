@@ -270,9 +270,8 @@ def _twin(module: nn.Module, name: str | None) -> nn.Module:
     if isinstance(module, Adapted) and name not in module.adapters:
         return _twin(module.base, name)
     cls = type(module)
-    in_slices = hasattr(
-        cls, "unshard"
-    )  # [FSDP class, FSDPModule, class]: the hooks, which are shared, do the gathering
+    # a class in slices is [FSDP class, FSDPModule, class]; the hooks of FSDP gather the weights for both models
+    in_slices = hasattr(cls, "unshard")
     twin = object.__new__(cls.__mro__[2] if in_slices else cls)
     twin.__dict__ = dict(vars(module))
     twin._modules = {key: child if child is None else _twin(child, name) for key, child in module._modules.items()}

@@ -153,7 +153,7 @@ def check_rows(settings: dict[str, Any], findings: list[str]) -> None:
 
 
 def check_models(common: Any, findings: list[str]) -> None:
-    """Add what is wrong with the rewards and the other models, where the stages are not tried."""
+    """Add the faults of the rewards and of the other models, if no stage is tried."""
     rewards = [name.strip() for flag in ("reward", "gold") for name in (getattr(common, flag, None) or "").split(",")]
     for name in filter(None, rewards):
         with noted(findings):

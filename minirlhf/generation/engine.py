@@ -64,9 +64,9 @@ def generate(
 
     with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
         if not plain and can_decode(transformer):
-            from minirlhf.generation.slots import generate_in_slots
+            from minirlhf.generation.slots import Slots
 
-            return generate_in_slots(transformer, prompts, keys, config, seed, stream, tokenizer, on_token)
+            return Slots(transformer, prompts, keys, config, seed, stream).complete(tokenizer, on_token)
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]
             batch = [prompts[i] for i in rows], [keys[i] for i in rows]

@@ -2,7 +2,7 @@
 
 A slot is a row of the cache. The running completions fill the first slots; a completion that ends leaves its slot to
 the next prompt, and once no prompt waits, the last slot moves into the gap, so that no forward computes a finished row.
-Each prompt is read once: further completions of the prompt copy its keys and values from a slot that holds them.
+Completions of one prompt that run at the same time read it once: they copy its keys and values from slot to slot.
 
 The completions are the ones of the plain loop in engine.py, because the noise of a token depends on its key alone.
 """
@@ -30,34 +30,6 @@ LOOK_EVERY = 16  # tokens between two looks for finished rows on a GPU, because 
 FIRST_COLUMNS = 128  # columns for new tokens at the start; the cache grows when completions get longer
 
 
-@torch.inference_mode()
-def generate_in_slots(
-    transformer: Transformer,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[tuple[int, int, int]],
-    config: SamplingConfig,
-    seed: int,
-    stream: str,
-    tokenizer: Tokenizer | None = None,
-    on_token: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
-    """One completion for each prompt, in the order given. The arguments are those of `engine.generate`, checked."""
-    slots = Slots(transformer, prompts, keys, config, seed, stream)
-    every = LOOK_EVERY if waits_for_a_look(slots.device) and not on_token else 1
-    logits, step = slots.fill(None), 0
-    while slots.running:
-        tokens = slots.draw(logits)
-        if on_token:
-            for row in (~slots.stopped[: slots.running]).nonzero().squeeze(-1).tolist():
-                on_token(slots.prompt_of[row], int(tokens[row]))
-        slots.find_ends(tokens, tokenizer)
-        step += 1
-        if step % every == 0 or slots.any_full():
-            tokens = tokens[slots.release()]
-        logits = slots.fill(slots.forward(tokens) if len(tokens) else None)
-    return slots.completions
-
-
 def waits_for_a_look(device: torch.device) -> bool:
     """True if reading a number makes the host wait for the device."""
     return device.type != "cpu"
@@ -66,7 +38,8 @@ def waits_for_a_look(device: torch.device) -> bool:
 class Slots:
     """The slots of a rollout. The first `running` slots hold completions in progress.
 
-    B slots, M the longest completion. Memory: the cache, 2 L B S K E numbers, and 3 B M numbers.
+    B slots, M the longest completion. Memory: the cache, 2 L B S K E numbers, and 4 B M numbers.
+    The arguments are those of `engine.generate`, which has checked them.
     """
 
     def __init__(
@@ -106,7 +79,26 @@ class Slots:
         self.first_logits: dict[tuple[int, ...], Tensor] = {}  # of prompts that are read, and of which copies wait
         self.per_row = [self.uniforms, self.ids, self.logps, self.mass_kept, self.stopped, self.ends_at]
 
-    # The loop's steps
+    @torch.inference_mode()
+    def complete(
+        self, tokenizer: Tokenizer | None = None, on_token: Callable[[int, int], None] | None = None
+    ) -> list[Completion]:
+        """One completion for each prompt, in the order given."""
+        every = LOOK_EVERY if waits_for_a_look(self.device) and not on_token else 1
+        logits, step = self.fill(None), 0
+        while self.running:
+            tokens = self.draw(logits)
+            if on_token:
+                for row in (~self.stopped[: self.running]).nonzero().squeeze(-1).tolist():
+                    on_token(self.prompt_of[row], int(tokens[row]))
+            self.find_ends(tokens, tokenizer)
+            step += 1
+            if step % every == 0 or self.any_full():
+                tokens = tokens[self.release()]
+            logits = self.fill(self.forward(tokens) if len(tokens) else None)
+        return self.completions
+
+    # The steps of the loop
 
     def draw(self, logits: Tensor) -> Tensor:
         """Draw a token for each running slot and write it down -> tokens [running]."""
@@ -180,8 +172,8 @@ class Slots:
         self._reserve(self.cache.width)
         return self.decoder(tokens, torch.from_numpy(lengths).to(self.device), self.cache)
 
-    def fill(self, logits: Tensor | None) -> Tensor:
-        """Give free slots to waiting prompts -> the logits of all running slots, those of the new slots at the end."""
+    def fill(self, logits: Tensor | None) -> Tensor | None:
+        """Give free slots to waiting prompts -> the logits of all running slots, the new slots last."""
         free = self.slots - self.running
         if not self.waiting or (self.running and free < max(1, self.slots * FREE_SHARE)):
             return logits
@@ -191,7 +183,7 @@ class Slots:
         new = self._read(rows, first)
         return new if logits is None else torch.cat((logits, new.to(logits.dtype)))
 
-    # Their parts
+    # Parts of the steps
 
     def _lengths(self) -> numpy.ndarray:
         """Tokens of each running slot, the prompt's and the completion's."""

@@ -119,7 +119,7 @@ def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> n
     if world_size() > 1 and job.train != "qlora":
         from minirlhf.runtime.parallel.copies import placed
 
-        model = placed(model, device, own=True)  # before the adapters come, which stay whole
+        model = placed(model, device, own=True)  # the base goes into slices first; the adapters then stay whole
     if job.train == "all":
         # A reward model has no lm_head, so a pattern may match nothing in it.
         freeze(model, job.freeze, strict=isinstance(model, Policy))

@@ -22,7 +22,7 @@ WORTH = 0.95  # of the tokens; with more real tokens than this, moving them cost
 
 
 class Packing(NamedTuple):
-    """Where the real tokens of a padded batch stand."""
+    """The places of the real tokens in a padded batch."""
 
     shape: tuple[int, int]  # (B, T)
     lengths: tuple[int, ...]  # real tokens per row
@@ -103,5 +103,5 @@ def packed_logps(
     logps, entropy = linear_logps_and_entropy(
         packing.pack(hidden), weight, packing.pack(input_ids), temperature, softcap=softcap
     )
-    first = packing.pack(torch.ones_like(input_ids).cumsum(1)) == 1  # the token before stands in another row
+    first = (packing.places % packing.shape[1] == 0)[None]  # column 0: no token of its row stands before it
     return tuple(packing.unpack(torch.where(first, 0, x)) for x in (logps, entropy))

@@ -132,7 +132,7 @@ def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], l
 
 
 def _why(error: BaseException, where: str, kind: str) -> str:
-    """What the hub has answered, and what to do; or that it cannot be reached."""
+    """The answer of the hub and a remedy, or the reason why the hub cannot be reached."""
     cause = error.__cause__ or error
     responses = [getattr(each, "response", None) for each in (error, cause)]
     status = next((code for response in responses if (code := getattr(response, "status_code", None))), None)

@@ -48,7 +48,7 @@ def balanced(rollout: Rollout, tensors: Sequence[Tensor], minibatches: int) -> t
 
 
 def _places(lengths: Sequence[Sequence[int]], minibatches: int) -> list[int]:
-    """Where the new rows of this process stand among the rows of all processes, those of the first process first."""
+    """The new rows of this process, as numbers among the rows of all processes; the rows of process 0 come first."""
     starts = [sum(map(len, lengths[:number])) for number in range(len(lengths))]
     sizes = [len(part) // minibatches for part in lengths]
     places = []
