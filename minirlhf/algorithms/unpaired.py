@@ -150,6 +150,8 @@ class UnpairedTrainer:
         """
         if not rows:
             return {}
+        if self.prompt_classifier:
+            self.prompt_classifier.logits(rows)  # reads new prompts: all processes make these forwards, or none does
         kl = self.estimate_kl(self._groups(local_rows(rows)))
 
         def correct(group: list[EncodedRow]) -> dict[str, Tensor]:

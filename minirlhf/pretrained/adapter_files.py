@@ -32,7 +32,7 @@ from minirlhf.adapters.whole import (
     has_tied_head,
     untie,
 )
-from minirlhf.errors import InputError, shown
+from minirlhf.errors import InputError, shown, writes
 from minirlhf.model.policy import Policy
 from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_config, read_settings
 from minirlhf.pretrained.families import is_transposed
@@ -53,12 +53,12 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
 
     Modules get the names of the family's files. If the model is in slices, all processes must call this function, and
     the main process writes. base: folder or hub name of the base model, written for readers of the file.
+    Raises: InputError if the model lacks the adapter, or the folder cannot be written.
     """
     check_names(model, [name])
     folder, weights = Path(folder), {PREFIX + key: gathered(p) for key, p in _parameters(model, name).items()}
     if is_sharded(model) and not is_main():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {name_in_files(model, module): part for module, part in adapters_of(model, name).items()}
     configs = {n: part.config for n, part in parts.items() if isinstance(part, Adapter)}
     whole = sorted(n.split(".")[-1] for n, part in parts.items() if isinstance(part, WholeWeight))
@@ -83,8 +83,10 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", *,
         "inference_mode": True,
     }
     weights = {key: weight.to("cpu").contiguous() for key, weight in weights.items()}
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> LoRAConfig:

@@ -11,7 +11,7 @@ from torch import nn
 
 from minirlhf.adapters.lora import adapted_layers
 from minirlhf.adapters.quantised import QuantisedLinear
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, writes
 from minirlhf.model.policy import Policy, RewardModel, ValueModel, core_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_to
@@ -66,13 +66,14 @@ def save_merged(
         make_weights(head_weights)
         make_weights(weights)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    if head_weights:
-        write_file(folder / VALUE_HEAD, head_weights)
-    elif isinstance(model, Policy):
-        (folder / VALUE_HEAD).unlink(missing_ok=True)  # from an earlier policy in this folder
-    write_weights(folder, weights)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if head_weights:
+            write_file(folder / VALUE_HEAD, head_weights)
+        elif isinstance(model, Policy):
+            (folder / VALUE_HEAD).unlink(missing_ok=True)  # from an earlier policy in this folder
+        write_weights(folder, weights)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _config_json(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:

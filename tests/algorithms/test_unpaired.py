@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
-from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer
+from minirlhf.algorithms import UnpairedConfig, UnpairedTrainer, unpaired
 from minirlhf.algorithms.prompt_classifier import fit_logistic
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data import Batches
@@ -18,6 +18,7 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy, copy_of
+from minirlhf.runtime.sharing import shared_sums
 from minirlhf.training.vocabulary import METRICS
 
 
@@ -293,6 +294,18 @@ def test_prompts_are_read_in_forwards_of_the_reference_in_any_micro_batches(micr
     assert_close(trainer.prompt_classifier.logits([unseen])[0], expected)
     batches = Batches(rows, batch_size=8, steps=2, seed=0, stream="x")
     assert tiny.train(trainer, batches)[-1] == pytest.approx(tiny.train(plain, batches)[-1])
+
+
+def test_new_prompts_are_read_before_processes_share_the_rows(monkeypatch):
+    """Processes share micro-batches, so a forward for the prompts of one process alone would never end."""
+    trainer = weighted(separable(), torch.float64)
+
+    def without_model(*args):
+        trainer.prompt_classifier.model = None
+        return shared_sums(*args)
+
+    monkeypatch.setattr(unpaired, "shared_sums", without_model)
+    assert trainer.evaluate(tiny.rows(5, seed=9)).keys() == {"accuracy"}
 
 
 @pytest.mark.parametrize("desirable", [1, 0, 1.0, "true", None, [True]])

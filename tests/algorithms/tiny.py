@@ -297,6 +297,7 @@ CASES: dict[str, Callable] = {
     "orpo": lambda: dpo(loss="orpo"),
     "kto": lambda: unpaired(desirable_weight=1.5),
     "bco": lambda: unpaired(loss="bco"),
+    "bco_weighted": lambda: unpaired(loss="bco", prompt_weighting=True),
     "online_dpo": lambda: online_dpo(missing_eos_penalty=0.2),
     "xpo": lambda: online_dpo(algorithm="xpo", xpo_alpha=0.05),
     "nash_md": lambda: online_dpo(algorithm="nash_md", temperature=0.7),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minirlhf.errors import InputError
-from minirlhf.model import Policy, load_pretrained, save_pretrained
+from minirlhf.model import LoRAConfig, Policy, apply_lora, load_pretrained, save_adapter, save_pretrained
 from minirlhf.pretrained import weight_files
 from minirlhf.pretrained.weight_files import Weight, in_order, make_weights, split, write_file
 
@@ -79,6 +79,16 @@ def test_a_full_disk_is_one_line_and_keeps_the_file_before(tmp_path, make, ids):
         save_pretrained(Policy(make(seed=3)), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["file", "taken"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, make, name):
+    (tmp_path / "file").write_text("no folder")
+    for file in ("config.json", "adapter_config.json"):
+        (tmp_path / "taken" / file).mkdir(parents=True)
+    for save, model in ((save_pretrained, make()), (save_adapter, apply_lora(make(), LoRAConfig(r=2)))):
+        with pytest.raises(InputError, match=f"{name}: needed to write it, got: (File exists|Is a directory); make"):
+            save(model, tmp_path / name)
 
 
 def test_a_weight_of_another_shape_than_announced_is_no_file(tmp_path):
