@@ -122,8 +122,9 @@ def check_parts(
         task = given_task(settings, section) or program.options.get("task", load_task)(common)
     with noted(findings):
         tokenizer = load_tokenizer(common, task.texts() if task else (), folder)
-    if not task or not tokenizer:
+    if not task:
         check_rows(settings, findings)
+    if not task or not tokenizer:
         check_models(common, findings)
         return say("the stages are not tried, because they need rows and a tokenizer")
     opened = section, settings, folder, with_few_held_out(task), tokenizer, device, time.perf_counter()

@@ -22,7 +22,7 @@ import torch
 
 from minirlhf.data.formats import Dataset
 from minirlhf.data.tools.sources import Reading
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import InputError, check_range, shown
 from minirlhf.evaluation.bleu import Words, letters, words_13a, words_for, words_zh
 from minirlhf.evaluation.generated import answers_right, reward_measures, text_measures
 from minirlhf.evaluation.pairwise import position_bias, verdict, win_by_score, win_rates
@@ -126,7 +126,12 @@ def main(argv: list[str]) -> None:
 
 def named_models(words: list[str]) -> list[str]:
     """The models of the words. A word with commas names several, unless a folder has this very name."""
-    return [at_home(name.strip()) for word in words for name in ([word] if Path(word).exists() else word.split(","))]
+    names = [name.strip() for word in words for name in ([word] if Path(word).exists() else word.split(","))]
+    if not all(names):  # Path("") is the current folder
+        raise InputError(
+            f"eval: needed a model before and after each comma, got {shown(' '.join(words))}; drop a comma"
+        )
+    return [at_home(name) for name in names]
 
 
 def evaluate(models: list[str], config: EvalConfig, device: torch.device) -> None:

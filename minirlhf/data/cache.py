@@ -87,8 +87,9 @@ def write(path: Path, arrays: Arrays, about: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob(".*.safetensors.*"):  # of jobs that were killed
-            if old.stat().st_mtime < time.time() - ABANDONED:
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another job may have finished or deleted it
+                if old.stat().st_mtime < time.time() - ABANDONED:
+                    old.unlink()
         save_file(tensors, partial, metadata={"about": json.dumps(about), "sums": json.dumps(sums)})
         os.replace(partial, path)
     except OSError as error:

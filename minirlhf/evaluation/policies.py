@@ -25,7 +25,7 @@ from minirlhf.training.table import table
 # measure -> its label in the table of `comparison`. A measure with label None is not in the table.
 MEASURES: dict[str, str | None] = {
     "gold_reward": "gold reward",
-    "model_reward": "reward model's score",
+    "model_reward": "reward",  # or the label of a report
     "grammatical": "share grammatical",
     "length": "length (tokens)",
     "distinct_2": "distinct-2",
@@ -41,6 +41,7 @@ class Report:
     completions: list[str]
     gold: list[float] | None = None  # gold reward of each completion
     seconds: float = field(default=0.0, compare=False)  # the time of the evaluation
+    reward_label: str = "reward function's score"  # of model_reward in the table of `comparison`
 
     def known(self) -> dict[str, float]:
         """The measures that are not None."""
@@ -102,7 +103,8 @@ def evaluate_policy(
     means = {name: _mean(found[name]) if name in found else None for name in MEASURES if name != "distinct_2"}
     means["distinct_2"] = distinct_n(found["text"])
     prompts, seconds = [row.source["prompt"] for row in rows], time.perf_counter() - started
-    return Report(means, prompts, found["text"], found["gold_reward"] if gold else None, seconds)
+    label = getattr(reward, "label", Report.reward_label)
+    return Report(means, prompts, found["text"], found["gold_reward"] if gold else None, seconds, label)
 
 
 def _mean(values: list[float]) -> float | None:
@@ -123,7 +125,8 @@ def summary(before: Report, after: Report) -> dict[str, Any]:
 
 def comparison(before: Report, after: Report, stage: str) -> str:
     """The effect of a stage: a table of the known measures, then samples side by side."""
-    rows = [[label, before.measures[name], after.measures[name]] for name, label in MEASURES.items() if label]
+    labels = MEASURES | {"model_reward": after.reward_label}
+    rows = [[label, before.measures[name], after.measures[name]] for name, label in labels.items() if label]
     known = [row for row in rows if row[1:] != [None, None]]
     header = ["on held-out prompts", f"before {stage}", f"after {stage}"]
     from minirlhf.evaluation.columns import side_by_side  # here, so that the core loads no leaf

@@ -44,7 +44,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
 
 
 def awaited(answer: Any) -> Any:
-    """The answer of a function, or what it promises: a coroutine, a task, or a list of these."""
+    """The answer of a function. If it is a coroutine, or a list of coroutines: their results."""
     several = isinstance(answer, list | tuple) and any(map(inspect.isawaitable, answer))
     if not several and not inspect.isawaitable(answer):
         return answer

@@ -66,6 +66,7 @@ class RewardSum:
     weights: one for each function; default: 1 each.
     """
 
+    label = "sum of the rewards"
     collective = True  # each function decides for itself; see `RewardModelScorer`
 
     def __init__(self, functions: Sequence[Reward], weights: Sequence[float] | None = None) -> None:

@@ -70,6 +70,7 @@ class RewardModelScorer:
     It encodes a text as `encode_rows` does: prompt + response + EOS, or the turns by the model's chat template.
     """
 
+    label = "reward model's score"  # in the table of a report
     collective = True  # all processes call it, also for no completion: the model may be in slices
 
     def __init__(

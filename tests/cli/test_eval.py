@@ -262,6 +262,8 @@ def test_a_reward_that_scores_no_pair_is_an_error_if_nothing_else_is_measured(tm
         ("a --data pairs.jsonl --overlap 65", "a has a context of 64, got 65"),
         ("a --data pairs.jsonl --samples 0", "samples must be at least 1"),
         ("a", "--data: needed"),
+        ("a, --data pairs.jsonl", "needed a model before and after each comma, got 'a,'; drop a comma"),
+        ("a,,b --data pairs.jsonl", "needed a model before and after each comma"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_and_leave_no_folder(words, message, tmp_path):

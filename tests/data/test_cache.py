@@ -142,3 +142,10 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     assert cache_folder() is None
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert cache_folder() == tmp_path
+
+
+def test_a_half_written_file_may_vanish_meanwhile(tmp_path):
+    """Another job renames its file between the listing and the look at it."""
+    (tmp_path / ".gone.safetensors.7").symlink_to(tmp_path / "nowhere")
+    encode(tmp_path)
+    assert len([*tmp_path.glob("[!.]*")]) == 1

@@ -10,7 +10,9 @@ from minirlhf.evaluation import MEASURES, Report, comparison, distinct_n, evalua
 from minirlhf.evaluation.policies import sequence_kl
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.losses import token_logps
-from minirlhf.model import ModelConfig, Policy, Transformer, copy_of
+from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, copy_of
+from minirlhf.rewards import RewardModelScorer, RewardSum
+from minirlhf.rewards.answers import exact_match
 from minirlhf.text import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the lamp is good. the tent is bad."] * 8, 280)
@@ -166,6 +168,20 @@ def test_a_report_has_the_measures_of_the_table(policy):
     report = evaluate_policy(policy, TOKENIZER, ROWS, SAMPLING)
     # this order is the order of keys in metrics.jsonl
     assert list(report.measures) == [*(name for name in MEASURES if name != "distinct_2"), "distinct_2"]
+
+
+REWARDS = {
+    "reward function's score": lambda p, c, r: [0.0] * len(c),
+    "sum of the rewards": RewardSum([exact_match, exact_match]),
+    "reward model's score": RewardModelScorer(RewardModel(loud_policy(0).transformer), TOKENIZER),
+}
+
+
+@pytest.mark.parametrize(("label", "reward"), REWARDS.items(), ids=REWARDS)
+def test_the_table_names_the_kind_of_the_reward(policy, label, reward):
+    rows = [replace(row, source={**row.source, "answer": 1}) for row in ROWS[:1]]
+    report = evaluate_policy(policy, TOKENIZER, rows, SAMPLING, reward=reward)
+    assert comparison(report, report, "GRPO").splitlines()[2].startswith(label + "  ")
 
 
 def test_summary_has_every_measure_before_and_after_and_one_kl():

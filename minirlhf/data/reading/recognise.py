@@ -19,7 +19,8 @@ from minirlhf.errors import InputError, shown
 HEAD = 1 << 16  # bytes behind the first line that are looked at
 JSON_ENDINGS, TABLE_ENDINGS = {"json", "jsonl", "ndjson"}, {"csv", "tsv"}
 DELIMITERS = ",\t;"
-SEPARATOR = re.compile(r"\"?sep=(\W?)\"?", re.IGNORECASE)  # the first line of some tables of Excel names the delimiter
+# The first line of some tables of Excel names the delimiter.
+SEPARATOR = re.compile(r"\"?sep=([^\w\"]?)\"?", re.IGNORECASE)
 # A file that is not named .csv or .tsv is a table only if its header has one of these names.
 COLUMNS = (
     "id prompt instruction input output context history system question query answer response completion chosen "

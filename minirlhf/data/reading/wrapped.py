@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -57,10 +58,10 @@ def wrapped(file: BinaryIO, start: int, end: int, line: int, name: str, encoding
         return None
     if len(lists) > 1:
         keys = "".join(f"[{json.dumps(key, ensure_ascii=False)}]" for key in lists[0].path)
-        into = "_".join(lists[0].path) + ".json"
-        write = f"import json; json.dump(json.load(open({name!r}, encoding='utf-8')){keys}, open({into!r}, 'w'))"
-        is_plain = os.path.isfile(name) and not name.endswith(".gz")  # neither packed nor standard input
-        advice = f"write each into a file of its own{f', in Python: {write}' if is_plain else ''}"
+        into = re.sub(r"\W", "_", "_".join(lists[0].path)) + ".json"
+        into = f"rows_{into}" if os.path.lexists(into) else into  # it may be this very file
+        write = f"import json; json.dump(json.load(open({name!r}, 'rb')){keys}, open({into!r}, 'x'))"
+        advice = f"write each into a file of its own{f', in Python: {write}' if _is_plain(name, encoding) else ''}"
         found = ", ".join(f"{'.'.join(entry.path)} ({entry.count:,} objects)" for entry in lists[:MOST])
         raise InputError(f"needed one list of rows, got {len(lists)}: {found}; {advice}")
     beside = [".".join(entry.path) for entry in entries if entry is not lists[0]]
@@ -68,6 +69,14 @@ def wrapped(file: BinaryIO, start: int, end: int, line: int, name: str, encoding
     if beside:
         words += f" (not read beside it: {', '.join(shown(key)[1:-1] for key in beside[:MOST])})"
     return Wrapped(*lists[0][1:4], words)
+
+
+def _is_plain(name: str, encoding: str) -> bool:
+    """True for a file that `json.load` reads: in Unicode, and neither packed nor standard input."""
+    if not os.path.isfile(name) or not encoding.upper().startswith("UTF"):
+        return False
+    with open(name, "rb") as file:
+        return file.read(2) != b"\x1f\x8b"
 
 
 def _entries(text: Window, path: Sequence[str], encoding: str) -> Iterator[Entry]:

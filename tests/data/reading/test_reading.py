@@ -25,6 +25,7 @@ def numbered(found: list) -> list[tuple]:
 
 
 ROWS = [SFT, SFT | {"prompt": "déjà vu \u2028 猫"}]
+BOTH = json.dumps({"train": [{"text": "你好"}], "validation": [{"text": "b"}]}, ensure_ascii=False)
 RAW = [json.dumps(row, ensure_ascii=False) for row in ROWS]
 CONTAINERS = {
     "JSONL": (jsonl(ROWS), "a.jsonl"),
@@ -225,6 +226,28 @@ def test_several_lists_of_rows_are_refused_with_a_command_that_takes_them_apart(
     (tmp_path / "both.json.gz").write_bytes(gzip.compress(json.dumps(both).encode()))
     with pytest.raises(InputError, match="; write each into a file of its own$"):
         open_values("both.json.gz")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_command_that_takes_lists_apart_overwrites_no_file(tmp_path, monkeypatch, encoding):
+    """A file train.json is often {"train": [...], "validation": [...]}: its other list would be lost."""
+    monkeypatch.chdir(tmp_path)
+    content = json.dumps({"train": ROWS, "validation": ROWS * 2}).encode(encoding)
+    (tmp_path / "train.json").write_bytes(content)
+    with pytest.raises(InputError, match="got 2: train") as caught:
+        open_values("train.json")
+    command = [sys.executable, "-c", str(caught.value).partition("in Python: ")[2]]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "train.json").read_bytes() == content
+    assert [source.value for source in open_values("rows_train.json")] == ROWS
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 1  # nor its own file, a second time
+
+
+@pytest.mark.parametrize("encoding", [None, "gb18030"])
+def test_no_command_for_a_file_that_it_could_not_read(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes(BOTH.encode(encoding) if encoding else gzip.compress(BOTH.encode()))
+    with pytest.raises(InputError, match="; write each into a file of its own$"):
+        open_values(tmp_path / "a.json", encoding=encoding)
 
 
 def test_what_stands_beside_wrapped_rows_is_named(tmp_path):

@@ -212,6 +212,12 @@ def test_the_first_line_of_excel_names_the_delimiter(read, tmp_path, first, deli
         assert [(source.number, source.value) for source in found] == [(3, {"prompt": "a, b|;\t", "response": "c"})]
 
 
+@pytest.mark.parametrize("first", ['sep="', '"sep="'])
+def test_a_quote_is_no_delimiter(read, first):
+    """csv of Python 3.13 refuses a quote as a delimiter with a ValueError."""
+    assert read(f"{first}\nprompt\tresponse\na\tb\n", "a.csv")[0].value == {"prompt": "a", "response": "b"}
+
+
 def test_a_delimiter_without_a_table_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("sep=;")
     with pytest.raises(InputError, match="line 2: needed a header, got the end of the file"):

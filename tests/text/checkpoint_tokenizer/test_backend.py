@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import resource
+import threading
+from hashlib import pbkdf2_hmac
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from minirlhf.jobs.given_models import check_vocabulary
 from minirlhf.model import ModelConfig, RewardModel, Transformer, resize_embeddings
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.text import Tokenizer
+from minirlhf.text.checkpoint_tokenizer import regexes
 from minirlhf.text.tokenizer import EOS, PAD
 
 OWN = Tokenizer.train(["the kettle is good. it is bad."] * 8, 280)
@@ -236,6 +239,29 @@ def with_regex(folder, regex, part="pre_tokenizer"):
 def test_a_regular_expression_that_runs_away_is_refused_at_load(tmp_path, regex, part):
     with pytest.raises(InputError, match=r"tokenizer.json: a regular expression runs away, .* times '.' (end in|take)"):
         Tokenizer.load(with_regex(tmp_path, regex, part))
+
+
+def test_the_work_of_other_threads_does_not_count(tmp_path, monkeypatch):
+    """A thread that writes a checkpoint would else make an honest expression look like a runaway."""
+
+    class Busy:
+        """Letters as ids; the first text takes long, because another thread works."""
+
+        ids, burned = [], False
+
+        def encode(self, text):
+            if not self.burned:
+                self.burned = True
+                thread = threading.Thread(target=pbkdf2_hmac, args=("sha256", b"a", b"b", 300_000))
+                thread.start()
+                thread.join()
+            return self
+
+        def decode(self, ids):
+            return ""
+
+    monkeypatch.setattr(regexes, "MOST", 0.02)
+    regexes.check_regexes(Busy(), {"normalizer": {"Regex": "a"}})
 
 
 # GPT-2, Llama 3, Qwen 2 and o200k: expressions of real tokenizers
