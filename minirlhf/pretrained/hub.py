@@ -7,6 +7,7 @@ resolved to a commit, and `pinned` writes the commit into a run's settings.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from fnmatch import fnmatch
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from minirlhf.errors import InputError, shown
+from minirlhf.pipe import NO_ROOM
 
 NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?")
 DATA_NAME = re.compile(rf"hub:{NAME.pattern}(?::(.+))?")  # hub:OWNER/NAME@REVISION:FILES
@@ -133,6 +135,8 @@ def _fetch(kind: str, repo: str, revision: str | None, files: tuple[str, ...], l
 
 def _why(error: BaseException, where: str, kind: str) -> str:
     """The answer of the hub and a remedy, or the reason why the hub cannot be reached."""
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EACCES):
+        return f"its files cannot be written ({error}); make room or give rights, or set HF_HUB_CACHE to another folder"
     cause = error.__cause__ or error
     responses = [getattr(each, "response", None) for each in (error, cause)]
     status = next((code for response in responses if (code := getattr(response, "status_code", None))), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,16 @@ def test_files_that_a_data_set_does_not_have_are_told_with_those_that_it_has(hub
 def test_without_a_connection_the_error_is_one_line(hub_server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="http://127.0.0.1:9 cannot be reached .*name a mirror with HF_ENDPOINT"):
+        hub.model_folder("maker/small")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_files_that_cannot_be_written_here_are_no_fault_of_the_connection(hub_server, monkeypatch, number):
+    def full(*args, **options):
+        raise OSError(number, os.strerror(number), "/cache/blob")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(InputError, match=rf"^maker/small: its files cannot be written .*{os.strerror(number)}.*blob"):
         hub.model_folder("maker/small")
 
 
