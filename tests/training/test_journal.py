@@ -25,7 +25,8 @@ def steps(folder, name="metrics.jsonl"):
     return [json.loads(line)["step"] for line in (folder / name).read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-NOT_MEASURED = {"reinforce++": {"equal_groups"}, "bco": {"kl"}, "bco_weighted": {"kl"}}  # headlines without meaning for a recipe
+# headlines without meaning for a recipe
+NOT_MEASURED = {"reinforce++": {"equal_groups"}, "bco": {"kl"}, "bco_weighted": {"kl"}}
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
