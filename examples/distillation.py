@@ -8,7 +8,6 @@ python examples/distillation.py --distillation.algorithm minillm \\
 """
 
 from minirlhf.algorithms import DistillationConfig, DistillationTrainer
-from minirlhf.algorithms.distillation_checks import check_logits
 from minirlhf.errors import exits_cleanly
 from minirlhf.evaluation import win_rate
 from minirlhf.jobs import Job
@@ -23,7 +22,6 @@ def main() -> None:
     with Job.open("distillation", DistillationConfig, help=__doc__, **options) as job:
         student = given_student(job, job.common.student) if job.common.student else None
         teacher = to_device(job.policy(), job.common, job.device)
-        check_logits("teacher", teacher)
         shapes = [model.transformer.config for model in (teacher, student) if model]
         rows = job.rows("sft", min(shapes, key=lambda shape: shape.max_position_embeddings))
         student = student or first_student(job, teacher, rows[0])

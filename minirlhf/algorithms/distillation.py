@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minirlhf.algorithms.distillation_checks import check_logits, common_ids
+from minirlhf.algorithms.distillation_checks import common_ids
 from minirlhf.algorithms.offline import OfflineConfig
 from minirlhf.data.batches import Draw, Sequences, drawn, pad_rows, row_groups
 from minirlhf.data.encoding import EncodedRow
@@ -59,8 +59,7 @@ class DistillationTrainer:
     numbers of rows.
 
     updates: the number of updates of the whole run: the schedule's length.
-    Raises: InputError if a model lacks ids of the tokenizer, if a model caps its logits, or if the teacher is the
-        student itself.
+    Raises: InputError if a model lacks ids of the tokenizer, or if the teacher is the student itself.
     """
 
     headline = ("loss", "on_policy", "eval/gold_reward")
@@ -78,8 +77,6 @@ class DistillationTrainer:
         seed: int = 0,
     ) -> None:
         check_policy("DistillationTrainer", policy)
-        check_logits("student", policy)
-        check_logits("teacher", teacher)
         self.ids = common_ids(policy, teacher, tokenizer)
         if teacher.transformer.model.embed_tokens is policy.transformer.model.embed_tokens:
             raise InputError("DistillationTrainer: the teacher must be another model, got the student itself")
@@ -118,11 +115,13 @@ class DistillationTrainer:
         if self.config.algorithm == "gkd":
             return policy(batch.input_ids, batch.attention_mask, head=divergence)
 
-        def minillm(hidden: Tensor, weight: Tensor) -> Tensor:
-            logps = linear_token_logps(hidden, weight[: self.ids], batch.input_ids, self.config.temperature)
-            teacher_logps = linear_token_logps(*teacher, batch.input_ids, self.config.temperature)
+        def minillm(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+            options = {"input_ids": batch.input_ids, "temperature": self.config.temperature}
+            logps = linear_token_logps(hidden, weight[: self.ids], softcap=softcap, **options)
+            teacher_hidden, teacher_weight, teacher_softcap = teacher
+            teacher_logps = linear_token_logps(teacher_hidden, teacher_weight, softcap=teacher_softcap, **options)
             advantages = minillm_advantages(logps, teacher_logps=teacher_logps, mask=batch.completion_mask)
-            return divergence(hidden, weight) + reinforce_policy_loss(logps, advantages=advantages)
+            return divergence(hidden, weight, softcap) + reinforce_policy_loss(logps, advantages=advantages)
 
         return policy(batch.input_ids, batch.attention_mask, head=minillm)
 
@@ -172,22 +171,27 @@ class DistillationTrainer:
         load_state(self, self.saved, state)
 
     @torch.no_grad()
-    def _teacher_outputs(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """The teacher's hidden states [B, T, D] and the head's rows of the common ids [V, D], from its own forward.
+    def _teacher_outputs(self, batch: Sequences) -> tuple[Tensor, Tensor, float | None]:
+        """The teacher's hidden states [B, T, D], the head's rows of the common ids [V, D], and the cap of its logits.
 
         Logits [B, T, V] would take too much memory.
         """
         return self.teacher(batch.input_ids, batch.attention_mask, head=self._teacher_head)
 
-    def _teacher_head(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _teacher_head(
+        self, hidden: Tensor, weight: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor, float | None]:
         weight = weight[: self.ids]
-        return hidden, weight.clone() if world_size() > 1 else weight  # a teacher in slices frees its gathered weights
+        # a teacher in slices frees its gathered weights
+        return hidden, weight.clone() if world_size() > 1 else weight, softcap
 
-    def _divergence(self, batch: Sequences, teacher: tuple[Tensor, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """A head for the policy's forward: (hidden, weight) -> divergence from the teacher [B, T]."""
+    def _divergence(self, batch: Sequences, teacher: tuple[Tensor, Tensor, float | None]) -> Callable[..., Tensor]:
+        """A head for the policy's forward: (hidden, weight, softcap) -> divergence from the teacher [B, T]."""
         options = {"mask": batch.completion_mask, "beta": self.config.beta, "temperature": self.config.temperature}
-        options |= {"teacher_hidden": teacher[0], "teacher_weight": teacher[1]}
-        return lambda hidden, weight: linear_distillation_loss(hidden, weight[: self.ids], **options)
+        options |= zip(("teacher_hidden", "teacher_weight", "teacher_softcap"), teacher, strict=True)
+        return lambda hidden, weight, softcap: linear_distillation_loss(
+            hidden, weight[: self.ids], softcap=softcap, **options
+        )
 
     def _groups(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
         return row_groups(rows, self.config.microbatch_tokens)

@@ -18,6 +18,7 @@ from minirlhf.algorithms.grpo_recipes import (  # noqa: F401 (ALGORITHMS: for pr
     ADVANTAGES,
     ALGORITHMS,
     ESTIMATORS,
+    PER_TOKEN_SURROGATES,
     REDUCTIONS,
     SURROGATES,
     TOKEN_ADVANTAGES,
@@ -241,7 +242,7 @@ class GRPOTrainer:
         config, mask = self.config, old.completion_mask
         token_weights = self.token_weights(mask, counts)
         inputs = {"old_logps": torch.where(mask, old.logps, 0), "ref_logps": old.ref_logps, "A": A, "W": W}
-        if config.fused:
+        if config.surrogate in PER_TOKEN_SURROGATES and not entropy_coef:
             head = partial(
                 fused_linear_loss,
                 input_ids=old.input_ids,

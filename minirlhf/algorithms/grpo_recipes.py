@@ -107,7 +107,7 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     ),
     "vespo": lambda now, old, A, mask, c: vespo_policy_loss(now, old_logps=old, advantages=A, mask=mask),
 }
-# The loss of a token depends on no other token, so `fused` works.
+# The loss of a token depends on no other token, so `fused_linear_loss` takes it.
 PER_TOKEN_SURROGATES = ("reinforce", "clip", "cispo", "sapo")
 # The gradient is right for the policy that sampled alone, so a batch serves a single update.
 WITHOUT_RATIO = ("reinforce",)

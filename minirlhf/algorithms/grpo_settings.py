@@ -11,7 +11,6 @@ from minirlhf.algorithms.grpo_recipes import (
     ALGORITHMS,
     CLIP_SETTINGS,
     DEFAULTS,
-    PER_TOKEN_SURROGATES,
     SURROGATES,
     TOKEN_ADVANTAGES,
     WITHOUT_GROUP,
@@ -66,7 +65,6 @@ class GRPOConfig(OnPolicyConfig):
     entropy_delta: float = 0.001  # [score per nat] step of the adaptive bonus
     high_entropy_share: float = 1.0  # [share] train on this share of the tokens: the tokens of highest entropy
     sampler_cap: float | None = None  # [ratio] cap on a token's weight, trainer / sampler probability; none: off
-    fused: bool = False  # [-] compute the gradients of head and loss together, chunk by chunk: faster
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,12 +134,6 @@ def check(config: GRPOConfig) -> None:
         raise InputError(
             f"GRPOConfig: {config.algorithm} needs rewards in [0, 1], so missing_eos_penalty and overlong_share must "
             "be 0"
-        )
-    entropy_terms = config.entropy_coef or config.entropy_target is not None or config.high_entropy_share < 1
-    if config.fused and (recipe.surrogate not in PER_TOKEN_SURROGATES or entropy_terms):
-        raise InputError(
-            f"GRPOConfig: fused takes the surrogates {', '.join(PER_TOKEN_SURROGATES)} without entropy terms, got "
-            f"{recipe.surrogate}; leave fused out"
         )
 
 

@@ -28,7 +28,6 @@ class SFTConfig(OfflineConfig):
     lr: float = 8e-3  # [per update] peak learning rate of a small model; `--policy DIR` has a default by size
     loss: Literal["nll", "dft"] = "nll"  # [-] dft multiplies each token's nll by the token's probability
     router_loss_coef: float | None = None  # [-] weight of the router loss; none: the value in a mixture's config.json
-    fused: bool = False  # [-] compute the gradient of head and loss together, chunk by chunk: faster
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,16 +86,12 @@ class SFTTrainer:
 
     def losses(self, batch: Sequences, count: Tensor) -> dict[str, Tensor]:
         """{loss, entropy} of a micro-batch: sums over its learned tokens, divided by `count`."""
-        mask, token_loss = batch.completion_mask, LOSSES[self.config.loss]
-        if self.config.fused:
-            from minirlhf.losses.fused import fused_linear_loss
+        from minirlhf.losses.fused import fused_linear_loss  # here, so that the core loads no leaf
 
-            options = {"input_ids": batch.input_ids, "token_loss": token_loss, "mask": mask, "count": count}
-            head = partial(fused_linear_loss, **options)
-            loss, _, entropy = self.wrapped_policy(batch.input_ids, batch.attention_mask, head=head)
-        else:
-            now = self.wrapped_policy(batch.input_ids, batch.attention_mask)
-            loss, entropy = masked_mean(token_loss(now.logps), mask, count), now.entropy.detach()
+        mask, token_loss = batch.completion_mask, LOSSES[self.config.loss]
+        # masked_mean(token_loss(logps), mask, count), with its gradient taken while the logits exist
+        head = partial(fused_linear_loss, input_ids=batch.input_ids, token_loss=token_loss, mask=mask, count=count)
+        loss, _, entropy = self.wrapped_policy(batch.input_ids, batch.attention_mask, head=head)
         return {"loss": loss, "entropy": masked_mean(entropy, mask, count)}
 
     @torch.no_grad()

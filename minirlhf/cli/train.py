@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from minirlhf.algorithms.distillation import DistillationConfig, DistillationTrainer
-from minirlhf.algorithms.distillation_checks import check_logits
 from minirlhf.algorithms.dpo import DPOConfig, DPOTrainer
 from minirlhf.algorithms.grpo import GRPOConfig, GRPOTrainer
 from minirlhf.algorithms.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -205,7 +204,6 @@ def unpaired(job: Job) -> Iterator[Work]:
 def distillation(job: Job) -> Iterator[Work]:
     student = given_student(job, job.common.student) if job.common.student else None
     teacher = to_device(job.policy(), job.common, job.device)
-    check_logits("teacher", teacher)
     shapes = [model.transformer.config for model in (teacher, student) if model]
     rows = job.rows("sft", min(shapes, key=lambda shape: shape.max_position_embeddings))
     student = student or programs.first_student(job, teacher, rows[0])

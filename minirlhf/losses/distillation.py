@@ -49,6 +49,8 @@ def linear_distillation_loss(
     mask: Tensor,
     beta: float = 0.5,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    teacher_softcap: float | None = None,
 ) -> Tensor:
     """`generalised_js` of two language-model heads at every token of the mask -> [B, T] nats, 0 elsewhere.
 
@@ -58,6 +60,7 @@ def linear_distillation_loss(
     Args:
         hidden, teacher_hidden: [B, T, D], [B, T, D'] in model order.   weight, teacher_weight: [V, D], [V, D'].
         mask:        [B, T] bool, index rule.   beta: see `generalised_js`.   temperature: > 0, divides both logits.
+        softcap, teacher_softcap: c of logits c tanh(z / c), as in Gemma 2, or None.
     """
     if weight.shape[0] != teacher_weight.shape[0] or hidden.shape[:2] != teacher_hidden.shape[:2]:
         raise ValueError(
@@ -68,8 +71,8 @@ def linear_distillation_loss(
     _check_temperature("linear_distillation_loss", temperature)
 
     def divergence(h: Tensor, teacher_h: Tensor) -> Tensor:
-        pairs = (h, weight), (teacher_h.detach(), teacher_weight.detach())
-        logps = [(_widen(F.linear(x, w)) / temperature).log_softmax(-1) for x, w in pairs]
+        heads = (h, weight, softcap), (teacher_h.detach(), teacher_weight.detach(), teacher_softcap)
+        logps = [(_capped(_widen(F.linear(x, w)), cap) / temperature).log_softmax(-1) for x, w, cap in heads]
         return generalised_js(*logps, beta=beta)
 
     tokens, positions = predicted_tokens(mask)
@@ -92,6 +95,10 @@ def minillm_advantages(logps: Tensor, *, teacher_logps: Tensor, mask: Tensor) ->
     later = gap.flip(-1).cumsum(-1).flip(-1) - gap
     tokens_left = mask.flip(-1).cumsum(-1).flip(-1) - mask.long()
     return torch.where(mask, later / tokens_left.clamp(min=1), 0)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def fused_linear_loss(
     inputs: dict[str, Tensor] | None = None,
     weights: Tensor | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over the mask of token_loss / count -> (loss, logps [B, T] nats, entropy [B, T] nats), the last two detached.
 
@@ -53,7 +54,7 @@ def fused_linear_loss(
         mask:       [B, T] bool, index rule.   count: the global number to divide by.
         inputs:     further arguments of token_loss by name, [B, T] each, without gradient.
         weights:    [B, T], factor of each token's loss (1 / length gives `sequence_mean`); None is 1.
-        temperature: > 0.
+        temperature: > 0.   softcap: c of logits c tanh(z / c), as in Gemma 2, or None.
     Under torch.no_grad() no gradient is computed.
     Raises: ValueError if the shapes do not fit, temperature <= 0, token_loss does not return one number per token, or
         a tensor other than `hidden` and `weight` asks for a gradient.
@@ -84,6 +85,7 @@ def fused_linear_loss(
         input_ids[tokens],
         scale,
         temperature,
+        softcap,
         token_loss,
         inputs,
         with_grad,
@@ -96,10 +98,10 @@ class _FusedLoss(torch.autograd.Function):
     """(hidden [N, D], weight [V, D], ids [N], scale [N], ...) -> (loss, logps [N], entropy [N])."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, ids, scale, temperature, token_loss, inputs, with_grad):
+    def forward(ctx, hidden, weight, ids, scale, temperature, softcap, token_loss, inputs, with_grad):
         ctx.save_for_backward(hidden, weight, ids, scale)
         ctx.needs = [with_grad and needed for needed in ctx.needs_input_grad[:2]]
-        ctx.options = temperature, token_loss, inputs
+        ctx.options = temperature, softcap, token_loss, inputs
         *results, ctx.grads = _over_chunks(hidden, weight, ids, scale, *ctx.options, *ctx.needs)
         ctx.mark_non_differentiable(*results[1:])
         return tuple(results)
@@ -111,7 +113,7 @@ class _FusedLoss(torch.autograd.Function):
         grads = ctx.grads or _over_chunks(*ctx.saved_tensors, *ctx.options, *ctx.needs)[-1]
         ctx.grads = None
         scaled = (grad if grad is None else grad.mul_(grad_loss.to(grad.dtype)) for grad in grads)
-        return *scaled, None, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None, None
 
 
 def _over_chunks(
@@ -120,6 +122,7 @@ def _over_chunks(
     ids: Tensor,
     scale: Tensor,
     temperature: float,
+    softcap: float | None,
     token_loss: TokenLoss,
     inputs: dict[str, Tensor],
     needs_hidden: bool,
@@ -133,7 +136,10 @@ def _over_chunks(
     grad_hidden = torch.empty_like(hidden) if needs_hidden else None
     grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
     for rows in _chunks(ids.numel(), weight.shape[0]):
-        logps_NV = _log_softmax(_logits(hidden[rows], weight, None, None), temperature)
+        logits_NV = _logits(hidden[rows], weight, None, softcap)
+        cap_slope_NV = None if softcap is None else 1 - (logits_NV / softcap).square()  # c tanh(z / c)
+        logps_NV = _log_softmax(logits_NV, temperature)
+        del logits_NV
         logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
         grad_NV = logps_NV.exp()  # p; turned in place into the gradient of the logits
         entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)
@@ -144,9 +150,11 @@ def _over_chunks(
         if with_grad:
             slope_N = slope_N[:, None] / temperature
             grad_NV.mul_(-slope_N).scatter_add_(-1, ids[rows, None], slope_N)
+            if cap_slope_NV is not None:
+                grad_NV.mul_(cap_slope_NV)
             grad_NV = grad_NV.to(hidden.dtype)
             _add_head_gradients(grad_NV, rows, hidden, weight, grad_hidden, grad_weight)
-        del grad_NV
+        del grad_NV, cap_slope_NV
     return loss, logps, entropy, (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
 
 

@@ -73,12 +73,16 @@ def wpo_weights(
 
 
 @torch.no_grad()
-def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
+def linear_log_collision(
+    hidden: Tensor, weight: Tensor, temperature: float = 1.0, softcap: float | None = None
+) -> Tensor:
     """log sum_v p(v)^2 of the distribution each token was drawn from -> [B, T] nats, column 0 is 0; without gradient.
 
     This is the log of the mean probability of a token drawn from p; `wpo_weights` subtracts it. Computed in chunks.
 
-    Args:   hidden: [B, T, D] in model order.   weight: [V, D].   temperature: > 0.
+    Args:
+        hidden:      [B, T, D] in model order.   weight: [V, D].
+        temperature: > 0.   softcap: c of logits c tanh(z / c), or None.
     """
     _check_temperature("linear_log_collision", temperature)
     if hidden.shape[-1] != weight.shape[-1]:
@@ -89,7 +93,7 @@ def linear_log_collision(hidden: Tensor, weight: Tensor, temperature: float = 1.
     rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
     weight = weight.to(rows.dtype)
     parts = [
-        _log_softmax(_logits(rows[part], weight, None, None), temperature).mul_(2).logsumexp(-1)
+        _log_softmax(_logits(rows[part], weight, None, softcap), temperature).mul_(2).logsumexp(-1)
         for part in _chunks(len(rows), weight.shape[0]) or [slice(0, 0)]
     ]
     return shift_right(torch.cat(parts).view(hidden.shape[:2]))

@@ -40,22 +40,19 @@ class Policy(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         temperature: float = 1.0,
-        head: Callable[[Tensor, Tensor], Any] | None = None,
+        head: Callable[..., Any] | None = None,
     ) -> TokenOutputs | Any:
         """ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding. Every gradient passes through this forward.
 
         Logits are computed in chunks: [B, T, V] never exists as a whole. With a `head`, such as a fused loss or a
-        divergence from a teacher, the policy returns head(hidden [B, T, D] in model order, weight [V, D]) instead. So
-        the head's gradient, too, passes through the forward of DDP or FSDP.
+        divergence from a teacher, the policy returns head(hidden [B, T, D] in model order, weight [V, D],
+        softcap=the cap of the logits or None) instead. So the head's gradient, too, passes through the forward of DDP
+        or FSDP.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
-            if cap is not None:
-                raise InputError(
-                    "Policy: fused losses and distillation need logits without a cap, but this model caps them"
-                )
-            return head(hidden, weight)
+            return head(hidden, weight, softcap=cap)
         from minirlhf.model.packing import packed_logps, packing_of  # here, so that the core loads no leaf
 
         if packing := packing_of(self.transformer.config, attention_mask):

@@ -1,4 +1,4 @@
-"""Options of SFT: DFT, head and loss in one; rows of which every token is learned, or only some."""
+"""Options of SFT: DFT; rows of which every token is learned, or only some."""
 
 import math
 from dataclasses import replace
@@ -33,10 +33,10 @@ def batch_of(learned, **options):
     return [draw._replace(row=LEARNED[learned](draw.row)) for draw in tiny.batches(8)[0]]
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("softcap", [None, 0.5])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_gradient_is_the_gradient_of_the_formula_row_by_row(options, fused):
-    trainer, batch = sft(**options, fused=fused), batch_of(**options)
+def test_gradient_is_the_gradient_of_the_formula_row_by_row(options, softcap):
+    trainer, batch = sft(**options, shape={"final_logit_softcapping": softcap}), batch_of(**options)
     transformer, losses, entropies = trainer.models["policy"].transformer, [], []
     for draw in batch:  # unpadded, from the full logits
         ids = torch.tensor([draw.row.prompt + draw.row.responses[0]])
@@ -55,26 +55,14 @@ def test_gradient_is_the_gradient_of_the_formula_row_by_row(options, fused):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_fused_trains_the_same_weights(options):
-    batches = [batch_of(**options)] * 3
-    (plain, log), (fused, fused_log) = (
-        (trainer := sft(**options, fused=flag), tiny.train(trainer, batches)) for flag in (False, True)
-    )
-    assert_close(tiny.weights(fused), tiny.weights(plain), rtol=1e-9, atol=1e-9)
-    for metrics, expected in zip(fused_log, log, strict=True):
-        assert metrics == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda x: "-".join(x.values()))
-def test_eight_microbatches_of_one_row_are_one_of_eight(options, fused):
+def test_eight_microbatches_of_one_row_are_one_of_eight(options):
     batch = batch_of(**options)
-    joined, split = (tiny.gradients(sft(**options, microbatch_tokens=n, fused=fused), batch) for n in (10_000, 1))
+    joined, split = (tiny.gradients(sft(**options, microbatch_tokens=n), batch) for n in (10_000, 1))
     assert_close(split[0], joined[0], rtol=1e-9, atol=1e-9)
     assert split[1] == pytest.approx(joined[1])
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"learned": "answer", "fused": True}], ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS, {"learned": "answer"}], ids=str)
 def test_it_learns_the_rows_and_evaluates_their_learned_tokens(options):
     trainer = sft(**options, dtype=torch.float32, updates=15, lr=3e-2, microbatch_tokens=10_000)
     batch = batch_of(**options)

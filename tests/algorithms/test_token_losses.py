@@ -7,24 +7,11 @@ import pytest
 import tiny
 import torch
 
-from minirlhf.algorithms import GRPOConfig
 from minirlhf.algorithms.grpo import ALGORITHMS
 from minirlhf.algorithms.sft import LOSSES
-from minirlhf.errors import InputError
 from minirlhf.losses import fused
 
 BATCH = tiny.batches(4, 1)[0]
-
-
-def may_be_fused(algorithm):
-    try:
-        GRPOConfig(algorithm=algorithm, fused=True)
-    except InputError:
-        return False
-    return True
-
-
-FUSED = [name for name in ALGORITHMS if may_be_fused(name)]
 
 
 @pytest.fixture
@@ -55,20 +42,28 @@ def test_a_loss_that_mixes_tokens_would_be_noticed():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_of_sft(calls, loss):
-    tiny.sft(loss=loss, fused=True).step(BATCH)
+    tiny.sft(loss=loss).step(BATCH)
     assert_each_token_by_itself(calls)
 
 
 @pytest.mark.parametrize("kl_estimator", [None, "k2"])
-@pytest.mark.parametrize("algorithm", FUSED)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_of_grpo(calls, algorithm, kl_estimator):
+    grpo(algorithm=algorithm, kl_estimator=kl_estimator).step(BATCH)
+    if algorithm in ("gspo", "gspo_token", "gmpo", "vespo"):
+        assert not calls  # a surrogate of whole sequences
+    else:
+        assert_each_token_by_itself(calls)
+
+
+@pytest.mark.parametrize("settings", [{"entropy_coef": 0.1}, {"entropy_coef": 0.1, "entropy_target": 2.0}])
+def test_a_loss_with_an_entropy_term_is_not_fused(calls, settings):
+    grpo(**settings).step(BATCH)
+    assert not calls
+
+
+def grpo(algorithm="grpo", **settings):
     rewards = {"bnpo": tiny.has_e, "gdpo": [tiny.likes_e, tiny.short]}.get(algorithm, tiny.likes_e)
-    settings = {"reward_weights": (1.0, 0.5) if algorithm == "gdpo" else (1.0,), "rewards": rewards, "resample": 0}
-    settings |= {"algorithm": algorithm, "kl_estimator": kl_estimator, "sampler_cap": 1.1, "fused": True}
-    tiny.grpo(batch_size=4, minibatch_size=4, **settings).step(BATCH)
-    assert_each_token_by_itself(calls)
-
-
-def test_surrogates_of_whole_sequences_are_not_among_them():
-    assert not {"gspo", "gspo_token", "gmpo", "vespo"} & set(FUSED)
-    assert {"reinforce", "rloo", "grpo", "dapo", "cispo", "sapo", "two_sided"} <= set(FUSED)
+    options = {"reward_weights": (1.0, 0.5) if algorithm == "gdpo" else (1.0,), "rewards": rewards, "resample": 0}
+    options |= {"algorithm": algorithm, "sampler_cap": 1.1, "batch_size": 4, "minibatch_size": 4}
+    return tiny.grpo(**options, **settings)

@@ -275,11 +275,11 @@ CASES: dict[str, Callable] = {
     ),
     # the first KL is 0.1756, 4% below the target: not clipped by the controller, so the coefficient depends on the KL
     "ppo_adaptive": lambda: ppo(kl_controller="adaptive", kl_target=0.183, kl_horizon=20, kl_coef=0.3, temperature=0.6),
-    "sft_fused": lambda: sft(fused=True, loss="dft"),
+    "sft_dft": lambda: sft(loss="dft"),
     # each row is a micro-batch with its own router loss; some experts get no token
     "sft_experts": lambda: sft(shape=EXPERTS, router_loss_coef=0.3, microbatch_tokens=1),
     "grpo": grpo,
-    "grpo_fused": lambda: grpo(fused=True, epochs=2, temperature=0.7),
+    "grpo_entropy": lambda: grpo(entropy_coef=0.02, epochs=2, temperature=0.7),
     "grpo_batch": lambda: grpo(scale_rewards="batch", overlong_filter=True, entropy_coef=0.02, entropy_target=2.0),
     "dapo": lambda: grpo(algorithm="dapo", rewards=has_e, group_size=2, minibatch_size=8),
     # in two steps only one process of two has groups of equal scores

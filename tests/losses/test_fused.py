@@ -69,9 +69,9 @@ def inputs_of(token_loss, seed=0, dtype=torch.float64):
     return {name: parts[name].to(dtype) for name in NEEDS[token_loss]}
 
 
-def open_loss(hidden, weight, ids, token_loss, *, mask, count, inputs=None, weights=None, temperature=1.0):
+def open_loss(hidden, weight, ids, token_loss, *, mask, count, inputs=None, weights=None, **options):
     """The formula of the docstring; log-probs and entropy 0 outside the mask."""
-    logps, entropy = linear_logps_and_entropy(hidden, weight, ids, temperature)
+    logps, entropy = linear_logps_and_entropy(hidden, weight, ids, **options)
     values = token_loss(logps, **(inputs or {}))
     loss = masked_mean(values if weights is None else values * weights, mask, count)
     return loss, torch.where(mask, logps, 0).detach(), torch.where(mask, entropy, 0).detach()
@@ -124,6 +124,7 @@ def test_equals_the_open_loss_in_value_and_gradient(tokens_a_chunk, token_loss, 
     tokens_a_chunk(size)
     assert_close(*both(token_loss), rtol=1e-10, atol=1e-12)
     assert_close(*both(token_loss, temperature=0.7), rtol=1e-10, atol=1e-12)
+    assert_close(*both(token_loss, temperature=0.7, softcap=0.8), rtol=1e-10, atol=1e-12)
     weights = torch.rand(B, T, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert_close(*both(token_loss, weights=weights, count=torch.tensor(3.5)), rtol=1e-10, atol=1e-12)
 
@@ -470,12 +471,14 @@ def test_log_collision_by_hand():
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_collision_equals_the_plain_formula_in_any_chunks(tokens_a_chunk, size, temperature):
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (0.7, 0.8)])
+def test_log_collision_equals_the_plain_formula_in_any_chunks(tokens_a_chunk, size, temperature, softcap):
     tokens_a_chunk(size)
     hidden, weight, _ = head()
-    got = linear_log_collision(hidden, weight, temperature)
-    want = shift_right((F.linear(hidden, weight) / temperature).softmax(-1).square().sum(-1).log())
+    got = linear_log_collision(hidden, weight, temperature, softcap)
+    logits = F.linear(hidden, weight)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    want = shift_right((logits / temperature).softmax(-1).square().sum(-1).log())
     want[:, 0] = 0
     assert_close(got, want.detach())
     assert not got.requires_grad and (got <= 0).all() and (got >= -math.log(V) - 1e-12).all()
