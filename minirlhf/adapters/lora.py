@@ -53,8 +53,7 @@ class Adapter(nn.Module):
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
         weight = base.weight.detach()
-        if config.use_dora and hasattr(weight, "full_tensor"):  # in slices
-            weight = weight.full_tensor()
+        weight = gathered(weight) if config.use_dora else weight
         like = {"device": weight.device, "dtype": trainable(weight.dtype)}
         self.config = config
         self.A = nn.Parameter(torch.empty(config.r, base.in_features, **like))
@@ -243,6 +242,15 @@ def adapters_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
 
 def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
     return layer.base if isinstance(layer, LoRALinear) else layer
+
+
+def gathered(p: Tensor) -> Tensor:
+    """All rows of a weight. All processes must call it for a weight in slices."""
+    if not hasattr(p, "to_local"):
+        return p.detach()
+    from minirlhf.runtime.parallel.sharding import full
+
+    return full(p)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from minirlhf.adapters.lora import (
     active_adapter,
     adapted_layers,
     adapter_view,
+    gathered,
     linear_of,
     linears_of,
     select_linears,
@@ -28,6 +29,7 @@ from minirlhf.errors import InputError
 from minirlhf.model.policy import core_of
 
 BLOCK, GROUP = 64, 256  # numbers per scale; scales per range
+PARTS = ("codes", "scales", "ranges")  # the tensors of a weight in 4 bits
 # quantiles of the normal distribution, scaled to [-1, 1], with 0 as a level (appendix E)
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
 NF4 += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634)
@@ -106,19 +108,22 @@ class QuantisedProduct(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen Linear whose weight is stored in 4 bits and restored for each product. LoRA may adapt it."""
+    """A frozen Linear whose weight is stored in 4 bits and restored for each product. LoRA may adapt it.
+
+    The tensors of the weight are frozen parameters, so that FSDP cuts them into slices and gathers them.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        for name, tensor in zip(("codes", "scales", "ranges"), quantise(linear.weight), strict=True):
-            self.register_buffer(name, tensor)
+        for name, tensor in zip(PARTS, quantise(linear.weight), strict=True):
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self.register_parameter("bias", linear.bias if linear.bias is None else linear.bias.requires_grad_(False))
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], fp32, computed at each access; not a parameter."""
-        return dequantise(self.codes, self.scales, self.ranges, (self.out_features, self.in_features))
+        """[out, in], fp32, computed at each access; not a parameter. In slices, all processes must read it."""
+        return dequantise(*(gathered(getattr(self, part)) for part in PARTS), (self.out_features, self.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
@@ -130,9 +135,15 @@ class QuantisedLinear(nn.Linear):
 def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.Module:
     """Quantise the Linears that a pattern fits, in place, with or without adapters on them; see `select_linears`.
 
-    Raises: InputError as `select_linears`, and for lm_head: the losses read its whole weight.
+    Raises: InputError as `select_linears`; for lm_head, because the losses read its whole weight; and for a model in
+    slices, see `quantised_slices`.
     """
     found = select_linears(model, patterns)
+    if any(hasattr(linear.weight, "to_local") for linear in found.values()):
+        raise InputError(
+            "quantise_linears: needed a whole model, got slices, whose shapes cannot change; use the copy "
+            "that quantised_slices(model) makes"
+        )
     if HEAD in found:
         raise InputError(
             f"quantise_linears: {HEAD} must stay unquantised, because the losses read its weight; leave it out"
@@ -143,6 +154,25 @@ def quantise_linears(model: nn.Module, patterns: Sequence[str] = (ALL,)) -> nn.M
             if id(child) in chosen and not isinstance(child, QuantisedLinear):
                 setattr(parent, name, QuantisedLinear(child))
     return model
+
+
+@torch.no_grad()
+def quantised_slices(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in slices of a model in slices, with its Linears in 4 bits. All processes must call it.
+
+    Each weight is gathered, quantised and cut into slices in its turn, so no process holds two whole weights, and a
+    slice has the bits of `quantise_linears` on the whole model. dtype: of the other weights; None keeps it.
+    """
+    from minirlhf.runtime.parallel.copies import copied
+    from minirlhf.runtime.parallel.sharding import fill
+
+    twin = copied(model, lambda empty: quantise_linears(empty).to(dtype=dtype))
+    for name, layer in twin.named_modules():
+        if isinstance(layer, QuantisedLinear):
+            weight = gathered(model.get_parameter(f"{name}.weight"))
+            for part, values in zip(PARTS, quantise(weight), strict=True):
+                fill(getattr(layer, part), values)
+    return twin
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -168,9 +198,9 @@ def memory_report(model: nn.Module) -> dict[str, int | float]:
     A tensor that several modules share counts once.
     """
     layers = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
-    quantised = sum(t.nbytes for layer in layers for t in (layer.codes, layer.scales, layer.ranges))
+    quantised = sum(getattr(layer, part).nbytes for layer in layers for part in PARTS)
     as_fp32 = sum(4 * layer.in_features * layer.out_features for layer in layers)
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
     return {
         "quantised_bytes": quantised,
         "trained_bytes": sum(p.nbytes for p in parameters if p.requires_grad),

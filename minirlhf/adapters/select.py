@@ -33,8 +33,8 @@ def freeze(model: nn.Module, patterns: Sequence[str], strict: bool = True) -> in
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """-> (trained, all) numbers. A quantised weight counts, although torch lists no parameter for it."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    """-> (trained, all) numbers. A quantised weight counts with all its numbers; its codes are no numbers."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     quantised = sum(
         linear.in_features * linear.out_features for linear in linears if "weight" not in linear._parameters

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from minirlhf.adapters import apply_lora, count_parameters, freeze, memory_report, quantise_linears
+from minirlhf.adapters.quantised import quantised_slices
 from minirlhf.algorithms.distillation_checks import check_same_tokenizer
 from minirlhf.data.encoding import encode_texts
 from minirlhf.data.wrapping import Wrapped
@@ -23,6 +24,7 @@ from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel, ValueModel, copy_of
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
+from minirlhf.pretrained.model_weights import is_sharded
 from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.runtime.device import resolve_device, resolve_precision
@@ -116,10 +118,13 @@ def computes_in_bf16(job: JobConfig) -> bool:
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:
     """Freeze, quantise and add LoRA as `--train` and `--freeze` ask, in place; then move the model to the device."""
     job = settings["job"]
-    if world_size() > 1 and job.train != "qlora":
+    if world_size() > 1:
         from minirlhf.runtime.parallel.copies import placed
+        from minirlhf.runtime.parallel.strategy import current
 
-        model = placed(model, device, own=True)  # the base goes into slices first; the adapters then stay whole
+        if job.train != "qlora" or current().shards:
+            # the base goes into slices first; the adapters then stay whole. A base in 4 bits is a copy in any case.
+            model = placed(model, device, own=job.train != "qlora")
     if job.train == "all":
         # A reward model has no lm_head, so a pattern may match nothing in it.
         freeze(model, job.freeze, strict=isinstance(model, Policy))
@@ -129,22 +134,24 @@ def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> n
             say("{:,} of {:,} numbers are trained".format(*count_parameters(model)))
     else:
         seed_everything(job.seed)  # the new adapter depends on the seed alone
-        convert_base(model, job)
+        model = converted_base(model, job)
         apply_lora(model, settings["lora"])
         say("{}: {:,} of {:,} numbers are trained".format(job.train, *count_parameters(model)))
     return to_device(model, job, device)
 
 
-def convert_base(model: nn.Module, job: JobConfig) -> None:
-    """Convert the frozen base of adapters, in place: Linears to 4 bits for qlora, other weights to fp32 unless the job
-    computes in bf16.
+def converted_base(model: nn.Module, job: JobConfig) -> nn.Module:
+    """The frozen base of adapters: Linears in 4 bits for qlora, other weights in fp32 unless the job computes in bf16.
+
+    A base in slices is copied for qlora; otherwise `model` is changed in place.
     """
-    if job.train == "qlora":
-        quantise_linears(model)
-        report = memory_report(model)
-        say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
-    if not computes_in_bf16(job):
-        model.float()  # weights in 4 bits are integers, so they stay in 4 bits
+    dtype = None if computes_in_bf16(job) else torch.float32  # weights in 4 bits are integers, so they stay in 4 bits
+    if job.train != "qlora":
+        return model.to(dtype=dtype)
+    model = quantised_slices(model, dtype) if is_sharded(model) else quantise_linears(model).to(dtype=dtype)
+    report = memory_report(model)
+    say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
+    return model
 
 
 def check_vocabulary(

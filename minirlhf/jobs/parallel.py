@@ -113,6 +113,4 @@ def reason_for_whole(settings: dict[str, Any]) -> str:
     """The reason why this job cannot hold its models in slices; "" if it can."""
     if not getattr(settings["job"], "in_slices", True):
         return "this program holds four models as adapters of one base, which cannot be in slices"
-    if settings["job"].train == "qlora":
-        return "weights in 4 bits are whole on each process, so slices would save next to nothing"
     return ""

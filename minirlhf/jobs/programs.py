@@ -10,7 +10,7 @@ from minirlhf.adapters.shared_base import FourModels, put_three_adapters
 from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.data.batches import Batches
 from minirlhf.errors import InputError
-from minirlhf.jobs.given_models import convert_base, narrower
+from minirlhf.jobs.given_models import converted_base, narrower
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.opened import load_task
@@ -114,5 +114,5 @@ def four_models(job: Job, base: Transformer) -> FourModels:
     """The models of PPO on one frozen base, on the device. `base` is changed in place."""
     choose_threads(base, job.common, job.device)
     seed_everything(job.seed)
-    convert_base(base, job.common)
+    base = converted_base(base, job.common)
     return FourModels.of(to_device(put_three_adapters(base, job.settings["lora"]), job.common, job.device))

@@ -27,7 +27,7 @@ def in_parallel(job: Opened, after: tuple[str, ...]) -> Iterator[Strategy]:
         return
     strategy, reason = chosen(job, after)
     say(reason)
-    if strategy.shards and job.common.train == "lora":
+    if strategy.shards and job.common.train != "all":
         say("adapters stay whole on each process; the frozen base is in slices")
     with using(strategy):
         yield strategy

@@ -20,6 +20,7 @@ from minirlhf.adapters.lora import (
     base_of,
     check_names,
     check_new_name,
+    gathered,
     linears_of,
 )
 from minirlhf.adapters.select import HEAD, core_of, name_in_files
@@ -38,7 +39,7 @@ from minirlhf.pretrained.adapter_config import CONFIG, AdapterSettings, read_con
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.locate import DTYPES, some, unwrapped
 from minirlhf.pretrained.model_classes import SCALAR_MODELS, class_of_task, mark, task_of
-from minirlhf.pretrained.model_weights import gathered, is_sharded
+from minirlhf.pretrained.model_weights import is_sharded
 from minirlhf.pretrained.safe import missing_weights, open_weights
 from minirlhf.runtime.distributed import is_main
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minirlhf.adapters.lora import Adapted, active_adapter
+from minirlhf.adapters.lora import Adapted, active_adapter, gathered
 from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.model.names import name_in_family
 from minirlhf.model.policy import core_of
@@ -41,8 +41,9 @@ def weights_of(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, 
 
 
 def plain_weights(module: nn.Module) -> dict[str, Weight]:
-    """The parameters, by their names in a module without adapters."""
+    """The parameters, by their names in a module without adapters. Codes of weights in 4 bits are left out."""
     named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if ".adapters." not in name}
+    named = {name: p for name, p in named.items() if p.is_floating_point()}
     return {
         name.replace(".base.", "."): Weight(tuple(p.shape), p.dtype, partial(gathered, p)) for name, p in named.items()
     }
@@ -79,17 +80,8 @@ def _restored(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     if is_sharded(layer):
         from minirlhf.runtime.parallel.copies import plain_twin
 
-        layer = plain_twin(layer, lambda p: nn.Parameter(gathered(p).cpu()))
+        layer = plain_twin(layer, lambda p: nn.Parameter(gathered(p).cpu(), requires_grad=False))
     return (layer.merged_weight({layer.active: 1.0}) if isinstance(layer, Adapted) else layer.weight).to(dtype)
-
-
-def gathered(p: Tensor) -> Tensor:
-    """All rows of a weight. All processes must call it for a weight in slices."""
-    if not hasattr(p, "to_local"):
-        return p.detach()
-    from minirlhf.runtime.parallel.sharding import full
-
-    return full(p)
 
 
 def _turned(weight: Weight) -> Weight:

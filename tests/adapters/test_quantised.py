@@ -1,6 +1,7 @@
 """Weights in 4 bits: bytes, rounding error, gradients to the input only, adapters that learn on top."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from minirlhf.adapters.quantised import (
     quantise,
     quantise_linears,
 )
+from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, Policy, Transformer
 from minirlhf.model.transformer import run_block
@@ -178,6 +180,13 @@ def test_state_is_saved_and_loaded(tmp_path, make, ids):
 
 
 # The model
+
+
+def test_slices_are_not_quantised_in_place(make):
+    in_slices = mock.patch.object(nn.Parameter, "to_local", lambda p: p, create=True)
+    needed = "quantise_linears: needed a whole model, got slices.*quantised_slices"
+    with in_slices, pytest.raises(InputError, match=needed):
+        quantise_linears(make())
 
 
 def test_patterns_choose_what_is_quantised_and_the_head_is_not(make):

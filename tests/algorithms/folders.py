@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from minirlhf import manifest
+from minirlhf.adapters.quantised import quantised_slices
 from minirlhf.errors import InputError
 from minirlhf.model import (
     LoRAConfig,
@@ -26,6 +27,7 @@ from minirlhf.model import (
     Transformer,
     ValueModel,
     apply_lora,
+    quantise_linears,
 )
 from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model, save_adapter, save_pretrained, weights
 from minirlhf.pretrained.config_json import config_from
@@ -55,7 +57,8 @@ def noisy(model: nn.Module) -> nn.Module:
     torch.manual_seed(2)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn(p.shape))
+            if p.is_floating_point():
+                p.add_(torch.randn(p.shape))
     return model
 
 
@@ -116,6 +119,12 @@ def adapted(folder: Path) -> list[str]:
         return load_policy(folder, change=lambda policy: apply_lora(policy, LoRAConfig(r=2)))
 
     return differences(read(folder / "bf16"), one_process(read, folder / "bf16"))
+
+
+def four_bits() -> list[str]:
+    """A model in slices, quantised weight by weight. Some blocks of 64 numbers span rows of two processes."""
+    whole = quantise_linears(transformer().bfloat16()).float()
+    return differences(quantised_slices(shard(transformer().bfloat16(), CPU), torch.float32), whole)
 
 
 def with_a_head(config: ModelConfig, model_class: type[nn.Module]) -> nn.Module:
@@ -191,9 +200,9 @@ class Gathered:
 def save_everything(folder: Path, models: dict[str, nn.Module]) -> None:
     """Every way to write a model: whole, in files of 2 kB, an adapter alone, and merged into its base."""
     for name, model in models.items():
-        if name == "adapted":
-            save_adapter(model, folder / "adapter")
-            save_merged(model, folder / "merged", dtype=torch.float16)
+        if name.startswith("adapted"):
+            save_adapter(model, folder / name)
+            save_merged(model, folder / f"{name}, merged", dtype=torch.float16)
             continue
         save_pretrained(model, folder / name)
         with mock.patch("minirlhf.pretrained.weight_files.FILE_BYTES", 2000):
@@ -208,6 +217,7 @@ def write_all(folder: Path) -> float:
     policy = apply_lora(Policy(transformer("gpt2"), value_head=True), LoRAConfig(r=2, use_dora=True))
     models = {"gpt2": transformer("gpt2"), "policy": Policy(transformer(), value_head=True), "adapted": noisy(policy)}
     models["moe"] = RewardModel(transformer("qwen3_moe").bfloat16())
+    models["adapted, 4 bits"] = noisy(apply_lora(quantise_linears(Policy(transformer())), LoRAConfig(r=2)))
     if is_main():
         save_everything(folder / "one", models)
     barrier()
@@ -241,7 +251,12 @@ def check_damage(folder: Path) -> tuple[float, str]:
 def check_folders(folder: Path, every: bool) -> None:
     """Write folders/RANK.json with the results."""
     folder = folder / "folders"
-    found = {"read": read_all(folder, every), "adapted": adapted(folder), "fresh": fresh(every)}
+    found = {
+        "read": read_all(folder, every),
+        "adapted": adapted(folder),
+        "four bits": four_bits(),
+        "fresh": fresh(every),
+    }
     largest = max(p.nbytes for p in transformer().parameters())
     found["bytes"] = {**bytes_read(folder / "llama"), "all": sum(p.nbytes for p in transformer().parameters())}
     found["bytes"]["largest weight"] = largest

@@ -26,6 +26,10 @@ def test_new_adapters_on_slices_start_as_in_one_process(two_processes):
     assert [found["adapted"] for found in results(two_processes)] == [[], []]
 
 
+def test_weights_in_slices_are_quantised_to_the_bits_of_one_process(two_processes):
+    assert [found["four bits"] for found in results(two_processes)] == [[], []]
+
+
 def test_a_new_model_in_slices_has_the_weights_of_one_process(two_processes):
     for found in results(two_processes):
         assert found["fresh"] == {"qwen3_moe": [], "gpt2": []}
@@ -41,7 +45,10 @@ def test_each_process_reads_its_share_of_the_bytes(two_processes):
 def test_slices_are_written_as_one_process_writes_the_model_and_gathered_one_by_one(two_processes):
     one, two = (two_processes / "folders" / name for name in ("one", "two"))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert len(list((one / "policy in files").glob("model-*"))) > 3 and Path("merged/value_head.safetensors") in files
+    assert (
+        len(list((one / "policy in files").glob("model-*"))) > 3
+        and Path("adapted, merged/value_head.safetensors") in files
+    )
     files.remove(damaged := Path("policy in files/model-00002-of-00007.safetensors"))  # by `check_damage`
     assert {*files, damaged, Path("policy in files/manifest.json")} == {
         path.relative_to(two) for path in two.rglob("*") if path.is_file()

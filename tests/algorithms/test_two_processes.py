@@ -8,6 +8,8 @@ import tiny
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+FOUR_BITS = ("ppo_4_bits", "ppo_qlora")
+
 
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_two_processes_train_as_one_process_on_the_joined_batch(two_processes, case):
@@ -19,7 +21,7 @@ def check_case(folder, case, name):
     alone = tiny.CASES[case]()
     log = tiny.train(alone, tiny.batches(8))
     assert any((w - v).abs().max() > 1e-3 for w, v in zip(_values(alone), _values(tiny.CASES[case]()), strict=True))
-    bound = 1e-6 if case == "ppo_4_bits" else 1e-9  # 4-bit weights are read as fp32, so their adapters are rounded too
+    bound = 1e-6 if case in FOUR_BITS else 1e-9  # 4-bit weights are read as fp32, so their adapters are rounded too
     for rank in range(2):
         found = load_file(folder / f"{name}-{rank}.safetensors")
         assert_close(found, tiny.weights(alone), rtol=bound, atol=bound)
@@ -35,7 +37,7 @@ def test_a_model_in_slices_trains_as_in_one_process(two_processes, case):
 def check_few(folder, case, name):
     alone = tiny.CASES[case]()
     record = json.loads(json.dumps(tiny.train_on_few(alone)))
-    bound = 1e-6 if case == "ppo_4_bits" else 1e-9
+    bound = 1e-6 if case in FOUR_BITS else 1e-9
     for rank in range(2):
         assert_close(load_file(folder / f"{name}-{rank}.safetensors"), tiny.weights(alone), rtol=bound, atol=bound)
         found = json.loads((folder / f"{name}-{rank}.json").read_text())

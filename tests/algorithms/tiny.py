@@ -24,6 +24,7 @@ import torch
 from folders import check_folders
 from safetensors.torch import save_file
 
+from minirlhf.adapters.quantised import quantised_slices
 from minirlhf.algorithms import (
     DistillationConfig,
     DistillationTrainer,
@@ -73,7 +74,8 @@ from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
-SHARDED = "reward,ppo_options,ppo_lora,grpo_resample,dpo,nash_md,gkd"  # cases that two processes train in slices too
+# cases that two processes train in slices too
+SHARDED = "reward,ppo_options,ppo_lora,ppo_qlora,grpo_resample,dpo,nash_md,gkd"
 FEW = "reward,ppo_head,dapo,kto,gkd"  # cases that two processes train on fewer rows than processes too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
@@ -172,12 +174,15 @@ def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int 
     return PPOTrainer(policy, reference, reward, tokenizer(), config, value_model=value_model, seed=seed)
 
 
-def ppo_lora(**settings) -> PPOTrainer:
+def ppo_lora(four_bits: bool = False, **settings) -> PPOTrainer:
     """A policy with adapters and a value head; in slices, the adapters come after the slices and stay whole."""
     policy = Policy(transformer(layers=2), value_head=True)
     with torch.no_grad():
         policy.value_head.weight.normal_(std=0.3)
-    policy = adapted(copies.placed(policy, torch.device("cpu")))
+    policy = copies.placed(policy, torch.device("cpu"))
+    if four_bits:
+        policy = quantised_slices(policy) if is_sharded(policy) else quantise_linears(policy)
+    policy = adapted(policy)
     reference = reference_of(policy)  # a view of the policy
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
     config = PPOConfig(**{**defaults, "epochs": 2, "kl_coef": 0.14, "lr": 1e-2, **settings})
@@ -268,6 +273,7 @@ CASES: dict[str, Callable] = {
     "ppo_head": ppo,
     "ppo_value_model": lambda: ppo(value_model=True),
     "ppo_lora": ppo_lora,
+    "ppo_qlora": lambda: ppo_lora(four_bits=True),
     "ppo_adapters": ppo_adapters,
     "ppo_4_bits": lambda: ppo_adapters(four_bits=True, temperature=0.7),
     "ppo_options": lambda: ppo(

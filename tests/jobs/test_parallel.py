@@ -94,11 +94,9 @@ def test_replicas_are_the_machines_and_must_divide_the_processes(torchrun):
 
 def test_slices_are_refused_where_they_cannot_work(torchrun):
     torchrun(2)
-    with pytest.raises(InputError, match="--parallel fsdp: weights in 4 bits are whole on each process"):
-        check_effects(settings("fsdp", train="qlora", policy="DIR"))
     with pytest.raises(InputError, match="--parallel fsdp: this program holds four models as adapters of one base"):
         check_effects(settings("fsdp", job=MultiAdapterJobConfig, policy="DIR"))
-    check_effects(settings("ddp", train="qlora", policy="DIR"))
+    check_effects(settings("ddp", job=MultiAdapterJobConfig, policy="DIR"))
 
 
 GB = 1e9

@@ -43,18 +43,22 @@ def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Modu
 
 
 @torch.no_grad()
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of all weights, in slices if the weights of `model` are."""
+def copied(model: nn.Module, change: Callable[[nn.Module], nn.Module] = lambda twin: twin) -> nn.Module:
+    """A copy of all weights, in slices if the weights of `model` are.
+
+    change: changes the modules or the dtype of the copy before it is in slices. A new parameter of a copy in slices
+        then has a slice without numbers.
+    """
     root = whole_of(model)
     if root is None:
-        return copy.deepcopy(model)
+        return change(copy.deepcopy(model))
     in_slices(root)
     sources = dict(model.named_parameters())
     first = next(p for p in sources.values() if isinstance(p, DTensor))
-    twin = shard(plain_twin(model, _without_storage), torch.device(first.device_mesh.device_type))
+    twin = shard(change(plain_twin(model, _without_storage)), torch.device(first.device_mesh.device_type))
     twin._apply(lambda x: torch.empty_like(x, device=first.device) if x.is_meta else x)
     for name, p in twin.named_parameters():
-        if isinstance(sources[name], DTensor):
+        if isinstance(sources.get(name), DTensor):
             local(p).copy_(local(sources[name]))
     return twin
 

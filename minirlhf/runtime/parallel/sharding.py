@@ -27,11 +27,12 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
 
     The model moves to the device block by block. A model on the meta device stays there: `to_empty` then makes its
     slices. Adapters and heads of one number stay whole on each process, in their own dtype: scores of a head in bf16
-    have two digits. So do parameters of another dtype than the first parameter.
+    have two digits. So do parameters of another dtype than the first parameter, but not the codes of weights in 4 bits.
     """
     strategy, dtype_of_slices = current(), next(model.parameters()).dtype
     named = model.named_parameters()
-    whole = {p for name, p in named if {*name.split(".")} & KEPT_WHOLE or p.dtype != dtype_of_slices}
+    own = {p for name, p in named if {*name.split(".")} & KEPT_WHOLE}
+    whole = own | {p for p in model.parameters() if p.is_floating_point() and p.dtype != dtype_of_slices}
     dtype, reduce = strategy.param_dtype, torch.float32 if strategy.param_dtype else None
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if strategy.cpu_offload else OffloadPolicy()
     options = {

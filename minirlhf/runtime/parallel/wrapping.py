@@ -22,7 +22,7 @@ def wrapped(module: nn.Module) -> nn.Module:
     """DistributedDataParallel around the module, or the module itself, sharded."""
     if current().shards:
         return module if is_sharded(module) else shard(module, next(module.parameters()).device)
-    # buffers are constant (4-bit weights), so broadcasting them before each forward would be wasted
+    # no buffer ever changes, so broadcasting them before each forward would be wasted
     with warnings.catch_warnings():  # torch 2.13 calls this argument forward_sync_buffers; torch 2.11 does not
         warnings.simplefilter("ignore", FutureWarning)
         wrapper = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
