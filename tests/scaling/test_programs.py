@@ -63,7 +63,7 @@ GIVEN = {
     "lora": ("ppo", "REWARD --train lora"),
     "qlora": ("ppo", "REWARD --train qlora --ppo.separate_value_model true"),
     "reward model of adapters in 4 bits": ("ppo", "--train qlora"),
-    "dora in 4 bits": ("dpo", "--train qlora --lora.use_dora true"),
+    "dora in 4 bits": ("dpo", "--train qlora --lora.use_dora true --dpo.ref_update_mix 1"),
     "dora": ("ppo", "REWARD --train lora --lora.use_dora true --ppo.separate_value_model true"),
     "freeze": ("ppo", "REWARD --freeze layers.0"),
     "value": ("ppo", "REWARD --value {models}/reward"),
