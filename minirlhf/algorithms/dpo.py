@@ -151,7 +151,7 @@ class DPOTrainer:
         sum of the chosen answers' nll [1].
         """
         batch = pad_rows(rows, (0, 1), self.tokenizer.pad_id, self.device)
-        logps = policy(batch.input_ids, batch.attention_mask).logps
+        logps = policy(batch.input_ids, batch.attention_mask, wanted=batch.completion_mask, entropy=False).logps
         chosen, rejected = self._per_answer(logps, batch)
         references = self._per_answer(self._ref_logps(batch), batch)
         weights = self._weights(logps, batch) if self.config.weighting else torch.ones_like(chosen)
@@ -182,7 +182,8 @@ class DPOTrainer:
         """The reference's log-probs [2B, T]. Without a reference they are 0, so a log-ratio is a log-prob."""
         if self.ref_policy is None:
             return torch.zeros(batch.input_ids.shape, device=self.device)
-        return self.ref_policy(batch.input_ids, batch.attention_mask).logps
+        wanted = batch.completion_mask
+        return self.ref_policy(batch.input_ids, batch.attention_mask, wanted=wanted, entropy=False).logps
 
     def _weights(self, logps: Tensor, batch: Sequences) -> Tensor:
         """WPO's weight of each pair [B], without gradient."""

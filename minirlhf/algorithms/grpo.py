@@ -199,7 +199,8 @@ class GRPOTrainer:
         rollout, rows = self.without_idle_rows(rollout, rows, has_advantage, entropy_coef)
         own_tokens = rollout.completion_mask[rows].sum()
         trained_tokens = all_sum(own_tokens)
-        groups = microbatches([rollout.lengths[i] for i in rows], config.microbatch_tokens)
+        lengths, units = [rollout.lengths[i] for i in rows], [i // G for i in rows]
+        groups = microbatches(lengths, config.microbatch_tokens, units)
         sums = Sums()
         for group in micro_batches(groups, self.wrapped_policy):
             group_rows = [rows[i] for i in group]
@@ -256,8 +257,8 @@ class GRPOTrainer:
             loss, logps, entropy = self.wrapped_policy(old.input_ids, old.attention_mask, head=head)
             policy_losses, _ = self.token_losses(logps, **inputs, mask=mask)
         else:
-            now = self.wrapped_policy(old.input_ids, old.attention_mask, temperature=config.temperature)
-            logps, entropy = torch.where(mask, now.logps, 0), now.entropy  # the prompt is not the policy's choice
+            now = self.wrapped_policy(old.input_ids, old.attention_mask, config.temperature, wanted=mask)
+            logps, entropy = now.logps, now.entropy
             policy_losses, losses = self.token_losses(logps, **inputs, mask=mask)
             if entropy_coef:
                 losses = losses - entropy_coef * entropy
@@ -284,15 +285,16 @@ class GRPOTrainer:
 
     def read(self, rollout: Rollout, name: str) -> Tensor:
         """Read "logps" or "entropy" from the policy's forward -> [B, T], 0 outside completions. No gradient."""
-        temperature = self.config.temperature
+        options = {"temperature": self.config.temperature, "entropy": name == "entropy"}
         with own_pace(self.policy):
             numbers = read(
-                lambda ids, mask: getattr(self.policy(ids, mask, temperature=temperature), name),
-                (rollout.input_ids, rollout.attention_mask),
+                lambda ids, mask, wanted: getattr(self.policy(ids, mask, wanted=wanted, **options), name),
+                (rollout.input_ids, rollout.attention_mask, rollout.completion_mask),
                 rollout.lengths,
                 self.config.microbatch_tokens,
+                [i // self.config.group_size for i in range(len(rollout.lengths))],
             )
-        return torch.where(rollout.completion_mask, numbers.to(rollout.logps.dtype), 0)
+        return numbers.to(rollout.logps.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

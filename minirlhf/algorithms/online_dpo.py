@@ -149,9 +149,10 @@ class OnlineDPOTrainer:
             answers += [match.by_opponent[i].ids for i in rows]
         prompts = [match.prompts[i] for i in rows] * (1 if config.algorithm == "nash_md" else 2)
         batch = pad_sequences(prompts, answers, self.tokenizer.pad_id, self.device)
-        logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
+        options = {"temperature": config.temperature, "wanted": batch.completion_mask, "entropy": False}
+        logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, **options).logps
         with torch.no_grad():
-            ref = self.ref_policy(batch.input_ids, batch.attention_mask, temperature=config.temperature).logps
+            ref = self.ref_policy(batch.input_ids, batch.attention_mask, **options).logps
         ratios = sum_logps(logps - ref, batch.completion_mask)
         # approx_kl, for target_kl: the distance from the policy that sampled, per token
         sampled = torch.tensor([sum(match.by_policy[i].logps) for i in rows], device=self.device)

@@ -102,8 +102,9 @@ class SFTTrainer:
 
         def losses(group: list[EncodedRow]) -> dict[str, Tensor]:
             batch = self._pad(group)
-            logps = self.policy(batch.input_ids, batch.attention_mask).logps
-            return {"loss": torch.where(batch.completion_mask, cross_entropy(logps), 0)}
+            inputs, mask = (batch.input_ids, batch.attention_mask), batch.completion_mask
+            logps = self.policy(*inputs, wanted=mask, entropy=False).logps
+            return {"loss": torch.where(mask, cross_entropy(logps), 0)}
 
         groups = partial(row_groups, max_tokens=self.config.microbatch_tokens)
         totals = shared_sums(rows, groups, losses, self.policy)

@@ -128,9 +128,10 @@ class UnpairedTrainer:
     def log_ratios(self, policy: torch.nn.Module, rows: list[EncodedRow], side: int) -> Tensor:
         """log(policy / reference) of one response of each row, summed over its tokens -> [B] nats."""
         batch = pad_rows(rows, (side,), self.tokenizer.pad_id, self.device)
+        inputs, mask = (batch.input_ids, batch.attention_mask), batch.completion_mask
         with torch.no_grad():
-            ref_logps = self.ref_policy(batch.input_ids, batch.attention_mask).logps
-        return sum_logps(policy(batch.input_ids, batch.attention_mask).logps - ref_logps, batch.completion_mask)
+            ref_logps = self.ref_policy(*inputs, wanted=mask, entropy=False).logps
+        return sum_logps(policy(*inputs, wanted=mask, entropy=False).logps - ref_logps, mask)
 
     @torch.no_grad()
     def estimate_kl(self, groups: list[list[EncodedRow]]) -> Tensor:

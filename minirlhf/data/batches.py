@@ -111,17 +111,26 @@ def pad_sequences(
     return Sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)))
 
 
-def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def microbatches(lengths: Sequence[int], max_tokens: int, units: Sequence[int] | None = None) -> list[list[int]]:
     """Row numbers in groups of similar length, longest first.
 
     The padded size of a group is at most `max_tokens`. A longer row forms its own group.
+
+    units: a number per row. Rows with one number, such as the completions of one prompt, stay in one group if they fit,
+        so that a forward computes their common beginning once.
     """
     groups: list[list[int]] = []
+    together: dict[int, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
+        together.setdefault(row if units is None else units[row], []).append(row)
+    for rows in together.values():
+        size = max(1, max_tokens // max(1, lengths[rows[0]]))
+        for part in (rows[start : start + size] for start in range(0, len(rows), size)):
+            width = lengths[groups[-1][0]] if groups else -1  # the first row of a group is its longest
+            if lengths[part[0]] <= width and (len(groups[-1]) + len(part)) * width <= max_tokens:
+                groups[-1] += part
+            else:
+                groups.append(part)
     return groups
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minirlhf.data.batches import pad_sequences
@@ -144,8 +143,8 @@ def sequence_kl(
     """k1 estimate of KL(sampler || reference) of each completion, nats: its log-prob minus the reference's log-prob."""
 
     def ref_logp(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
-        logps = ref_policy(input_ids, attention_mask, temperature=sampling.temperature).logps
-        return torch.where(completion_mask, logps, 0).sum(-1)
+        options = {"temperature": sampling.temperature, "wanted": completion_mask, "entropy": False}
+        return ref_policy(input_ids, attention_mask, **options).logps.sum(-1)
 
     ids = [completion.ids for completion in completions]
     batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirlhf.losses.masking import shift_right
+from minirlhf.losses.masking import check_mask, predicted_tokens, shift_right
 
 CHUNK_NUMBERS = 2**22  # logits alive at a time: 16 MiB in fp32; four times as many were no faster
 
@@ -55,12 +55,13 @@ def linear_token_logps(
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """`token_logps(hidden @ weight.T + bias, ...)` without ever holding [B, T, V] -> [B, T] nats, column 0 is 0.
 
-    This is the first result of `linear_logps_and_entropy`.
+    This is the first result of `linear_logps_and_entropy`. The entropy is not computed.
     """
-    return linear_logps_and_entropy(hidden, weight, input_ids, temperature, bias, softcap)[0]
+    return linear_logps_and_entropy(hidden, weight, input_ids, temperature, bias, softcap, mask, entropy=False)[0]
 
 
 def linear_logps_and_entropy(
@@ -70,7 +71,9 @@ def linear_logps_and_entropy(
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+    mask: Tensor | None = None,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Token log-probs and entropy, both [B, T] nats with column 0 = 0, in chunks of tokens, with exact gradients.
 
     The backward pass computes each chunk's logits again instead of keeping them. So memory is O(chunk * V) beside the
@@ -79,6 +82,8 @@ def linear_logps_and_entropy(
     Args:
         hidden:      [B, T, D] in model order.   weight: [V, D] of the head.   input_ids: [B, T].
         temperature: > 0.   bias: [V] or None.   softcap: c of logits c tanh(z / c), as in Gemma 2, or None.
+        mask:        [B, T] bool. Other tokens are not computed; their numbers are 0. None: all tokens.
+        entropy:     False: the second result is None, and its time is saved.
     """
     _check_temperature("linear_token_logps", temperature)
     if hidden.shape[:-1] != input_ids.shape or hidden.shape[-1] != weight.shape[-1]:
@@ -88,17 +93,16 @@ def linear_logps_and_entropy(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_token_logps: needed bias [{weight.shape[0]}], got {tuple(bias.shape)}")
-    dtype = autocast_dtype(hidden)
-    next_ids = input_ids.roll(-1, dims=1)  # model order; shift_right drops the last column
-    logps, entropy = _LinearLogps.apply(
-        hidden.flatten(0, 1).to(dtype),
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-        next_ids.flatten(),
-        temperature,
-        softcap,
-    )
-    return shift_right(logps.view_as(input_ids)), shift_right(entropy.view_as(input_ids))
+    dtype, options = autocast_dtype(hidden), (temperature, softcap, entropy)
+    head = weight.to(dtype), None if bias is None else bias.to(dtype)
+    if mask is None:
+        next_ids = input_ids.roll(-1, dims=1)  # model order; shift_right drops the last column
+        results = _LinearLogps.apply(hidden.flatten(0, 1).to(dtype), *head, next_ids.flatten(), *options)
+        return tuple(x if x is None else shift_right(x.view_as(input_ids)) for x in results)
+    check_mask("linear_token_logps", mask, input_ids=input_ids)
+    tokens, positions = predicted_tokens(mask)
+    results = _LinearLogps.apply(hidden[positions].to(dtype), *head, input_ids[tokens], *options)
+    return tuple(x if x is None else x.new_zeros(mask.shape).masked_scatter(tokens, x) for x in results)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -110,26 +114,27 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias [V] | None, ids [N], temperature, softcap) -> (logps [N], entropy [N])."""
+    """(hidden [N, D], weight [V, D], bias [V] | None, ids [N], temperature, softcap, with_entropy) -> both [N]."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, ids, temperature, softcap):
+    def forward(ctx, hidden, weight, bias, ids, temperature, softcap, with_entropy):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.temperature, ctx.softcap = temperature, softcap
         logps = torch.empty(ids.shape, dtype=_wide(hidden.dtype), device=hidden.device)
-        entropy = torch.empty_like(logps)
+        entropy = torch.empty_like(logps) if with_entropy else None
         for rows in _chunks(ids.numel(), weight.shape[0]):
             logps_NV = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
             logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
-            entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
+            if with_entropy:
+                entropy[rows] = -logps_NV.exp().mul_(logps_NV).sum(-1)
             del logps_NV  # free the memory before the next chunk allocates
         return logps, entropy
 
     @staticmethod
     def backward(ctx, grad_logps, grad_entropy):
         if grad_logps is None and grad_entropy is None:
-            return (None,) * 6
+            return (None,) * 7
         hidden, weight, bias, ids = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -163,9 +168,7 @@ class _LinearLogps(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype) if needs_weight else None,
             grad_bias.to(bias.dtype) if needs_bias else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 

@@ -1,20 +1,22 @@
 """Batches without their padding: the real tokens of all rows stand in one row, so no padding enters a product.
 
+Tokens that several rows share at their beginning stand there once (prefix_tree.py).
+
 B rows, T tokens, N real tokens, H query heads, K key-value heads, E head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minirlhf.losses.logprobs import linear_logps_and_entropy
 from minirlhf.model.config import FULL, SLIDING, ModelConfig
 from minirlhf.model.context import AttentionInputs, ForwardContext
+from minirlhf.model.prefix_tree import LEAST, Node, TreeAttention, common_beginnings, prefix_tree
 from minirlhf.model.rope import rope_tables
 
 SHORT = 64  # tokens of the longest row, up to which attention is computed on the padded batch
@@ -26,29 +28,62 @@ class Packing(NamedTuple):
 
     shape: tuple[int, int]  # (B, T)
     lengths: tuple[int, ...]  # real tokens per row
-    places: Tensor  # [N] of the real tokens among all B * T
+    places: Tensor  # [N] of the packed tokens among all B * T
+    index: Tensor | None = None  # [B * T] of the packed token that stands at each place, if rows share tokens
+    nodes: tuple[Node, ...] = ()  # of the tree of the rows, if they share tokens
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, T, ...] -> [1, N, ...]."""
         return x.flatten(0, 1).index_select(0, self.places)[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[1, N, ...] -> [B, T, ...], 0 at padding."""
+        """[1, N, ...] -> [B, T, ...]. Padding is 0 or, if rows share tokens, junk."""
         B, T = self.shape
+        if self.index is not None:
+            return x[0].index_select(0, self.index).unflatten(0, (B, T))
         return x.new_zeros(B * T, *x.shape[2:]).index_copy(0, self.places, x[0]).unflatten(0, (B, T))
 
 
-def packing_of(config: ModelConfig, attention_mask: Tensor | None) -> Packing | None:
-    """The packing of a batch; None if it has little padding, or on a device whose kernels want whole rectangles.
+def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Packing | None:
+    """The packing of a batch for a `Trunk`; None if it is not worth it, or on a device that wants whole rectangles.
 
     A mixture of experts is not packed: its router loss reads the routers' logits as [B, T].
     """
-    if attention_mask is None or attention_mask.device.type != "cpu" or config.num_experts:
+    if attention_mask is None or attention_mask.device.type != "cpu" or trunk.config.num_experts:
         return None
-    lengths = attention_mask.sum(-1)
-    if not 0 < int(lengths.sum()) <= WORTH * attention_mask.numel():
+    lengths = tuple(attention_mask.sum(-1).tolist())
+    tokens, most = sum(lengths), WORTH * attention_mask.numel()
+    if not tokens:
         return None
-    return Packing(tuple(attention_mask.shape), tuple(lengths.tolist()), attention_mask.flatten().nonzero()[:, 0])
+    if max(lengths) > SHORT and (tree := _tree_of(trunk, input_ids, attention_mask, lengths)):
+        return tree
+    if tokens > most:
+        return None
+    return Packing(tuple(attention_mask.shape), lengths, attention_mask.flatten().nonzero()[:, 0])
+
+
+def _tree_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, lengths: Sequence[int]) -> Packing | None:
+    """The packing in which rows share their beginning; None if no rows do, or if their tokens would then differ.
+
+    Under dropout each row draws its own zeros. A bounded score or a window needs more than a joined softmax.
+    """
+    order, common = common_beginnings(input_ids, attention_mask)
+    config = trunk.config
+    windowed = SLIDING in config.layer_types and config.sliding_window < max(lengths)
+    if sum(common) < LEAST or windowed or config.attn_logit_softcapping is not None:
+        return None
+    nodes, paths = prefix_tree(order, common, lengths)
+    if len(nodes) == len(order):
+        return None
+    if torch.is_grad_enabled() and any(isinstance(m, nn.Dropout) and m.training and m.p for m in trunk.modules()):
+        return None
+    T = attention_mask.shape[1]
+    places = torch.cat([torch.arange(*node.columns) + node.row * T for node in nodes])
+    rows = []
+    for path in paths:
+        row = torch.cat([torch.arange(nodes[n].start, nodes[n].stop) for n in path])
+        rows.append(nn.functional.pad(row, (0, T - len(row))))
+    return Packing((len(rows), T), tuple(lengths), places, torch.cat(rows), tuple(nodes))
 
 
 def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
@@ -72,6 +107,8 @@ def attend_each(
     call is then faster than many.
     """
     packing, outs, start = inputs.packing, [], 0
+    if packing.nodes:
+        return TreeAttention.apply(q, k, v, packing.nodes, options[0])
     if packing.shape[1] <= SHORT:
         padded = (packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         visible = _window(packing.shape[1], inputs)
@@ -94,14 +131,3 @@ def _window(length: int, inputs: AttentionInputs) -> Tensor | None:
     at = torch.arange(length, device=inputs.cos.device)
     distance = at[:, None] - at
     return ((distance >= 0) & (distance < inputs.window))[None, None]
-
-
-def packed_logps(
-    packing: Packing, hidden: Tensor, weight: Tensor, input_ids: Tensor, temperature: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """`linear_logps_and_entropy` of the real tokens -> two [B, T], 0 at padding and in column 0."""
-    logps, entropy = linear_logps_and_entropy(
-        packing.pack(hidden), weight, packing.pack(input_ids), temperature, softcap=softcap
-    )
-    first = (packing.places % packing.shape[1] == 0)[None]  # column 0: no token of its row stands before it
-    return tuple(packing.unpack(torch.where(first, 0, x)) for x in (logps, entropy))

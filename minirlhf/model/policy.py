@@ -23,7 +23,7 @@ from minirlhf.runtime.distributed import world_size
 
 class TokenOutputs(NamedTuple):
     logps: Tensor  # [B, T] nats
-    entropy: Tensor  # [B, T] nats
+    entropy: Tensor | None  # [B, T] nats; None if not asked for
     values: Tensor | None  # [B, T] score units, estimated just before token t is chosen; None without value head
 
 
@@ -41,6 +41,8 @@ class Policy(nn.Module):
         attention_mask: Tensor,
         temperature: float = 1.0,
         head: Callable[..., Any] | None = None,
+        wanted: Tensor | None = None,
+        entropy: bool = True,
     ) -> TokenOutputs | Any:
         """ids [B, T], mask [B, T] bool -> TokenOutputs, 0 at padding. Every gradient passes through this forward.
 
@@ -48,19 +50,20 @@ class Policy(nn.Module):
         divergence from a teacher, the policy returns head(hidden [B, T, D] in model order, weight [V, D],
         softcap=the cap of the logits or None) instead. So the head's gradient, too, passes through the forward of DDP
         or FSDP.
+
+        wanted: [B, T] bool, the real tokens whose log-prob and entropy are read, such as the completions. The others
+            are 0 and take no time. None: all.
         """
         hidden = self.transformer.model(input_ids, attention_mask)
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             return head(hidden, weight, softcap=cap)
-        from minirlhf.model.packing import packed_logps, packing_of  # here, so that the core loads no leaf
-
-        if packing := packing_of(self.transformer.config, attention_mask):
-            logps, entropy = packed_logps(packing, hidden, weight, input_ids, temperature, cap)
-        else:
-            logps, entropy = linear_logps_and_entropy(hidden, weight, input_ids, temperature, softcap=cap)
+        wanted = attention_mask if wanted is None else wanted
+        logps, entropies = linear_logps_and_entropy(
+            hidden, weight, input_ids, temperature, softcap=cap, mask=wanted, entropy=entropy
+        )
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
-        return TokenOutputs(torch.where(attention_mask, logps, 0), torch.where(attention_mask, entropy, 0), values)
+        return TokenOutputs(logps, entropies, values)
 
     @torch.no_grad()
     def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Trunk(nn.Module):
         if cache is None and self.run_block is run_block:  # a compiled block would be compiled again for each batch
             from minirlhf.model.packing import packed_context, packing_of  # here, so that the core loads no leaf
 
-            if packing := packing_of(self.config, attention_mask):
+            if packing := packing_of(self, input_ids, attention_mask):
                 input_ids, context = packing.pack(input_ids), packed_context(self.config, packing)
         x = self.embed_tokens(input_ids)
         if self.config.embedding_scale:  # Gemma was trained with the factor in the weights' dtype

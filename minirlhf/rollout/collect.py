@@ -62,20 +62,23 @@ def collect(
     logps = on_completions([c.logps for c in completions], prompts, ids)
     scores_by_function = scores.to(device, logps.dtype)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
-    to_read = (ids, attention_mask), lengths, sampling.microbatch_tokens
+    units = [i // group_size for i in range(len(lengths))]
+    tokens, to_read = (ids, attention_mask), (lengths, sampling.microbatch_tokens, units)
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
     if ref_policy:
         with own_pace(ref_policy):
-            ref_logps = read(lambda ids, mask: ref_policy(ids, mask, temperature=sampling.temperature).logps, *to_read)
+            options = {"temperature": sampling.temperature, "entropy": False}
+            wanted = (*tokens, completion_mask)
+            ref_logps = read(lambda x, mask, w: ref_policy(x, mask, wanted=w, **options).logps, wanted, *to_read)
     if value_model or policy.value_head:
         with own_pace(value_model or policy):
-            values = read(value_model or policy.read_values, *to_read)
+            values = read(value_model or policy.read_values, tokens, *to_read)
     return Rollout(
         input_ids=ids,
         attention_mask=attention_mask,
         completion_mask=completion_mask,
         logps=logps,
-        ref_logps=torch.where(completion_mask, ref_logps.to(logps.dtype), 0),
+        ref_logps=ref_logps.to(logps.dtype),
         values=torch.where(completion_mask, values.to(logps.dtype), 0),
         scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
         scores_by_function=scores_by_function,

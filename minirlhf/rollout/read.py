@@ -14,7 +14,13 @@ from minirlhf.data.batches import microbatches
 
 
 @torch.no_grad()
-def read(function: Callable[..., Tensor], tensors: Sequence[Tensor], lengths: Sequence[int], max_tokens: int) -> Tensor:
+def read(
+    function: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    lengths: Sequence[int],
+    max_tokens: int,
+    units: Sequence[int] | None = None,
+) -> Tensor:
     """Call `function` on a few rows at a time and join its answers in the order of the rows.
 
         ref_logps = read(lambda ids, mask: ref_policy(ids, mask).logps, (input_ids, attention_mask), lengths, 16_384)
@@ -25,10 +31,11 @@ def read(function: Callable[..., Tensor], tensors: Sequence[Tensor], lengths: Se
         tensors:    [B, T] each.
         lengths:    the number of real tokens in each of the B rows; B may be 0.
         max_tokens: a micro-batch is padded to at most this many tokens; a single row may have more.
+        units:      rows that stay together, see `microbatches`.
     Returns: [B, T] with 0 beyond the longest row of a micro-batch, or [B].
     """
     result = None if lengths else torch.zeros(tensors[0].shape, device=tensors[0].device)
-    for rows in microbatches(lengths, max_tokens):
+    for rows in microbatches(lengths, max_tokens, units):
         index, width = torch.tensor(rows, device=tensors[0].device), max(lengths[row] for row in rows)
         answer = function(*(tensor[index, :width] for tensor in tensors))
         if result is None:

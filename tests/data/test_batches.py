@@ -89,6 +89,30 @@ def test_a_row_longer_than_the_bound_is_alone_in_its_group():
     assert microbatches([], 10) == []
 
 
+def test_rows_of_one_unit_stay_together_where_they_fit():
+    lengths, units = [9, 2, 3, 8, 4, 1], [0, 0, 1, 1, 2, 2]
+    assert microbatches(lengths, 18, units) == [[0, 1], [3, 2], [4, 5]]
+    assert microbatches(lengths, 36, units) == [[0, 1, 3, 2], [4, 5]]
+    assert microbatches(lengths, 9, units) == [[0], [1], [3], [2], [4, 5]]  # rows that do not fit come apart
+    # the group of the short row 1 does not take the longer row 2: callers read the width from the first row
+    assert microbatches([9, 2, 8], 9, [0, 0, 1]) == [[0], [1], [2]]
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), max_size=40), st.integers(1, 120))
+def test_units_change_no_bound_and_lose_no_row(rows, bound):
+    lengths, units = [n for n, _ in rows], [unit for _, unit in rows]
+    groups = microbatches(lengths, bound, units)
+    assert sorted(row for group in groups for row in group) == list(range(len(rows)))
+    for group in groups:
+        assert lengths[group[0]] == max(lengths[row] for row in group)
+        assert len(group) == 1 or lengths[group[0]] * len(group) <= bound
+    for unit in set(units):
+        members = [i for i in range(len(rows)) if units[i] == unit]
+        if len(members) * max(lengths[i] for i in members) <= bound:
+            assert sum(any(units[i] == unit for i in group) for group in groups) == 1
+
+
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_microbatches_hold_every_row_once_within_the_bound(lengths, bound):

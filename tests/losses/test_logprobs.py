@@ -195,6 +195,41 @@ def test_frozen_parts_get_no_gradient_and_change_no_other(chunk_numbers, trained
             assert_close(part.grad, want[i], **TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("numbers", [V, 2**22])
+def test_masked_tokens_alone_are_computed(chunk_numbers, numbers, entropy):
+    """The same numbers and gradients as without a mask, 0 elsewhere, and NaN at other tokens reaches nothing."""
+    chunk_numbers(numbers)
+    hidden, weight, bias, ids = head()
+    mask = torch.tensor([[True, True, False, True, False], [False, False, False, False, True]])
+    wanted = mask.clone()
+    wanted[:, 0] = False  # nothing stands before it
+    expected = [torch.where(wanted, x, 0) for x in linear_logps_and_entropy(hidden, weight, ids, bias=bias)]
+    expected = expected[: 1 + entropy]
+    slopes = torch.randn(2, B, T, dtype=torch.float64)
+    slopes_of = [(x * slope).sum() for x, slope in zip(expected, slopes, strict=False)]
+    expected_grads = torch.autograd.grad(sum(slopes_of), (hidden, weight, bias))
+    poisoned = torch.where(wanted.roll(-1, 1)[..., None], hidden, torch.nan)
+    results = linear_logps_and_entropy(poisoned, weight, ids, bias=bias, mask=mask, entropy=entropy)
+    assert (results[1] is None) == (not entropy)
+    results = [x for x in results if x is not None]
+    assert_close(results, expected, rtol=1e-11, atol=1e-11)
+    grads = torch.autograd.grad(
+        sum((x * s).sum() for x, s in zip(results, slopes, strict=False)), (hidden, weight, bias)
+    )
+    assert_close(grads, expected_grads, rtol=1e-11, atol=1e-11)
+    assert linear_token_logps(poisoned, weight, ids, bias=bias, mask=mask).equal(results[0])
+
+
+def test_a_mask_without_tokens_gives_zeros_and_zero_gradients():
+    hidden, weight, _, ids = head()
+    logps, entropy = linear_logps_and_entropy(hidden, weight, ids, mask=torch.zeros(B, T, dtype=torch.bool))
+    assert not logps.any() and not entropy.any()
+    assert not any(g.any() for g in torch.autograd.grad(logps.sum() + entropy.sum(), (hidden, weight)))
+    with pytest.raises(ValueError, match="^linear_token_logps: mask must be bool"):
+        linear_logps_and_entropy(hidden, weight, ids, mask=torch.ones(B, T))
+
+
 def test_no_gradient_no_graph():
     hidden, weight, bias, input_ids = (x.detach() for x in head())
     assert not any(x.requires_grad for x in linear_logps_and_entropy(hidden, weight, input_ids, bias=bias))

@@ -9,6 +9,7 @@ from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, ValueM
 from minirlhf.model import packing as packing_module
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.model.packing import packing_of
+from minirlhf.model.transformer import Trunk
 
 SHAPE = {"vocab_size": 23, "hidden_size": 24, "intermediate_size": 40, "max_position_embeddings": 48}
 KINDS = {
@@ -58,10 +59,10 @@ def numbers_and_gradients(model, ids, mask, readout):
 
 
 def compare(model, ids, mask, monkeypatch, readout=lambda x: x, within=1e-9):
-    assert packing_of(ModelConfig(), mask) is not None
+    assert packing_of(Trunk(ModelConfig(**SHAPE)), ids, mask) is not None
     packed = numbers_and_gradients(model, ids, mask, readout)
     monkeypatch.setattr(packing_module, "WORTH", 0.0)
-    assert packing_of(ModelConfig(), mask) is None
+    assert packing_of(Trunk(ModelConfig(**SHAPE)), ids, mask) is None
     padded = numbers_and_gradients(model, ids, mask, readout)
     assert len(packed[1]) == len(padded[1]) > 10
     for ours, theirs in zip(packed, padded, strict=True):
@@ -119,10 +120,12 @@ def test_no_padding_enters_a_product(monkeypatch):
 
 
 def test_what_is_not_packed():
-    assert packing_of(ModelConfig(), None) is None
-    assert packing_of(ModelConfig(), torch.ones(4, 8, dtype=torch.bool)) is None
-    assert packing_of(ModelConfig(num_experts=2), batch_of([9, 1])[1]) is None
-    assert packing_of(ModelConfig(), torch.zeros(2, 8, dtype=torch.bool)) is None
+    trunk, (ids, mask) = Trunk(ModelConfig(**SHAPE)), batch_of([9, 1])
+    assert packing_of(trunk, ids, mask) is not None
+    assert packing_of(trunk, ids, None) is None
+    assert packing_of(trunk, ids, torch.ones_like(mask)) is None
+    assert packing_of(Trunk(ModelConfig(**SHAPE, num_experts=2)), ids, mask) is None
+    assert packing_of(trunk, ids, torch.zeros_like(mask)) is None
 
 
 def test_a_row_of_padding_alone_changes_nothing(monkeypatch):

@@ -43,6 +43,15 @@ def test_logps_and_entropy_are_those_of_the_logits(make, ids, mask, temperature,
     assert out.values is None
 
 
+def test_tokens_that_are_not_wanted_are_0_and_the_others_as_they_were(policy, ids, mask):
+    wanted = mask.clone()
+    wanted[:, :3] = False
+    every, some = policy(ids, mask), policy(ids, mask, wanted=wanted, entropy=False)
+    assert_close(some.logps, torch.where(wanted, every.logps, 0))
+    assert some.entropy is None
+    assert_close(some.values, every.values)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_are_those_of_the_logits(make, ids, mask, tied):
     policy = Policy(make(tie_word_embeddings=tied)).double()
