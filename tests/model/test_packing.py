@@ -93,7 +93,7 @@ def test_a_head_reads_the_same_hidden_states(monkeypatch):
     """Hidden states at padding are 0 or junk, so a head must mask them."""
     ids, mask = batch_of(LENGTHS["ragged"])
     policy = policy_of(values=False)
-    readout = {"head": lambda hidden, weight: (torch.where(mask[..., None], hidden @ weight.T, 0),)}
+    readout = {"head": lambda hidden, weight, softcap: (torch.where(mask[..., None], hidden @ weight.T, 0),)}
     compare(lambda_model(policy, readout), ids, mask, monkeypatch)
 
 
