@@ -14,6 +14,8 @@ import torch
 from minirlhf.model import ModelConfig, Transformer
 from minirlhf.runtime import ending
 
+from .forks import Forks
+
 torch.set_num_threads(1)
 
 SHAPE = {
@@ -31,6 +33,13 @@ SHAPE = {
 def outside_of_a_run(monkeypatch):
     """A run of an earlier test that ended with an error is not named."""
     monkeypatch.setattr(ending, "step", None)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs Python programs that need no time to import torch: `Forks.run` and `Forks.ranks`."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture

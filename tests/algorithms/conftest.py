@@ -3,8 +3,6 @@
 import fcntl
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ sys.path.insert(0, str(HERE))
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory):
+def two_processes(forks, tmp_path_factory):
     """The folder with weights and metrics of two gloo processes (CASE-RANK.safetensors, .json) and their exit codes.
 
     The workers of pytest-xdist share it: the first worker that needs it makes it.
@@ -26,30 +24,22 @@ def two_processes(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "codes.json").exists():
             folder.mkdir()
-            ranks(folder)
+            train_as_ranks(forks, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def all_sharded(tmp_path_factory):
+def all_sharded(forks, tmp_path_factory):
     """As `two_processes`, with every case in slices whose models have a base each."""
     import tiny
 
     cases = [case for case in tiny.CASES if case not in ("ppo_adapters", "ppo_4_bits")]
-    return ranks(tmp_path_factory.mktemp("ranks"), SHARDED=",".join(cases), FEW=",".join(tiny.CASES))
+    folder = tmp_path_factory.mktemp("ranks")
+    return train_as_ranks(forks, folder, SHARDED=",".join(cases), FEW=",".join(tiny.CASES))
 
 
-def ranks(folder, **variables):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, **variables, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(HERE / "tiny.py"), "ranks", str(folder)]
-    processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    (folder / "codes.json").write_text(json.dumps(codes))
+def train_as_ranks(forks, folder, **variables):
+    done = forks.ranks(HERE / "tiny.py", "ranks", folder, seconds=600, **variables)
+    (folder / "codes.json").write_text(json.dumps([process.returncode for process in done]))
+    (folder / "errors.txt").write_text("".join(process.stderr for process in done))
     return folder

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,11 @@ KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("ppo", "1"), ("grpo", "
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(forks, tmp_path_factory):
     """(kind, when) -> the folder of a run that was killed at that moment. All runs go in parallel."""
     folders = {kill: tmp_path_factory.mktemp("-".join(kill)) for kill in KILLS}
-    program = str(Path(tiny.__file__))
-    processes = {
-        kill: subprocess.Popen([sys.executable, program, "killed", kill[0], str(folder), kill[1]])
-        for kill, folder in folders.items()
-    }
-    for kill, process in processes.items():
-        assert process.wait(timeout=120) == -signal.SIGKILL, kill
+    done = forks.run(*[[tiny.__file__, "killed", kind, folders[kind, when], when] for kind, when in KILLS])
+    assert [process.returncode for process in done] == [-signal.SIGKILL] * len(KILLS), done
     return folders
 
 

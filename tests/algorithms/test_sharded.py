@@ -3,9 +3,6 @@
 python test_sharded.py FOLDER   one of the processes that RANK and WORLD_SIZE describe
 """
 
-import os
-import socket
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -83,20 +80,11 @@ def gradients(policy, case):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(forks, tmp_path_factory):
     """case -> the gathered gradients of two processes."""
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, __file__, str(folder)]
-    processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    done = forks.ranks(__file__, folder)
+    assert [process.returncode for process in done] == [0, 0], done
     return {case: load_file(folder / f"{case}.safetensors") for case in CASES}
 
 

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -80,33 +78,14 @@ def free_ports(n):
             return free
 
 
-def test_leaving_right_after_a_collective_does_not_hang():
-    ports = free_ports(8)
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-c", LEAVING, *ports]
-    processes = [subprocess.Popen(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+def test_leaving_right_after_a_collective_does_not_hang(forks):
+    done = forks.ranks("-c", LEAVING, *free_ports(8))
+    assert [process.returncode for process in done] == [0, 0], done
 
 
 @pytest.fixture(scope="module")
-def two():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], env={**env, "RANK": str(r)}, stdout=subprocess.PIPE)
-        for r in range(2)
-    ]
-    try:
-        return [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+def two(forks):
+    return [json.loads(process.stdout.splitlines()[-1]) for process in forks.ranks("-c", PROGRAM)]
 
 
 def test_ranks_join_a_group_and_leave_it(two):

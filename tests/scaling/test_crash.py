@@ -1,25 +1,20 @@
 """No run is lost: a run killed at any instant resumes and ends with the same bytes."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import crash
 import pytest
 
-PROGRAM = [sys.executable, str(Path(crash.__file__))]
 
-
-def killed_runs(*arguments):
+def killed_runs(forks, *arguments):
     """(exit code, lines of the table, the last line) of the program."""
-    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=3600)
+    (done,) = forks.run([crash.__file__, *arguments], seconds=3600)
     lines = [line for line in done.stdout.splitlines() if re.match(r"\| (ppo|grpo)/", line)]
     return done.returncode, lines, done.stdout.splitlines()[-1:], done.stderr[-3000:]
 
 
-def test_three_killed_runs_resume_and_end_with_the_same_files():
-    code, lines, last, errors = killed_runs("--kills", "3", "--runs", "ppo/one,grpo/ddp-2")
+def test_three_killed_runs_resume_and_end_with_the_same_files(forks):
+    code, lines, last, errors = killed_runs(forks, "--kills", "3", "--runs", "ppo/one,grpo/ddp-2")
     assert last == ["3 of 3 killed runs resumed and ended with the same files"], errors
     assert code == 0 and len(lines) == 3
 
@@ -39,7 +34,7 @@ def test_a_changed_byte_and_a_leftover_are_noticed(tmp_path):
 
 
 @pytest.mark.slow
-def test_25_killed_runs_resume_and_end_with_the_same_files():
-    code, lines, last, errors = killed_runs("--kills", "25")
+def test_25_killed_runs_resume_and_end_with_the_same_files(forks):
+    code, lines, last, errors = killed_runs(forks, "--kills", "25")
     assert last == ["25 of 25 killed runs resumed and ended with the same files"], (lines, errors)
     assert code == 0 and any("| yes | yes | yes |" in line for line in lines)  # some kills hit a write

@@ -1,19 +1,17 @@
 """A process that fails, hangs or never comes: all processes end, and one line names the rank and the step."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import failures
 import pytest
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def ended(forks, tmp_path_factory):
     """ended(name) -> for each of the two processes of a case (exit code, stderr). Code None: it wrote none."""
     folder = tmp_path_factory.mktemp("failures")
-    subprocess.run([sys.executable, str(Path(failures.__file__)), str(folder)], check=True, timeout=120)
+    (done,) = forks.run([failures.__file__, folder])
+    done.check_returncode()
 
     def of(name, rank):
         code, text = (folder / f"{name}-{rank}.json", folder / f"{name}-{rank}.txt")

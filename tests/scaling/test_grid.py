@@ -1,36 +1,32 @@
 """Contract 4: neither the processes, nor the strategy, nor the micro-batches change what a run learns."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import grid
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-PROGRAM = [sys.executable, str(Path(grid.__file__))]
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64, five steps
 SHARED = ["accumulation", "ddp-2"]  # of the default tier
 
 
-def trained(folder, *arguments):
-    done = subprocess.run([*PROGRAM, str(folder), *arguments], capture_output=True, text=True, timeout=1200)
+def trained(forks, folder, *arguments):
+    (done,) = forks.run([grid.__file__, folder, *arguments], seconds=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(forks, tmp_path_factory):
     """PPO in one and two processes, and its mutations."""
     layouts = ",".join(["one", *SHARED])
-    return trained(tmp_path_factory.mktemp("small"), "ppo", "--layouts", layouts, "--mutations")
+    return trained(forks, tmp_path_factory.mktemp("small"), "ppo", "--layouts", layouts, "--mutations")
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("full"), *grid.ALGORITHMS)
+def full(forks, tmp_path_factory):
+    return trained(forks, tmp_path_factory.mktemp("full"), *grid.ALGORITHMS)
 
 
 def parts(folder, cell, rank=0):
