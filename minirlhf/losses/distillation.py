@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minirlhf.losses.logprobs import _check_temperature, _chunks, _widen
-from minirlhf.losses.masking import check_mask, predicted_tokens
+from minirlhf.losses.logprobs import _check_temperature
+from minirlhf.losses.masking import _widen, check_mask, predicted_tokens
+from minirlhf.losses.tiles import chunks_of
 
 
 def generalised_js(student_logps: Tensor, teacher_logps: Tensor, *, beta: float) -> Tensor:
@@ -77,7 +78,7 @@ def linear_distillation_loss(
 
     tokens, positions = predicted_tokens(mask)
     h, teacher_h = hidden[positions], teacher_hidden[positions]
-    parts = _chunks(len(h), weight.shape[0]) or [slice(0, 0)]
+    parts = chunks_of(len(h), weight.shape[0]) or [slice(0, 0)]
     losses = torch.cat([checkpoint(divergence, h[part], teacher_h[part], use_reentrant=False) for part in parts])
     return torch.zeros(mask.shape, dtype=losses.dtype, device=losses.device).masked_scatter(tokens, losses)
 

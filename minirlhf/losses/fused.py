@@ -11,17 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minirlhf.losses.logprobs import (
-    _add_head_gradients,
-    _check_temperature,
-    _chunks,
-    _log_softmax,
-    _logits,
-    _wide,
-    autocast_dtype,
-)
-from minirlhf.losses.masking import check_mask, predicted_tokens
+from minirlhf.losses.logprobs import _check_temperature, autocast_dtype
+from minirlhf.losses.masking import _wide, check_mask, predicted_tokens
+from minirlhf.losses.tiles import add_product, chunks_of
 
+MOST_COLUMNS = 2**14  # a chunk keeps 256 rows: smaller chunks would spend their time on reading the head's weight
+CACHED_NUMBERS = 2**20  # logits that stay in the cache from one step of the softmax to the next: 4 MiB in fp32
 TokenLoss = Callable[..., Tensor]  # (logps [n], **inputs [n]) -> losses [n]
 
 
@@ -135,27 +130,57 @@ def _over_chunks(
     loss = logps.new_zeros(())
     grad_hidden = torch.empty_like(hidden) if needs_hidden else None
     grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
-    for rows in _chunks(ids.numel(), weight.shape[0]):
-        logits_NV = _logits(hidden[rows], weight, None, softcap)
-        cap_slope_NV = None if softcap is None else 1 - (logits_NV / softcap).square()  # c tanh(z / c)
-        logps_NV = _log_softmax(logits_NV, temperature)
-        del logits_NV
-        logps[rows] = logps_NV.gather(-1, ids[rows, None]).squeeze(-1)
-        grad_NV = logps_NV.exp()  # p; turned in place into the gradient of the logits
-        entropy[rows] = -logps_NV.mul_(grad_NV).sum(-1)
-        del logps_NV  # free the memory before the next chunk allocates
+    chunks = chunks_of(len(ids), min(len(weight), MOST_COLUMNS))
+    # One buffer for all chunks: the system would clear the pages of a new one each time.
+    buffer = logps.new_empty(chunks[0].stop if chunks else 0, len(weight))
+    for rows in chunks:
+        logits_NV = _product(hidden[rows], weight, buffer[: rows.stop - rows.start])
+        cap_slope_NV = None
+        if softcap is not None:  # c tanh(z / c)
+            tanh_NV = logits_NV.div_(softcap).tanh_()
+            cap_slope_NV = 1 - tanh_NV.square()
+            logits_NV.mul_(softcap)
+        if temperature != 1:
+            logits_NV.div_(temperature)
+        logps[rows], entropy[rows] = _softmax_(logits_NV, ids[rows])
         inputs_N = {name: value[rows] for name, value in inputs.items()}
         loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], with_grad)
         loss += loss_N
         if with_grad:
             slope_N = slope_N[:, None] / temperature
-            grad_NV.mul_(-slope_N).scatter_add_(-1, ids[rows, None], slope_N)
+            grad_NV = logits_NV.mul_(-slope_N).scatter_add_(-1, ids[rows, None], slope_N)
             if cap_slope_NV is not None:
                 grad_NV.mul_(cap_slope_NV)
             grad_NV = grad_NV.to(hidden.dtype)
-            _add_head_gradients(grad_NV, rows, hidden, weight, grad_hidden, grad_weight)
-        del grad_NV, cap_slope_NV
+            if grad_hidden is not None:
+                torch.mm(grad_NV, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                add_product(grad_weight, grad_NV.T, hidden[rows])
     return loss, logps, entropy, (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
+
+
+def _product(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """hidden @ weight.T, written to `out`."""
+    if out.dtype == hidden.dtype:
+        return torch.mm(hidden, weight.T, out=out)
+    return out.copy_(torch.mm(hidden, weight.T))
+
+
+def _softmax_(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits [N, V] into probabilities, in place -> (log-prob of each id [N], entropy [N]).
+
+    A few rows at a time, so that they stay in the processor's cache.
+    """
+    size = max(1, CACHED_NUMBERS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    logps, entropy = [], []
+    for z_NV, ids_N in zip(logits.split(size), ids.split(size), strict=True):
+        z_NV.sub_(z_NV.amax(-1, keepdim=True))
+        p_NV = z_NV.exp()
+        total_N = p_NV.sum(-1)
+        logps.append(z_NV.gather(-1, ids_N[:, None]).squeeze(-1) - total_N.log())
+        entropy.append(total_N.log() - z_NV.mul_(p_NV).sum(-1) / total_N)
+        torch.div(p_NV, total_N[:, None], out=z_NV)
+    return torch.cat(logps), torch.cat(entropy)
 
 
 def _loss_and_slope(

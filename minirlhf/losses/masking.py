@@ -127,3 +127,11 @@ def masked_whiten(
 
 def _at_least_one(count: int | float | Tensor) -> int | float | Tensor:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(_wide(x.dtype))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirlhf.losses.logprobs import _check_temperature, _chunks, _log_softmax, _logits, autocast_dtype
+from minirlhf.losses.logprobs import _check_temperature, autocast_dtype
 from minirlhf.losses.masking import check_mask, check_same_shape, shift_right
+from minirlhf.losses.tiles import chunks_of, logits
 
 
 def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def linear_log_collision(
     rows = hidden.flatten(0, 1).to(autocast_dtype(hidden))
     weight = weight.to(rows.dtype)
     parts = [
-        _log_softmax(_logits(rows[part], weight, None, softcap), temperature).mul_(2).logsumexp(-1)
-        for part in _chunks(len(rows), weight.shape[0]) or [slice(0, 0)]
+        logits(rows[part], weight, None, slice(None), softcap, temperature).log_softmax(-1).mul_(2).logsumexp(-1)
+        for part in chunks_of(len(rows), weight.shape[0]) or [slice(0, 0)]
     ]
     return shift_right(torch.cat(parts).view(hidden.shape[:2]))

@@ -45,7 +45,7 @@ def kl(p, q):
 
 @pytest.fixture
 def chunk_numbers(monkeypatch):
-    return lambda numbers: monkeypatch.setattr("minirlhf.losses.logprobs.CHUNK_NUMBERS", numbers)
+    return lambda numbers: monkeypatch.setattr("minirlhf.losses.tiles.CHUNK_NUMBERS", numbers)
 
 
 # ---- DFT

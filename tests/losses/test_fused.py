@@ -29,7 +29,7 @@ from minirlhf.losses import (
     sequence_mean,
     shift_right,
 )
-from minirlhf.losses.logprobs import _chunks
+from minirlhf.losses.tiles import chunks_of
 
 B, T, V, D = 3, 5, 7, 4
 MASK = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
@@ -49,7 +49,7 @@ few = settings(deadline=None, derandomize=True, max_examples=15)
 
 @pytest.fixture
 def tokens_a_chunk(monkeypatch):
-    return lambda size, width=V: monkeypatch.setattr("minirlhf.losses.logprobs.CHUNK_NUMBERS", size * width)
+    return lambda size, width=V: monkeypatch.setattr("minirlhf.losses.tiles.CHUNK_NUMBERS", size * width)
 
 
 def head(dtype=torch.float64, seed=0):
@@ -106,7 +106,7 @@ def test_by_hand():
 
 def test_tokens_a_chunk_sets_the_size_of_the_chunks(tokens_a_chunk):
     tokens_a_chunk(3)
-    assert _chunks(N, V) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert chunks_of(N, V) == [slice(0, 3), slice(3, 6), slice(6, 7)]
 
 
 @losses

@@ -21,7 +21,7 @@ few = settings(deadline=None, derandomize=True, max_examples=25)
 
 @pytest.fixture
 def chunk_numbers(monkeypatch):
-    return lambda numbers: monkeypatch.setattr("minirlhf.losses.logprobs.CHUNK_NUMBERS", numbers)
+    return lambda numbers: monkeypatch.setattr("minirlhf.losses.tiles.CHUNK_NUMBERS", numbers)
 
 
 def head(dtype=torch.float64, seed=0):
