@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from minirlhf.adapters.select import ALL, HEAD, SCALAR_HEADS, fits
 from minirlhf.errors import InputError, check_range, shown
-from minirlhf.model.policy import Policy, core_of, trainable
+from minirlhf.model.names import core_of
+from minirlhf.model.policy import Policy, trainable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from minirlhf.adapters.lora import (
 )
 from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.errors import InputError
-from minirlhf.model.policy import core_of
+from minirlhf.model.names import core_of
 
 BLOCK, GROUP = 64, 256  # numbers per scale; scales per range
 PARTS = ("codes", "scales", "ranges")  # the tensors of a weight in 4 bits

@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from minirlhf.errors import InputError, shown
-from minirlhf.model.names import name_in_family
-from minirlhf.model.policy import core_of
+from minirlhf.model.names import core_of, name_in_family
 
 ALL = "all-linear"
 HEAD = "lm_head"  # ALL leaves it out

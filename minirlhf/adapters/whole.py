@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from minirlhf.adapters.lora import Adapted, LoRALinear, activate, linear_of
 from minirlhf.adapters.select import HEAD
-from minirlhf.model.policy import core_of, trainable
+from minirlhf.model.names import core_of
+from minirlhf.model.policy import trainable
 from minirlhf.model.transformer import Transformer
 from minirlhf.model.vocabulary import set_config
 

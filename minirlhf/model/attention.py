@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.context import AttentionInputs, ForwardContext
-from minirlhf.model.norms import norm, softcap
+from minirlhf.model.norms import norm
 from minirlhf.model.rope import rotate
 
 
 class Attention(nn.Module):
-    """x [B, T, D] -> [B, T, D]; H / K query heads share a key-value head."""
+    """x [B, T, D] -> [B, T, D], or [1, n, D] if only n tokens are read; H / K query heads share a key-value head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class Attention(nn.Module):
         q_BHTE, k_BKSE, v_BKSE = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         out_BHTE = attend(q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
-        return self.o_proj(out_BHTE.transpose(1, 2).flatten(2))
+        return self.o_proj(context.read_of(out_BHTE.transpose(1, 2).flatten(2)))
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> queries [B, T, H, E], keys and values [B, T, K, E], with the family's norm on queries and keys."""
@@ -77,6 +76,8 @@ def attend(
 
         return attend_each(attend, q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
     if cap is not None or not len(q_BHTE):  # FlashAttention refuses a batch without rows
+        from minirlhf.model.capped_attention import capped_attention  # here, so that the core loads no leaf
+
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap or 1.0)
     return F.scaled_dot_product_attention(
         q_BHTE,
@@ -87,14 +88,3 @@ def attend(
         scale=scale,
         enable_gqa=q_BHTE.shape[1] != k_BKSE.shape[1],
     )
-
-
-def capped_attention(
-    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, visible: Tensor | None, scale: float, cap: float
-) -> Tensor:
-    """softmax(cap tanh(scale q k / cap)) v (Gemma 2). No fused kernel computes the cap."""
-    k_BHSE, v_BHSE = (x.repeat_interleave(q_BHTE.shape[1] // x.shape[1], dim=1) for x in (k_BKSE, v_BKSE))
-    if visible is None:
-        visible = torch.ones(q_BHTE.shape[2], k_BHSE.shape[2], dtype=torch.bool, device=q_BHTE.device).tril()
-    scores_BHTS = softcap(q_BHTE @ k_BHSE.transpose(2, 3) * scale, cap).masked_fill(~visible, -torch.inf)
-    return scores_BHTS.softmax(-1, dtype=torch.float32).to(q_BHTE.dtype) @ v_BHSE

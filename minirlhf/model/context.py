@@ -33,6 +33,11 @@ class ForwardContext(NamedTuple):
     inputs: dict[str, AttentionInputs]  # by layer type
     cache: KVCache | None
     from_start: bool  # no token was cached before: attention needs the keys and values of this forward only
+    read: Tensor | None = None  # [n] of the last block: the places of the tokens that are read; None: all
+
+    def read_of(self, x: Tensor) -> Tensor:
+        """The tokens that are read: [B, T, D] -> [1, n, D], or x itself if all are."""
+        return x if self.read is None else x.flatten(0, 1).index_select(0, self.read)[None]
 
 
 def forward_context(

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
+
+from minirlhf.model.policy import Policy
+
 GEMMA = {
     ".post_attention_layernorm.": ".pre_feedforward_layernorm.",
     ".attention_output_norm.": ".post_attention_layernorm.",
@@ -29,6 +33,11 @@ NAMES: dict[str, dict[str, str]] = {
         ".mlp.down_proj.": ".mlp.c_proj.",
     },
 }
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The part whose module names are the names in a checkpoint: a policy's transformer, any other model itself."""
+    return model.transformer if isinstance(model, Policy) else model
 
 
 def name_in_family(model_type: str, name: str) -> str:

@@ -43,6 +43,12 @@ class Packing(NamedTuple):
             return x[0].index_select(0, self.index).unflatten(0, (B, T))
         return x.new_zeros(B * T, *x.shape[2:]).index_copy(0, self.places, x[0]).unflatten(0, (B, T))
 
+    def index_of(self, places: Tensor) -> Tensor:
+        """The packed tokens at these places among all B * T; any token for padding."""
+        if self.index is not None:
+            return self.index[places]
+        return torch.searchsorted(self.places, places).clamp(max=len(self.places) - 1)
+
 
 def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Packing | None:
     """The packing of a batch for a `Trunk`; None if it is not worth it, or on a device that wants whole rectangles.

@@ -58,10 +58,8 @@ class Policy(nn.Module):
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             return head(hidden, weight, softcap=cap)
-        wanted = attention_mask if wanted is None else wanted
-        logps, entropies = linear_logps_and_entropy(
-            hidden, weight, input_ids, temperature, softcap=cap, mask=wanted, entropy=entropy
-        )
+        options = {"softcap": cap, "mask": attention_mask if wanted is None else wanted, "entropy": entropy}
+        logps, entropies = linear_logps_and_entropy(hidden, weight, input_ids, temperature, **options)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
         return TokenOutputs(logps, entropies, values)
 
@@ -69,11 +67,6 @@ class Policy(nn.Module):
     def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The values [B, T] without gradient. The language-model head is not computed."""
         return self.value_head(self.transformer.model(input_ids, attention_mask), attention_mask)
-
-
-def core_of(model: nn.Module) -> nn.Module:
-    """The part whose module names are the names in a checkpoint: a policy's transformer, any other model itself."""
-    return model.transformer if isinstance(model, Policy) else model
 
 
 def copy_of(policy: Policy) -> Policy:
@@ -151,9 +144,9 @@ class RewardModel(nn.Module):
         return self.model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.model(input_ids, attention_mask)
-        last = attention_mask.sum(-1) - 1
-        at_last = hidden[torch.arange(len(last), device=last.device), last]
+        last = (attention_mask.sum(-1) - 1).clamp(min=0)
+        places = torch.arange(len(last), device=last.device) * input_ids.shape[1] + last
+        at_last = self.model(input_ids, attention_mask, places=places).flatten(0, 1).index_select(0, places)
         return linear_at_full_precision(self.score, at_last).sum(-1)  # of one number; FSDP refuses to return a view
 
 

@@ -69,7 +69,8 @@ class Block(nn.Module):
         self.mlp_output_norm = norm(config, used=config.norm_after)
 
     def forward(self, x: Tensor, context: ForwardContext, layer: int) -> Tensor:
-        x = x + self.attention_output_norm(self.self_attn(self.input_layernorm(x), context, layer))
+        attended = self.self_attn(self.input_layernorm(x), context, layer)
+        x = context.read_of(x) + self.attention_output_norm(attended)
         return x + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -105,8 +106,16 @@ class Trunk(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """-> hidden [B, T, D] in model order.
+
+        places: [n] of the tokens among all B T that the caller reads; the last block's MLP skips the others. None: all.
 
         Padding stands on the right, so causal attention never looks at it and needs no mask. Hidden states at padding
         are junk, or not computed at all (packing.py). With a cache, the tokens are appended to the tokens that each row
@@ -115,7 +124,8 @@ class Trunk(nn.Module):
         Raises: InputError if the context is too short, ValueError if the mask is not bool or pads on the left.
         """
         context = forward_context(self.config, input_ids, attention_mask, cache)
-        packing = None
+        packing, shape = None, input_ids.shape
+        places = places if self.run_block is run_block else None  # a compiled block has the graph of all tokens
         if cache is None and self.run_block is run_block:  # a compiled block would be compiled again for each batch
             from minirlhf.model.packing import packed_context, packing_of  # here, so that the core loads no leaf
 
@@ -127,6 +137,8 @@ class Trunk(nn.Module):
         if self.config.positions == "learned":
             x = x + self.embed_positions(context.positions)
         for layer, block in enumerate(self.layers):
+            if places is not None and layer + 1 == len(self.layers):
+                context = context._replace(read=packing.index_of(places) if packing else places)
             if cache is not None:  # never checkpointed: the backward pass would write to the cache again
                 x = block(x, context, layer)
             elif self.gradient_checkpointing and torch.is_grad_enabled():
@@ -135,7 +147,10 @@ class Trunk(nn.Module):
                 x = self.run_block(block, x, context)
         if cache is not None:
             cache.lengths = cache.lengths + (input_ids.shape[1] if attention_mask is None else attention_mask.sum(-1))
-        return packing.unpack(self.norm(x)) if packing else self.norm(x)
+        x = self.norm(x)
+        if context.read is None:
+            return packing.unpack(x) if packing else x
+        return x.new_zeros(shape.numel(), x.shape[-1]).index_copy(0, places, x[0]).unflatten(0, shape)
 
 
 class Transformer(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minirlhf.errors import InputError
 from minirlhf.model.cache import KVCache
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.policy import core_of
+from minirlhf.model.names import core_of
 from minirlhf.model.transformer import Transformer
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from minirlhf.adapters.lora import Adapted, active_adapter, gathered
 from minirlhf.adapters.quantised import QuantisedLinear
-from minirlhf.model.names import name_in_family
-from minirlhf.model.policy import core_of
+from minirlhf.model.names import core_of, name_in_family
 from minirlhf.pretrained.families import is_transposed
 from minirlhf.pretrained.weight_files import Weight
 

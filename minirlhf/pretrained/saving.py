@@ -12,7 +12,8 @@ from torch import nn
 from minirlhf.adapters.lora import adapted_layers
 from minirlhf.adapters.quantised import QuantisedLinear
 from minirlhf.errors import InputError, writes
-from minirlhf.model.policy import Policy, RewardModel, ValueModel, core_of
+from minirlhf.model.names import core_of
+from minirlhf.model.policy import Policy, RewardModel, ValueModel
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained.config_json import config_to
 from minirlhf.pretrained.locate import CONFIG, VALUE_HEAD, dtype_name

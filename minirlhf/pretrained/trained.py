@@ -9,7 +9,7 @@ from torch import nn
 
 from minirlhf.adapters.lora import active_adapter
 from minirlhf.errors import InputError
-from minirlhf.model.policy import core_of
+from minirlhf.model.names import core_of
 from minirlhf.pretrained.adapter_files import load_adapter, save_adapter
 from minirlhf.pretrained.locate import dtype_name
 from minirlhf.pretrained.model_weights import is_sharded

@@ -35,7 +35,8 @@ from minirlhf.model import (
     resize_embeddings,
     save_pretrained,
 )
-from minirlhf.model.policy import core_of, disable_dropout
+from minirlhf.model.names import core_of
+from minirlhf.model.policy import disable_dropout
 from minirlhf.pretrained.adapter_config import read_settings
 from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_adapter
 from minirlhf.pretrained.config_json import config_from
