@@ -19,7 +19,7 @@ from minirlhf.data.reading.files import HUB, STDIN, files_of
 from minirlhf.errors import InputError, shown
 from minirlhf.jobs.given_models import value_folder
 from minirlhf.jobs.models import resolve_model
-from minirlhf.manifest import checksum_once
+from minirlhf.manifest import KNOWN, checksum_once
 from minirlhf.pretrained.hub import is_model_name
 from minirlhf.pretrained.safe import read_json
 from minirlhf.runtime.agreed import agreed
@@ -38,6 +38,8 @@ Fingerprints = dict[str, dict[str, Any]]
 def fingerprints(settings: dict[str, Any]) -> Fingerprints:
     """The files that the settings name. All ranks call it; of a file that several ranks see, one rank reads the bytes.
 
+    The checksums are known from then on, so no rank reads the files again to check a model before it is loaded.
+
     Raises: InputError on all ranks if a rank sees other files than rank 0.
     """
     sources = dict(input_files(settings))
@@ -45,6 +47,8 @@ def fingerprints(settings: dict[str, Any]) -> Fingerprints:
     before = [identity for theirs in gather(list(seen.values()))[: rank()] for identity in theirs]
     own = {repr(seen[path]): checksum_once(Path(path)) for path in seen if seen[path] not in before}
     sums = {key: checksum for theirs in gather(own) for key, checksum in theirs.items()}
+    for path, (_, _, inode, size, changed) in seen.items():
+        KNOWN[Path(path), changed, inode, size] = sums[repr(seen[path])]
     found: Fingerprints = {name: {"files": files} for name, files in sources.items() if files != [name]}
     found |= {path: {"size": seen[path][3], "sha256": sums[repr(seen[path])]} for path in seen}
     if world_size() > 1:

@@ -56,7 +56,7 @@ class AdaptiveEntropyController:
     def __init__(self, init: float, target: float, delta: float) -> None:
         if init < 0 or not delta > 0:
             raise ValueError(f"AdaptiveEntropyController: needed init >= 0 and delta > 0, got {init} and {delta}")
-        self.level, self.target, self.delta = init, target, delta
+        self.level, self.target, self.delta = float(init), target, delta
         self.low = True
 
     @property

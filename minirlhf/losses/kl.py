@@ -50,7 +50,7 @@ class FixedKLController:
     """A constant coefficient, in score units per nat."""
 
     def __init__(self, init: float) -> None:
-        self.coef = init
+        self.coef = float(init)
 
     def update(self, kl: float, n: int) -> None:
         """Do nothing. AdaptiveKLController's method has the same signature."""

@@ -76,7 +76,8 @@ class Optimizer:
             betas=(config.beta1, config.beta2),
             fused=True,
         )
-        if world_size() > 1:
+        self.whole = world_size() == 1 and not any(hasattr(p, "to_local") for p in self.parameters.values())
+        if not self.whole:
             from minirlhf.runtime.parallel.groups import arrange  # here, so that the core loads no leaf
 
             arrange(self.adamw)
@@ -114,7 +115,7 @@ class Optimizer:
     def _clip(self) -> Tensor:
         """Clip the gradients, the same on all processes -> their norm."""
         parameters, most = list(self.parameters.values()), self.config.max_grad_norm
-        if world_size() == 1:
+        if self.whole:
             return nn.utils.clip_grad_norm_(parameters, most)
         from minirlhf.runtime.parallel.gradients import clip  # here, so that the core loads no leaf
 

@@ -215,13 +215,12 @@ class Run:
     def save(self) -> None:
         """Write checkpoints/step-N, complete or not at all; then delete old checkpoints except the best.
 
-        All processes call it. With `async_save` it returns while a thread writes.
+        All processes call it. With `async_save` it returns while a thread writes, and the next call raises its error.
         Raises: InputError if a weight is not finite, before anything is written.
         """
-        from minirlhf.training.saving import check_weights, wait, write_checkpoint  # here: the core loads no leaf
+        from minirlhf.training.saving import wait, write_checkpoint  # here: the core loads no leaf
 
         wait(self)
-        check_weights(self)
         self.saved, best = self.step, self._checkpoint(self._best.get("step") or -1)
         state = {"step": self.step, "done": self._done, "best": dict(self._best)}
         if is_main():

@@ -51,7 +51,8 @@ MOMENTS = "/moments/"  # in the names of the optimizer's state, the only large t
 def write_checkpoint(run: Any, folder: Path, state: dict[str, Any], then: Callable[[], None]) -> None:
     """Write a checkpoint of a `Run`; `then` runs on the main process once the checkpoint is complete.
 
-    With `async_save` this function returns as soon as weights and state are copied to the host.
+    With `async_save` this function returns as soon as weights and state are copied to the host; the thread checks the
+    copied weights before it writes them.
     """
     if run.config.async_save and run.copies is None:
         run.copies = HostCopies()
@@ -106,7 +107,7 @@ class InBackground(threading.Thread):
 def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], None]:
     """The function that writes the checkpoint, without a collective. All ranks must call this function."""
     models, files, options = run.trainer.models, run.files, (run.tokenizer, run.config.base)
-    if world_size() > 1 and (write := _prepared_shards(models, folder, state, run.copies)):
+    if world_size() > 1 and (write := _prepared_shards(run, folder, state)):
         if run.config.export:
             export(run, folder)
         return write
@@ -120,6 +121,7 @@ def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], Non
         state = put_tensors(values, run.copies.of_tensors(tensors))
 
     def write() -> None:
+        check_sound(run, state["step"], named_weights(models))
         with written_whole(folder, {"step": state["step"]}) as aside:
             for name, model in models.items():
                 files.save_trained(model, aside / name, *options)
@@ -128,20 +130,23 @@ def _prepared(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], Non
     return write
 
 
-def _prepared_shards(
-    models: dict[str, nn.Module], folder: Path, state: dict[str, Any], copies: HostCopies | None
-) -> Callable[[], None] | None:
+def _prepared_shards(run: Any, folder: Path, state: dict[str, Any]) -> Callable[[], None] | None:
     """As `_prepared`; None if all ranks hold the same weights and state, so that one process can write all."""
     from minirlhf.training.shards import differs_between_ranks, on_host, own_slices
 
     values, tensors = split_state(state)
-    weights = {f"{model}/{name}": t for model in models for name, t in weights_of(models[model]).items()}
+    weights = {f"{name}/{key}": t for name, model in run.trainer.models.items() for key, t in weights_of(model).items()}
     everything = {**weights, **{f"state/{name}": tensor for name, tensor in tensors.items()}}
     if not differs_between_ranks(everything):
         return None
-    slices, main = on_host(own_slices(everything), copies), agreed(lambda: _tried(folder))
+    slices, main = on_host(own_slices(everything), run.copies), agreed(lambda: _tried(folder))
     number, world, aside = rank(), world_size(), aside_of(folder, main)
-    return lambda: _write_shards(folder, aside, number, world, slices, values)
+
+    def check() -> None:
+        own = {key.replace("/", ".", 1): rows for key, (_, _, rows) in slices.items() if key in weights}
+        check_sound(run, state["step"], own)
+
+    return lambda: _write_shards(folder, aside, number, world, slices, values, check)
 
 
 def _tried(folder: Path) -> int:
@@ -153,19 +158,28 @@ def _tried(folder: Path) -> int:
     return os.getpid()
 
 
-def _write_shards(folder: Path, aside: Path, number: int, world: int, slices: dict, values: dict[str, Any]) -> None:
+def _write_shards(
+    folder: Path,
+    aside: Path,
+    number: int,
+    world: int,
+    slices: dict,
+    values: dict[str, Any],
+    check: Callable[[], None],
+) -> None:
     from minirlhf.training.shards import collected, wait_for, write_shard
 
     if number:
         wait_for(aside.is_dir, f"rank {number}: needed the folder {aside}", time_out())
-        write_shard(aside, number, world, slices)
+        write_shard(aside, number, world, slices, check)
         return
     listed: dict[str, Any] = {"step": values["step"]}
     with written_whole(folder, listed) as aside:
-        write_shard(aside, number, world, slices)
+        write_shard(aside, number, world, slices, check)
         move_export(folder, aside)
         (aside / STATE).write_text(json.dumps(values) + "\n")
-        listed["tensors"] = collected(aside, world, time_out())
+        # the other ranks wait for this rank as long as for any other, so this rank must give up before them
+        listed["tensors"] = collected(aside, world, 0.8 * time_out())
 
 
 def save_final(run: Any, adapter: Path, final: Path) -> None:
@@ -183,6 +197,11 @@ def save_final(run: Any, adapter: Path, final: Path) -> None:
                 save(model, aside, *options)
 
 
+def named_weights(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """MODEL.NAME -> the rows that this rank holds."""
+    return {f"{name}.{key}": _local(p) for name, model in models.items() for key, p in model.named_parameters()}
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
 
@@ -195,25 +214,32 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_weights(run: Any) -> None:
-    """Refuse to write weights that are not finite or too large. All ranks must call it; it reads each weight once.
+    """As `check_sound`, for all weights of a `Run`. All ranks must call it.   Raises: InputError on every rank."""
+    error = None
+    try:
+        check_sound(run, run.step, named_weights(run.trainer.models))
+    except InputError as found:
+        error = str(found)
+    if errors := [text for text in gather(error) if text]:
+        raise InputError(errors[0])
 
-    Raises: InputError on every rank.
-    """
-    named = {f"{m}.{n}": _local(p) for m, model in run.trainer.models.items() for n, p in model.named_parameters()}
+
+def check_sound(run: Any, step: int, named: dict[str, Tensor]) -> None:
+    """Raise InputError if a weight is not finite or too large. It reads each weight once."""
     named = {name: p for name, p in named.items() if p.is_floating_point() and p.numel()}
     ends = [torch.stack(p.aminmax()).float() for p in named.values()]  # abs() would write a copy of each weight
     largest = torch.stack(ends).abs().amax(-1).tolist() if named else []
     bad = [f"{name} holds {x:g}" for name, x in zip(named, largest, strict=True) if not x <= LARGEST_WEIGHT]
-    if bad := [x for each in gather(bad[:1]) for x in each]:
+    if bad:
         raise InputError(
-            f"{run.folder}: step {run.step}: {bad[0]}, needed finite weights of at most {LARGEST_WEIGHT:g}; nothing "
+            f"{run.folder}: step {step}: {bad[0]}, needed finite weights of at most {LARGEST_WEIGHT:g}; nothing "
             f"was written, and the last good checkpoint is {last_good(run)}; start from it with a lower learning rate"
         )
 
 
 def last_good(run: Any) -> str:
-    """The last checkpoint that a `Run` has written."""
-    return str(run.folder / "checkpoints" / f"step-{run.saved}") if run.saved >= 0 else "none"
+    """The last checkpoint of a `Run` that is complete; a thread may be writing a newer one."""
+    return str(next(reversed(run.checkpoints()), "none"))
 
 
 def where(run: Any) -> Callable[[], str]:

@@ -57,20 +57,33 @@ def own_slices(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # Write
 
 
-def write_shard(folder: Path, number: int, world: int, slices: dict[str, tuple[tuple[int, int], list[int], Tensor]]):
-    """Write the shard of one rank, then its receipt. slices: name -> (rows, whole shape, the rows on the host)."""
+def write_shard(
+    folder: Path,
+    number: int,
+    world: int,
+    slices: dict[str, tuple[tuple[int, int], list[int], Tensor]],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the shard of one rank, then its receipt.
+
+    slices: name -> (rows, whole shape, the rows on the host).   check: raises an error for rows that must not be
+    written. Rank 0 finds the text of any error in the receipt.
+    """
     path = folder / f"shard-{number:05d}-of-{world:05d}.safetensors"
     receipt: dict[str, Any] = {}
     try:
+        check()
         save_file({name: tensor.contiguous() for name, (_, _, tensor) in slices.items()}, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         for name, (rows, shape, tensor) in slices.items():
             entry = {"shape": list(shape), "dtype": str(tensor.dtype).removeprefix("torch."), "rows": list(rows)}
             receipt[name] = entry
-    except (OSError, SafetensorError) as error:
-        receipt = {"": str(error)}
-        raise InputError(f"{path}: rank {number} cannot write its shard ({error})") from None
+    except Exception as error:
+        receipt = {"": f"{type(error).__name__}: {error}"}
+        if isinstance(error, OSError | SafetensorError):
+            raise InputError(f"{path}: rank {number} cannot write its shard ({error})") from None
+        raise
     finally:
         part = folder / f".{path.stem}.part"
         part.write_text(json.dumps(receipt), encoding="utf-8")

@@ -23,10 +23,10 @@ def check_state(found: Any, new: Any, name: str = "trainer") -> None:
                 raise ValueError(f"{name}/{key} is missing")
             check_state(found[key], value, f"{name}/{key}")
     elif isinstance(new, int | float) and not isinstance(new, bool):
-        least = 0 if isinstance(new, int) else -LARGEST  # whole numbers count
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        kind, least = ("a whole number", 0) if isinstance(new, int) else ("a number", -LARGEST)  # whole numbers count
+        is_number = type(found) is int or (type(found) is float and isinstance(new, float))
         if not (is_number and math.isfinite(found) and least <= found <= LARGEST):
-            raise ValueError(f"{name} must be a number from {least:g} to {LARGEST:g}, got {shown(found)}")
+            raise ValueError(f"{name} must be {kind} from {least:g} to {LARGEST:g}, got {shown(found)}")
     elif hasattr(new, "shape"):
         if getattr(found, "shape", None) is None or tuple(found.shape) != tuple(new.shape):
             raise ValueError(f"{name} must be a tensor of the shape {list(new.shape)}")

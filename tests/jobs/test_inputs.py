@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from minirlhf import manifest
 from minirlhf.errors import InputError
 from minirlhf.jobs.inputs import INPUTS, fingerprints, keep_inputs
 from minirlhf.rewards.functions import import_file
@@ -66,6 +68,21 @@ def test_every_file_has_its_size_and_checksum_and_no_other_file_is_read(inputs, 
     }
     assert all(each["size"] == (tmp_path / name).stat().st_size for name, each in found.items() if "size" in each)
     assert found["more"] == {"files": ["more/a.jsonl", "more/b.jsonl"]}
+
+
+def test_a_rank_takes_the_checksums_of_the_rank_that_has_read_the_files(inputs, monkeypatch):
+    heard = []
+    monkeypatch.setattr("minirlhf.jobs.inputs.gather", lambda x: heard.append(x) or [x])
+    expected = fingerprints(inputs)
+    monkeypatch.setattr(manifest, "KNOWN", {})
+    monkeypatch.setattr("minirlhf.jobs.inputs.KNOWN", manifest.KNOWN)
+    monkeypatch.setattr(manifest, "checksum", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr("minirlhf.jobs.inputs.rank", lambda: 1)
+    answers = iter(heard)
+    monkeypatch.setattr("minirlhf.jobs.inputs.gather", lambda x: [next(answers), x])
+    assert fingerprints(inputs) == expected
+    for name in FILES:  # as the check of a model folder does
+        assert manifest.checksum_once(Path(name)) == expected[name]["sha256"]
 
 
 def test_a_folder_with_more_or_fewer_files_is_named(inputs, tmp_path):

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import ranks
 import torch
@@ -27,6 +28,7 @@ from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.runtime import ending, rendezvous
 from minirlhf.runtime.distributed import all_sum, process_group, rank
 from minirlhf.runtime.parallel import strategy
+from minirlhf.training import saving, shards
 from minirlhf.training.signals import caught_signals
 
 CPU = torch.device("cpu")
@@ -56,12 +58,25 @@ def split_in_three() -> None:
         strategy.mesh_of(CPU)
 
 
+def full_disk() -> None:
+    """Rank 1 can write neither its shard of a checkpoint nor the receipt that would say so."""
+    with process_group(CPU):
+        if rank() == 1:
+            shards.write_shard = lambda *_: raises(OSError(28, "No space left on device"))
+        config, folder = SimpleNamespace(async_save=False, export=False, base=None), Path("runs/mine/ppo")
+        run = SimpleNamespace(config=config, copies=None, folder=folder, trainer=SimpleNamespace(models={}))
+        run.files = run.tokenizer = None
+        state = {"step": 1, "trainer": {f"moments of rank {rank()}": torch.ones(2)}}
+        saving.write_checkpoint(run, Path(sys.argv[1]) / "step-1", state, lambda: None)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "fault": lambda: steps(lambda: raises(KeyError("weight"))),
     "input": lambda: steps(lambda: raises(InputError("rows.jsonl: line 3: needed a prompt, got nothing"))),
     "hangs": lambda: steps(lambda: time.sleep(60)),
     "killed": lambda: steps(stop_itself),
     "hsdp": split_in_three,
+    "disk": full_disk,
     "alone": lambda: steps(lambda: None),  # only rank 0 comes
     "no-first": lambda: steps(lambda: None),  # only rank 1 comes
     "port": lambda: steps(lambda: None),  # another program has the port of rank 0

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from minirlhf.errors import InputError
+from minirlhf.losses import AdaptiveEntropyController, FixedKLController
 from minirlhf.manifest import check_model_files, damage, write_manifest
 from minirlhf.pretrained import trained
 from minirlhf.pretrained.adapter_files import load_adapter, read_adapter, save_adapter, update_sizes
@@ -22,6 +23,7 @@ from minirlhf.runtime import ending
 from minirlhf.training import Run, RunConfig, saving
 from minirlhf.training.checkpoint import written_whole
 from minirlhf.training.run import finished_model
+from minirlhf.training.state_types import check_state
 
 STEPS = 4
 
@@ -218,6 +220,7 @@ STATES = [
     {"trainer": {"optimizer": 3}},
     {"trainer": {"optimizer": {"update": "3"}}},
     {"trainer": {"optimizer": {"update": -1}}},
+    {"trainer": {"optimizer": {"update": 3.5}}},
     {"trainer": {"optimizer": {"update": float("nan")}}},
     {"trainer": {"optimizer": {"update": True}}},
     {"trainer": {"optimizer": {"update": 3, "moments": []}}},
@@ -250,11 +253,21 @@ def test_damaged_settings_are_named(tmp_path, finished, kind):
         run_in(tmp_path / "run", resume=True)
 
 
+def test_a_counter_is_a_whole_number_and_a_coefficient_any_number():
+    check_state({"steps_done": 3, "coef": 1}, {"steps_done": 0, "coef": 0.1})
+    for found in (3.0, 3.5, True, "3", None):
+        with pytest.raises(ValueError, match="trainer/steps_done must be a whole number from 0 to 1e.15, got"):
+            check_state({"steps_done": found}, {"steps_done": 0})
+    for controller in (FixedKLController(1), AdaptiveEntropyController(1, 2.0, 0.1)):  # a user may write 1 for 1.0
+        check_state({key: 0.75 for key in controller.state_dict()}, controller.state_dict())
+
+
 # Weights
 
 
 @pytest.mark.parametrize("value", [1e30, float("nan"), float("-inf")])
-def test_weights_that_are_not_sane_are_named_and_not_written(tmp_path, value):
+@pytest.mark.parametrize("async_save", [False, True])
+def test_weights_that_are_not_sane_are_named_and_not_written(tmp_path, value, async_save):
     def spoil(trainer, step):
         if step == 3:
             with torch.no_grad():
@@ -262,7 +275,7 @@ def test_weights_that_are_not_sane_are_named_and_not_written(tmp_path, value):
 
     text = f"step 4: policy.transformer.model.norm.weight holds .*last good checkpoint is {tmp_path}/checkpoints/step-2"
     with pytest.raises(InputError, match=text):
-        run_in(tmp_path, change=spoil)
+        run_in(tmp_path, change=spoil, async_save=async_save)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2"} and not damage(
         tmp_path / "checkpoints/step-2"
     )
@@ -323,6 +336,20 @@ def test_the_loop_goes_on_while_the_thread_writes_and_the_checkpoint_holds_the_s
     run_in(tmp_path, async_save=True, change=lambda trainer, step: goes_on.set() if step == 2 else None)
     name = "checkpoints/step-2/policy/model.safetensors"
     assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_the_thread_checks_the_weights_that_it_writes(tmp_path):
+    """The loop has gone on when the thread finds the fault, and the last good checkpoint is not the faulty one."""
+
+    def spoil(trainer, step):
+        if step == 1:
+            trainer.policy.transformer.model.norm.weight.data[1] = 2e9  # the next loss is still finite
+
+    last = f"{tmp_path}/checkpoints/step-1"
+    text = f"step 2: policy.transformer.model.norm.weight holds 2e.09, .*last good checkpoint is {last}"
+    with pytest.raises(InputError, match=text) as caught:
+        run_in(tmp_path, save_every=1, change=spoil, async_save=True)
+    assert ending.where() == f"{tmp_path}, step 3 (last good checkpoint: {last})", caught.value
 
 
 def test_an_error_of_the_thread_comes_up_at_the_next_save_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):

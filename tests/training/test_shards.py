@@ -3,6 +3,7 @@
 import json
 import random
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import tiny
@@ -18,6 +19,8 @@ from minirlhf.errors import InputError
 from minirlhf.manifest import is_complete, write_manifest
 from minirlhf.model import Policy
 from minirlhf.pretrained import load_policy, trained
+from minirlhf.runtime.parallel.sharding import shard
+from minirlhf.runtime.parallel.strategy import Strategy, using
 from minirlhf.training import saving
 from minirlhf.training.checkpoint import save_state, written_whole
 from minirlhf.training.host_copies import HostCopies
@@ -90,6 +93,16 @@ def test_a_rank_that_does_not_come_and_a_rank_that_cannot_write_are_named(tmp_pa
         collected(tmp_path, 2, seconds=1)
 
 
+@pytest.mark.parametrize("error", [InputError("x holds nan"), RuntimeError("x holds nan")])
+def test_rows_that_a_rank_finds_bad_are_in_no_checkpoint(tmp_path, error):
+    """An error of any kind: rank 0 must not take the receipt for a shard without tensors."""
+    write_shard(tmp_path, 0, 2, slices_of(0, 2))
+    with pytest.raises(type(error), match="x holds nan"):
+        write_shard(tmp_path, 1, 2, slices_of(1, 2), mock.Mock(side_effect=error))
+    with pytest.raises(InputError, match="rank 1 could not write its shard .*x holds nan"):
+        collected(tmp_path, 2, seconds=1)
+
+
 @pytest.mark.parametrize(
     "slices", [[], [[0, 4, "a"]], [[0, 4, "a"], [5, 7, "b"]], [[0, 4, "a"], [3, 7, "b"]], [[1]], 3]
 )
@@ -122,7 +135,8 @@ def run_in(folder, mesh=None, seed=0, layers=1):
     if mesh is not None:
         fully_shard(policy, mesh=mesh)
     trainer = SFTTrainer(policy, tiny.tokenizer(), SFTConfig(batch_size=8, lr=3e-2), 4)
-    names = {"folder": folder, "files": trained, "tokenizer": tiny.tokenizer(), "batches": range(4), "saved": -1}
+    names = {"folder": folder, "files": trained, "tokenizer": tiny.tokenizer(), "batches": range(4)}
+    names |= {"copies": None, "checkpoints": list}
     return SimpleNamespace(trainer=trainer, config=SimpleNamespace(base=None), step=1, **names)
 
 
@@ -149,7 +163,8 @@ def test_a_checkpoint_of_weights_in_slices_is_read_into_slices_and_into_whole_we
     update(run)
     before = numbers(run)
     state = {"step": 1, "done": False, "best": {}, "trainer": run.trainer.state_dict()}
-    write = saving._prepared_shards(run.trainer.models, folder, state, HostCopies() if copied else None)
+    run.copies = HostCopies() if copied else None
+    write = saving._prepared_shards(run, folder, state)
     if copied:  # the training goes on while a thread writes
         update(run)
     write()
@@ -159,6 +174,31 @@ def test_a_checkpoint_of_weights_in_slices_is_read_into_slices_and_into_whole_we
         assert (loaded["step"], loaded["done"]) == (1, False)
         assert_close(numbers(again), before, rtol=0, atol=0)
         assert again.trainer.optimizer.update == 1
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_an_update_of_slices_in_a_group_of_one_process_is_that_of_whole_weights(tmp_path, mesh, adapters):
+    found = []
+    for in_slices in (False, True):
+        policy = Policy(tiny.transformer(dtype=torch.float32))
+        with using(Strategy("fsdp" if in_slices else "ddp")):
+            policy = shard(policy, torch.device("cpu")) if in_slices else policy
+        policy = tiny.adapted(policy) if adapters else policy
+        trainer = SFTTrainer(policy, tiny.tokenizer(), SFTConfig(batch_size=8, lr=3e-2, max_grad_norm=0.1), 4)
+        metrics = trainer.step(tiny.batches(8)[0])
+        found.append((metrics, numbers(SimpleNamespace(trainer=trainer))))
+    assert found[0][0]["grad_norm"] > 0.1 and found[1][0] == pytest.approx(found[0][0])
+    assert_close(found[1][1], found[0][1])
+
+
+def test_bad_weights_in_slices_are_named_and_leave_nothing(tmp_path, mesh):
+    run = run_in(tmp_path, mesh)
+    write = saving._prepared_shards(run, tmp_path / "step-1", {"step": 1, "trainer": run.trainer.state_dict()})
+    with torch.no_grad():
+        next(run.trainer.policy.parameters()).to_local()[0, 0] = float("nan")
+    with pytest.raises(InputError, match="step 1: policy.transformer.model.embed_tokens.weight holds nan"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_whole_checkpoint_is_read_into_slices(tmp_path, mesh):
@@ -176,7 +216,7 @@ def test_shards_of_a_model_with_other_weights_are_refused(tmp_path, mesh):
     one, two = (run_in(tmp_path, mesh, layers=layers) for layers in (1, 2))
     for number, (run, other, where) in enumerate([(one, two, "the checkpoint"), (two, one, "this model")]):
         state, folder = {"step": 1, "trainer": {}}, tmp_path / f"step-{number}"
-        saving._prepared_shards(run.trainer.models, folder, state, None)()
+        saving._prepared_shards(run, folder, state)()
         with pytest.raises(InputError, match=f"layers.1.* of policy is not in {where}; it is .* another model"):
             saving.load_models(other, folder)
 
@@ -192,7 +232,7 @@ def test_the_finished_model_of_weights_in_slices_is_whole(tmp_path, mesh):
 def test_weights_that_are_whole_on_every_process_have_no_shards(tmp_path, mesh):
     run = run_in(tmp_path)
     state = {"trainer": run.trainer.state_dict()}
-    assert saving._prepared_shards(run.trainer.models, tmp_path, state, None) is None
+    assert saving._prepared_shards(run, tmp_path, state) is None
 
 
 def test_a_model_with_some_weights_in_slices_is_in_slices(mesh):

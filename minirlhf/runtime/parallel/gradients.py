@@ -14,7 +14,7 @@ from minirlhf.runtime.parallel.strategy import current
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
     """Clip gradients to a norm of at most `most`, after the average of those that FSDP leaves out -> their norm."""
-    if not current().shards:
+    if not current().shards and not any(isinstance(p, DTensor) for p in parameters):
         return nn.utils.clip_grad_norm_(parameters, most)
     average_whole_gradients(parameters)
     return clip_norm(parameters, most)

@@ -19,9 +19,8 @@ from minirlhf.runtime.parallel.strategy import current
 
 def arrange(optimizer: torch.optim.Optimizer) -> None:
     """Change the groups of a new optimizer as the current strategy needs them."""
-    if current().shards:
-        part_slices_from_whole(optimizer)
-    elif current().shard_optimizer:
+    part_slices_from_whole(optimizer)
+    if current().shard_optimizer:
         keep_own_part(optimizer)
 
 
