@@ -42,7 +42,9 @@ def fingerprints(settings: dict[str, Any]) -> Fingerprints:
 
     Raises: InputError on all ranks if a rank sees other files than rank 0.
     """
-    sources = dict(input_files(settings))
+    sources: dict[str, list[str]] = {}
+    for name, files in input_files(settings):  # one folder may be the policy and hold the value model
+        sources[name] = sorted({*sources.get(name, []), *files})
     seen = {path: _identity(path) for path in sorted({path for files in sources.values() for path in files})}
     before = [identity for theirs in gather(list(seen.values()))[: rank()] for identity in theirs]
     own = {repr(seen[path]): checksum_once(Path(path)) for path in seen if seen[path] not in before}
@@ -89,9 +91,9 @@ def input_files(settings: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for source in [name.strip() for text in rows if isinstance(text, str) for name in text.split(",")]:
         if source and source != STDIN and not source.startswith(HUB):
             yield source, files_of(source)[0]
-    for name in [flags[flag] for flag in MODELS if flags[flag]]:
+    for flag, name in [(flag, flags[flag]) for flag in MODELS if flags[flag]]:
         if not is_model_name(name):
-            yield name, _model_files(value_folder(name) if name == flags["value"] else resolve_model(name))
+            yield name, _model_files(value_folder(name) if flag == "value" else resolve_model(name))
     for name in [name.strip() for flag in REWARDS for name in (flags[flag] or "").split(",")]:
         if os.path.isdir(name):
             yield name, _model_files(resolve_model(name))

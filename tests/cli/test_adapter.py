@@ -129,6 +129,13 @@ def test_a_merged_folder_is_a_model_with_its_tokenizer(call, folders, tmp_path):
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+def test_a_file_is_no_folder_to_merge_into(call, folders, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = call("merge", folders / "one", "--output", tmp_path / "file")
+    assert (code, err) == (2, f"error: {tmp_path / 'file'}: needed a folder, got a file; choose another folder\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_two_merges_never_write_into_one_folder(call, folders, tmp_path, monkeypatch):
     out = tmp_path / "merged"
 

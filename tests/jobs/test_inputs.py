@@ -10,6 +10,7 @@ import pytest
 from minirlhf import manifest
 from minirlhf.errors import InputError
 from minirlhf.jobs.inputs import INPUTS, fingerprints, keep_inputs
+from minirlhf.manifest import write_manifest
 from minirlhf.rewards.functions import import_file
 
 
@@ -42,6 +43,7 @@ def inputs(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+FOLDER = ["config.json", "manifest.json"]
 FILES = ["rows.jsonl", "held.jsonl", "chat.jsonl", "sft.jsonl", "more/a.jsonl", "my.py", "beside.py"]
 FILES += ["policy/model.safetensors", "policy/config.json", "value/model.safetensors", "reward/config.json"]
 
@@ -83,6 +85,17 @@ def test_a_rank_takes_the_checksums_of_the_rank_that_has_read_the_files(inputs, 
     assert fingerprints(inputs) == expected
     for name in FILES:  # as the check of a model folder does
         assert manifest.checksum_once(Path(name)) == expected[name]["sha256"]
+
+
+def test_a_run_may_give_both_the_policy_and_the_value_model(inputs):
+    for folder in ("run/model", "run/checkpoints/step-3/value"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.json").write_text("{}")
+        write_manifest(Path(folder))
+    write_manifest(Path("run/checkpoints/step-3"))
+    inputs["job"].policy = inputs["job"].value = "run"
+    files = [f"run/{folder}/{file}" for folder in ("checkpoints/step-3/value", "model") for file in FOLDER]
+    assert fingerprints(inputs)["run"] == {"files": files}
 
 
 def test_a_folder_with_more_or_fewer_files_is_named(inputs, tmp_path):

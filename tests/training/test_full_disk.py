@@ -99,6 +99,8 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     ):
         with pytest.raises(InputError, match=f"^{tmp_path}/file/.*(Not a directory|File exists)"):
             act()
+    with pytest.raises(InputError, match=f"^{tmp_path}/file: needed a folder, got a file; choose another folder"):
+        train(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
