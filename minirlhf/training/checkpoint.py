@@ -71,14 +71,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def holds_anything(folder: Path) -> bool:
-    """True if the folder has any file that is not a dot-file (leftovers of a crash are dot-files).
-
-    Raises: InputError if `folder` is a file, or cannot be read.
-    """
+    """True if the folder has any file that is not a dot-file (leftovers of a crash are dot-files)."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: needed a folder, got a file; choose another folder")
-    with writes(folder):
-        return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def discard(folder: Path) -> None:

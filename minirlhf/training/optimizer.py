@@ -130,8 +130,7 @@ class Optimizer:
         self.update = state["update"]
         own = {p for group in self.adamw.param_groups for p in group["params"]}
         for name, moments in state.get("moments", {}).items():
-            if (p := self.parameters[name]) not in own:
-                continue
-            # the fused AdamW needs its step count in float32 and on the parameter's device
-            loaded = {key: m.like(p) if hasattr(m, "like") else m.clone() for key, m in moments.items()}
-            self.adamw.state[p] = {key: m.to(p.device) for key, m in loaded.items()}
+            if (p := self.parameters[name]) in own:
+                # the fused AdamW needs its step count in float32 and on the parameter's device
+                loaded = {key: m.like(p) if hasattr(m, "like") else m.clone() for key, m in moments.items()}
+                self.adamw.state[p] = {key: m.to(p.device) for key, m in loaded.items()}

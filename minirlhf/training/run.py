@@ -128,8 +128,8 @@ class Run:
         self.evaluate, self.until, self.on_metrics = evaluate, until, on_metrics
         self.folder = Path(config.output)
         self.saved = -1  # step of the last checkpoint; every process keeps it, so no process reads the folder for it
-        self.writing: Any = None  # the thread that writes a checkpoint; see `saving.py`
-        self.copies: Any = None  # with `async_save`: the memory that the thread writes from
+        self.writing: Any = None  # the thread that writes a checkpoint, and the memory that it writes from: see
+        self.copies: Any = None  # `saving.py`
         self._signals: list[int] = []  # that asked the run to end
         from minirlhf.training.opening import open_run  # here, so that the core loads no leaf
 
