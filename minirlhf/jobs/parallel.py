@@ -99,18 +99,9 @@ def check_parallel(settings: dict[str, Any]) -> None:
         raise InputError(
             f"--parallel {mode}: needed several processes, got 1; start with torchrun --nproc_per_node N, or drop it"
         )
-    if mode in IN_SLICES and (reason := reason_for_whole(settings)):
-        raise InputError(f"--parallel {mode}: {reason}; give --parallel ddp")
     replicas = strategy_of(settings, mode).replicas if mode == "hsdp" else 0
     if mode == "hsdp" and (world % replicas or not 1 < replicas < world):
         raise InputError(
             f"sharding.replicas: hsdp needed from 2 groups of equal size, each of several processes, got {replicas} "
             f"groups of {world} processes (default: one for each machine); choose another number, or --parallel fsdp"
         )
-
-
-def reason_for_whole(settings: dict[str, Any]) -> str:
-    """The reason why this job cannot hold its models in slices; "" if it can."""
-    if not getattr(settings["job"], "in_slices", True):
-        return "this program holds four models as adapters of one base, which cannot be in slices"
-    return ""

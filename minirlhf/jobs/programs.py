@@ -18,6 +18,7 @@ from minirlhf.jobs.prepare import new_policy
 from minirlhf.jobs.settings import JobConfig, RLJobConfig
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
+from minirlhf.runtime.distributed import world_size
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.steps import steps_task
 from minirlhf.tasks.task import Task
@@ -98,7 +99,6 @@ def load_unpaired(job: JobConfig) -> Task:
 @dataclass(frozen=True)
 class MultiAdapterJobConfig(JobConfig):
     train: Literal["lora", "qlora"] = "lora"  # [-] adapters beside a frozen base, or beside a base held in 4 bits
-    in_slices: ClassVar[bool] = False  # the views of one base have no root that could gather its slices
 
 
 def with_own_head(job: Job) -> Job:
@@ -111,8 +111,12 @@ def with_own_head(job: Job) -> Job:
 
 
 def four_models(job: Job, base: Transformer) -> FourModels:
-    """The models of PPO on one frozen base, on the device. `base` is changed in place."""
+    """The models of PPO on one frozen base, on the device. `base` is changed in place, or copied if it is in slices."""
     choose_threads(base, job.common, job.device)
     seed_everything(job.seed)
     base = converted_base(base, job.common)
+    if world_size() > 1:
+        from minirlhf.runtime.parallel.copies import shared
+
+        base = shared(base, job.device)
     return FourModels.of(to_device(put_three_adapters(base, job.settings["lora"]), job.common, job.device))

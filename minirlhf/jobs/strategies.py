@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.learning_rates import parameters
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.parallel import IN_SLICES, machines, mode_of, reason_for_whole, strategy_of
+from minirlhf.jobs.parallel import IN_SLICES, machines, mode_of, strategy_of
 from minirlhf.jobs.plan import FP32, memory_of_stages
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import gather, say, world_size
@@ -46,8 +46,6 @@ def chosen(job: Opened, after: tuple[str, ...]) -> tuple[Strategy, str]:
     reason = f"{processes}, --parallel auto: {mode}, because {stage} needs about {in_words(whole)} in a whole process"
     if mode in IN_SLICES:
         reason += f" and {in_words(memory)} in slices"
-        if whole_only := reason_for_whole(job.settings):
-            mode, reason = "ddp", f"{processes}, --parallel auto: ddp, because {whole_only}"
     reason += f"; {in_words(free)} of {job.device.type} memory are free for each process"
     if memory > ROOM * free:
         reason += ", which may not suffice: --train lora, a smaller model or more processes need less"

@@ -30,12 +30,11 @@ def two_processes(forks, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def all_sharded(forks, tmp_path_factory):
-    """As `two_processes`, with every case in slices whose models have a base each."""
+    """As `two_processes`, with every case in slices."""
     import tiny
 
-    cases = [case for case in tiny.CASES if case not in ("ppo_adapters", "ppo_4_bits")]
-    folder = tmp_path_factory.mktemp("ranks")
-    return train_as_ranks(forks, folder, SHARDED=",".join(cases), FEW=",".join(tiny.CASES))
+    cases = ",".join(tiny.CASES)
+    return train_as_ranks(forks, tmp_path_factory.mktemp("ranks"), SHARDED=cases, FEW=cases)
 
 
 def train_as_ranks(forks, folder, **variables):

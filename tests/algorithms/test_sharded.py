@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from minirlhf.data.batches import pad_sequences
 from minirlhf.losses import cross_entropy, fused_linear_loss, masked_mean, ppo_policy_loss
-from minirlhf.model import Policy
+from minirlhf.model import Policy, quantise_linears
 from minirlhf.runtime.distributed import all_sum, backward, barrier, local_rows, process_group, rank
 
 
@@ -57,7 +57,8 @@ def model(case):
         return tiny.adapted(policy, targets=("all-linear", "lm_head"))
     policy = Policy(tiny.transformer(layers=2))
     assert policy.transformer.head_weight is policy.transformer.model.embed_tokens.weight
-    return tiny.adapted(policy, four_bits=case == "qlora") if case in ADAPTED else policy
+    policy = quantise_linears(policy) if case == "qlora" else policy
+    return tiny.adapted(policy) if case in ADAPTED else policy
 
 
 def gradients(policy, case):

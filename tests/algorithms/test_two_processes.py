@@ -103,11 +103,8 @@ def test_moments_are_split_between_processes_and_the_run_is_that_of_one_process(
     assert not moments[0] & moments[1] and min(sizes) > 0.4 * sum(sizes)
 
 
-ADAPTED = ("ppo_adapters", "ppo_4_bits")  # several models share a base, which is not sharded yet
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in (*tiny.SHARDED.split(","), *ADAPTED)])
+@pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.SHARDED.split(",")])
 def test_every_model_in_slices_trains_as_in_one_process(all_sharded, case):
     check_case(all_sharded, case, f"{case}-fsdp")
     check_few(all_sharded, case, f"{case}-fsdp-few")

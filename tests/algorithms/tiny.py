@@ -75,7 +75,7 @@ from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
 # cases that two processes train in slices too
-SHARDED = "reward,ppo_options,ppo_lora,ppo_qlora,grpo_resample,dpo,nash_md,gkd"
+SHARDED = "reward,ppo_options,ppo_lora,ppo_qlora,ppo_adapters,grpo_resample,dpo,nash_md,gkd"
 FEW = "reward,ppo_head,dapo,kto,gkd"  # cases that two processes train on fewer rows than processes too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 
@@ -166,7 +166,8 @@ def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int 
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
     defaults |= {"epochs": 2, "kl_coef": 0.14}
     config = PPOConfig(**{**defaults, "lr": 1e-2, **settings})
-    base = adapted(transformer(), ("policy", "value"), four_bits)
+    base = quantise_linears(transformer()) if four_bits else transformer()
+    base = adapted(copies.shared(base, torch.device("cpu")), ("policy", "value"))
     policy, value_model = Policy(adapter_view(base, "policy")), ValueModel(adapter_view(base, "value"))
     with torch.no_grad():
         value_model.value_head.weight.normal_(std=0.3)
@@ -190,14 +191,9 @@ def ppo_lora(four_bits: bool = False, **settings) -> PPOTrainer:
 
 
 def adapted(
-    model: Transformer | Policy,
-    names: Sequence[str] = ("default",),
-    four_bits: bool = False,
-    targets: tuple[str, ...] = ("all-linear",),
+    model: Transformer | Policy, names: Sequence[str] = ("default",), targets: tuple[str, ...] = ("all-linear",)
 ):
     """The model with adapters whose B is not 0, so that every weight of the adapters has a gradient."""
-    if four_bits:
-        quantise_linears(model)
     torch.manual_seed(5)
     for name in names:
         apply_lora(model, LoRAConfig(r=2, alpha=2.0, target_modules=targets), name)

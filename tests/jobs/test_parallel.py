@@ -8,7 +8,6 @@ from minirlhf.errors import InputError
 from minirlhf.jobs import strategies
 from minirlhf.jobs.effects import check_effects
 from minirlhf.jobs.parallel import EFFECTS, ShardingConfig, strategy_of
-from minirlhf.jobs.programs import MultiAdapterJobConfig
 from minirlhf.jobs.settings import JobConfig, sections, stage_settings
 from minirlhf.runtime.parallel.strategy import Strategy
 from minirlhf.training.same_settings import check_same_settings
@@ -90,13 +89,6 @@ def test_replicas_are_the_machines_and_must_divide_the_processes(torchrun):
     torchrun(4)  # one machine
     with pytest.raises(InputError, match="got 1 groups of 4 processes"):
         check_effects(settings("hsdp"))
-
-
-def test_slices_are_refused_where_they_cannot_work(torchrun):
-    torchrun(2)
-    with pytest.raises(InputError, match="--parallel fsdp: this program holds four models as adapters of one base"):
-        check_effects(settings("fsdp", job=MultiAdapterJobConfig, policy="DIR"))
-    check_effects(settings("ddp", job=MultiAdapterJobConfig, policy="DIR"))
 
 
 GB = 1e9

@@ -44,7 +44,7 @@ def test_ppo_in_slices_trains_as_one_process(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", [name for name in programs.FLAGS if name != "multi_adapter"])
+@pytest.mark.parametrize("program", programs.FLAGS)
 def test_every_program_trains_as_one_process(tmp_path, program):
     layouts = ["auto-2", "zero-2", "fsdp-2", "layers-2", "hsdp-4"]
     train(tmp_path, program, ",".join(["one", *layouts]))

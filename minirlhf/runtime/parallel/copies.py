@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from minirlhf.runtime.distributed import process_device
-from minirlhf.runtime.parallel.sharding import in_slices, local, on_device, shard, whole_of
+from minirlhf.runtime.parallel.sharding import full, in_slices, local, on_device, shard, whole_of
 from minirlhf.runtime.parallel.strategy import current
 
 
@@ -42,12 +42,25 @@ def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Modu
     return on_device(model, device) if root is model and not own else copied(model)
 
 
+def shared(base: nn.Module, device: torch.device) -> nn.Module:
+    """The base of several models, such as views with an adapter each; its blocks are in slices if the strategy shards.
+
+    A base in slices is copied, because the whole model that gathers it is another.
+    """
+    if not current().shards:
+        return base
+    return shard(base, device, blocks_only=True) if whole_of(base) is None else copied(base, blocks_only=True)
+
+
 @torch.no_grad()
-def copied(model: nn.Module, change: Callable[[nn.Module], nn.Module] = lambda twin: twin) -> nn.Module:
+def copied(
+    model: nn.Module, change: Callable[[nn.Module], nn.Module] = lambda twin: twin, blocks_only: bool = False
+) -> nn.Module:
     """A copy of all weights, in slices if the weights of `model` are.
 
-    change: changes the modules or the dtype of the copy before it is in slices. A new parameter of a copy in slices
-        then has a slice without numbers.
+    change:      changes the modules or the dtype of the copy before it is in slices. A new parameter of a copy in
+                 slices then has a slice without numbers.
+    blocks_only: of a copy in slices, see `shard`.
     """
     root = whole_of(model)
     if root is None:
@@ -55,11 +68,12 @@ def copied(model: nn.Module, change: Callable[[nn.Module], nn.Module] = lambda t
     in_slices(root)
     sources = dict(model.named_parameters())
     first = next(p for p in sources.values() if isinstance(p, DTensor))
-    twin = shard(change(plain_twin(model, _without_storage)), torch.device(first.device_mesh.device_type))
+    device = torch.device(first.device_mesh.device_type)
+    twin = shard(change(plain_twin(model, _without_storage)), device, blocks_only)
     twin._apply(lambda x: torch.empty_like(x, device=first.device) if x.is_meta else x)
     for name, p in twin.named_parameters():
-        if isinstance(sources.get(name), DTensor):
-            local(p).copy_(local(sources[name]))
+        if isinstance(source := sources.get(name), DTensor):
+            local(p).copy_(local(source) if isinstance(p, DTensor) else full(source))
     return twin
 
 

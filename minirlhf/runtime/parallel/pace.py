@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from minirlhf.runtime.memory import share_of_process
 from minirlhf.runtime.parallel.sharding import gathered_models, in_slices, sharded_parts, whole_of
@@ -76,7 +77,8 @@ def _in_step(roots: Sequence[nn.Module]) -> Iterator[None]:
     """Before each forward, a process tells the others that it makes one. The sum says if any process goes on."""
     trunks = [next(module for module in root.modules() if _is_trunk(module)) for root in roots]
     device = next(roots[0].parameters()).device
-    for root in roots:
+    outer = [root for root in roots if isinstance(root, FSDPModule)]  # of a shared base, only the blocks are in slices
+    for root in outer:
         root.unshard()  # the weights outside of the blocks; a part of the model may be called without the whole
 
     def before_forward(*_: object) -> None:
@@ -92,7 +94,7 @@ def _in_step(roots: Sequence[nn.Module]) -> Iterator[None]:
                     trunk(torch.ones(1, 1, dtype=torch.int64, device=device))
     finally:
         hook.remove()
-        for root in roots:
+        for root in outer:
             root.reshard()
 
 

@@ -22,8 +22,11 @@ KEPT_WHOLE = {"adapters", "value_head", "score"}  # names of modules
 gathered_models: set[int] = set()  # ids of sharded models whose weights stay gathered until a context ends; see pace.py
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, blocks_only: bool = False) -> nn.Module:
     """Shard a model in place, each block and then the rest, as the current strategy says -> the model.
+
+    blocks_only: leave the rest whole: embedding, last norm and head. Then several models may share the blocks, because
+        a block gathers its weights itself, and the rest is gathered by the forward of the whole model only.
 
     The model moves to the device block by block. A model on the meta device stays there: `to_empty` then makes its
     slices. Adapters and heads of one number stay whole on each process, in their own dtype: scores of a head in bf16
@@ -44,8 +47,10 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     }
     for block in blocks_of(model):
         fully_shard(on_device(block, device), reshard_after_forward=strategy.reshard_after_forward, **options)
-    fully_shard(on_device(model, device), **options)  # embedding, last norm, heads: gathered until the backward pass
-    model.register_forward_hook(_reshard_after_reading)
+    on_device(model, device)
+    if not blocks_only:
+        fully_shard(model, **options)  # embedding, last norm, heads: gathered until the backward pass
+        model.register_forward_hook(_reshard_after_reading)
     for part in model.modules():
         vars(part)[WHOLE] = model  # a part keeps the whole alive; not as a submodule
     return model
