@@ -79,4 +79,5 @@ def move_towards(reference: Policy, policy: Policy, policy_weight: float) -> Non
     if old.keys() != new.keys():
         raise InputError("move_towards: the reference must have all weights of the policy; use copy_of(policy)")
     for name, p in old.items():
-        p.lerp_(new[name].to(p.dtype), policy_weight)
+        if p.is_floating_point():  # a base in 4 bits is frozen, the same in both
+            p.lerp_(new[name].to(p.dtype), policy_weight)

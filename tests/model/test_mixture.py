@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.generation import SamplingConfig, generate
-from minirlhf.model import ModelConfig, Policy
+from minirlhf.model import LoRAConfig, ModelConfig, Policy, apply_lora, quantise_linears
 from minirlhf.model.cache import KVCache
 from minirlhf.model.mixture import GeometricMixture, halves_of, move_towards
 
@@ -107,3 +107,14 @@ def test_move_towards_mixes_weights_and_copies_at_1(two):
     move_towards(reference, policy, 1.0)
     assert_close(reference.state_dict(), policy.state_dict(), rtol=0, atol=0)
     assert reference.transformer.head_weight is not policy.transformer.head_weight
+
+
+def test_move_towards_copies_adapters_on_a_base_in_4_bits(make, ids):
+    policy = apply_lora(Policy(quantise_linears(make())), LoRAConfig(r=2))
+    reference = copy.deepcopy(policy)
+    with torch.no_grad():
+        for p in policy.parameters():
+            if p.requires_grad:
+                p.normal_()
+    move_towards(reference, policy, 1.0)
+    assert_close(reference.transformer(ids), policy.transformer(ids), rtol=0, atol=0)
