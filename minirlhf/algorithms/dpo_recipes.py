@@ -70,6 +70,7 @@ class DPOConfig(OfflineConfig):
     weighting: bool = False  # [-] WPO: a pair counts more if the policy is likely to write it
     ref_update_every: int = 0  # [steps] between moves of the reference towards the policy (TR-DPO); 0: never
     ref_update_mix: float = 0.6  # [share] how far the reference moves; 1 copies the policy
+    precompute_ref_logps: bool = False  # [-] compute the reference's log-probs once, before training; kept on disk
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +102,9 @@ def check(config: DPOConfig) -> None:
         raise InputError(f"DPOConfig: weighting needs a loss for each pair, but {config.loss} sorts the pairs")
     if not config.uses_reference and (config.divergence != "reverse_kl" or config.ref_update_every):
         raise InputError(f"DPOConfig: divergence and ref_update_every need a reference, {config.loss} has none")
+    if config.precompute_ref_logps and (config.ref_update_every or not config.uses_reference):
+        given = "ref_update_every moves it" if config.ref_update_every else f"{config.loss} has none here"
+        raise InputError(f"DPOConfig: precompute_ref_logps needs a reference that stays, but {given}; leave it out")
     if row.mean and config.length_alpha < 1:
         raise InputError(f"DPOConfig: length_alpha needs a loss that sums over tokens, {config.loss} averages")
     if config.reference_free and not row.reference:

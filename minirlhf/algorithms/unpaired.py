@@ -36,6 +36,7 @@ class UnpairedConfig(OfflineConfig):
     beta: float = 0.1  # [score per nat] price of a nat of KL
     desirable_weight: float = 1.0  # [-] of liked answers in KTO
     undesirable_weight: float = 1.0  # [-] of disliked answers in KTO
+    precompute_ref_logps: bool = False  # [-] compute the reference's log-probs once, before training; kept on disk
     prompt_weighting: bool = False  # [-] BCO: a disliked answer counts more if liked answers have similar prompts
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class UnpairedTrainer:
             labelled = [row.prompt for row in rows], desirable_of(rows)
             options = {"pad_id": tokenizer.pad_id, "microbatch_tokens": config.microbatch_tokens}
             self.prompt_classifier = PromptClassifier(self.ref_policy, *labelled, **options)
+        self.ref_sides = (ANSWER, OTHER_ANSWER) if config.loss == "kto" else (ANSWER,)
         self.shift = RunningMean()  # the mean implicit reward, for bco
         self.samples: list[dict[str, Any]] = []
 
@@ -138,7 +140,7 @@ class UnpairedTrainer:
         """KTO's zero point over the rows of all processes: max(0, mean log-ratio of answers to other prompts)."""
         if self.config.loss != "kto":
             return torch.zeros((), device=self.device)  # only kto has a KL
-        shared = shared_groups(groups, self.ref_policy, self.policy)
+        shared = shared_groups(groups, self.policy, self.ref_policy)
         log_ratios = torch.cat([self.log_ratios(self.policy, group, OTHER_ANSWER) for group in shared])
         total, count = all_sum(torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]))
         return kto_kl(log_ratios, total=total, count=count)

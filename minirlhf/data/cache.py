@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
@@ -29,7 +29,8 @@ from minirlhf.runtime.distributed import is_main, say
 
 VARIABLE = "MINIRLHF_CACHE"  # the environment variable with the cache's folder; without it nothing is kept
 ABANDONED = 86_400  # [s] a half-written file of this age belongs to no job
-DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8}
+DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "F32": np.float32, "F64": np.float64}
+Kind = TypeVar("Kind", bound=tuple)
 
 
 def cache_folder() -> Path | None:
@@ -58,7 +59,7 @@ def key_of(rows: Sequence[dict], tokenizer: Any, settings: dict[str, Any]) -> st
     parts, found = tokenizer.parts, hashlib.blake2b(digest_size=16)
     templates = {name: template.source for name, template in parts.templates.items()}
     about = [parts.backend.to_str(), templates, parts.config, parts.special, parts.pad, parts.eos_ids, settings]
-    for value in (_source_code(), tokenizers.__version__, *about):
+    for value in (source_code("text", "data"), tokenizers.__version__, *about):
         found.update(_bytes(value))
     for i in range(len(rows)):
         found.update(_bytes(rows[i]))
@@ -70,17 +71,17 @@ def _bytes(value: object) -> bytes:
 
 
 @cache
-def _source_code() -> str:
-    """A checksum of this version's rooms text/ and data/."""
+def source_code(*rooms: str) -> str:
+    """A checksum of this version's files in the rooms."""
     found = hashlib.blake2b(digest_size=16)
-    for room in ("text", "data"):
+    for room in rooms:
         for path in sorted((Path(__file__).parent.parent / room).rglob("*.py")):
             found.update(path.read_bytes())
     return found.hexdigest()
 
 
-def write(path: Path, arrays: Arrays, about: dict) -> None:
-    """Write a file whole: a reader sees all of it or nothing."""
+def write(path: Path, arrays: NamedTuple, about: dict, who: str = VARIABLE) -> None:
+    """Write a file whole: a reader sees all of it or nothing.   who: a name for the error."""
     tensors = {name: np.ascontiguousarray(values) for name, values in arrays._asdict().items()}
     sums = {name: zlib.crc32(values) for name, values in tensors.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,11 +96,14 @@ def write(path: Path, arrays: Arrays, about: dict) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise InputError(f"{VARIABLE}: cannot write {path} ({error.strerror}); name another folder or none") from None
+        raise InputError(f"{who}: cannot write {path} ({error.strerror}); name another folder or none") from None
 
 
-def read(path: Path) -> tuple[Arrays, dict]:
-    """Map the arrays of a file from disk.   Raises: ValueError, KeyError, TypeError or OSError if it is damaged."""
+def read(path: Path, kind: type[Kind] = Arrays) -> tuple[Kind, dict]:
+    """Map the arrays of a file from disk. kind: their named tuple.
+
+    Raises: ValueError, KeyError, TypeError or OSError if the file is damaged.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= path.stat().st_size - 8:
@@ -108,9 +112,9 @@ def read(path: Path) -> tuple[Arrays, dict]:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + size :]
     about, sums = (json.loads(header["__metadata__"][name]) for name in ("about", "sums"))
     arrays = {}
-    for name in Arrays._fields:
+    for name in kind._fields:
         start, end = header[name]["data_offsets"]
         if zlib.crc32(data[start:end]) != sums[name]:
             raise ValueError(f"the checksum of {name} differs")
         arrays[name] = np.frombuffer(data[start:end], DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
-    return Arrays(**arrays), about
+    return kind(**arrays), about

@@ -138,4 +138,8 @@ class PolicyStage(Stage):
             held_out = {} if isinstance(self.config, OnPolicyConfig) else trainer.evaluate(self.held_out)
             return {**held_out, **self.evaluate(self.policy, prompts).known()}
 
+        if getattr(self.config, "precompute_ref_logps", False):
+            from minirlhf.jobs.reference import precompute  # here, so that the core loads no leaf
+
+            precompute(self, trainer)
         return self.run(trainer, self.batches(self.rows), evaluate)

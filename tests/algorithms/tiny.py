@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,6 +46,7 @@ from minirlhf.algorithms import (
     UnpairedConfig,
     UnpairedTrainer,
 )
+from minirlhf.algorithms.ref_logps import precompute_ref_logps
 from minirlhf.data import Batches
 from minirlhf.data.dealing import dealt
 from minirlhf.data.encoding import EncodedRow
@@ -236,6 +238,11 @@ def dpo(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) ->
     return DPOTrainer(policy, near(policy) if config.uses_reference else None, tokenizer(), config, updates)
 
 
+def precomputed(trainer):
+    precompute_ref_logps(trainer, [rows(24)], Path(tempfile.mkdtemp()))
+    return trainer
+
+
 def unpaired(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) -> UnpairedTrainer:
     config = UnpairedConfig(**{"batch_size": 8, "microbatch_tokens": 60, "lr": 1e-2, **settings})
     policy = Policy(transformer(dtype=dtype))
@@ -295,6 +302,7 @@ CASES: dict[str, Callable] = {
     "gdpo": lambda: grpo(algorithm="gdpo", rewards=[likes_e, short], reward_weights=(1.0, 0.5)),
     "high_entropy": lambda: grpo(high_entropy_share=0.3),
     "dpo": lambda: dpo(weighting=True, length_alpha=0.4, nll_coef=0.3, ref_update_every=2),
+    "dpo_precomputed": lambda: precomputed(dpo(precompute_ref_logps=True)),
     "bco_pair": lambda: dpo(loss="bco_pair", divergence="js"),
     "orpo": lambda: dpo(loss="orpo"),
     "kto": lambda: unpaired(desirable_weight=1.5),
@@ -443,7 +451,7 @@ def _sharded(name: str):
     trainer = CASES[name]()
     assert is_sharded(next(iter(trainer.models.values())))
     for model in (getattr(trainer, part, None) for part in ("ref_policy", "teacher")):
-        if model is not None and whole_of(model) is None:
+        if model is not None and [*model.parameters()] and whole_of(model) is None:
             shard(model, torch.device("cpu"))
     return trainer
 

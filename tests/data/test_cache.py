@@ -73,7 +73,7 @@ def test_a_change_of_anything_that_decides_the_ids_is_another_file(tmp_path, cha
 
 def test_a_change_of_the_code_is_another_file(tmp_path, monkeypatch):
     encode(tmp_path)
-    monkeypatch.setattr("minirlhf.data.cache._source_code", lambda: "another")
+    monkeypatch.setattr("minirlhf.data.cache.source_code", lambda *rooms: "another")
     encode(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
