@@ -117,7 +117,7 @@ class GRPOTrainer:
             threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)
             weights = weights * high_entropy_mask(entropy, mask, config.high_entropy_share, threshold)
         old = replace(rollout, logps=old_logps, completion_mask=mask)
-        old, (advantages, weights) = balanced(old, (advantages, weights), config.minibatches)
+        old, (advantages, weights) = balanced(old, (advantages, weights), config.minibatches, G)
         has_advantage = advantages.any(-1).tolist()
         update = partial(self.update, old, advantages, weights, has_advantage)
         metrics |= over_minibatches("GRPOTrainer", config, len(batch), update)

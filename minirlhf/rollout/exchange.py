@@ -18,20 +18,23 @@ from minirlhf.runtime.distributed import gather, rank, world_size
 from minirlhf.runtime.vectors import gather_vectors
 
 
-def balanced(rollout: Rollout, tensors: Sequence[Tensor], minibatches: int) -> tuple[Rollout, list[Tensor]]:
+def balanced(
+    rollout: Rollout, tensors: Sequence[Tensor], minibatches: int, group_size: int = 1
+) -> tuple[Rollout, list[Tensor]]:
     """The rollout and tensors [B, T] with the rows that this process trains on.
 
     Each minibatch keeps its rows, and each process keeps its number of rows in each minibatch. Within a minibatch, rows
     change processes until all processes have about as many tokens. Texts do not travel: `completions` are empty.
 
     minibatches: the rows of a process stand minibatch by minibatch, and its minibatches have equally many rows.
+    group_size: rows of a group travel together, so that an update computes their common beginning once.
     """
     if world_size() == 1:
         return rollout, list(tensors)
     lengths = gather(rollout.lengths)
-    if any(len(part) % minibatches for part in lengths):
+    if any(len(part) % (minibatches * group_size) for part in lengths):
         return rollout, list(tensors)  # `over_minibatches` refuses such rows
-    places = _places(lengths, minibatches)
+    places = _places(lengths, minibatches, group_size)
     flat = [n for part in lengths for n in part]
     width = max(flat)
     index = torch.tensor(places, dtype=torch.int64, device=rollout.input_ids.device)
@@ -47,13 +50,14 @@ def balanced(rollout: Rollout, tensors: Sequence[Tensor], minibatches: int) -> t
     return replace(rollout, **fields, completions=texts, lengths=own), [moved(x, True) for x in tensors]
 
 
-def _places(lengths: Sequence[Sequence[int]], minibatches: int) -> list[int]:
+def _places(lengths: Sequence[Sequence[int]], minibatches: int, group_size: int) -> list[int]:
     """The new rows of this process, as numbers among the rows of all processes; the rows of process 0 come first."""
-    starts = [sum(map(len, lengths[:number])) for number in range(len(lengths))]
-    sizes = [len(part) // minibatches for part in lengths]
-    places = []
+    tokens = [[sum(part[i : i + group_size]) for i in range(0, len(part), group_size)] for part in lengths]  # by group
+    starts = [sum(map(len, tokens[:number])) for number in range(len(tokens))]
+    sizes = [len(part) // minibatches for part in tokens]
+    groups = []
     for k in range(minibatches):
-        rows = [s + k * n + i for s, n in zip(starts, sizes, strict=True) for i in range(n)]
-        flat = [x for part, n in zip(lengths, sizes, strict=True) for x in part[k * n : (k + 1) * n]]
-        places += [rows[i] for i in deal(flat, sizes)[rank()]]
-    return places
+        found = [s + k * n + i for s, n in zip(starts, sizes, strict=True) for i in range(n)]
+        flat = [x for part, n in zip(tokens, sizes, strict=True) for x in part[k * n : (k + 1) * n]]
+        groups += [found[i] for i in deal(flat, sizes)[rank()]]
+    return [group * group_size + i for group in groups for i in range(group_size)]

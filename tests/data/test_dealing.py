@@ -80,7 +80,7 @@ def test_completions_change_processes_within_their_minibatch(monkeypatch):
     flat, places = [n for part in lengths for n in part], []
     for number in range(4):
         monkeypatch.setattr(exchange, "rank", lambda number=number: number)
-        places.append(exchange._places(lengths, 2))
+        places.append(exchange._places(lengths, 2, 1))
     assert sorted(place for own in places for place in own) == [*range(64)]
     for k in range(2):
         share = [own[8 * k : 8 * k + 8] for own in places]
@@ -88,3 +88,18 @@ def test_completions_change_processes_within_their_minibatch(monkeypatch):
         tokens = [sum(flat[place] for place in own) for own in share]
         before = [sum(part[8 * k : 8 * k + 8]) for part in lengths]
         assert max(tokens) < max(before) and max(tokens) - min(tokens) < max(flat)
+
+
+def test_completions_of_a_prompt_travel_together(monkeypatch):
+    rng = random.Random(2)
+    lengths = [drawn(rng, 16) for _ in range(2)]  # of two processes, in two minibatches: four groups of four
+    places = []
+    for number in range(2):
+        monkeypatch.setattr(exchange, "rank", lambda number=number: number)
+        places.append(exchange._places(lengths, 2, 4))
+    assert sorted(place for own in places for place in own) == [*range(32)]
+    for own in places:
+        for start in range(0, 16, 4):
+            first = own[start]
+            assert first % 4 == 0 and own[start : start + 4] == [*range(first, first + 4)]
+        assert [place % 16 // 8 for place in own] == [0] * 8 + [1] * 8
