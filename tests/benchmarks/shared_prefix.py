@@ -10,7 +10,6 @@ first update above the level before it.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
