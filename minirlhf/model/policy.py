@@ -58,10 +58,14 @@ class Policy(nn.Module):
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             return head(hidden, weight, softcap=cap)
-        options = {"softcap": cap, "mask": attention_mask if wanted is None else wanted, "entropy": entropy}
+        if wanted is None and hidden.device.type == "cpu":  # a GPU's host would wait for the number of real tokens
+            wanted = attention_mask
+        options = {"softcap": cap, "mask": wanted, "entropy": entropy}
         logps, entropies = linear_logps_and_entropy(hidden, weight, input_ids, temperature, **options)
         values = None if self.value_head is None else self.value_head(hidden, attention_mask)
-        return TokenOutputs(logps, entropies, values)
+        return TokenOutputs(
+            *(x if x is None else torch.where(attention_mask, x, 0) for x in (logps, entropies)), values
+        )
 
     @torch.no_grad()
     def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
