@@ -40,14 +40,15 @@ from minirlhf.jobs.given_rows import Reader, given_task, source_task, validation
 from minirlhf.jobs.learning_rates import with_rates
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
-from minirlhf.jobs.plan import disk_of_stages, memory_of_stages
+from minirlhf.jobs.plan import disk_of_stages, footprints
 from minirlhf.jobs.settings import sections
-from minirlhf.jobs.strategies import in_parallel, memory_of_process
+from minirlhf.jobs.strategies import in_parallel, of_process
 from minirlhf.model.config import ModelConfig
 from minirlhf.pretrained.weights import read_config
 from minirlhf.runtime.device import resolve_device, session
 from minirlhf.runtime.distributed import say, world_size
 from minirlhf.runtime.memory import in_words, share_of_process
+from minirlhf.runtime.parallel.strategy import current
 from minirlhf.training.config_file import read_document, settings_in
 from minirlhf.training.fields import TOP, fields_of
 from minirlhf.training.settings import read_flags
@@ -166,11 +167,12 @@ def check_models(common: Any, findings: list[str]) -> None:
 
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
-    """True if the models fit into memory. Notes memory and disk that do not suffice."""
-    free, needed = share_of_process(job.device), memory_of_process(memory_of_stages(job, shape, after), shape)
+    """True if the job fits into memory, by plan. Notes memory and disk that do not suffice."""
+    free, whole = share_of_process(job.device), footprints(job, shape, after, world_size())
+    needed = {stage: of_process(part, current(), shape, world_size()).total for stage, part in whole.items()}
     each = " for each process" if world_size() > 1 else ""
     plan = ", ".join(f"{stage} {in_words(size)}" for stage, size in needed.items())
-    say(f"weights, gradients, optimizer: {plan}; {in_words(free)} are free on {job.device}{each}")
+    say(f"memory by plan: {plan}; {in_words(free)} are free on {job.device}{each}")
     disk, room = disk_of_stages(job, shape, after), free_disk(job.folder)
     say(f"checkpoints and final models: {in_words(disk)}; {in_words(room)} are free on the disk of {job.folder}")
     if disk > room:
@@ -181,8 +183,8 @@ def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
     stage, most = max(needed.items(), key=lambda item: item[1])
     if most > free:
         job.findings.append(
-            f"{stage}: needed {in_words(most)} for weights, gradients and optimizer, got {in_words(free)} on "
-            f"{job.device}; give --train lora or --train qlora, or a smaller model"
+            f"{stage}: needed {in_words(most)} of memory by plan, got {in_words(free)} on {job.device}; "
+            "`minirlhf plan` looks for settings that fit"
         )
     return most <= free
 

@@ -12,6 +12,8 @@ adapter  list, show and merge LoRA adapters
          minirlhf adapter list runs
 check    name all that would stop a job, before the job begins
          minirlhf check ppo --data rows.jsonl
+plan     the memory of a job on each GPU, and settings that fit
+         minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80
 run      list runs, show a run, find the best run
          minirlhf run list runs
 """
@@ -31,6 +33,7 @@ COMMANDS = {
     "chat": "minirlhf.cli.chat",
     "adapter": "minirlhf.cli.adapter",
     "check": "minirlhf.cli.check",
+    "plan": "minirlhf.cli.plan",
     "run": "minirlhf.cli.run",
 }
 

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from minirlhf.jobs.models import resolve_model
-from minirlhf.model.config import ModelConfig
+from minirlhf.model.footprint import parameters
 from minirlhf.pretrained.weights import read_config
 from minirlhf.training.defaults import with_defaults
 from minirlhf.training.settings import parse_settings
@@ -74,14 +74,3 @@ def peak_rate(small: float, large: float, n: int) -> float:
     if share <= 0:
         return small
     return float(f"{small ** (1 - min(share, 1)) * large ** min(share, 1):.1e}")  # two digits, as people write rates
-
-
-def parameters(config: ModelConfig) -> int:
-    """The number of weights in the matrices of a model: all its parameters but norms and biases."""
-    width, experts = config.hidden_size, [config.has_experts(layer) for layer in range(config.num_hidden_layers)]
-    matrices = 3 if config.gated_mlp else 2
-    attention = 2 * width * config.head_width * (config.num_attention_heads + config.num_key_value_heads)
-    mlp = matrices * width * config.intermediate_size
-    mixture = config.num_experts * (matrices * width * config.moe_intermediate_size + width)  # experts and router
-    embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
-    return embeddings + sum(attention + (mixture if has_experts else mlp) for has_experts in experts)

@@ -1,45 +1,101 @@
-"""What a job needs of memory and disk, from the shapes of its models: weights, gradients, optimizer, checkpoints.
-
-Activations and the cache of sampling come on top. They depend on microbatch_tokens and on the batch of sampling; the
-step of `minirlhf check` shows them.
-"""
+"""What a job needs of memory and disk, from its settings, the shapes of its models and the lengths of its rows."""
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minirlhf.adapters import apply_lora, count_parameters
-from minirlhf.jobs.checks import empty, own_stage, stages_of
+from minirlhf.adapters import LoRAConfig, apply_lora, count_parameters
+from minirlhf.algorithms.on_policy import OnPolicyConfig
+from minirlhf.data.dealing import length
+from minirlhf.jobs.checks import PARTS, SECTIONS, empty, own_stage, stages_of
+from minirlhf.jobs.footprint import FP32, MOMENTS, Footprint, Step, footprint
 from minirlhf.jobs.given_models import computes_in_bf16, narrower
-from minirlhf.jobs.learning_rates import parameters
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.model.config import ModelConfig
+from minirlhf.model.footprint import parameters
 from minirlhf.pretrained.weights import read_config
 
 WITH_REFERENCE = ("ppo", "grpo", "dpo", "unpaired", "online_dpo")
-FP32, QUANTISED = 4.0, 0.6  # bytes of a weight
-GRADIENT_AND_MOMENTS = 12  # bytes of a trained weight beside the weight itself: AdamW keeps two numbers of fp32
-MOMENTS = 8
+QUANTISED = 0.6  # bytes of a weight in 4 bits, with its scales
+PARTS_OF = PARTS | {"ppo": "prompts", "grpo": "prompts", "online_dpo": "prompts", "dpo": "pairs"}
+PARTS_OF |= {"unpaired": "unpaired", "distillation": "sft"}  # stage -> the part of the task that it trains on
+SIDES = {"reward_model": 2, "dpo": 2, "online_dpo": 2}  # section -> completions of a row in one forward
+LOOKED_AT = 1000  # rows, for the longest of them
 
 
-def memory_of_stages(job: Opened, shape: ModelConfig, after: tuple[str, ...]) -> dict[str, float]:
-    """Stage -> bytes of its models, gradients and optimizers. They stay as long as the stage runs."""
-    n, trained = parameters(shape), training_bytes(job, shape)
+def footprints(
+    job: Opened, shape: ModelConfig, after: tuple[str, ...], processes: int = 1, row: int | None = None
+) -> dict[str, Footprint]:
+    """Stage -> the memory of one of several processes that hold their models whole.
+
+    row: tokens of the longest row, or of the longest prompt; None: of the job's rows in ids, else the whole context.
+    """
+    n, trained, model = parameters(shape), trained_weights(job, shape), model_bytes(job, shape)
     frozen = bytes_of_a_frozen_weight(job) * n
-    stages = {"sft": trained, "reward": frozen + trained}
-    needed = {stage: stages[stage] for stage in stages_of(job, after)}
-    section, own = job.section, trained
-    if section in WITH_REFERENCE:
-        own += frozen if job.common.train == "all" else 0  # adapters share the base with the reference
-    if "reward" in after:
-        own += reward_bytes(job, frozen)
-    if getattr(job.config, "separate_value_model", False) or getattr(job.common, "value", None):
-        own += trained
+
+    def of(stage: str, shape: ModelConfig, weights: float, trained: int, trunks: int = 1) -> Footprint:
+        step = step_of(job, stage, shape, processes, row or longest_row(job, stage), trunks)
+        options = {"rank": rank_of(job), "half": computes_in_bf16(job.common)}
+        options |= {"checkpointing": job.common.gradient_checkpointing}
+        return footprint(shape, step, weights=weights, trained=trained, **options)
+
+    weights = {"sft": model, "reward": frozen + model}
+    found = {stage: of(stage, shape, weights[stage], trained) for stage in stages_of(job, after)}
+    own, section = own_stage(job), job.section
     if section == "distillation":
-        own = FP32 * n + (FP32 + GRADIENT_AND_MOMENTS) * parameters(student_shape(job, shape))
-    return {**needed, own_stage(job): own}
+        student = student_shape(job, shape)
+        return {**found, own: of(own, student, FP32 * (n + parameters(student)), parameters(student))}
+    all_weights, trunks = model, 1
+    if section in WITH_REFERENCE:
+        all_weights += frozen if job.common.train == "all" else 0  # adapters share the base with the reference
+    if "reward" in after:
+        all_weights += reward_bytes(job, frozen)
+    if getattr(job.config, "separate_value_model", False) or getattr(job.common, "value", None):
+        all_weights, trunks = all_weights + model, 2
+    return {**found, own: of(own, shape, all_weights, trunks * trained, trunks)}
+
+
+def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: int | None, trunks: int = 1) -> Step:
+    """The sizes of a step on one process. row: as in `footprints`."""
+    section, context = SECTIONS.get(stage, stage), shape.max_position_embeddings
+    config = config_of(job, stage)
+    new = getattr(config, "max_tokens", 0)  # of completions that are sampled
+    row = min(context, row + (new if isinstance(config, OnPolicyConfig) else 0)) if row else context
+    sides = getattr(config, "group_size", SIDES.get(section, 1))
+    batch = math.ceil(config.batch_size / processes) * sides
+    update = math.ceil(getattr(config, "minibatch_size", config.batch_size) / processes) * sides
+    together = SIDES.get(section, 1)  # the completions of a pair are never parted
+    return Step(
+        tokens=max(min(config.microbatch_tokens, update * row), together * row),
+        row=row,
+        rows=update,
+        sampled=min(batch, max(256, config.batch_size)) if new else 0,
+        trunks=trunks,
+        head=section not in ("reward_model", "process_reward"),
+    )
+
+
+def config_of(job: Opened, stage: str) -> Any:
+    """The settings of a stage; of GRPO with the choices of its paper."""
+    config = job.settings[SECTIONS.get(stage, stage)]
+    return getattr(config, "recipe", config)
+
+
+def longest_row(job: Opened, stage: str) -> int | None:
+    """Tokens of the longest of the first rows that a stage trains on; None if they are not in ids."""
+    for (part, *_), (rows, _) in job.encoded.items():
+        if part == PARTS_OF.get(stage):
+            return max(map(length, rows[:LOOKED_AT]))
+    return None
+
+
+def rank_of(job: Opened) -> int:
+    """The rank of the adapters; 0 if whole models are trained."""
+    return 0 if job.common.train == "all" or not job.common.policy else job.settings["lora"].r
 
 
 def disk_of_stages(job: Opened, shape: ModelConfig, after: tuple[str, ...]) -> float:
@@ -51,17 +107,20 @@ def disk_of_stages(job: Opened, shape: ModelConfig, after: tuple[str, ...]) -> f
     )
 
 
-def training_bytes(job: Opened, shape: ModelConfig) -> float:
-    """Bytes of a model in training."""
+def model_bytes(job: Opened, shape: ModelConfig) -> float:
+    """Bytes of the weights of a model in training, adapters included."""
     adapters = FP32 * trained_weights(job, shape) if job.common.train != "all" else 0
-    base = bytes_of_a_frozen_weight(job) * parameters(shape)
-    return base + adapters + GRADIENT_AND_MOMENTS * trained_weights(job, shape)
+    return bytes_of_a_frozen_weight(job) * parameters(shape) + adapters
 
 
 def trained_weights(job: Opened, shape: ModelConfig) -> int:
-    if job.common.train == "all" or not job.common.policy:
-        return parameters(shape)
-    return count_parameters(apply_lora(empty(shape), job.settings["lora"]))[0]
+    return adapter_parameters(shape, job.settings["lora"]) if rank_of(job) else parameters(shape)
+
+
+@lru_cache(maxsize=8)  # the search for settings that fit asks again and again
+def adapter_parameters(shape: ModelConfig, lora: LoRAConfig) -> int:
+    """Parameters of the adapters of a model."""
+    return count_parameters(apply_lora(empty(shape), lora))[0]
 
 
 def bytes_of_a_frozen_weight(job: Opened) -> float:

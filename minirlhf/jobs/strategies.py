@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from minirlhf.jobs.checks import shape_of
-from minirlhf.jobs.learning_rates import parameters
+from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.parallel import IN_SLICES, machines, mode_of, strategy_of
-from minirlhf.jobs.plan import FP32, memory_of_stages
+from minirlhf.jobs.parallel import machines, mode_of, strategy_of
+from minirlhf.jobs.plan import footprints
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import gather, say, world_size
 from minirlhf.runtime.memory import in_words, share_of_process
-from minirlhf.runtime.parallel.strategy import Strategy, current, using
+from minirlhf.runtime.parallel.strategy import Strategy, using
 
-ROOM = 0.7  # of the free memory is for weights, gradients and optimizer; the rest is for activations and sampling
+ROOM = 0.9  # of the free memory may be used by plan: the plan is within 15% of the measured peaks
 
 
 @contextmanager
@@ -39,47 +41,53 @@ def chosen(job: Opened, after: tuple[str, ...]) -> tuple[Strategy, str]:
     if mode != "auto":
         return strategy_of(job.settings, mode), f"{processes}, --parallel {mode}"
     shape = shape_of(job)
-    needed = memory_of_stages(job, shape, after)
-    stage, whole = max(needed.items(), key=lambda item: item[1])
+    needed = footprints(job, shape, after, world_size())
+    stage, whole = max(needed.items(), key=lambda item: item[1].total)
     free = min(gather(share_of_process(job.device)))
-    mode, memory = best(whole, gathered_bytes(shape), free, world_size(), machines())
-    reason = f"{processes}, --parallel auto: {mode}, because {stage} needs about {in_words(whole)} in a whole process"
-    if mode in IN_SLICES:
-        reason += f" and {in_words(memory)} in slices"
+    strategy, memory = best(job.settings, whole, shape, free, world_size(), machines())
+    reason = f"{processes}, --parallel auto: {named(strategy)}, because {stage} needs about {in_words(whole.total)}"
+    reason += " in a whole process"
+    if strategy != strategy_of(job.settings, "ddp"):
+        reason += f" and {in_words(memory.total)} so"
     reason += f"; {in_words(free)} of {job.device.type} memory are free for each process"
-    if memory > ROOM * free:
-        reason += ", which may not suffice: --train lora, a smaller model or more processes need less"
-    return strategy_of(job.settings, mode), reason
+    if memory.total > ROOM * free:
+        reason += ", which may not suffice: `minirlhf plan` looks for settings that fit"
+    return strategy, reason
 
 
-def best(whole: float, gathered: float, free: float, processes: int, machines: int) -> tuple[str, float]:
-    """-> (ddp, hsdp or fsdp: the first that fits, else fsdp; the bytes that a process then needs).
+def best(
+    settings: dict[str, Any], whole: Footprint, shape: ModelConfig, free: float, processes: int, machines: int
+) -> tuple[Strategy, Footprint]:
+    """-> (the first strategy that fits, else the one that needs least; the memory of a process under it).
 
-    ddp sends least. hsdp sends slices within a machine only. fsdp needs least memory.
+    ddp sends least. ZeRO-1 sends the new weights too. hsdp sends slices within a machine only; fsdp needs least memory.
 
-    Args:
-        whole: bytes of weights, gradients and moments of all models.   gathered: bytes that slices need on top.
-        free:  bytes that a process may take.
+    whole: the memory of a process that holds its models whole.   free: bytes that a process may take.
     """
-    if whole <= ROOM * free:
-        return "ddp", whole
-    in_one_machine = whole / (processes // machines) + gathered
-    if machines > 1 and processes % machines == 0 and machines < processes and in_one_machine <= ROOM * free:
-        return "hsdp", in_one_machine
-    return "fsdp", whole / processes + gathered
+    options = [*strategies_of(settings, processes, machines)]
+    found = [(strategy, of_process(whole, strategy, shape, processes)) for strategy in options]
+    return next((each for each in found if each[1].total <= ROOM * free), found[-1])
 
 
-def memory_of_process(needed: dict[str, float], shape: ModelConfig) -> dict[str, float]:
-    """Stage -> bytes of a process with the current strategy. needed: stage -> bytes of all models, whole."""
-    strategy = current()
-    if not strategy.shards:
-        return needed
-    parts = world_size() // (strategy.replicas if strategy.mode == "hsdp" else 1)
-    return {stage: size / parts + gathered_bytes(shape) for stage, size in needed.items()}
+def strategies_of(settings: dict[str, Any], processes: int, machines: int) -> Iterator[Strategy]:
+    """The strategies that the job can have, the fastest first."""
+    ddp = strategy_of(settings, "ddp")
+    yield ddp
+    if processes > 1:
+        yield replace(ddp, shard_optimizer=True)
+        if machines > 1 and processes % machines == 0 and machines < processes:
+            yield replace(strategy_of(settings, "hsdp"), replicas=machines)
+        yield strategy_of(settings, "fsdp")
 
 
-def gathered_bytes(shape: ModelConfig) -> float:
-    """Bytes of the weights that a process gathers at a time: embedding and head, with their gradients; two blocks."""
-    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
-    blocks = (parameters(shape) - embeddings) / shape.num_hidden_layers
-    return 2 * FP32 * (embeddings + blocks)
+def of_process(whole: Footprint, strategy: Strategy, shape: ModelConfig, processes: int) -> Footprint:
+    """The memory of a process under a strategy."""
+    if strategy.shards:
+        parts = processes // (strategy.replicas if strategy.mode == "hsdp" else 1)
+        return whole.with_slices(parts, shape, half=strategy.param_dtype is not None)
+    return whole.with_shared_optimizer(processes) if strategy.shard_optimizer else whole
+
+
+def named(strategy: Strategy) -> str:
+    """The strategy as `--parallel` and docs/scaling.md call it."""
+    return "ddp with ZeRO-1" if strategy.shard_optimizer else strategy.mode

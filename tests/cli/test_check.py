@@ -143,7 +143,7 @@ def test_models_beyond_the_memory_are_told_and_not_tried(checked, inputs, monkey
     monkeypatch.setattr(check, "free_disk", lambda folder: 1000)
     code, findings, out = checked("ppo", "--config", inputs / "ppo.toml")
     assert code == 2 and len(findings) == 2 and "a step on" not in out
-    assert "for checkpoints and models, got 0.0 MB" in findings[0] and findings[1].startswith("ppo: needed")
+    assert "for checkpoints and models, got 0.0 MB" in findings[0] and "of memory by plan, got 0.0 MB" in findings[1]
 
 
 def test_a_loss_that_is_no_number_is_found(checked, inputs, monkeypatch):  # noqa: F811

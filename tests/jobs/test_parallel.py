@@ -7,8 +7,10 @@ from minirlhf.algorithms import PPOConfig, SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import strategies
 from minirlhf.jobs.effects import check_effects
+from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.parallel import EFFECTS, ShardingConfig, strategy_of
 from minirlhf.jobs.settings import JobConfig, sections, stage_settings
+from minirlhf.model import ModelConfig
 from minirlhf.runtime.parallel.strategy import Strategy
 from minirlhf.training.same_settings import check_same_settings
 from minirlhf.training.settings import settings_to_toml
@@ -92,21 +94,34 @@ def test_replicas_are_the_machines_and_must_divide_the_processes(torchrun):
 
 
 GB = 1e9
+SHAPE = ModelConfig(vocab_size=32_000, hidden_size=2048, num_hidden_layers=16)
+# 50 GB of weights, gradients and moments, and 4 GB of activations: with freed blocks 65 GB
+WHOLE = Footprint(weights=12.5 * GB, gradients=12.5 * GB, optimizer=25 * GB, activations=4 * GB, several=True)
 
 
 @pytest.mark.parametrize(
-    ("whole", "free", "processes", "machines", "expected"),
+    ("free", "processes", "machines", "expected"),
     [
-        (50 * GB, 80 * GB, 8, 1, "ddp"),
-        (57 * GB, 80 * GB, 8, 1, "fsdp"),  # 56 GB are the room for weights, gradients and moments
-        (400 * GB, 80 * GB, 16, 2, "hsdp"),  # 50 + 4 GB in each machine
-        (500 * GB, 80 * GB, 16, 2, "fsdp"),  # 66 GB in each machine
-        (900 * GB, 80 * GB, 16, 2, "fsdp"),  # does not fit at all: the one that needs least
-        (100 * GB, 80 * GB, 2, 2, "fsdp"),  # one process on each machine
+        (73 * GB, 8, 1, "ddp"),
+        (72 * GB, 8, 1, "ddp with ZeRO-1"),  # 90% of it may be used
+        (45 * GB, 8, 1, "ddp with ZeRO-1"),  # moments of 3 GB: 32 GB, with freed blocks 39
+        (42 * GB, 8, 1, "fsdp"),
+        (42 * GB, 16, 2, "ddp with ZeRO-1"),  # moments of 1.6 GB
+        (30 * GB, 16, 2, "hsdp"),  # slices in each machine: 10 GB, and gathered weights
+        (14 * GB, 16, 2, "fsdp"),
+        (1 * GB, 16, 2, "fsdp"),  # does not fit at all: the one that needs least
+        (45 * GB, 2, 2, "fsdp"),  # one process on each machine
     ],
 )
-def test_auto_takes_the_first_strategy_that_fits(whole, free, processes, machines, expected):
-    assert strategies.best(whole, 4 * GB, free, processes, machines)[0] == expected
+def test_auto_takes_the_first_strategy_that_fits(free, processes, machines, expected):
+    strategy, memory = strategies.best(settings(), WHOLE, SHAPE, free, processes, machines)
+    assert strategies.named(strategy) == expected
+    assert memory.total <= 0.9 * free or free == GB
+
+
+def test_auto_takes_no_slices_where_they_cannot_work():
+    strategy, _ = strategies.best(settings(train="qlora", policy="DIR"), WHOLE, SHAPE, GB, 8, 1)
+    assert strategy == Strategy("ddp", shard_optimizer=True)
 
 
 def test_a_run_may_go_on_with_another_strategy_but_not_with_other_numbers(tmp_path):

@@ -1,0 +1,148 @@
+"""minirlhf plan: the memory of a job, and settings that fit. No weights are loaded, and nothing is written.
+
+minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80
+minirlhf plan --model DIR --algorithm sft --train lora              # this machine; any flags of `minirlhf train sft`
+
+`--help` after the name of an algorithm shows no more: `minirlhf train NAME --help` has the flags of a program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from minirlhf.cli.check import words_of_flags
+from minirlhf.cli.program import program_of
+from minirlhf.cli.train import PROGRAMS
+from minirlhf.errors import InputError, check_range
+from minirlhf.evaluation.columns import aligned
+from minirlhf.jobs.checks import shape_of
+from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.settings import sections
+from minirlhf.jobs.speed import time_class
+from minirlhf.jobs.strategies import ROOM, named
+from minirlhf.model.config import ModelConfig
+from minirlhf.model.footprint import parameters
+from minirlhf.runtime.device import resolve_device
+from minirlhf.runtime.memory import in_words, share_of_process
+from minirlhf.tasks.task import Task
+from minirlhf.training.fields import as_text
+from minirlhf.training.settings import parse_settings
+
+OF_A_MACHINE = 8  # GPUs, if there are more
+
+
+@dataclass(frozen=True)
+class PlanFlags:
+    algorithm: str  # [-] a program of `minirlhf train`, such as grpo
+    model: str  # [folder] the model to train, as --policy of `minirlhf train`
+    gpus: int | None = None  # [GPUs] one process for each; none: one process on this machine
+    memory: float | None = None  # [GB] free on each GPU; none: the free memory of this machine
+    tokens: int = 512  # [tokens] of the longest row, or of the longest prompt to sample from
+
+    def __post_init__(self) -> None:
+        check_range(self, "gpus", "tokens", least=1, most=2**20)
+        check_range(self, "memory", above=0, most=1e6)
+        if self.gpus and not self.memory:
+            raise InputError("minirlhf plan: needed the memory of each GPU, got none; give --memory GB")
+
+
+def main(argv: list[str]) -> None:
+    own = {field.name for field in fields(PlanFlags)} | {"help"}
+    words = {True: [], False: []}
+    for flag in words_of_flags(argv):
+        words[flag[0].partition("=")[0].removeprefix("--") in own or not flag[0].startswith("--")] += flag
+    flags = parse_settings({"job": PlanFlags}, words[True], description=__doc__.strip())["job"]
+    job, after = opened(flags, words[False])
+    shape, machine = shape_of(job), machine_of(flags)
+    asked = planned(job, shape, after, machine)
+    print(heading(flags, shape, machine, job), "", table(asked), sep="\n")
+    print("", *verdict(asked, shape, after, machine), sep="\n")
+    time = time_class(job, shape, asked.stage, machine.processes, flags.tokens, gpu=bool(flags.gpus))
+    print(f"a step of {asked.stage} takes {time}")
+
+
+def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]]:
+    """-> (the job, without rows and tokenizer; the stages before its own)."""
+    name, _ = program_of("plan", [flags.algorithm], PROGRAMS)
+    program = PROGRAMS[name]
+    known = {key: value for key, value in program.options.items() if key in ("job", "after", "adapters", "defaults")}
+    section = program.options.get("section", name)
+    classes = sections(section, program.config, **known)
+    settings = parse_settings(classes, [*others, "--policy", flags.model], description=__doc__.strip())
+    if flags.gpus and settings["job"].precision == "auto":  # of the GPUs, not of this machine
+        settings["job"] = replace(settings["job"], precision="bf16")
+    no_rows = Task("plan", (), (), (), (), (), ())
+    job = Opened(section, settings, Path(), no_rows, None, torch.device("cpu"), 0.0)
+    return job, program.options.get("after", ())
+
+
+def machine_of(flags: PlanFlags) -> Machine:
+    processes = flags.gpus or 1
+    free = flags.memory * 1e9 if flags.memory else share_of_process(resolve_device())
+    return Machine(processes, max(1, processes // OF_A_MACHINE), free, flags.tokens)
+
+
+def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened) -> str:
+    """What is planned, in a line."""
+    where = f"{flags.gpus} GPU{'s' * (flags.gpus > 1)}" if flags.gpus else "this machine"
+    return (
+        f"{flags.algorithm}, {flags.model}: {parameters(shape) / 1e9:.3g} billion parameters, "
+        f"--train {job.common.train}, on {where} with {in_words(machine.free)} each; "
+        f"the longest row or prompt has {flags.tokens:,} tokens"
+    )
+
+
+def table(plan: Plan) -> str:
+    """The parts of the memory of a process at each moment of a step."""
+    moments = {name: parts for name, parts in plan.memory.moments.items() if parts}
+    names = dict.fromkeys(name for parts in moments.values() for name in parts)
+    rows = [[name, *(cell(parts.get(name, 0)) for parts in moments.values())] for name in names]
+    sums = [sum(parts.values()) for parts in moments.values()]
+    rows.append(["sum", *map(cell, sums)])
+    rows.append(["with freed blocks", *(cell(plan.memory.taken(size)) for size in sums)])
+    return aligned([f"{plan.stage}, {named(plan.strategy)}", *moments], rows)
+
+
+def cell(size: float) -> str:
+    return in_words(size) if size else "-"
+
+
+def verdict(asked: Plan, shape: ModelConfig, after: tuple[str, ...], machine: Machine) -> list[str]:
+    """Whether the settings fit, and why; settings that fit, as a command."""
+    needed, room = in_words(asked.memory.total), in_words(ROOM * machine.free)
+    if fits(asked, machine):
+        return [f"fits: {needed} of {room}, which is 90% of the memory", command(asked, machine)]
+    moment, parts = max(asked.memory.moments.items(), key=lambda item: sum(item[1].values()))
+    largest = max(parts, key=parts.get)
+    lines = [f"does not fit: {needed} of {room}, which is 90% of the memory; the largest part is {largest} ({moment})"]
+    found = first_that_fits(asked.job, shape, after, machine)
+    if found is None:
+        return [*lines, "no settings fit: more or larger GPUs, a smaller model, or shorter rows would"]
+    return [*lines, f"this fits, with {in_words(found.memory.total)}:", command(found, machine), *reasons(found)]
+
+
+def command(plan: Plan, machine: Machine) -> str:
+    """The command line of a plan."""
+    name, changes = plan.job.section, dict(plan.changes)
+    if machine.processes > 1:
+        changes |= {"parallel": plan.strategy.mode}
+        changes |= {"sharding.shard_optimizer": True} if plan.strategy.shard_optimizer else {}
+    start = f"torchrun --nproc-per-node {machine.processes // machine.machines} -m " if machine.processes > 1 else ""
+    flags = " ".join(f"--{flag} {as_text(value)}" for flag, value in changes.items())
+    return f"  {start}minirlhf train {name} --policy {plan.job.common.policy} {flags}".rstrip()
+
+
+WHY = {
+    "microbatch_tokens": "smaller micro-batches keep the result, and activations shrink with them",
+    "gradient_checkpointing": "checkpointing keeps each block's input alone; a step takes a third longer",
+    "train": "adapters need no gradients and moments of the base; they learn other weights than full training",
+}
+
+
+def reasons(plan: Plan) -> list[str]:
+    """Why each change helps, a line each."""
+    return [f"  {name}: {why}" for name, why in WHY.items() if name in {key.rpartition(".")[2] for key in plan.changes}]

@@ -1,0 +1,94 @@
+"""Settings with which a job fits into memory. The search tries what costs least time first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minirlhf.jobs.checks import SECTIONS, own_stage, stages_of
+from minirlhf.jobs.footprint import Footprint
+from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.parallel import mode_of, strategy_of
+from minirlhf.jobs.plan import footprints
+from minirlhf.jobs.strategies import ROOM, best, of_process
+from minirlhf.model.config import ModelConfig
+from minirlhf.runtime.parallel.strategy import Strategy
+
+HALVINGS = 3  # of microbatch_tokens, before the search tries something that costs more
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job may use."""
+
+    processes: int
+    machines: int
+    free: float  # [bytes] for each process
+    row: int | None = None  # [tokens] of the longest row or prompt; None: of the job's rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The largest stage of a job under some settings."""
+
+    job: Opened
+    changes: dict[str, Any]  # flag -> value that differs from the settings that were asked for
+    strategy: Strategy
+    stage: str
+    memory: Footprint  # of a process
+
+
+def planned(
+    job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: Machine, changes: dict[str, Any] | None = None
+) -> Plan:
+    """The plan of a job with its settings. A strategy that the user has named stays."""
+    whole = footprints(job, shape, after, machine.processes, machine.row)
+    stage, largest = max(whole.items(), key=lambda item: item[1].total)
+    if (mode := mode_of(job.settings)) in ("auto", "none"):
+        strategy, memory = best(job.settings, largest, shape, machine.free, machine.processes, machine.machines)
+    else:
+        memory = of_process(largest, strategy := strategy_of(job.settings, mode), shape, machine.processes)
+    return Plan(job, changes or {}, strategy, stage, memory)
+
+
+def fits(plan: Plan, machine: Machine) -> bool:
+    return plan.memory.total <= ROOM * machine.free
+
+
+def first_that_fits(job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: Machine) -> Plan | None:
+    """The plan of the first settings that fit, in the order of `attempts`; None if nothing fits."""
+    for changes in attempts(job, after):
+        plan = planned(with_changes(job, changes), shape, after, machine, changes)
+        if fits(plan, machine):
+            return plan
+    return None
+
+
+def attempts(job: Opened, after: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Changes of settings. Smaller micro-batches keep the result and cost little; checkpointing keeps it and costs a
+    third of the time; adapters train other weights, and need a trained model below them.
+    """
+    sections = [SECTIONS.get(stage, stage) for stage in (*stages_of(job, after), own_stage(job))]
+    sizes = {f"{section}.microbatch_tokens": job.settings[section].microbatch_tokens for section in sections}
+    trains = ["all", "lora", "qlora"] if "lora" in job.settings and job.common.policy else [job.common.train]
+    for train in trains[trains.index(job.common.train) :]:
+        for checkpointing in sorted({job.common.gradient_checkpointing, True}):
+            for halving in range(HALVINGS + 1):
+                wanted = {name: max(1, size >> halving) for name, size in sizes.items()}
+                wanted |= {"gradient_checkpointing": checkpointing, "train": train}
+                yield {name: value for name, value in wanted.items() if value != value_of(job, name)}
+
+
+def value_of(job: Opened, name: str) -> Any:
+    section, _, field = name.rpartition(".")
+    return getattr(job.settings[section or "job"], field)
+
+
+def with_changes(job: Opened, changes: dict[str, Any]) -> Opened:
+    """The job with other values of some flags."""
+    settings = dict(job.settings)
+    for name, value in changes.items():
+        section, _, field = name.rpartition(".")
+        settings[section or "job"] = replace(settings[section or "job"], **{field: value})
+    return replace(job, settings=settings)

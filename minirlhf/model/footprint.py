@@ -1,0 +1,116 @@
+"""Bytes that a forward keeps for the backward pass, and bytes of head and cache, as arithmetic on a model's shape.
+
+D width, H query heads, K key-value heads, E head width, V vocabulary. Norms and the residual stream are in fp32. Under
+bf16 autocast, products and attention are in bf16, and each Linear keeps a cast copy of its input and of its weight.
+"""
+
+from __future__ import annotations
+
+from minirlhf.losses.logprobs import CHUNK_NUMBERS
+from minirlhf.model.config import ModelConfig
+
+FP32, BF16 = 4, 2  # bytes of a number
+
+
+def block_bytes(config: ModelConfig, layer: int, *, half: bool = False, rank: int = 0, row: int = 1) -> float:
+    """Bytes for each token that autograd keeps of a block.
+
+    half: bf16 autocast.   rank: of LoRA on every Linear of a frozen block; 0: all weights are trained.
+    row:  tokens of a row. Only capped attention depends on it, because it keeps its scores.
+    """
+    narrow, D = BF16 if half else FP32, config.hidden_size
+    fused, gated = config.fused_projections, config.gated_mlp
+    wide = BF16 if half and rank and config.norm == "layer" else FP32
+    norms = wide * 2 * (config.norm_before + config.norm_after) * norm_numbers(config, D, rank)
+    # several Linears read one input; autocast makes a copy for each
+    readers = narrow * D * (3 if half and not fused else 1)
+    total = norms + readers + attention_bytes(config, layer, narrow, rank, row) + mlp_bytes(config, layer, half)
+    if rank:  # x A of each adapter, and under autocast a copy of the input of o_proj
+        adapters = 4 if fused else 7 if gated else 6
+        total += narrow * rank * adapters + (narrow * config.num_attention_heads * config.head_width if half else 0)
+    return total
+
+
+def mlp_bytes(config: ModelConfig, layer: int, half: bool) -> float:
+    """The input of the MLP, and each product and activation inside. A token passes k experts of a mixture."""
+    narrow, D, gated = BF16 if half else FP32, config.hidden_size, config.gated_mlp
+    readers = narrow * D * (2 if half and gated and not config.fused_projections else 1)
+    inside = narrow * (4 if gated else 2)
+    if not config.has_experts(layer):
+        return readers + inside * config.intermediate_size
+    k = config.num_experts_per_tok
+    routing = FP32 * (D + config.num_experts + 1) + 32 * k  # probabilities, weights, and indices of 8 bytes
+    return routing + k * (readers + narrow * D + inside * config.moe_intermediate_size)
+
+
+def norm_numbers(config: ModelConfig, width: int, rank: int = 0, rows: int = 1) -> int:
+    """Numbers that a norm keeps: its input, and the mean or root of each of its rows. RMSNorm is not fused on a CPU, so
+    it also keeps its normalised input, for the gradient of its weight.
+    """
+    if config.norm == "layer":
+        return width + 2 * rows
+    return (1 if rank else 2) * width + rows
+
+
+def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row: int) -> float:
+    """Queries, keys, values, output and, for the fused kernel, a log-sum-exp of each head."""
+    H, K = config.num_attention_heads, config.num_key_value_heads
+    query, key = H * config.head_width, K * config.head_width
+    inputs = query + 2 * key
+    if config.fused_projections and config.uses_rope(layer):
+        inputs += query + key  # rotated; the values are a view of the whole product
+    total = narrow * (inputs + query) + FP32 * H
+    if config.attn_logit_softcapping is not None:  # the scores after tanh and after softmax; keys for each query head
+        total += FP32 * (2 * H * row - H) + narrow * 2 * (query - key)
+    if config.qk_norm != "none":
+        heads = (H, K) if config.qk_norm == "head" else (1, 1)
+        total += FP32 * (norm_numbers(config, query, rank, heads[0]) + norm_numbers(config, key, rank, heads[1]))
+    return total
+
+
+def kept_bytes(
+    config: ModelConfig, tokens: int, *, checkpointing: bool = False, half: bool = False, rank: int = 0, row: int = 1
+) -> float:
+    """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights and their cast copies.
+
+    With checkpointing: the input of each block, and one block, which the backward pass computes again.
+    """
+    layers, D = range(config.num_hidden_layers), config.hidden_size
+    blocks = [block_bytes(config, layer, half=half, rank=rank, row=row) for layer in layers]
+    if checkpointing:
+        blocks = [FP32 * D] * len(layers) + [max(blocks)]
+    return tokens * (sum(blocks) + 8 + FP32 * (norm_numbers(config, D, rank) + D))  # ids; the last norm and its output
+
+
+def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:
+    """Bytes of the head at the start of the backward pass: a chunk's logits and log-probs, and the head's gradients."""
+    V, D = config.vocab_size, config.hidden_size
+    chunk = 2 * FP32 * V * min(tokens, CHUNK_NUMBERS // min(V, 2**15))
+    weight = V * D * ((FP32 if trained else 0) + (BF16 if half else 0))
+    return chunk + weight + tokens * D * (BF16 if half else FP32)
+
+
+def cache_bytes(config: ModelConfig, rows: int, columns: int, half: bool = False) -> float:
+    """Bytes of the keys and values of `rows` rows of `columns` tokens, while completions are sampled."""
+    numbers = 2 * config.num_hidden_layers * rows * columns * config.num_key_value_heads * config.head_width
+    return numbers * (BF16 if half else FP32)
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of weights in the matrices of a model: all its parameters but norms and biases."""
+    return head_parameters(config) + block_parameters(config)
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Weights of the embedding and, if it is not tied, of the head."""
+    return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Weights of all blocks."""
+    width, experts = config.hidden_size, [config.has_experts(layer) for layer in range(config.num_hidden_layers)]
+    matrices = 3 if config.gated_mlp else 2
+    attention = 2 * width * config.head_width * (config.num_attention_heads + config.num_key_value_heads)
+    mlp = matrices * width * config.intermediate_size
+    mixture = config.num_experts * (matrices * width * config.moe_intermediate_size + width)  # experts and router
+    return sum(attention + (mixture if has_experts else mlp) for has_experts in experts)

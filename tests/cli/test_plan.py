@@ -1,0 +1,104 @@
+"""`minirlhf plan`: the memory of a job, and settings that fit."""
+
+import json
+import re
+
+import pytest
+
+from minirlhf.cli import plan
+from minirlhf.errors import InputError
+
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18_944,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 32_768,
+}
+
+
+@pytest.fixture
+def planned(tmp_path, capsys):
+    """planned("--gpus", 8) -> what the command prints, about a model of 7.6 billion parameters without weights."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
+
+    def planned(*words):
+        plan.main(["--model", str(tmp_path), *map(str, words)])
+        return capsys.readouterr().out
+
+    return planned
+
+
+GPUS = ("--gpus", 8, "--memory", 80)
+
+
+def test_the_parts_of_the_memory_stand_in_a_table(planned):
+    out = planned("--algorithm", "grpo", *GPUS)
+    assert "7.62 billion parameters, --train all, on 8 GPUs with 80.0 GB each" in out
+    header = next(line for line in out.splitlines() if "sampling" in line)
+    assert header.split("  ")[0] == "grpo, fsdp"
+    for part in ("weights", "optimizer", "gradients", "activations", "logits", "cache", "sum"):
+        assert re.search(rf"^{part} .* GB", out, re.MULTILINE), part
+    # AdamW's two moments in fp32, in slices on 8 GPUs
+    assert re.search(r"^optimizer +7.6 GB +7.6 GB +7.6 GB$", out, re.MULTILINE)
+
+
+def test_settings_that_do_not_fit_get_settings_that_do_as_a_command_with_reasons(planned):
+    out = planned("--algorithm", "grpo", *GPUS)
+    assert "does not fit: " in out and "the largest part is activations (backward begins)" in out
+    command = next(line for line in out.splitlines() if "torchrun" in line)
+    assert "torchrun --nproc-per-node 8 -m minirlhf train grpo --policy" in command and "--parallel fsdp" in command
+    changes = command.partition("--policy ")[2].split()[1:]
+    assert "checkpointing keeps each block's input" in out
+    again = planned("--algorithm", "grpo", *GPUS, *(word for word in changes if word not in ("--parallel", "fsdp")))
+    assert "\nfits: " in again
+
+
+def test_one_gpu_takes_adapters_and_says_why(planned):
+    out = planned("--algorithm", "sft", "--gpus", 1, "--memory", 40)
+    assert "does not fit" in out and "--train lora" in out and "adapters need no gradients" in out
+    assert "torchrun" not in out
+    assert "no settings fit: more or larger GPUs" in planned("--algorithm", "sft", "--gpus", 1, "--memory", 4)
+
+
+def test_a_function_as_reward_takes_no_memory_and_a_model_does(planned):
+    weights = [
+        re.search(r"^weights +([\d.]+) GB", planned("--algorithm", "grpo", *GPUS, *words), re.MULTILINE)[1]
+        for words in ((), ("--reward", "exact_match"))
+    ]
+    assert float(weights[0]) == pytest.approx(3 * 7.61 * 4 / 8, abs=0.06)  # policy, reference, reward model
+    assert float(weights[1]) == pytest.approx(2 * 7.61 * 4 / 8, abs=0.06)
+
+
+def test_this_machine_is_planned_in_fp32(planned, monkeypatch):
+    monkeypatch.setattr(plan, "share_of_process", lambda device: 500e9)
+    out = planned("--algorithm", "sft", "--tokens", 64, "--sft.batch_size", 1)
+    assert "on this machine with 500.0 GB each" in out and "bf16 copies" not in out and "\nfits: " in out
+    assert re.search(r"a step of sft takes (seconds|minutes|hours)", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--algorithm", "pppo"), "minirlhf plan: needed a program .*, got 'pppo'; the nearest is ppo"),
+        (("--algorithm", "sft", "--gpus", "8"), "minirlhf plan: needed the memory of each GPU, got none"),
+        (("--algorithm", "sft", "--gpus", "0", "--memory", "80"), "PlanFlags: gpus must be at least 1"),
+        (("--algorithm", "sft", "--memory", "-1"), "PlanFlags: memory must be above 0"),
+        (("--algorithm", "sft", "--sft.batch_sizes", "1"), "no setting '--sft.batch_sizes'; the nearest is"),
+        (("--algorithm", "sft", "--tokens", "x"), "--tokens: needed"),
+        ((), "--algorithm: needed"),
+    ],
+)
+def test_bad_flags_are_refused_by_name(planned, words, message):
+    with pytest.raises(InputError, match=message):
+        planned(*words)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="config.json"):
+        plan.main(["--model", str(tmp_path), "--algorithm", "sft"])
