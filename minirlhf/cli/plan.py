@@ -8,7 +8,8 @@ minirlhf plan --model DIR --algorithm sft --train lora              # this machi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from minirlhf.evaluation.columns import aligned
 from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.plan import step_of
 from minirlhf.jobs.settings import sections
 from minirlhf.jobs.speed import time_class
 from minirlhf.jobs.strategies import ROOM, named
@@ -51,18 +53,24 @@ class PlanFlags:
 
 
 def main(argv: list[str]) -> None:
-    own = {field.name for field in fields(PlanFlags)} | {"help"}
-    words = {True: [], False: []}
-    for flag in words_of_flags(argv):
-        words[flag[0].partition("=")[0].removeprefix("--") in own or not flag[0].startswith("--")] += flag
-    flags = parse_settings({"job": PlanFlags}, words[True], description=__doc__.strip())["job"]
-    job, after = opened(flags, words[False])
+    own, of_program = [], []
+    for words in words_of_flags(argv):
+        named_here = name_of(words) in {*PlanFlags.__dataclass_fields__, "help"} or not words[0].startswith("--")
+        (own if named_here else of_program).append(words)
+    flags = parse_settings({"job": PlanFlags}, sum(own, []), description=__doc__.strip())["job"]
+    job, after = opened(flags, sum(of_program, []))
     shape, machine = shape_of(job), machine_of(flags)
     asked = planned(job, shape, after, machine)
-    print(heading(flags, shape, machine, job), "", table(asked), sep="\n")
-    print("", *verdict(asked, shape, after, machine), sep="\n")
-    time = time_class(job, shape, asked.stage, machine.processes, flags.tokens, gpu=bool(flags.gpus))
-    print(f"a step of {asked.stage} takes {time}")
+    print(heading(flags, shape, machine, job), "", table(asked), "", sep="\n")
+    start = [["minirlhf", "train", flags.algorithm], ["--policy", flags.model], *of_program]
+    print(*verdict(asked, shape, after, machine, start), sep="\n")
+    step = step_of(job, asked.stage, shape, machine.processes, machine.row)
+    print(f"a step of {asked.stage} takes {time_class(job, shape, asked.stage, step, gpu=bool(flags.gpus))}")
+
+
+def name_of(words: list[str]) -> str:
+    """The name of a flag, given as its words."""
+    return words[0].partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]]:
@@ -75,15 +83,16 @@ def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]
     settings = parse_settings(classes, [*others, "--policy", flags.model], description=__doc__.strip())
     if flags.gpus and settings["job"].precision == "auto":  # of the GPUs, not of this machine
         settings["job"] = replace(settings["job"], precision="bf16")
+    device = torch.device("cuda") if flags.gpus else resolve_device()
     no_rows = Task("plan", (), (), (), (), (), ())
-    job = Opened(section, settings, Path(), no_rows, None, torch.device("cpu"), 0.0)
+    job = Opened(section, settings, Path(), no_rows, None, device, 0.0)
     return job, program.options.get("after", ())
 
 
 def machine_of(flags: PlanFlags) -> Machine:
     processes = flags.gpus or 1
     free = flags.memory * 1e9 if flags.memory else share_of_process(resolve_device())
-    return Machine(processes, max(1, processes // OF_A_MACHINE), free, flags.tokens)
+    return Machine(processes, max(1, processes // OF_A_MACHINE), free, (0, flags.tokens))
 
 
 def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened) -> str:
@@ -96,11 +105,18 @@ def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened)
     )
 
 
+NAMES = {"gathered": "gathered weights", "casts": "bf16 copies", "sampler": "sampler's copy"}
+
+
 def table(plan: Plan) -> str:
     """The parts of the memory of a process at each moment of a step."""
     moments = {name: parts for name, parts in plan.memory.moments.items() if parts}
-    names = dict.fromkeys(name for parts in moments.values() for name in parts)
-    rows = [[name, *(cell(parts.get(name, 0)) for parts in moments.values())] for name in names]
+    names = [
+        name
+        for name in dict.fromkeys(n for parts in moments.values() for n in parts)
+        if any(parts.get(name) for parts in moments.values())
+    ]
+    rows = [[NAMES.get(name, name), *(cell(parts.get(name, 0)) for parts in moments.values())] for name in names]
     sums = [sum(parts.values()) for parts in moments.values()]
     rows.append(["sum", *map(cell, sums)])
     rows.append(["with freed blocks", *(cell(plan.memory.taken(size)) for size in sums)])
@@ -111,29 +127,36 @@ def cell(size: float) -> str:
     return in_words(size) if size else "-"
 
 
-def verdict(asked: Plan, shape: ModelConfig, after: tuple[str, ...], machine: Machine) -> list[str]:
-    """Whether the settings fit, and why; settings that fit, as a command."""
+def verdict(
+    asked: Plan, shape: ModelConfig, after: tuple[str, ...], machine: Machine, start: list[list[str]]
+) -> list[str]:
+    """Whether the settings fit, and why; settings that fit, as a command. start: as for `command`."""
     needed, room = in_words(asked.memory.total), in_words(ROOM * machine.free)
     if fits(asked, machine):
-        return [f"fits: {needed} of {room}, which is 90% of the memory", command(asked, machine)]
+        return [f"fits: {needed} of {room}, which is 90% of the memory", command(asked, machine, start)]
     moment, parts = max(asked.memory.moments.items(), key=lambda item: sum(item[1].values()))
     largest = max(parts, key=parts.get)
     lines = [f"does not fit: {needed} of {room}, which is 90% of the memory; the largest part is {largest} ({moment})"]
     found = first_that_fits(asked.job, shape, after, machine)
     if found is None:
         return [*lines, "no settings fit: more or larger GPUs, a smaller model, or shorter rows would"]
-    return [*lines, f"this fits, with {in_words(found.memory.total)}:", command(found, machine), *reasons(found)]
+    return [*lines, f"this fits, with {in_words(found.memory.total)}:", command(found, machine, start), *reasons(found)]
 
 
-def command(plan: Plan, machine: Machine) -> str:
-    """The command line of a plan."""
-    name, changes = plan.job.section, dict(plan.changes)
+def command(plan: Plan, machine: Machine, start: list[list[str]]) -> str:
+    """The command line of a plan: the words that were given, with the plan's values in place of theirs.
+
+    start: the words of each flag.
+    """
+    changes, launcher = dict(plan.changes), []
     if machine.processes > 1:
+        launcher = ["torchrun"] + (["--nnodes", str(machine.machines)] if machine.machines > 1 else [])
+        launcher += ["--nproc-per-node", str(machine.processes // machine.machines), "-m"]
         changes |= {"parallel": plan.strategy.mode}
         changes |= {"sharding.shard_optimizer": True} if plan.strategy.shard_optimizer else {}
-    start = f"torchrun --nproc-per-node {machine.processes // machine.machines} -m " if machine.processes > 1 else ""
-    flags = " ".join(f"--{flag} {as_text(value)}" for flag, value in changes.items())
-    return f"  {start}minirlhf train {name} --policy {plan.job.common.policy} {flags}".rstrip()
+    kept = [word for words in start if name_of(words) not in changes for word in words]
+    new = [word for name, value in changes.items() for word in (f"--{name}", as_text(value))]
+    return "  " + shlex.join([*launcher, *kept, *new])
 
 
 WHY = {

@@ -10,7 +10,7 @@ from minirlhf.jobs.checks import SECTIONS, own_stage, stages_of
 from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.parallel import mode_of, strategy_of
-from minirlhf.jobs.plan import footprints
+from minirlhf.jobs.plan import Lengths, footprints
 from minirlhf.jobs.strategies import ROOM, best, of_process
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.parallel.strategy import Strategy
@@ -25,7 +25,7 @@ class Machine:
     processes: int
     machines: int
     free: float  # [bytes] for each process
-    row: int | None = None  # [tokens] of the longest row or prompt; None: of the job's rows
+    row: Lengths | None = None  # of the longest row; None: of the job's rows
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ exist and no activations.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from minirlhf.generation.decoder import JOINED
@@ -22,9 +23,9 @@ from minirlhf.model.footprint import (
     parameters,
 )
 
-# The allocator keeps freed blocks that no later request fits. On a CPU the resident memory of the steps measured in
-# docs/scaling.md is within 9% of `KEPT + (1 + SPLIT) * bytes in use`; glibc keeps up to 64 MiB at the top of its heap.
-KEPT, SPLIT = 2**26, 0.2
+# The allocator keeps freed blocks that no later request fits. The resident memory of the steps measured in
+# docs/scaling.md is within 10% of `KEPT + (1 + SPLIT) * bytes in use`.
+KEPT, SPLIT = 2**25, 0.2
 MOMENTS = 8  # bytes of a trained weight: AdamW keeps two numbers of fp32
 
 
@@ -37,6 +38,7 @@ class Footprint:
     optimizer: float = 0
     activations: float = 0  # what the forward keeps for the backward pass
     logits: float = 0  # a chunk of them, and the gradients of the head while it passes backward
+    hidden: float = 0  # the trunk's output or its gradient, with padding
     casts: float = 0  # the copies of the weights in bf16 that autocast makes for each product
     gathered: float = 0  # weights that a process of slices gathers at a time
     cache: float = 0  # keys, values and logits of the completions in progress
@@ -51,7 +53,7 @@ class Footprint:
         begins = {"gradients": self.gradients * self.several, "activations": self.activations}
         return {
             "sampling": {**always, "cache": self.cache, "sampler": self.sampler} if self.cache else {},
-            "backward begins": {**always, **begins, "casts": self.casts, "logits": self.logits},
+            "backward begins": {**always, **begins, "casts": self.casts, "logits": self.logits + self.hidden},
             "backward ends": {**always, "gradients": self.gradients + self.embedding},
         }
 
@@ -88,18 +90,32 @@ def gathered_bytes(shape: ModelConfig, half: bool = False) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """What a process computes in one step of an algorithm."""
+    """What a process computes in one step of an algorithm, if all rows are as long as the longest."""
 
-    tokens: int  # of the largest micro-batch
-    row: int  # tokens of the longest row
-    rows: int = 1  # of one update on this process
+    prompt: int  # tokens of the longest row, up to its answer
+    answer: int  # learned tokens of the longest row
+    rows: int  # of one update; a pair has two
+    micro: int  # rows of the largest micro-batch
+    sides: int = 1  # rows of one prompt
+    shared: bool = False  # rows of one prompt compute it once, see model/prefix_tree.py
     sampled: int = 0  # completions in progress at a time
     trunks: int = 1  # trained networks: a value model of its own has a second one
     head: bool = True  # the loss reads log-probs; reward models have no such head
 
     @property
+    def row(self) -> int:
+        return self.prompt + self.answer
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest micro-batch, without prompts that are computed before."""
+        prompts = math.ceil(self.micro / self.sides) if self.shared else self.micro
+        return prompts * self.prompt + self.micro * self.answer
+
+    @property
     def several(self) -> bool:
-        return self.rows * self.row > self.tokens
+        """True if an update has several micro-batches."""
+        return self.rows > self.micro
 
 
 def footprint(
@@ -133,7 +149,8 @@ def footprint(
         gradients=FP32 * trained,
         optimizer=MOMENTS * trained,
         activations=activations * step.trunks,
-        logits=head_bytes(shape, step.tokens, half=half, trained=not rank) if step.head else 0,
+        logits=head_bytes(shape, step.micro * step.answer, half=half, trained=not rank) if step.head else 0,
+        hidden=FP32 * shape.hidden_size * step.micro * step.row,
         casts=casts * step.trunks,
         cache=cache,
         sampler=sampler,

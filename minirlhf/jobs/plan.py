@@ -17,6 +17,7 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.footprint import parameters
+from minirlhf.model.prefix_tree import LEAST
 from minirlhf.pretrained.weights import read_config
 
 WITH_REFERENCE = ("ppo", "grpo", "dpo", "unpaired", "online_dpo")
@@ -24,15 +25,16 @@ QUANTISED = 0.6  # bytes of a weight in 4 bits, with its scales
 PARTS_OF = PARTS | {"ppo": "prompts", "grpo": "prompts", "online_dpo": "prompts", "dpo": "pairs"}
 PARTS_OF |= {"unpaired": "unpaired", "distillation": "sft"}  # stage -> the part of the task that it trains on
 SIDES = {"reward_model": 2, "dpo": 2, "online_dpo": 2}  # section -> completions of a row in one forward
+Lengths = tuple[int, int]  # tokens of a row's prompt, and of its longest answer
 LOOKED_AT = 1000  # rows, for the longest of them
 
 
 def footprints(
-    job: Opened, shape: ModelConfig, after: tuple[str, ...], processes: int = 1, row: int | None = None
+    job: Opened, shape: ModelConfig, after: tuple[str, ...], processes: int = 1, row: Lengths | None = None
 ) -> dict[str, Footprint]:
     """Stage -> the memory of one of several processes that hold their models whole.
 
-    row: tokens of the longest row, or of the longest prompt; None: of the job's rows in ids, else the whole context.
+    row: the lengths of the longest row; None: of the job's rows in ids, else the whole context.
     """
     n, trained, model = parameters(shape), trained_weights(job, shape), model_bytes(job, shape)
     frozen = bytes_of_a_frozen_weight(job) * n
@@ -59,20 +61,25 @@ def footprints(
     return {**found, own: of(own, shape, all_weights, trunks * trained, trunks)}
 
 
-def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: int | None, trunks: int = 1) -> Step:
+def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Lengths | None, trunks: int = 1) -> Step:
     """The sizes of a step on one process. row: as in `footprints`."""
-    section, context = SECTIONS.get(stage, stage), shape.max_position_embeddings
-    config = config_of(job, stage)
+    section, config, context = SECTIONS.get(stage, stage), config_of(job, stage), shape.max_position_embeddings
+    prompt, answer = row or (0, context)
     new = getattr(config, "max_tokens", 0)  # of completions that are sampled
-    row = min(context, row + (new if isinstance(config, OnPolicyConfig) else 0)) if row else context
-    sides = getattr(config, "group_size", SIDES.get(section, 1))
+    if isinstance(config, OnPolicyConfig):
+        prompt, answer = min(prompt or answer, context - new), new
+    pair = SIDES.get(section, 1)
+    sides = getattr(config, "group_size", pair)
     batch = math.ceil(config.batch_size / processes) * sides
     update = math.ceil(getattr(config, "minibatch_size", config.batch_size) / processes) * sides
-    together = SIDES.get(section, 1)  # the completions of a pair are never parted
+    fitting = config.microbatch_tokens // pair // (prompt + answer) * pair  # a pair is never parted
     return Step(
-        tokens=max(min(config.microbatch_tokens, update * row), together * row),
-        row=row,
+        prompt=prompt,
+        answer=answer,
         rows=update,
+        micro=min(update, max(pair, fitting)),
+        sides=sides,
+        shared=job.device.type == "cpu" and prompt >= LEAST and shape.attn_logit_softcapping is None,
         sampled=min(batch, max(256, config.batch_size)) if new else 0,
         trunks=trunks,
         head=section not in ("reward_model", "process_reward"),
@@ -85,11 +92,12 @@ def config_of(job: Opened, stage: str) -> Any:
     return getattr(config, "recipe", config)
 
 
-def longest_row(job: Opened, stage: str) -> int | None:
-    """Tokens of the longest of the first rows that a stage trains on; None if they are not in ids."""
+def longest_row(job: Opened, stage: str) -> Lengths | None:
+    """The lengths of the longest of the first rows that a stage trains on; None if they are not in ids."""
     for (part, *_), (rows, _) in job.encoded.items():
         if part == PARTS_OF.get(stage):
-            return max(map(length, rows[:LOOKED_AT]))
+            row = max(rows[:LOOKED_AT], key=length)
+            return len(row.prompt), length(row) - len(row.prompt)
     return None
 
 

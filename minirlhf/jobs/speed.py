@@ -5,36 +5,34 @@ from __future__ import annotations
 import os
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig
+from minirlhf.jobs.footprint import Step
 from minirlhf.jobs.given_models import computes_in_bf16
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.plan import config_of, rank_of, step_of
+from minirlhf.jobs.plan import config_of, rank_of
 from minirlhf.model.config import ModelConfig
-from minirlhf.model.footprint import parameters
+from minirlhf.model.footprint import BF16, FP32, parameters
 
 # (operations, bytes of memory) a second: about half of what the makers promise
 GPU_BF16, GPU_FP32, CPU_CORE = (3e14, 1.5e12), (3e13, 1.5e12), (5e10, 1e10)
 CLASSES = ((1, "less than a second"), (60, "seconds"), (3600, "minutes"), (86400, "hours"))
 
 
-def time_class(job: Opened, shape: ModelConfig, stage: str, processes: int, row: int | None, gpu: bool) -> str:
+def time_class(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: bool) -> str:
     """The time of a step of a stage in words: seconds, minutes, hours."""
-    seconds = seconds_of_step(job, shape, stage, processes, row, gpu)
+    seconds = seconds_of_step(job, shape, stage, step, gpu)
     return next((name for most, name in CLASSES if seconds < most), "days")
 
 
-def seconds_of_step(job: Opened, shape: ModelConfig, stage: str, processes: int, row: int | None, gpu: bool) -> float:
+def seconds_of_step(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: bool) -> float:
     """Operations over their rate and, for sampling, a read of all weights for each new token.
 
     A forward takes 2 operations for each weight and token, a backward pass 4, or 2 if the weights are frozen.
     """
-    half, step = computes_in_bf16(job.common), step_of(job, stage, shape, processes, row)
-    config = config_of(job, stage)
+    half, config, n = computes_in_bf16(job.common), config_of(job, stage), parameters(shape)
     rate, bandwidth = (GPU_BF16 if half else GPU_FP32) if gpu else (x * (os.cpu_count() or 1) for x in CPU_CORE)
-    sampled = isinstance(config, OnPolicyConfig)
     update = 2 + (2 if rank_of(job) else 4) + 2 * bool(job.common.gradient_checkpointing)
-    updates = config.epochs * config.minibatches if sampled else 1
-    reads = 3 * step.sampled if sampled else 0  # of the sampler, the reference and the reward
-    operations = parameters(shape) * step.row * (update * updates * step.rows + 2 * reads)
-    return operations / rate + (
-        config.max_tokens * parameters(shape) * (2 if half else 4) / bandwidth if sampled else 0
-    )
+    if not isinstance(config, OnPolicyConfig):
+        return n * update * step.rows * step.row / rate
+    updates = config.epochs * config.minibatches
+    operations = update * updates * step.rows + 3 * 2 * step.sampled  # sampler, reference and reward read the rows
+    return n * operations * step.row / rate + config.max_tokens * n * (BF16 if half else FP32) / bandwidth

@@ -71,7 +71,7 @@ def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row
 def kept_bytes(
     config: ModelConfig, tokens: int, *, checkpointing: bool = False, half: bool = False, rank: int = 0, row: int = 1
 ) -> float:
-    """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights and their cast copies.
+    """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights, their cast copies and its output.
 
     With checkpointing: the input of each block, and one block, which the backward pass computes again.
     """
@@ -79,15 +79,17 @@ def kept_bytes(
     blocks = [block_bytes(config, layer, half=half, rank=rank, row=row) for layer in layers]
     if checkpointing:
         blocks = [FP32 * D] * len(layers) + [max(blocks)]
-    return tokens * (sum(blocks) + 8 + FP32 * (norm_numbers(config, D, rank) + D))  # ids; the last norm and its output
+    return tokens * (sum(blocks) + 8 + FP32 * norm_numbers(config, D, rank))  # ids; the last norm
 
 
 def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:
-    """Bytes of the head at the start of the backward pass: a chunk's logits and log-probs, and the head's gradients."""
+    """Bytes of the head at the start of the backward pass, for `tokens` learned tokens: a chunk's logits and log-probs,
+    the hidden states, and the gradients of both.
+    """
     V, D = config.vocab_size, config.hidden_size
     chunk = 2 * FP32 * V * min(tokens, CHUNK_NUMBERS // min(V, 2**15))
     weight = V * D * ((FP32 if trained else 0) + (BF16 if half else 0))
-    return chunk + weight + tokens * D * (BF16 if half else FP32)
+    return chunk + weight + 2 * tokens * D * (BF16 if half else FP32)
 
 
 def cache_bytes(config: ModelConfig, rows: int, columns: int, half: bool = False) -> float:

@@ -91,9 +91,10 @@ def work(algorithm: str, shape: str, micro: int, checkpointing: Any) -> tuple[An
 
 def plan(algorithm: str, shape: str, micro: int, checkpointing: Any) -> Footprint:
     config, n = shape_of(shape), rows_of(algorithm, shape)
-    rows, row = n * {"dpo": 2, "grpo": GROUP}.get(algorithm, 1), PROMPT + NEW
-    sampled = rows if algorithm in ("grpo", "ppo") else 0
-    step = Step(min(micro, rows * row), row, rows, sampled)
+    sides = {"dpo": 2, "grpo": GROUP}.get(algorithm, 1)
+    rows, sampled = n * sides, n * sides if algorithm in ("grpo", "ppo") else 0
+    most = max(1, micro // (PROMPT + NEW))
+    step = Step(PROMPT, NEW, rows, min(rows, most), sides, shared=sides > 1, sampled=sampled)
     weights = FP32 * parameters(config) * (1 if algorithm == "sft" else 2)
     return footprint(config, step, weights=weights, trained=parameters(config), checkpointing=checkpointing)
 

@@ -53,10 +53,18 @@ def test_settings_that_do_not_fit_get_settings_that_do_as_a_command_with_reasons
     assert "does not fit: " in out and "the largest part is activations (backward begins)" in out
     command = next(line for line in out.splitlines() if "torchrun" in line)
     assert "torchrun --nproc-per-node 8 -m minirlhf train grpo --policy" in command and "--parallel fsdp" in command
-    changes = command.partition("--policy ")[2].split()[1:]
     assert "checkpointing keeps each block's input" in out
-    again = planned("--algorithm", "grpo", *GPUS, *(word for word in changes if word not in ("--parallel", "fsdp")))
-    assert "\nfits: " in again
+    words = command.split()[command.split().index("--policy") + 2 :]
+    assert "\nfits: " in planned("--algorithm", "grpo", *GPUS, *words)
+
+
+def test_the_command_keeps_the_flags_that_were_given(planned):
+    given = ("--reward", "exact_match", "--grpo.microbatch_tokens=32768", "--grpo.kl-coef", "0.1", "--parallel", "fsdp")
+    out = planned("--algorithm", "grpo", "--gpus", 16, "--memory", 24, *given)
+    command = next(line for line in out.splitlines() if "torchrun" in line)
+    assert command.startswith("  torchrun --nnodes 2 --nproc-per-node 8 -m minirlhf train grpo --policy ")
+    assert " --reward exact_match --grpo.kl-coef 0.1 " in command and command.count("--parallel") == 1
+    assert command.count("microbatch_tokens") == 1 and "32768" not in command
 
 
 def test_one_gpu_takes_adapters_and_says_why(planned):
