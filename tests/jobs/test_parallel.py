@@ -120,7 +120,7 @@ def test_auto_takes_the_first_strategy_that_fits(free, processes, machines, expe
 
 
 def test_auto_takes_no_slices_where_they_cannot_work():
-    strategy, _ = strategies.best(settings(train="qlora", policy="DIR"), WHOLE, SHAPE, GB, 8, 1)
+    strategy, _ = strategies.best(settings(job=MultiAdapterJobConfig, policy="DIR"), WHOLE, SHAPE, GB, 8, 1)
     assert strategy == Strategy("ddp", shard_optimizer=True)
 
 
