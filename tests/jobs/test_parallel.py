@@ -119,11 +119,6 @@ def test_auto_takes_the_first_strategy_that_fits(free, processes, machines, expe
     assert memory.total <= 0.9 * free or free == GB
 
 
-def test_auto_takes_no_slices_where_they_cannot_work():
-    strategy, _ = strategies.best(settings(job=MultiAdapterJobConfig, policy="DIR"), WHOLE, SHAPE, GB, 8, 1)
-    assert strategy == Strategy("ddp", shard_optimizer=True)
-
-
 def test_a_run_may_go_on_with_another_strategy_but_not_with_other_numbers(tmp_path):
     def text(**changes):
         return settings_to_toml(stage_settings(settings(**changes), "ppo"))
