@@ -6,7 +6,8 @@ bf16 autocast, products and attention are in bf16, and each Linear keeps a cast 
 
 from __future__ import annotations
 
-from minirlhf.losses.logprobs import CHUNK_NUMBERS
+from minirlhf.losses.fused import MOST_COLUMNS
+from minirlhf.losses.tiles import chunks_of
 from minirlhf.model.config import ModelConfig
 
 FP32, BF16 = 4, 2  # bytes of a number
@@ -83,11 +84,12 @@ def kept_bytes(
 
 
 def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:
-    """Bytes of the head at the start of the backward pass, for `tokens` learned tokens: a chunk's logits and log-probs,
-    the hidden states, and the gradients of both.
+    """Bytes of the head at the start of the backward pass, for `tokens` learned tokens: a chunk of logits, the hidden
+    states, and the gradients of head and hidden states.
     """
     V, D = config.vocab_size, config.hidden_size
-    chunk = 2 * FP32 * V * min(tokens, CHUNK_NUMBERS // min(V, 2**15))
+    rows = chunks_of(tokens, min(V, MOST_COLUMNS))[0].stop
+    chunk = rows * V * (FP32 + (2 * BF16 if half else 0))  # autocast: also the product and the gradient
     weight = V * D * ((FP32 if trained else 0) + (BF16 if half else 0))
     return chunk + weight + 2 * tokens * D * (BF16 if half else FP32)
 

@@ -20,7 +20,7 @@ ALGORITHMS = ("sft", "dpo", "grpo", "ppo")
 def test_the_bytes_in_use_are_those_of_the_plan(algorithm, micro, monkeypatch):
     monkeypatch.setattr(step_memory, "NEW", 4)  # each token counts its operators
     work = algorithm, "small", micro, False
-    assert step_memory.plan(*work).in_use == pytest.approx(step_memory.in_use(*work), rel=0.05)
+    assert step_memory.plan(*work).in_use == pytest.approx(step_memory.in_use(*work), rel=0.1)
 
 
 @pytest.mark.slow
