@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8"]
+TEST = ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.7", "hypothesis>=6.100", "ruff>=0.8"]
 
 setup(
     name="minirlhf",

@@ -29,6 +29,12 @@ SHAPE = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Files whose tests start processes come first: they take long, and the last file leaves a worker without work."""
+    slow = {item.path for item in items if "forks" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def outside_of_a_run(monkeypatch):
     """A run of an earlier test that ended with an error is not named."""

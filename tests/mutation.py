@@ -23,8 +23,9 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType
 
@@ -106,7 +107,7 @@ sys.meta_path.insert(0, Replacement())
 class Mutant:
     file: str  # below minirlhf/
     name: str  # function | change | source line; "#2" at the end if the line has the same change a second time
-    code: CodeType
+    code: Callable[[], CodeType]  # compiles it: most readers of the list want few mutants or only their names
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -201,13 +202,18 @@ def mutants(file: str, source: str) -> list[Mutant]:
                 if isinstance(child, ast.AST) and not isinstance(child, TEXT):
                     at = getattr(child, "lineno", line)
                     for change, new in changes(child):
-                        put(node, field, i, ast.fix_missing_locations(ast.copy_location(new, child)))
                         name = f"{scope or 'module'} | {change} | {lines[at - 1].strip()}"
                         seen[name] += 1
                         name += f" #{seen[name]}" if seen[name] > 1 else ""
-                        found.append(Mutant(file, name, compile(tree, str(PACKAGE / file), "exec")))
-                        put(node, field, i, child)
+                        ast.fix_missing_locations(ast.copy_location(new, child))
+                        found.append(Mutant(file, name, partial(compiled, (node, field, i), child, new)))
                     walk(child, scope, at)
+
+    def compiled(place: tuple[ast.AST, str, int], old: ast.AST, new: ast.AST) -> CodeType:
+        put(*place, new)
+        code = compile(tree, str(PACKAGE / file), "exec")
+        put(*place, old)
+        return code
 
     def put(node: ast.AST, field: str, i: int, new: ast.AST) -> None:
         if isinstance(getattr(node, field), list):
@@ -275,7 +281,7 @@ def outcomes(todo: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
     while todo or running:
         while todo and len(running) < jobs:
             mutant = todo.pop()
-            running[start(mutant.file, mutant.code)] = mutant
+            running[start(mutant.file, mutant.code())] = mutant
         child, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
         if code in (4, 5):
@@ -312,7 +318,8 @@ def main() -> int:
     todo = [m for file in sources for m in mutants(file, sources[file]) if m.name not in equivalent.get(file, {})]
     if args.sample and args.sample < len(todo):
         todo = random.Random(args.seed).sample(todo, args.sample)
-    whole = [Mutant(file, "", compile(sources[file], str(PACKAGE / file), "exec")) for file in {m.file for m in todo}]
+    unchanged = {file: partial(compile, sources[file], str(PACKAGE / file), "exec") for file in {m.file for m in todo}}
+    whole = [Mutant(file, "", code) for file, code in unchanged.items()]
     if broken := [mutant.file for mutant, failed in outcomes(whole, args.jobs) if failed]:
         raise SystemExit(f"mutation: the tests of {', '.join(broken)} fail without a mutant")
 

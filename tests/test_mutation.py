@@ -51,7 +51,7 @@ def test_a_mutant_is_the_code_with_one_change(mutation):
     source = "def f(x):\n    return x + 2\n"
     results = {}
     for mutant in mutation.mutants("losses/f.py", source):
-        exec(mutant.code, scope := {})
+        exec(mutant.code(), scope := {})
         results[mutant.name.split(" | ")[1]] = scope["f"](5)
     assert results == {"return 0 times it": 0, "+ to -": 3, "2 to 3": 8}
 

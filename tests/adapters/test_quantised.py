@@ -267,7 +267,7 @@ def test_a_tiny_run_on_4_bits_ends_within_5_percent_of_the_run_in_fp32():
     assert quantised == pytest.approx(plain, rel=0.05)
 
 
-@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize("four_bits", [pytest.param(False, marks=pytest.mark.slow), True])  # tracing takes 10 s
 def test_compiled_blocks_with_adapters_compute_what_eager_ones_do(four_bits):
     torch.manual_seed(0)
     shape = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 40}

@@ -1,4 +1,4 @@
-"""Tests import the module `tiny` beside this file. Two processes train all its cases once for all tests."""
+"""Tests import the module `tiny` beside this file. Two processes train its cases once for all tests."""
 
 import fcntl
 import json
@@ -29,12 +29,12 @@ def two_processes(forks, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_sharded(forks, tmp_path_factory):
-    """As `two_processes`, with every case in slices."""
+def all_cases(forks, tmp_path_factory):
+    """As `two_processes`, with every case, also in slices."""
     import tiny
 
-    cases = ",".join(tiny.CASES)
-    return train_as_ranks(forks, tmp_path_factory.mktemp("ranks"), SHARDED=cases, FEW=cases)
+    every = ",".join(tiny.CASES)
+    return train_as_ranks(forks, tmp_path_factory.mktemp("ranks"), COPIED=every, SHARDED=every, FEW=every)
 
 
 def train_as_ranks(forks, folder, **variables):

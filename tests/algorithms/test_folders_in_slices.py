@@ -87,7 +87,7 @@ def test_export_of_one_process_has_no_effect_and_says_so(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_every_way_to_read_and_every_new_model(all_sharded):
-    for found in results(all_sharded):
+def test_every_way_to_read_and_every_new_model(all_cases):
+    for found in results(all_cases):
         assert len(found["read"]) > 90 and not any(found["read"].values())
         assert found["fresh"] == dict.fromkeys(FAMILIES, [])

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 FOUR_BITS = ("ppo_4_bits", "ppo_qlora")
 
 
-@pytest.mark.parametrize("case", tiny.CASES)
+@pytest.mark.parametrize("case", tiny.COPIED.split(","))
 def test_two_processes_train_as_one_process_on_the_joined_batch(two_processes, case):
     check_case(two_processes, case, case)
 
@@ -104,16 +104,22 @@ def test_moments_are_split_between_processes_and_the_run_is_that_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.COPIED.split(",")])
+def test_every_case_trains_in_two_processes_as_in_one(all_cases, case):
+    check_case(all_cases, case, case)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.SHARDED.split(",")])
-def test_every_model_in_slices_trains_as_in_one_process(all_sharded, case):
-    check_case(all_sharded, case, f"{case}-fsdp")
-    check_few(all_sharded, case, f"{case}-fsdp-few")
+def test_every_model_in_slices_trains_as_in_one_process(all_cases, case):
+    check_case(all_cases, case, f"{case}-fsdp")
+    check_few(all_cases, case, f"{case}-fsdp-few")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.FEW.split(",")])
-def test_every_trainer_takes_fewer_rows_than_processes(all_sharded, case):
-    check_few(all_sharded, case, f"{case}-few")
+def test_every_trainer_takes_fewer_rows_than_processes(all_cases, case):
+    check_few(all_cases, case, f"{case}-few")
 
 
 def _values(trainer):

@@ -76,6 +76,7 @@ from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
+COPIED = "sft_experts,reward,ppo_options,grpo_batch,dpo,kto,online_dpo,gkd,process_reward"  # each trainer once
 # cases that two processes train in slices too
 SHARDED = "reward,ppo_options,ppo_lora,ppo_qlora,ppo_adapters,grpo_resample,dpo,nash_md,gkd"
 FEW = "reward,ppo_head,dapo,kto,gkd"  # cases that two processes train on fewer rows than processes too
@@ -470,8 +471,8 @@ def _train_few(make: Callable, file: Path) -> None:
 
 def _train_as_rank(folder: Path) -> None:
     with process_group(torch.device("cpu")):
-        for name, make in CASES.items():
-            trainer = make()
+        for name in os.environ.get("COPIED", COPIED).split(","):
+            trainer = CASES[name]()
             _write(trainer, train(trainer, batches(8)), folder / name)
         few = os.environ.get("FEW", FEW).split(",")
         for name in few:

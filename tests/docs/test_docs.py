@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
@@ -26,6 +26,7 @@ from minirlhf.training.journal import Journal
 from minirlhf.training.vocabulary import METRICS
 
 from ..examples.conftest import small_task
+from ..forks import Forks
 from ..test_imports import CORE, module
 from ..test_imports import FILES as PACKAGE_FILES
 from .output import BLOCK, shape, shortened
@@ -218,11 +219,11 @@ def test_install_commands_are_those_of_ci():
 class Workshop:
     """A folder like a user's. The commands of all pages run there in their order, each once.
 
-    Programs run in this process, because a start takes longer than a tiny run; those of two processes start for real.
+    Programs run in this process, because a start takes longer than a tiny run; those of torchrun in forks, two each.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.folder, self.forks = folder, forks
         self.results: dict[str, tuple[int, str, str]] = {}
         shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         words = ["kettle", "lamp", "tent", "desk"]
@@ -260,7 +261,7 @@ class Workshop:
         for earlier in COMMANDS[: COMMANDS.index(command) + 1]:
             if earlier not in self.results:
                 words = self.with_tiny_settings(shlex.split(earlier))
-                start = self.start if "--nproc-per-node" in words else self.call
+                start = self.start if words[0] == "torchrun" else self.call
                 self.results[earlier] = start(words)
         return self.results[command]
 
@@ -283,12 +284,13 @@ class Workshop:
         return words
 
     def start(self, words: list[str]) -> tuple[int, str, str]:
-        """A process of its own, as a user starts it."""
-        assert words[0] == "torchrun"
-        command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600)
-        return done.returncode, done.stdout, done.stderr
+        """The processes that torchrun starts, in forks."""
+        read = torchrun_parser().parse_args(words[1:])
+        with contextlib.chdir(self.folder):
+            program, world = [read.training_script, *read.training_script_args], int(read.nproc_per_node)
+            done = self.forks.ranks(*program, world=world, seconds=600, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+        codes, out, err = zip(*((each.returncode, each.stdout, each.stderr) for each in done), strict=True)
+        return max(codes), "".join(out), "".join(err)
 
     def call(self, words: list[str]) -> tuple[int, str, str]:
         """The program's own lines, in this process."""
@@ -315,8 +317,8 @@ def toml(name: str, table: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("workshop"))
+def workshop(forks, tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("workshop"), forks)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

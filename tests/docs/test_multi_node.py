@@ -20,8 +20,8 @@ SRUN = '#!/bin/bash\nfor node in 0 1; do "$@" & pids+=($!); done\nfor pid in ${p
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("workshop"))
+def workshop(forks, tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("workshop"), forks)
 
 
 def here(text, output):

@@ -1,5 +1,6 @@
 """Every example from its first line to its last: as a program, under torchrun, as two processes, in parts."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from minirlhf.jobs import opened
 from .conftest import small_task
 
 MEASURES = {"gold_reward", "model_reward", "grammatical", "length", "distinct_2"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 EXAMPLES = os.path.join(os.path.dirname(__file__), "..", "..", "examples")
 
 
@@ -25,26 +27,23 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def torchrun(folder, *words):
+    """Start torchrun in a folder -> its process."""
+    command, env = [sys.executable, "-m", "torch.distributed.run", *map(str, words)], os.environ | ONE_THREAD
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 @pytest.fixture(scope="module")
-def programs(inputs, tmp_path_factory):
-    """name -> (working folder, output) of three ways to start a program, run side by side."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    ways = {
-        "python": [sys.executable, "mine.py"],  # a copy elsewhere
-        "torchrun": [*torchrun, "--nproc_per_node", "1", "--master_port", "0", f"{EXAMPLES}/sft.py"],
-        "two": [*torchrun, "--standalone", "--nproc_per_node", "2", f"{EXAMPLES}/ppo.py"],
-    }
-    running = {}
-    for name, command in ways.items():
-        cwd, settings = tmp_path_factory.mktemp(name), "sft" if name == "torchrun" else "ppo"
-        shutil.copy(f"{EXAMPLES}/ppo.py", cwd / "mine.py")
-        argv = [*command, "--config", str(inputs / f"{settings}.toml"), "--data", str(inputs / "pairs.jsonl")]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        running[name] = cwd, subprocess.Popen(argv, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
-    results = {}
-    for name, (cwd, process) in running.items():
-        results[name] = cwd, process.communicate(timeout=240)[0]
-        assert process.returncode == 0, results[name][1]
+def programs(forks, inputs, tmp_path_factory):
+    """name -> (working folder, output) of two ways to start the main job, run side by side."""
+    settings = ["--config", inputs / "ppo.toml", "--data", inputs / "pairs.jsonl"]
+    one, two = (tmp_path_factory.mktemp(name) for name in ("python", "two"))
+    process = torchrun(two, "--standalone", "--nproc_per_node", "2", f"{EXAMPLES}/ppo.py", *settings)
+    shutil.copy(f"{EXAMPLES}/ppo.py", one / "mine.py")  # a copy elsewhere
+    with contextlib.chdir(one):
+        (done,) = forks.run(["mine.py", *settings], env=[ONE_THREAD])
+    results = {"python": (one, done.stderr + done.stdout), "two": (two, process.communicate(timeout=240)[0])}
+    assert (done.returncode, process.returncode) == (0, 0), results
     return results
 
 
@@ -93,10 +92,13 @@ def test_two_processes_come_to_the_summary_of_one_and_print_once(programs):
     assert programs["two"][1].count("before PPO") == 1
 
 
-def test_sft_runs_alone_under_torchrun(programs):
-    cwd, output = programs["torchrun"]
+@pytest.mark.slow
+def test_sft_runs_alone_under_torchrun(inputs, tmp_path):
+    settings = ["--config", inputs / "sft.toml", "--data", inputs / "pairs.jsonl"]
+    words = ["--nproc_per_node", "1", "--master_port", "0", f"{EXAMPLES}/sft.py", *settings]
+    output = torchrun(tmp_path, *words).communicate(timeout=240)[0]
     assert "the model: runs/sft-001/sft/model" in output
-    assert (cwd / "runs" / "sft-001" / "sft" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "sft-001" / "sft" / "model" / "model.safetensors").exists()
 
 
 def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
