@@ -56,9 +56,19 @@ def flags(folder, inputs, tmp_path, *more):
 
 
 FAMILIES_AND_PROGRAMS = [(family, program) for family in FOLDERS for program in ("ppo", "grpo", "dpo", "sft")]
+# the default tier has each family and each program, the slow tier every pair of them
+ALL = {("gpt2", "ppo"), ("gemma2", "grpo"), ("qwen3", "dpo"), ("mistral", "sft"), ("qwen3_moe", "ppo")}
+ADAPTED = {("gpt2", "grpo", "lora"), ("gemma2", "dpo", "lora"), ("qwen3", "sft", "lora"), ("mistral", "ppo", "lora")}
+ADAPTED |= {("qwen3_moe", "grpo", "lora"), ("gpt2", "unpaired", "lora"), ("gpt2", "dpo", "qlora")}
+ADAPTED |= {("gemma2", "sft", "qlora"), ("qwen3", "ppo", "qlora"), ("mistral", "grpo", "qlora")}
+ADAPTED |= {("qwen3_moe", "dpo", "qlora"), ("qwen3", "online_dpo", "qlora")}
 
 
-@pytest.mark.parametrize(("family", "program"), FAMILIES_AND_PROGRAMS)
+def tiers(cases, default):
+    return [case if case in default else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("family", "program"), tiers(FAMILIES_AND_PROGRAMS, ALL))
 def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of, inputs, tmp_path, family, program):
     folder = folder_of(family)
     call(program, tmp_path, "--policy", folder, "--data", inputs / "pairs.jsonl", "--output", tmp_path / "job")
@@ -69,10 +79,10 @@ def test_a_folder_of_another_family_is_trained_and_written_back(call, folder_of,
 
 
 MORE = [("gpt2", "unpaired"), ("qwen3", "online_dpo")]
+EVERY = [(*pair, train) for pair in [*FAMILIES_AND_PROGRAMS, *MORE] for train in ("lora", "qlora")]
 
 
-@pytest.mark.parametrize("train", ["lora", "qlora"])
-@pytest.mark.parametrize(("family", "program"), [*FAMILIES_AND_PROGRAMS, *MORE])
+@pytest.mark.parametrize(("family", "program", "train"), tiers(EVERY, ADAPTED))
 def test_adapters_alone_are_trained(call, folder_of, inputs, tmp_path, capsys, family, program, train):
     folder = folder_of(family)
     call(program, tmp_path, *flags(folder, inputs, tmp_path, "--train", train, "--lora.r", 4))
