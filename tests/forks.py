@@ -31,7 +31,7 @@ class Forks:
         if self.server:
             self.server.communicate()
 
-    def run(self, *commands: list, seconds: float = 120, env: list[dict] | None = None) -> list:
+    def run(self, *commands: list, seconds: float = 600, env: list[dict] | None = None) -> list:
         """Run programs side by side, each as `python` would: [FILE, *arguments] or ["-c", CODE, *arguments].
 
         env: for each command, variables of its environment beside those of this process.
@@ -57,7 +57,7 @@ class Forks:
             for argv, code, pair in zip(commands, codes, texts, strict=True)
         ]
 
-    def ranks(self, *argv: object, world: int = 2, seconds: float = 120, **variables: str) -> list:
+    def ranks(self, *argv: object, world: int = 2, seconds: float = 600, **variables: str) -> list:
         """Run one program in `world` processes that find each other as under torchrun -> as `run`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

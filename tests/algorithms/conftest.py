@@ -38,7 +38,7 @@ def all_cases(forks, tmp_path_factory):
 
 
 def train_as_ranks(forks, folder, **variables):
-    done = forks.ranks(HERE / "tiny.py", "ranks", folder, seconds=600, **variables)
+    done = forks.ranks(HERE / "tiny.py", "ranks", folder, **variables)
     (folder / "codes.json").write_text(json.dumps([process.returncode for process in done]))
     (folder / "errors.txt").write_text("".join(process.stderr for process in done))
     return folder

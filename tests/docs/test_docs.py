@@ -288,7 +288,7 @@ class Workshop:
         read = torchrun_parser().parse_args(words[1:])
         with contextlib.chdir(self.folder):
             program, world = [read.training_script, *read.training_script_args], int(read.nproc_per_node)
-            done = self.forks.ranks(*program, world=world, seconds=600, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+            done = self.forks.ranks(*program, world=world, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
         codes, out, err = zip(*((each.returncode, each.stdout, each.stderr) for each in done), strict=True)
         return max(codes), "".join(out), "".join(err)
 

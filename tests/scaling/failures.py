@@ -83,6 +83,9 @@ CASES: dict[str, Callable[[], None]] = {
     "again": lambda: steps(lambda: None),  # a restart: the store has the words of killed processes; the last case
 }
 COMERS = {"alone": [0], "no-first": [1]}
+PATIENCE = 60  # [s] on a busy machine, of the cases that do not wait until their time is over
+TIMEOUT = dict.fromkeys(("hangs", "alone", "no-first", "port"), 5)
+GRACE = {"hangs": 2, "killed": 2}
 
 
 def run(name: str, folder: Path) -> None:
@@ -92,6 +95,8 @@ def run(name: str, folder: Path) -> None:
     file = folder / f"{name}-{os.environ['RANK']}"
     os.dup2(os.open(file.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT), 2)
     torch.set_num_threads(1)
+    os.environ["MINIRLHF_TIMEOUT"] = str(TIMEOUT.get(name, PATIENCE))
+    ending.GRACE = GRACE.get(name, PATIENCE)
     start, code = time.monotonic(), 0
     try:
         exits_cleanly(CASES[name])()
@@ -131,12 +136,10 @@ def started(name: str, folder: Path, stack: ExitStack) -> list[int]:
 
 def main() -> None:
     folder, names = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
-    os.environ["MINIRLHF_TIMEOUT"] = "2"
-    ending.GRACE = 1.0
     with ExitStack() as stack:
-        processes = [started(name, folder, stack) for name in names]
-        for pids in processes:
-            ranks.wait(pids, 60, grace=10)
+        processes = {name: started(name, folder, stack) for name in names}
+        for name, pids in processes.items():
+            ranks.wait(pids, 120, grace=0 if name == "hangs" else None)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def wait(pids: list[int], seconds: float, grace: float | None = None) -> list[in
     return [codes[pid] for pid in pids]
 
 
-def run(world: int, function: Callable[..., None], *args: object, seconds: float = 120) -> None:
+def run(world: int, function: Callable[..., None], *args: object, seconds: float = 600) -> None:
     """Run `function` in `world` processes to its end.   Raises: RuntimeError if a process fails or hangs."""
     codes = wait(fork(world, function, *args), seconds)
     if codes != [0] * world:
