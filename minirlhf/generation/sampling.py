@@ -8,15 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirlhf.losses.masking import wide_dtype
-
 
 def sample(
     logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per row -> (tokens [B], logps [B] nats, mass_kept [B]).
 
-    The token is the first index whose float64 cumulative probability exceeds the uniform. The log-prob belongs to the
+    The token is the first index whose cumulative probability exceeds the uniform. The log-prob belongs to the
     distribution that the token is drawn from: temperature and truncation are included. It is not finite if the logits
     are broken: nan, inf, or -inf for every token. `mass_kept` is the probability mass that truncation left.
 
@@ -29,20 +27,14 @@ def sample(
     if temperature == 0:
         largest, tokens = logits.max(-1)  # nan if any logit is nan
         return tokens, (largest - largest).to(uniforms.dtype), torch.ones_like(uniforms)  # 0, or nan if not finite
-    logps = (logits.float() / temperature).log_softmax(-1)
-    mass_kept = torch.ones_like(logps[:, 0])
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    mass_kept = torch.ones_like(logits[:, 0])
     if top_k or top_p < 1:
         from minirlhf.generation.truncation import truncate  # here, so that the core loads no leaf
 
-        logps, mass_kept = truncate(logps, top_k, top_p)
-    tokens = first_exceeding(logps, uniforms)
-    return tokens, logps.gather(-1, tokens[:, None]).squeeze(-1), mass_kept
+        logits, mass_kept = truncate(logits.log_softmax(-1), top_k, top_p)
+    from minirlhf.generation.cumulative import first_exceeding  # here, so that the core loads no leaf
 
-
-def first_exceeding(logps: Tensor, uniforms: Tensor) -> Tensor:
-    """[B, V] log-probs, [B] uniforms -> [B]: the first index whose cumulative probability exceeds the uniform."""
-    cumulative = logps.to(wide_dtype(logps)).exp().cumsum(-1)
-    # Rounding makes the total differ a little from 1. The uniform is scaled by the total, so a uniform near 1 still
-    # finds a token with a probability above 0.
-    threshold = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logps.shape[-1] - 1)
+    probs = logits.softmax(-1)
+    tokens = first_exceeding(probs, uniforms)
+    return tokens, probs.gather(-1, tokens[:, None]).squeeze(-1).log(), mass_kept

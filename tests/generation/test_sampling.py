@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.generation.sampling import first_exceeding, sample
+from minirlhf.generation.cumulative import first_exceeding
+from minirlhf.generation.sampling import sample
 from minirlhf.generation.truncation import truncate
 from minirlhf.runtime.randomness import keyed_uniforms
 
@@ -26,9 +27,12 @@ def test_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform():
 
 def test_a_uniform_on_the_boundary_belongs_to_the_next_token():
     # quarters are exact in binary: cumulative 0.25, 0.5, 0.75, 1
-    assert first_exceeding(
-        torch.tensor([[0.25] * 4]).log().expand(4, -1), torch.tensor([0.0, 0.25, 0.5, 0.75])
-    ).tolist() == [0, 1, 2, 3]
+    assert first_exceeding(torch.tensor([[0.25] * 4]).expand(4, -1), torch.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_the_ends_of_the_unit_interval_stay_in_range():
@@ -50,8 +54,24 @@ def test_cumulative_sum_is_taken_in_float64():
     # 2^20 equal tokens: in fp32 the steps of the running sum near 1 are wrong by more than half a token
     n = 2**20
     indices = torch.tensor([1, n // 3, n // 2 + 1, n - 2])
-    tokens = first_exceeding(torch.zeros(1, n).log_softmax(-1).expand(4, -1), (indices.double() + 0.5) / n)
+    tokens = first_exceeding(torch.ones(1, n).expand(4, -1), (indices.double() + 0.5) / n)
     assert tokens.tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 128, 999, 50_257])
+def test_the_search_by_blocks_finds_the_token_of_one_running_sum(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    probs = (3 * torch.randn(40, vocabulary, generator=generator)).softmax(-1)
+    probs[torch.rand(probs.shape, generator=generator) < 0.3] = 0  # whole blocks too, below
+    probs[:20, 64:256], probs[:, vocabulary // 2] = 0, 1e-3
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    uniforms[:3] = torch.tensor([0.0, LARGEST_UNIFORM, 0.5])
+    ends = probs.double().cumsum(-1)
+    tokens = first_exceeding(probs, uniforms)
+    threshold = (uniforms * ends[:, -1])[:, None]
+    start, end = (ends - probs).gather(1, tokens[:, None]), ends.gather(1, tokens[:, None])
+    assert (probs.gather(1, tokens[:, None]) > 0).all()
+    assert ((start - 1e-6 <= threshold) & (threshold <= end + 1e-6)).all()  # blocks are summed in fp32
 
 
 def test_top_k_by_hand():
