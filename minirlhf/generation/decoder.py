@@ -10,12 +10,14 @@ N rows, D width, H query heads, K key-value heads, E head width, S columns of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from minirlhf.model.attention import Attention, attend
-from minirlhf.model.cache import KVCache
+from minirlhf.generation.slot_cache import SlotCache, pairs_first
+from minirlhf.model.attention import attend
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.model.context import AttentionInputs
 from minirlhf.model.norms import softcap
@@ -48,38 +50,41 @@ class Decoder:
         self.embed, self.norm = trunk.embed_tokens, norm_of(trunk.norm)
         self.embed_positions = trunk.embed_positions if self.config.positions == "learned" else None
         tied = self.config.tie_word_embeddings
-        self.head = Product([trunk.embed_tokens if tied else transformer.lm_head], dtype, joined)
-        self.layers = [Layer(block, dtype, joined) for block in trunk.layers]
+        self.head = Product([trunk.embed_tokens if tied else transformer.lm_head], dtype, joined, Buffer())
+        buffers = Buffer(), Buffer()
+        self.layers = [Layer(block, dtype, joined, *buffers) for block in trunk.layers]
         self.layer_types = {*self.config.layer_types} or {FULL}
 
-    def __call__(self, tokens: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
-        """Append a token to each of the first N rows of the cache -> the logits [N, V] of the tokens after them.
+    def __call__(self, tokens: Tensor, lengths: Tensor, cache: SlotCache) -> Tensor:
+        """Append a token to each of the first N slots of the cache -> the logits [N, V] of the tokens after them.
 
         tokens: [N] ids.   lengths: [N] tokens that the row has stored, which is the position of its new token.
-        Raises: nothing; `cache.width` must be greater than every length, and it is the number of columns read.
+        The next call overwrites the logits. `cache.width` must be greater than every length, and it is the number of
+        columns read.
         """
-        N, columns = len(tokens), cache.keys_LBSKE.shape[2]
+        N, width = len(tokens), cache.width
         x = self.embed(tokens)
         if self.config.embedding_scale:
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
         if self.embed_positions is not None:
             x = x + self.embed_positions(lengths)
-        inputs = {name: self._inputs(name, lengths, cache.width) for name in self.layer_types}
-        places = torch.arange(N, device=x.device) * columns + lengths  # of the new keys among all columns of all rows
-        for number, layer in enumerate(self.layers):
-            keys, values = cache.keys_LBSKE[number], cache.values_LBSKE[number]
-            x = layer(x, inputs[layer.attention.layer_type], keys, values, places, cache.width)
+        inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}
+        places = torch.arange(N, device=x.device) * cache.columns + lengths  # of the new token among all columns
+        # views of all layers at once: what the layers read, and the rows that they write
+        seen = cache.numbers[:, :N, :width].permute(0, 3, 1, 4, 2, 5).unbind()
+        written = cache.numbers.flatten(1, 2).flatten(2).unbind()
+        for layer, read, rows in zip(self.layers, seen, written, strict=True):
+            x = layer(x, *inputs[layer.type], read, rows, places)
         return softcap(self.head(self.norm(x)), self.config.final_logit_softcapping)
 
-    def _inputs(self, layer_type: str, lengths: Tensor, width: int) -> AttentionInputs:
-        """Angles [N, 1, E], the sine with the sign of `turned`; and the mask [N, 1, 1, width] of the visible columns.
+    def _inputs(self, layer_type: str, lengths: Tensor, width: int) -> tuple[Tensor, AttentionInputs]:
+        """-> (rotations [N, 1, E / 2], complex numbers of size 1; the mask [N, 1, 1, width] of the visible columns).
 
         The mask is added to the scores, because SDPA would turn a mask of bools into such a mask once a layer.
         """
-        cos, sin = (
-            table[lengths].unsqueeze(1) for table in rope_tables(self.config, layer_type, width, lengths.device)
-        )
-        signed = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        cos, sin = (table[lengths] for table in rope_tables(self.config, layer_type, width, lengths.device))
+        half = cos.shape[-1] // 2
+        rotation = torch.complex(cos[:, None, :half], sin[:, None, :half])
         distance = lengths[:, None] - torch.arange(width, device=lengths.device)
         visible = distance >= 0
         if layer_type == SLIDING and self.config.sliding_window < width:
@@ -88,105 +93,155 @@ class Decoder:
             visible = torch.zeros(visible.shape, dtype=self.dtype, device=lengths.device).masked_fill_(
                 ~visible, -torch.inf
             )
-        return AttentionInputs(cos, signed, visible[:, None, None])
+        return rotation, AttentionInputs(cos, sin, visible[:, None, None])
 
 
 class Layer:
-    """A block at one token a row: x [N, D] -> [N, D]."""
+    """A block at one token a row: x [N, D] -> [N, D], in the memory of x where that is possible.
 
-    def __init__(self, block: Block, dtype: torch.dtype, joined: bool) -> None:
-        self.block, self.dtype = block, dtype
-        self.attention: Attention = block.self_attn
+    Everything that a step asks for is looked up once, because a lookup in a module takes as long as a small operation.
+    """
+
+    def __init__(self, block: Block, dtype: torch.dtype, joined: bool, qkv: Buffer, inner: Buffer) -> None:
+        """qkv, inner: memory of the results of these products, shared by all layers."""
+        attention, config, mlp = block.self_attn, block.self_attn.config, block.mlp
+        self.type, self.uses_rope, self.qk_norm = attention.layer_type, attention.uses_rope, config.qk_norm
+        self.H, self.K, self.E = config.num_attention_heads, config.num_key_value_heads, config.head_width
+        self.scale, self.cap = config.attention_scale, config.attn_logit_softcapping
         self.norms = norm_of(block.input_layernorm), norm_of(block.post_attention_layernorm)
-        attention = self.attention
-        fused = attention.config.fused_projections
-        names = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
-        self.qkv = Product([getattr(attention, name) for name in names], dtype, joined)
+        self.output_norms = block.attention_output_norm, block.mlp_output_norm
+        self.order = pairs_first(config).to(next(block.parameters()).device)
+        order = None
+        if self.qk_norm == "none":
+            order = torch.arange((self.H + 2 * self.K) * self.E, device=self.order.device).view(-1, self.E)
+            order[: self.H + self.K] = order[: self.H + self.K, self.order]
+            order = order.flatten()
+        else:
+            self.head_norms = attention.q_norm, attention.k_norm
+        names = ("qkv_proj",) if config.fused_projections else ("q_proj", "k_proj", "v_proj")
+        self.qkv = Product([getattr(attention, name) for name in names], dtype, joined, qkv, order)
         self.output = Product([attention.o_proj], dtype, joined)
-        self.mlp = block.mlp
-        if isinstance(self.mlp, MLP):
-            names = ("gate_up_proj",) if self.mlp.fused else ("gate_proj", "up_proj")
-            names = names if self.mlp.gated else ("up_proj",)
-            self.up = Product([getattr(self.mlp, name) for name in names], dtype, joined)
-            self.down = Product([self.mlp.down_proj], dtype, joined)
+        self.experts = None if isinstance(mlp, MLP) else mlp
+        if not self.experts:
+            names = ("gate_up_proj",) if mlp.fused else ("gate_proj", "up_proj")
+            self.up = Product(
+                [getattr(mlp, name) for name in (names if mlp.gated else names[-1:])], dtype, joined, inner
+            )
+            self.down = Product([mlp.down_proj], dtype, joined)
+            self.gated, self.act = mlp.gated, partial(F.silu, inplace=True) if mlp.act is F.silu else mlp.act
 
     def __call__(
-        self, x: Tensor, inputs: AttentionInputs, keys_BSKE: Tensor, values_BSKE: Tensor, places: Tensor, width: int
+        self, x: Tensor, rotation: Tensor, inputs: AttentionInputs, read: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        attended = self._attend(self.norms[0](x), inputs, keys_BSKE, values_BSKE, places, width)
-        x = self.output.added_to(x, attended, self.block.attention_output_norm)
+        """read: [2, N, K, S, E] keys and values of the cache.   rows: [B S, 2 K E] the same memory, where the new
+        tokens are written at `places` [N].
+        """
+        attended = self._attend(self.norms[0](x), rotation, inputs, read, rows, places)
+        x = self.output.added_to(x, attended, self.output_norms[0])
         y = self.norms[1](x)
-        if not isinstance(self.mlp, MLP):  # experts
-            return x + self.block.mlp_output_norm(self.mlp(y[:, None])[:, 0])
+        if self.experts:
+            return x + self.output_norms[1](self.experts(y[:, None])[:, 0])
         inner = self.up(y)
-        if self.mlp.gated:
+        if self.gated:
             gate, inner = inner.chunk(2, dim=-1)
-            inner = self.mlp.act(gate) * inner
+            inner = self.act(gate).mul_(inner)
         else:
-            inner = self.mlp.act(inner)
-        return self.down.added_to(x, inner, self.block.mlp_output_norm)
+            inner = self.act(inner)
+        return self.down.added_to(x, inner, self.output_norms[1])
 
     def _attend(
-        self, x: Tensor, inputs: AttentionInputs, keys_BSKE: Tensor, values_BSKE: Tensor, places: Tensor, width: int
+        self, x: Tensor, rotation: Tensor, inputs: AttentionInputs, read: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """Write the keys and values of the new tokens into the cache, and attend -> [N, H E]."""
-        config, N = self.attention.config, len(x)
-        H, K, E = config.num_attention_heads, config.num_key_value_heads, config.head_width
-        q_and_k, v = self.qkv(x).split([(H + K) * E, K * E], dim=-1)
-        if config.qk_norm == "width":
-            q, k = q_and_k.split([H * E, K * E], dim=-1)
-            q_and_k = torch.cat((self.attention.q_norm(q), self.attention.k_norm(k)), dim=-1)
-        q_and_k = q_and_k.unflatten(-1, (H + K, E))
-        if config.qk_norm == "head":
-            q, k = q_and_k.split([H, K], dim=1)
-            q_and_k = torch.cat((self.attention.q_norm(q), self.attention.k_norm(k)), dim=1)
-        if self.attention.uses_rope:
-            q_and_k = turned(q_and_k, inputs.cos, inputs.sin)
-        for cached, new in ((keys_BSKE, q_and_k[:, H:]), (values_BSKE, v)):
-            cached.view(-1, K * E).index_copy_(0, places, new.reshape(N, K * E).to(cached.dtype))
+        N, H, K, E = len(x), self.H, self.K, self.E
+        qkv = self.qkv(x)
+        q, new = qkv.split([H * E, 2 * K * E], dim=-1)
+        if self.qk_norm != "none":
+            self._normalise(qkv)
+        if self.uses_rope:
+            turn(qkv.view(N, H + 2 * K, E).narrow(1, 0, H + K), rotation)
+        rows.index_copy_(0, places, new)
         # the query heads of one key-value head take the place of query tokens, so no key is copied
-        q_NKGE = q_and_k[:, :H].reshape(N, K, H // K, E).to(self.dtype)
-        k_NKSE, v_NKSE = (cached[:N, :width].transpose(1, 2) for cached in (keys_BSKE, values_BSKE))
-        out = attend(q_NKGE, k_NKSE, v_NKSE, inputs, config.attention_scale, config.attn_logit_softcapping)
+        out = attend(q.view(N, K, H // K, E), *read.unbind(), inputs, self.scale, self.cap)
         return out.reshape(N, H * E)
+
+    def _normalise(self, qkv: Tensor) -> None:
+        """The family's norms on queries and keys, in place; then their numbers in pairs."""
+        H, K, E = self.H, self.K, self.E
+        parts = qkv[:, : (H + K) * E].split([H * E, K * E], dim=-1)
+        if self.qk_norm == "head":
+            parts = [part.unflatten(-1, (-1, E)) for part in parts]
+        normed = [norm(part).flatten(1) for norm, part in zip(self.head_norms, parts, strict=True)]
+        qkv[:, : (H + K) * E] = torch.cat(normed, dim=-1).view(-1, H + K, E)[..., self.order].flatten(1)
+
+
+class Buffer:
+    """Memory for the result of a product, used again by the next: new memory would have to come into the caches."""
+
+    def __init__(self) -> None:
+        self.numbers: Tensor | None = None
+
+    def rows(self, count: int, weight_t: Tensor) -> Tensor:
+        if self.numbers is None or len(self.numbers) < count:
+            self.numbers = weight_t.new_empty(count, weight_t.shape[1])
+        return self.numbers[:count]
 
 
 class Product:
     """x [N, in] -> x W^T + b of one Linear, or of several Linears with the same input as one product."""
 
-    def __init__(self, linears: Sequence[nn.Module], dtype: torch.dtype, joined: bool) -> None:
+    def __init__(
+        self,
+        linears: Sequence[nn.Module],
+        dtype: torch.dtype,
+        joined: bool,
+        buffer: Buffer | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        """buffer: where the result is written.   order: of the numbers in the result."""
         from minirlhf.adapters.quantised import QuantisedLinear
 
         bases = [getattr(linear, "base", linear) for linear in linears]
         self.modules: list[Callable[[Tensor], Tensor]] = []
+        self.buffer, self.order = buffer, order
         if any(isinstance(base, QuantisedLinear) for base in bases) or (len(linears) > 1 and not joined):
             self.modules, self.dtype = list(linears), dtype  # a copy of these weights would take too much memory
             return
         weights = [linear.weight.detach().to(dtype) for linear in linears]
         biases = [base.bias for base in bases if getattr(base, "bias", None) is not None]
-        self.weight_t = (weights[0] if len(weights) == 1 else torch.cat(weights)).t()
-        if joined:  # a product of few rows reads such a copy a third faster
-            self.weight_t = self.weight_t.contiguous()
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None
+        if order is not None:
+            weight, self.bias = weight[order], None if self.bias is None else self.bias[order]
+        # a product of few rows reads a transposed copy a third faster
+        self.weight_t = weight.t().contiguous() if joined else weight.t()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.modules:
             parts = [module(x).to(self.dtype) for module in self.modules]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            return whole if self.order is None else whole.index_select(-1, self.order)
         x = x.to(self.weight_t.dtype)
-        return x @ self.weight_t if self.bias is None else torch.addmm(self.bias, x, self.weight_t)
+        out = self.buffer and self.buffer.rows(len(x), self.weight_t)
+        if self.bias is None:
+            return torch.mm(x, self.weight_t, out=out)
+        return torch.addmm(self.bias, x, self.weight_t, out=out)
 
     def added_to(self, residual: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
-        """residual + norm(product): one operation where the family has no norm on outputs and no bias."""
+        """residual + norm(product): in place where the family has no norm on outputs and no bias."""
         plain = isinstance(norm, nn.Identity) and not self.modules and self.bias is None
         if plain and self.weight_t.dtype == residual.dtype == x.dtype:
-            return torch.addmm(residual, x, self.weight_t)
+            return residual.addmm_(x, self.weight_t)
         return residual + norm(self(x))
 
 
-def turned(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """`rope.rotate` in three operations: the second half of the rolled numbers meets the sine, the first minus it."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin).to(x.dtype)
+def turn(heads: Tensor, rotation: Tensor) -> None:
+    """`rope.rotate` of [N, heads, E] in place, with the numbers of each pair side by side."""
+    pairs = heads.unflatten(-1, (heads.shape[-1] // 2, 2))
+    if heads.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(pairs).mul_(rotation)
+    else:  # half precision has no complex numbers
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotation))
 
 
 def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -200,6 +255,7 @@ def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
         if x.dtype != torch.float32:
             return norm(x)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * scale / torch.hypot(length, least)  # hypot: the root of the sum of squares and of width * eps
+        # hypot: the root of the sum of squares and of width * eps
+        return (x * scale).div_(torch.hypot(length, least, out=length))
 
     return rms_norm

@@ -20,6 +20,7 @@ from minirlhf.errors import InputError
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.decoder import Decoder
 from minirlhf.generation.sampling import sample
+from minirlhf.generation.slot_cache import SlotCache
 from minirlhf.model.cache import KVCache
 from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.randomness import keyed_uniforms
@@ -68,7 +69,7 @@ class Slots:
         self.prompt_of: list[int] = []  # per running slot: the index of its prompt
         # per slot, in tokens: the prompt, the completion so far, and the longest completion
         self.start, self.made, self.room = (numpy.zeros(B, dtype=numpy.int64) for _ in range(3))
-        self.cache = KVCache(transformer.config, B, 0, self.device, self.dtype)
+        self.cache = SlotCache(transformer.config, B, 0, self.device, self.dtype)
         wide = torch.float32 if device_type == "mps" else torch.float64
         self.uniforms = torch.zeros(B, M, dtype=wide, device=self.device)
         self.ids = torch.zeros(B, M, dtype=torch.int64, device=self.device)
@@ -156,7 +157,7 @@ class Slots:
             to, source = (torch.from_numpy(x).to(self.device) for x in (gaps, movers))
             for store in self.per_row:
                 store[to] = store[source]
-            self._copy_cache(to, source)
+            self.cache.copy(to, source)
             for numbers in (self.start, self.made, self.room):
                 numbers[gaps] = numbers[movers]
             for gap, mover in zip(gaps.tolist(), movers.tolist(), strict=True):
@@ -216,7 +217,7 @@ class Slots:
                 own.append(slot)
         self._run([self.prompts[self.prompt_of[slot]] for slot in own], own)
         if copies:
-            self._copy_cache(*(torch.tensor(list(x), device=self.device) for x in (copies, copies.values())))
+            self.cache.copy(*(torch.tensor(list(x), device=self.device) for x in (copies, copies.values())))
         logits = torch.stack([self.first_logits[self.prompts[i]] for i in rows])
         following = self.prompts[self.waiting[-1]] if self.waiting else None
         self.first_logits = {prompt: x for prompt, x in self.first_logits.items() if prompt == following}
@@ -229,29 +230,16 @@ class Slots:
             cache = KVCache(self.transformer.config, len(group), batch.input_ids.shape[1], self.device, self.dtype)
             hidden = self.transformer.model(batch.input_ids, batch.attention_mask, cache)
             last = hidden[torch.arange(len(group), device=self.device), cache.lengths - 1]
-            self.cache.adopt([slots[i] for i in group], cache, torch.arange(len(group), device=self.device))
+            self.cache.adopt([slots[i] for i in group], cache)
             for i, logits in zip(group, self.transformer.logits(last), strict=True):
                 self.first_logits[prompts[i]] = logits
 
-    def _copy_cache(self, to: Tensor, source: Tensor) -> None:
-        width = self.cache.width
-        for numbers in (self.cache.keys_LBSKE, self.cache.values_LBSKE):
-            numbers[:, to, :width] = numbers[:, source, :width]
-
     def _reserve(self, columns: int) -> None:
         """Grow the cache to at least this many columns."""
-        held = self.cache.keys_LBSKE.shape[2]
-        if columns <= held:
-            return
-        longest = max(len(self.prompts[i]) + self.rooms[i] for i in (*self.prompt_of, *self.waiting))
-        size = min(max(columns + FIRST_COLUMNS, held + held // 2), max(longest, columns))
-        larger = KVCache(self.transformer.config, self.slots, size, self.device, self.dtype)
-        width = self.cache.width  # it may count columns that the old cache does not have yet
-        if filled := min(width, held):
-            self.cache.width = filled
-            larger.adopt(list(range(self.slots)), self.cache, torch.arange(self.slots, device=self.device))
-        larger.width = width
-        self.cache = larger
+        held = self.cache.columns
+        if columns > held:
+            longest = max(len(self.prompts[i]) + self.rooms[i] for i in (*self.prompt_of, *self.waiting))
+            self.cache.grow(min(max(columns + FIRST_COLUMNS, held + held // 2), max(longest, columns)))
 
     def _write_down(self, slots: numpy.ndarray) -> None:
         """Keep the completions of these slots.   Raises: InputError if the model's logits were not finite."""

@@ -23,8 +23,9 @@ from minirlhf.data.batches import Draw
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
+from minirlhf.generation.slot_cache import SlotCache
 from minirlhf.losses import cross_entropy, fused_linear_loss, linear_token_logps
-from minirlhf.model import KVCache, ModelConfig, Policy, RewardModel, Transformer, ValueModel, copy_of
+from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, ValueModel, copy_of
 from minirlhf.rewards.scoring import RewardModelScorer
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -187,7 +188,7 @@ def decode(shape: str, steps: int) -> Step:
     from minirlhf.generation.decoder import Decoder
 
     model = transformer(shape).requires_grad_(False)
-    decoder, cache = Decoder(model, torch.float32), KVCache(model.config, work.BATCH, 256, model.device)
+    decoder, cache = Decoder(model, torch.float32), SlotCache(model.config, work.BATCH, 256, model.device)
     cache.width = 129
     lengths = torch.full((work.BATCH,), 128)
     tokens = torch.arange(work.BATCH)

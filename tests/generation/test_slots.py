@@ -106,7 +106,7 @@ def test_the_cache_grows_with_long_completions(prompts, monkeypatch, first):
     monkeypatch.setattr(
         slots_module.Slots,
         "_reserve",
-        lambda self, columns: [reserve(self, columns), seen.append(self.cache.keys_LBSKE.shape[2])],
+        lambda self, columns: [reserve(self, columns), seen.append(self.cache.columns)],
     )
     same(model, prompts, SamplingConfig(max_tokens=40, stop_ids=(EOS,), batch_size=7))
     assert len(set(seen)) > 2 and seen == sorted(seen) and seen[-1] <= 48
@@ -146,7 +146,8 @@ def test_adapters_are_merged_and_stay_apart(prompts):
 
 def test_four_bits(prompts):
     policy = quantise_linears(Policy(model_of(hidden_size=64, intermediate_size=64)))
-    same(policy.transformer, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,)))
+    # the weights of this model are large, and the cache holds the numbers of a head in another order
+    same(policy.transformer, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,)), within=3e-5)
 
 
 @pytest.mark.parametrize("joined", [True, False])
