@@ -254,7 +254,7 @@ class GRPOTrainer:
                 weights=token_weights,
                 temperature=config.temperature,
             )
-            loss, logps, entropy = self.wrapped_policy(old.input_ids, old.attention_mask, head=head)
+            loss, logps, entropy = self.wrapped_policy(old.input_ids, old.attention_mask, head=head, wanted=mask)
             policy_losses, _ = self.token_losses(logps, **inputs, mask=mask)
         else:
             now = self.wrapped_policy(old.input_ids, old.attention_mask, config.temperature, wanted=mask)

@@ -190,8 +190,9 @@ class PPOTrainer:
             old = rollout.select(group_rows)
             mask, width = old.completion_mask, old.input_ids.shape[1]
             A, R = advantages[group_rows, :width], returns[group_rows, :width]
-            now = self.wrapped_policy(old.input_ids, old.attention_mask, config.temperature, wanted=mask)
-            values = self.wrapped_value_model(old.input_ids, old.attention_mask) if self.value_model else now.values
+            inputs = old.input_ids, old.attention_mask
+            now = self.wrapped_policy(*inputs, config.temperature, wanted=mask)
+            values = self.wrapped_value_model(*inputs, mask) if self.value_model else now.values
             logps = now.logps
             policy_losses = self.surrogate(logps, old.logps, A, mask, config)
             value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)

@@ -91,7 +91,7 @@ class SFTTrainer:
         mask, token_loss = batch.completion_mask, LOSSES[self.config.loss]
         # masked_mean(token_loss(logps), mask, count), with its gradient taken while the logits exist
         head = partial(fused_linear_loss, input_ids=batch.input_ids, token_loss=token_loss, mask=mask, count=count)
-        loss, _, entropy = self.wrapped_policy(batch.input_ids, batch.attention_mask, head=head)
+        loss, _, entropy = self.wrapped_policy(batch.input_ids, batch.attention_mask, head=head, wanted=mask)
         return {"loss": loss, "entropy": masked_mean(entropy, mask, count)}
 
     @torch.no_grad()

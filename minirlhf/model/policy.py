@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from minirlhf.errors import InputError
 from minirlhf.losses.logprobs import linear_logps_and_entropy
-from minirlhf.losses.masking import shift_right
+from minirlhf.losses.masking import predicted_tokens, shift_right
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.distributed import world_size
@@ -51,10 +51,10 @@ class Policy(nn.Module):
         softcap=the cap of the logits or None) instead. So the head's gradient, too, passes through the forward of DDP
         or FSDP.
 
-        wanted: [B, T] bool, the real tokens whose log-prob and entropy are read, such as the completions. The others
-            are 0 and take no time. None: all.
+        wanted: [B, T] bool, the real tokens whose log-prob, entropy and value are read, such as the completions. The
+            others are 0 and take less time; a head must not read them. None: all.
         """
-        hidden = self.transformer.model(input_ids, attention_mask)
+        hidden = self.transformer.model(input_ids, attention_mask, places=places_before(wanted))
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             return head(hidden, weight, softcap=cap)
@@ -62,15 +62,28 @@ class Policy(nn.Module):
             wanted = attention_mask
         options = {"softcap": cap, "mask": wanted, "entropy": entropy}
         logps, entropies = linear_logps_and_entropy(hidden, weight, input_ids, temperature, **options)
-        values = None if self.value_head is None else self.value_head(hidden, attention_mask)
+        values = (
+            None if self.value_head is None else self.value_head(hidden, attention_mask if wanted is None else wanted)
+        )
         return TokenOutputs(
             *(x if x is None else torch.where(attention_mask, x, 0) for x in (logps, entropies)), values
         )
 
     @torch.no_grad()
-    def read_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The values [B, T] without gradient. The language-model head is not computed."""
-        return self.value_head(self.transformer.model(input_ids, attention_mask), attention_mask)
+    def read_values(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """The values [B, T] without gradient, 0 where they are not wanted. The language-model head is not computed."""
+        hidden = self.transformer.model(input_ids, attention_mask, places=places_before(wanted))
+        return self.value_head(hidden, attention_mask if wanted is None else wanted)
+
+
+def places_before(wanted: Tensor | None) -> Tensor | None:
+    """The places among all B T of the hidden states that speak about the wanted tokens; None: all.
+
+    None on a GPU too: the host would have to wait for their number.
+    """
+    if wanted is None or wanted.device.type != "cpu":
+        return None
+    return predicted_tokens(wanted)[1].flatten().nonzero()[:, 0]
 
 
 def copy_of(policy: Policy) -> Policy:
@@ -118,7 +131,7 @@ class ValueHead(nn.Linear):
 
 
 class ValueModel(nn.Module):
-    """A value head on a trunk of its own: ids [B, T], mask [B, T] bool -> values [B, T], 0 at padding."""
+    """A value head on a trunk of its own: ids [B, T], mask [B, T] bool -> values [B, T], 0 if not wanted."""
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
@@ -129,8 +142,9 @@ class ValueModel(nn.Module):
     def config(self) -> ModelConfig:
         return self.model.config
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.value_head(self.model(input_ids, attention_mask), attention_mask)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor | None = None) -> Tensor:
+        hidden = self.model(input_ids, attention_mask, places=places_before(wanted))
+        return self.value_head(hidden, attention_mask if wanted is None else wanted)
 
 
 class RewardModel(nn.Module):

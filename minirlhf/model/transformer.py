@@ -125,7 +125,8 @@ class Trunk(nn.Module):
         """
         context = forward_context(self.config, input_ids, attention_mask, cache)
         packing, shape = None, input_ids.shape
-        places = places if self.run_block is run_block else None  # a compiled block has the graph of all tokens
+        if self.run_block is not run_block or self.config.num_experts:
+            places = None  # a compiled block has the graph of all tokens, and a router loss reads all tokens
         if cache is None and self.run_block is run_block:  # a compiled block would be compiled again for each batch
             from minirlhf.model.packing import packed_context, packing_of  # here, so that the core loads no leaf
 

@@ -63,13 +63,12 @@ def collect(
     scores_by_function = scores.to(device, logps.dtype)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
     units = [i // group_size for i in range(len(lengths))]
-    tokens, to_read = (ids, attention_mask), (lengths, sampling.microbatch_tokens, units)
+    tokens, to_read = (ids, attention_mask, completion_mask), (lengths, sampling.microbatch_tokens, units)
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
     if ref_policy:
         with own_pace(ref_policy):
             options = {"temperature": sampling.temperature, "entropy": False}
-            wanted = (*tokens, completion_mask)
-            ref_logps = read(lambda x, mask, w: ref_policy(x, mask, wanted=w, **options).logps, wanted, *to_read)
+            ref_logps = read(lambda x, mask, w: ref_policy(x, mask, wanted=w, **options).logps, tokens, *to_read)
     if value_model or policy.value_head:
         with own_pace(value_model or policy):
             values = read(value_model or policy.read_values, tokens, *to_read)
@@ -79,7 +78,7 @@ def collect(
         completion_mask=completion_mask,
         logps=logps,
         ref_logps=ref_logps.to(logps.dtype),
-        values=torch.where(completion_mask, values.to(logps.dtype), 0),
+        values=values.to(logps.dtype),
         scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
         scores_by_function=scores_by_function,
         ended=torch.tensor([c.finish == "stop" for c in completions], dtype=torch.bool, device=device),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minirlhf.model import ModelConfig, RewardModel, Transformer, prefix_tree
+from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer, prefix_tree
 from minirlhf.model import packing as packing_module
 from minirlhf.model.cache import KVCache
 from minirlhf.model.config import FULL, SLIDING
@@ -71,6 +71,27 @@ def test_the_last_mlp_computes_no_other_token(monkeypatch):
         block.mlp.register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0].shape[1]))
     trunk(ids, mask, places=torch.tensor([8, 12]))
     assert tokens == [14, 14, 2]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_a_policy_that_computes_wanted_tokens_alone_has_the_same_gradients(lengths):
+    policy, (ids, mask) = Policy(transformer_of(), value_head=True).double(), batch_of(lengths)
+    torch.nn.init.normal_(policy.value_head.weight)
+    wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(3)) < 0.5)
+
+    def gradients(**options):
+        policy.zero_grad()
+        out = policy(ids, mask, **options)
+        sum(torch.where(wanted, x, 0).square().sum() for x in out).backward()
+        return [p.grad for p in policy.parameters()]
+
+    assert_close(gradients(wanted=wanted), gradients(), atol=1e-9, rtol=1e-9)
+
+
+def test_a_batch_in_which_no_token_is_wanted_has_gradients_of_0():
+    policy, (ids, mask) = Policy(transformer_of(), value_head=True).double(), batch_of([5, 2])
+    sum(x.sum() for x in policy(ids, mask, wanted=torch.zeros_like(mask))).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
 
 
 def test_a_prompt_in_a_cache_reads_its_last_token_alone():
