@@ -143,12 +143,17 @@ def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> n
 def converted_base(model: nn.Module, job: JobConfig) -> nn.Module:
     """The frozen base of adapters: Linears in 4 bits for qlora, other weights in fp32 unless the job computes in bf16.
 
-    A base in slices is copied for qlora; otherwise `model` is changed in place.
+    A base in slices moves into new slices for qlora; otherwise `model` is changed in place.
     """
     dtype = None if computes_in_bf16(job) else torch.float32  # weights in 4 bits are integers, so they stay in 4 bits
     if job.train != "qlora":
         return model.to(dtype=dtype)
-    model = quantised_slices(model, dtype) if is_sharded(model) else quantise_linears(model).to(dtype=dtype)
+    if is_sharded(model):
+        from minirlhf.runtime.parallel.copies import moved
+
+        model = moved(model, lambda base: quantised_slices(base, dtype))
+    else:
+        model = quantise_linears(model).to(dtype=dtype)
     report = memory_report(model)
     say(f"in 4 bits: {report['quantised_bytes']:,} bytes, {report['quantised_share_of_fp32']:.3f} of fp32")
     return model

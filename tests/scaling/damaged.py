@@ -68,7 +68,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest: gone": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     "state: update": (
         lambda folder: change_state(folder, lambda state: state["trainer"]["optimizer"].update(update="3")),
-        "trainer/optimizer/update must be a number",
+        "trainer/optimizer/update must be a whole number",
     ),
     "state: optimizer": (
         lambda folder: change_state(folder, lambda state: state["trainer"].update(optimizer=[])),

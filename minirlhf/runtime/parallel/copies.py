@@ -29,9 +29,10 @@ def fresh(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Module:
-    """The model on the device, as the current strategy says: whole, or in slices. Parts of another model are copied.
+    """The model on the device, as the current strategy says: whole, or in slices. It takes the place of `model`.
 
-    own: copy a model that is in slices already. FSDP keeps the flags `requires_grad` of its first forward, so weights
+    Parts of another model in slices move into slices of their own: the other model has no weights any more.
+    own: move a model that is in slices already. FSDP keeps the flags `requires_grad` of its first forward, so weights
         can only be frozen in a new copy.
     """
     if not current().shards:
@@ -39,17 +40,39 @@ def placed(model: nn.Module, device: torch.device, own: bool = False) -> nn.Modu
     root = whole_of(model)
     if root is None:
         return shard(model, device)
-    return on_device(model, device) if root is model and not own else copied(model)
+    return on_device(model, device) if root is model and not own else moved(model, copied)
 
 
 def shared(base: nn.Module, device: torch.device) -> nn.Module:
     """The base of several models, such as views with an adapter each; its blocks are in slices if the strategy shards.
 
-    A base in slices is copied, because the whole model that gathers it is another.
+    A base in slices moves, because the whole model that gathers it is another.
     """
     if not current().shards:
         return base
-    return shard(base, device, blocks_only=True) if whole_of(base) is None else copied(base, blocks_only=True)
+    if whole_of(base) is None:
+        return shard(base, device, blocks_only=True)
+    return moved(base, lambda model: copied(model, blocks_only=True))
+
+
+def moved(model: nn.Module, copy: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """copy(model), the copy that takes the place of a model in slices: the memory of the model is free afterwards.
+
+    A program may hold the model to its end, so its slices would stay beside the copy. A forward of the model, or of a
+    part of it, raises a RuntimeError from now on.
+    """
+    twin, root = copy(model), whole_of(model)
+    slices = [local(p).untyped_storage() for p in root.parameters() if isinstance(p, DTensor)]
+    root._apply(lambda x: torch.empty_like(x, device="meta") if isinstance(x, DTensor) else x)  # readers get an error
+    for part in root.modules():
+        part.register_forward_pre_hook(_refuse, prepend=True)
+    for storage in slices:  # FSDP still refers to them
+        storage.resize_(0)
+    return twin
+
+
+def _refuse(part: nn.Module, *_: object) -> None:
+    raise RuntimeError(f"{type(part).__name__}: its weights have moved to the model that `placed` or `shared` returned")
 
 
 @torch.no_grad()
