@@ -110,8 +110,10 @@ class GRPOTrainer:
             mask = mask & rollout.ended[:, None]
         old_logps, weights = rollout.logps, torch.ones_like(rollout.logps)
         if config.sampler_cap:
-            old_logps = self.read(rollout, "logps")
-            weights = truncated_importance_weights(old_logps, sampler_logps=rollout.logps, cap=config.sampler_cap)
+            sampler_logps = rollout.sampler_logps
+            if sampler_logps is None:
+                sampler_logps, old_logps = rollout.logps, self.read(rollout, "logps")
+            weights = truncated_importance_weights(old_logps, sampler_logps=sampler_logps, cap=config.sampler_cap)
         if config.high_entropy_share < 1:
             entropy = self.read(rollout, "entropy")
             threshold = entropy_threshold(torch.cat(gather_vectors(entropy[mask])), config.high_entropy_share)

@@ -37,7 +37,7 @@ from minirlhf.jobs.folder import find_output
 from minirlhf.jobs.given_models import value_folder
 from minirlhf.jobs.given_rewards import reward_of
 from minirlhf.jobs.given_rows import Reader, given_task, source_task, validation_sets
-from minirlhf.jobs.learning_rates import with_rates
+from minirlhf.jobs.learning_rates import trained_parameters, with_rates
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
 from minirlhf.jobs.plan import disk_of_stages, footprints
@@ -108,6 +108,8 @@ def check_program(name: str, flags: list[str], findings: list[str]) -> None:
         with noted(findings):
             check_base(common)
     surroundings = {"device": common.device, "precision": common.precision, "threads": common.threads}
+    with noted(findings):
+        surroundings["parameters"] = trained_parameters(settings)
     with noted(findings), session(**surroundings, seed=common.seed) as device:
         check_parts(program, name, section, settings, device, findings)
 

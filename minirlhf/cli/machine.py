@@ -12,7 +12,7 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.runtime.compile import default_backend
-from minirlhf.runtime.device import resolve_device, resolve_precision
+from minirlhf.runtime.device import SMALL_MODEL, resolve_device, resolve_precision
 from minirlhf.runtime.memory import free_memory, in_words
 
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy", "tqdm")
@@ -22,12 +22,13 @@ def machine() -> dict[str, str]:
     """Facts about this machine, for a table."""
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
     device = resolve_device("auto")
-    dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[resolve_precision("auto", device)]
+    dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[resolve_precision("auto", device, SMALL_MODEL)]
     return {
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
         "processor": f"{os.cpu_count()} CPUs, torch uses {torch.get_num_threads()} threads",
         "GPUs": ", ".join(map(gpu, range(torch.cuda.device_count()))) or "none",
-        "device auto": f"{device.type}, computes in {dtype}",
+        "device auto": f"{device.type}, computes in {dtype}"
+        + (" from a million parameters on" if dtype == "bf16" else ""),
         "memory": f"{in_words(free_memory(torch.device('cpu')))} free",
         "compiler": compiler(),
         "processes": ", ".join(

@@ -27,7 +27,7 @@ from minirlhf.pretrained import load_policy, load_pretrained, load_reward_model
 from minirlhf.pretrained.model_weights import is_sharded
 from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.rewards.scoring import RewardModelScorer
-from minirlhf.runtime.device import resolve_device, resolve_precision
+from minirlhf.runtime.device import resolve_device
 from minirlhf.runtime.distributed import say, world_size
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.text.checkpoint_tokenizer.answer_end import lines_about_answers
@@ -112,7 +112,8 @@ def weights_dtype(job: JobConfig) -> torch.dtype | None:
 
 
 def computes_in_bf16(job: JobConfig) -> bool:
-    return resolve_precision(job.precision, resolve_device(job.device)) == torch.bfloat16
+    """True if the program's `session` has chosen bf16, or the user has."""
+    return job.precision == "bf16" or torch.is_autocast_enabled(resolve_device(job.device).type)
 
 
 def adapt(model: nn.Module, settings: dict[str, Any], device: torch.device) -> nn.Module:

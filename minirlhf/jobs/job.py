@@ -74,6 +74,7 @@ class Job(Opened):
 
             settings = settings_for_model(classes, settings["job"], argv)
         from minirlhf.jobs.effects import check_effects  # here, so that the core loads no leaf
+        from minirlhf.jobs.learning_rates import trained_parameters
         from minirlhf.jobs.strategies import in_parallel
         from minirlhf.runtime.log_level import log_level
         from minirlhf.training.lock import unlocked_at_end
@@ -81,6 +82,7 @@ class Job(Opened):
         check_effects(settings, after)
         common = settings["job"]
         options = {name: getattr(common, name) for name in ("device", "precision", "seed", "threads")}
+        options["parameters"] = trained_parameters(settings)
         with log_level(common.log_level), session(**options) as device, unlocked_at_end():
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:

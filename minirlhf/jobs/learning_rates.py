@@ -74,3 +74,10 @@ def peak_rate(small: float, large: float, n: int) -> float:
     if share <= 0:
         return small
     return float(f"{small ** (1 - min(share, 1)) * large ** min(share, 1):.1e}")  # two digits, as people write rates
+
+
+def trained_parameters(settings: dict[str, Any]) -> int:
+    """About the number of weights of the model that a job trains: of the folder that it is given, or of [model]."""
+    job = settings["job"]
+    folder = getattr(job, job.trained)
+    return parameters(settings["model"] if folder is None else read_config(resolve_model(folder))[0])

@@ -10,11 +10,10 @@ from torch import nn
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model.policy import Policy, copy_of
 from minirlhf.model.transformer import Trunk, run_block
-from minirlhf.runtime.device import resolve_precision
+from minirlhf.runtime.device import SMALL_MODEL
 from minirlhf.runtime.distributed import world_size
 from minirlhf.training.run import finished_model
 
-SMALL_MODEL = 1_000_000  # parameters; a smaller model trains faster on one thread
 ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job changes it
 
 
@@ -22,7 +21,7 @@ def load_finished(folder: Path, job: JobConfig, device: torch.device) -> Policy:
     """The policy that a finished stage has written, on the device, in the dtype in which the job computes."""
     from minirlhf.pretrained import load_policy
 
-    dtype = None if resolve_precision(job.precision, device) == torch.bfloat16 else torch.float32
+    dtype = None if torch.is_autocast_enabled(device.type) else torch.float32
     return to_device(load_policy(folder, dtype=dtype), job, device)
 
 

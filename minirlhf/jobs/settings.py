@@ -37,7 +37,7 @@ class JobConfig:
     threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters, else all
     gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 on a GPU that has it, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 from a million parameters on, if device has it
     log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step
 
     trained: ClassVar[str] = "policy"  # the flag that names the model to train

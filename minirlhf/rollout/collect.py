@@ -35,7 +35,8 @@ def collect(
 ) -> Rollout:
     """Sample completions, score them, and read them with the reference and the value function. No gradient.
 
-    `logps` come from sampling itself: the policy reads its completions again for their values only.
+    `logps` come from sampling itself: the policy reads its completions again for their values only. In bf16 they are
+    read again too, because the sampler rounds in another order than the forward that is trained.
 
     Args:
         ref_policy:  without a reference, ref_logps are 0.
@@ -65,10 +66,17 @@ def collect(
     units = [i // group_size for i in range(len(lengths))]
     tokens, to_read = (ids, attention_mask, completion_mask), (lengths, sampling.microbatch_tokens, units)
     ref_logps, values = torch.zeros_like(logps), torch.zeros_like(logps)
-    if ref_policy:
-        with own_pace(ref_policy):
+
+    def read_logps(model: Policy) -> Tensor:
+        with own_pace(model):
             options = {"temperature": sampling.temperature, "entropy": False}
-            ref_logps = read(lambda x, mask, w: ref_policy(x, mask, wanted=w, **options).logps, tokens, *to_read)
+            return read(lambda x, mask, w: model(x, mask, wanted=w, **options).logps, tokens, *to_read).to(logps.dtype)
+
+    sampler_logps = None
+    if torch.is_autocast_enabled(device.type):
+        sampler_logps, logps = logps, read_logps(policy)
+    if ref_policy:
+        ref_logps = read_logps(ref_policy)
     if value_model or policy.value_head:
         with own_pace(value_model or policy):
             values = read(value_model or policy.read_values, tokens, *to_read)
@@ -77,7 +85,7 @@ def collect(
         attention_mask=attention_mask,
         completion_mask=completion_mask,
         logps=logps,
-        ref_logps=ref_logps.to(logps.dtype),
+        ref_logps=ref_logps,
         values=values.to(logps.dtype),
         scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
         scores_by_function=scores_by_function,
@@ -85,6 +93,7 @@ def collect(
         mass_kept=torch.tensor([c.mass_kept for c in completions], device=device),
         completions=texts,
         lengths=lengths,
+        sampler_logps=sampler_logps,
     )
 
 

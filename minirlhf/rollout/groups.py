@@ -19,6 +19,8 @@ def with_groups(rollout: Rollout, groups: Sequence[int], other: Rollout, group_s
     fields = {}
     for name, old in vars(rollout).items():
         new = getattr(other, name)
+        if old is None:
+            continue
         if not isinstance(old, Tensor):
             joined = [*old, *new]
             fields[name] = [joined[i] for i in order]

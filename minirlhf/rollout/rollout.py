@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # The fields with one column per token. `select` cuts their columns, `with_groups` pads them.
-PER_TOKEN = ("input_ids", "attention_mask", "completion_mask", "logps", "ref_logps", "values")
+PER_TOKEN = ("input_ids", "attention_mask", "completion_mask", "logps", "ref_logps", "values", "sampler_logps")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Rollout:
     input_ids: Tensor  # [B, T] prompt, completion, padding
     attention_mask: Tensor  # [B, T] bool, real tokens
     completion_mask: Tensor  # [B, T] bool, tokens the policy chose
-    logps: Tensor  # [B, T] nats, under the sampling distribution
+    logps: Tensor  # [B, T] nats, under the sampling distribution; in bf16 read again by the policy that is trained
     ref_logps: Tensor  # [B, T] nats, frozen reference
     values: Tensor  # [B, T] score units
     scores: Tensor  # [B] weighted sum of the reward functions; nan if no function applies
@@ -29,6 +29,7 @@ class Rollout:
     mass_kept: Tensor  # [B] probability mass that top-k / top-p left
     completions: list[str]  # B texts
     lengths: list[int]  # B real tokens, prompt included; a list, because reading a tensor waits for the GPU
+    sampler_logps: Tensor | None = None  # [B, T] nats, as sampled, if `logps` were read again
 
     def select(self, rows: Sequence[int]) -> Rollout:
         """The given rows, cut to the longest row."""

@@ -26,9 +26,13 @@ def describe(rollout: Rollout) -> dict[str, float]:
         "ended": rollout.ended.sum(),
         "mass_kept": rollout.mass_kept.sum(),
     }
+    if rollout.sampler_logps is not None:
+        sums["sampler_gap"] = masked_sum((rollout.logps - rollout.sampler_logps).abs().to(wide), mask)
     totals = all_sum(torch.stack([value.to(wide) for value in sums.values()])).tolist()
     n, judged, total, total_sq, *rest = totals
     means = {name: value / n for name, value in zip(list(sums)[4:], rest, strict=True)}
+    if "sampler_gap" in means:
+        means["sampler_gap"] /= means["response_length"]  # a mean over tokens
     if not judged:
         return means
     mean = total / judged

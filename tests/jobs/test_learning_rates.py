@@ -9,7 +9,14 @@ from minirlhf import algorithms
 from minirlhf.algorithms.grpo_settings import GRPOConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import JobConfig
-from minirlhf.jobs.learning_rates import RATES, parameters, peak_rate, settings_for_model, with_rate
+from minirlhf.jobs.learning_rates import (
+    RATES,
+    parameters,
+    peak_rate,
+    settings_for_model,
+    trained_parameters,
+    with_rate,
+)
 from minirlhf.jobs.settings import RLJobConfig, sections
 from minirlhf.model import ModelConfig, Transformer
 from minirlhf.training.defaults import with_defaults
@@ -130,6 +137,14 @@ def test_the_trained_model_decides_and_not_its_teacher(monkeypatch, tmp_path, ca
     capsys.readouterr()
     assert read(monkeypatch, classes, "--policy", large)["distillation"].lr == 4e-3  # a new student, which is small
     assert capsys.readouterr().out == ""
+
+
+def test_the_size_for_the_precision_is_that_of_the_trained_model(monkeypatch, tmp_path):
+    classes = sections("sft", algorithms.SFTConfig)
+    assert trained_parameters(read(monkeypatch, classes)) < 1e6  # the embedded model stays in fp32
+    assert trained_parameters(read(monkeypatch, classes, "--model.hidden_size", 512)) > 1e6
+    assert trained_parameters(read(monkeypatch, classes, "--policy", folder_of(tmp_path / "a", HALF_BILLION))) > 4e8
+    assert trained_parameters(read(monkeypatch, classes, "--policy", folder_of(tmp_path / "b", SMALL))) < 1e6
 
 
 def test_a_folder_without_a_model_is_refused_as_before(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from minirlhf.model import ModelConfig
@@ -76,3 +77,22 @@ def test_norms_by_hand():
         assert_close(layer(x), torch.tensor(wanted))
     assert isinstance(norm(ModelConfig(), used=False), nn.Identity)
     assert norm(ModelConfig()).weight.shape == (64,)
+
+
+@pytest.mark.parametrize("mode", ["training", "reading", "sampling"])
+def test_in_bf16_on_a_cpu_attention_is_computed_in_fp32_unless_it_samples(monkeypatch, mode):
+    # the backward pass of bf16 attention takes more time than all products of a training step
+    seen, plain = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *a, **k: seen.append(q.dtype) or plain(q, *a, **k))
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, heads, 5, 8).requires_grad_(mode == "training") for heads in (4, 2, 2)]
+    q, k, v = (x.bfloat16() for x in leaves)
+    with torch.inference_mode(mode == "sampling"), torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, inputs(), None, None)
+    assert out.dtype == torch.bfloat16 and seen == [torch.bfloat16 if mode == "sampling" else torch.float32]
+    expected = attend(*(x.detach().float() for x in (q, k, v)), inputs(), None, None)
+    assert_close(out.float(), expected, rtol=0.02, atol=0.01)
+    if mode == "training":
+        assert_close(out, expected.bfloat16())
+        out.sum().backward()
+        assert all(x.grad.isfinite().all() for x in leaves)

@@ -29,6 +29,7 @@ def rollout(lengths, functions, start=0):
         mass_kept=torch.full((B,), 0.5),
         completions=[f"{start}-{i}" for i in range(B)],
         lengths=list(lengths),
+        sampler_logps=-4 * numbers,
     )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from minirlhf.errors import InputError, exits_cleanly
 from minirlhf.runtime import resolve_device, resolve_precision, session
+from minirlhf.runtime.device import cpu_has_bf16
 
 CPU = torch.device("cpu")
 
@@ -59,9 +60,33 @@ def test_auto_precision_depends_on_the_machine(machine):
     for bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
         machine(cuda=True, bf16=bf16)
         assert resolve_precision("auto", cuda) == expected
-    assert resolve_precision("auto", CPU) == resolve_precision("fp32", CPU) == torch.float32
+    assert resolve_precision("fp32", CPU) == torch.float32
     assert resolve_precision("bf16", CPU) == torch.bfloat16
     assert refusal(resolve_precision, "fp16", CPU) == "precision: needed fp32, bf16 or auto, got 'fp16'"
+
+
+@pytest.mark.parametrize("where", ["cuda", "cpu"])
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_auto_takes_bf16_from_a_million_parameters_on(machine, monkeypatch, where, has_bf16):
+    machine(cuda=True, bf16=has_bf16)
+    monkeypatch.setattr("minirlhf.runtime.device.cpu_has_bf16", lambda: has_bf16)
+    found = [resolve_precision("auto", torch.device(where), n) for n in (999_999, 1_000_000)]
+    assert found == [torch.float32, torch.bfloat16 if has_bf16 else torch.float32]
+    # nothing is trained: a CPU decodes in fp32
+    decodes = torch.bfloat16 if has_bf16 and where == "cuda" else torch.float32
+    assert resolve_precision("auto", torch.device(where)) == decodes
+    assert resolve_precision("bf16", torch.device(where), 1) == torch.bfloat16  # the user decides
+
+
+def test_the_instructions_of_the_processor_decide(monkeypatch):
+    for avx512, amx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=avx512: found)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=amx: found)
+        assert cpu_has_bf16() == (avx512 or amx)
+        with session(device="cpu", parameters=1_000_000):
+            assert torch.is_autocast_enabled("cpu") == (avx512 or amx)
+        with session(device="cpu", parameters=1_000):
+            assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_session_seeds_and_yields_its_device():
