@@ -70,10 +70,11 @@ def precompute_ref_logps(trainer: Any, parts: Sequence[Sequence[EncodedRow]], fo
     path = folder / f"ref_logps-{_key(trainer, parts)}.safetensors"
     found = _kept(path)
     if any_rank(found is None):
+        say(f"reference: computing the log-probs of {sum(map(len, parts)):,} rows")
         found = _computed(trainer, parts)
         if is_main():
             write(path, found, {}, who="precompute_ref_logps")
-        say(f"reference: log-probs of {len(found.ends):,} sequences, computed once and kept in {path}")
+        say(f"reference: the log-probs of {len(found.ends):,} sequences are kept in {path}")
     trainer.ref_policy = PrecomputedReference(found)
 
 

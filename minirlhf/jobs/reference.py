@@ -1,11 +1,13 @@
-"""The reference's log-probs of all rows of a stage, computed before its first step."""
+"""The reference's log-probs of the rows of a stage, computed before its first step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minirlhf.algorithms.ref_logps import precompute_ref_logps
 from minirlhf.data.cache import cache_folder
+from minirlhf.data.encoding import EncodedRow
 from minirlhf.jobs.validation import rows_of
 
 
@@ -15,4 +17,12 @@ def precompute(stage: Any, trainer: Any) -> None:
     sets = [rows_of(stage, task, shape) for task in stage.job.task.validation.values()]
     answers = [rows for parts in sets for part, rows in parts.items() if part != "prompts"]
     folder = cache_folder() or stage.job.folder / "ref_logps"
-    precompute_ref_logps(trainer, [stage.rows, stage.held_out, *answers], folder)
+    precompute_ref_logps(trainer, [drawn_rows(stage), stage.held_out, *answers], folder)
+
+
+def drawn_rows(stage: Any) -> Sequence[EncodedRow]:
+    """The rows that the stage trains on: all, or the rows of its batches if these are less than an epoch."""
+    batches = stage.batches(stage.rows)
+    if len(batches) * batches.batch_size >= len(stage.rows):
+        return stage.rows
+    return [draw.row for k in range(len(batches)) for draw in batches[k]]
