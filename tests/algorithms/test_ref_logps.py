@@ -3,6 +3,8 @@
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,8 +13,9 @@ from torch.testing import assert_close
 
 from minirlhf.algorithms import DPOConfig
 from minirlhf.algorithms.ref_logps import precompute_ref_logps
-from minirlhf.data.batches import pad_rows
+from minirlhf.data.batches import Batches, pad_rows
 from minirlhf.errors import InputError
+from minirlhf.jobs.reference import drawn_rows, precompute
 from minirlhf.model import Policy
 
 ROWS = tiny.rows(24)
@@ -163,3 +166,35 @@ def test_it_needs_a_reference_that_stays(settings, reason):
         InputError, match=f"^DPOConfig: precompute_ref_logps needs a reference that stays, but {reason}"
     ):
         DPOConfig(precompute_ref_logps=True, **settings)
+
+
+# The rows of a job's stage
+
+
+def stage_of(folder, trainer, steps):
+    rows = tiny.rows(24)
+    batches = lambda rows: Batches(rows, batch_size=8, steps=steps, seed=0, stream="tiny")  # noqa: E731
+    job = SimpleNamespace(folder=folder, task=SimpleNamespace(validation={}))
+    return SimpleNamespace(rows=rows[:20], held_out=rows[20:], batches=batches, job=job, section="dpo")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 9])
+def test_the_rows_of_the_batches_are_computed_and_no_others(tmp_path, monkeypatch, steps):
+    monkeypatch.delenv("MINIRLHF_CACHE", raising=False)
+    trainer = tiny.dpo()
+    stage = stage_of(tmp_path, trainer, steps)
+    batches = stage.batches(stage.rows)
+    assert len(drawn_rows(stage)) == min(8 * steps, 20)
+    precompute(stage, trainer)
+    assert len(trainer.ref_policy.found.ends) == 2 * (min(8 * steps, 20) + 4)
+    assert [path.parent for path in tmp_path.rglob("*.safetensors")] == [tmp_path / "ref_logps"]
+    for k in range(min(steps, 3)):
+        trainer.step(batches[k])
+    assert trainer.evaluate(stage.held_out)["loss"] > 0
+
+
+def test_the_environment_names_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIRLHF_CACHE", str(tmp_path / "cache"))
+    trainer = tiny.unpaired()
+    precompute(stage_of(tmp_path / "job", trainer, 2), trainer)
+    assert [Path(path).parent for path in tmp_path.rglob("*.safetensors")] == [tmp_path / "cache"]
