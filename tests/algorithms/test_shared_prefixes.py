@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from minirlhf.model.prefix_tree import TreeAttention
 
-
 FEW = ("ppo_lora", "grpo", "dpo")
 MANY = ("sft", "reward", "gspo", "kto", "nash_md", "gkd")
 
