@@ -55,16 +55,20 @@ class PromptClassifier:
         """
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         means: dict[tuple[int, ...], Tensor] = {}
-        embedded: list[Tensor] = []
-        hook = self.model.transformer.model.embed_tokens.register_forward_hook(lambda *call: embedded.append(call[2]))
+        read: list[tuple[Tensor, Tensor]] = []  # ids and their embeddings, in the order that the model chose
+        hook = self.model.transformer.model.embed_tokens.register_forward_hook(
+            lambda module, inputs, out: read.append((inputs[0].flatten(), out.flatten(0, 1)))
+        )
         try:
             for group in microbatches([len(prompt) for prompt in distinct], self.microbatch_tokens):
                 batch = pad_sequences([distinct[i] for i in group], [[] for _ in group], self.pad_id, self.device)
                 self.model(batch.input_ids, batch.attention_mask)
-                tokens = embedded.pop()  # [B, T, D], or [1, N, D] if the model has left the padding out
-                tokens = tokens[batch.attention_mask] if tokens.shape[:2] == batch.input_ids.shape else tokens[0]
-                for i, embedding in zip(group, tokens.split([len(distinct[i]) for i in group]), strict=True):
-                    means[distinct[i]] = embedding.mean(0).float()
+                ids, vectors = read.pop()
+                found, places = ids.unique(return_inverse=True)
+                table = vectors.new_empty(len(found), vectors.shape[1]).index_copy(0, places, vectors)
+                for i in group:
+                    own = torch.searchsorted(found, torch.tensor(distinct[i], device=found.device))
+                    means[distinct[i]] = table[own].mean(0).float()
         finally:
             hook.remove()
         return nn.functional.pad(torch.stack([means[tuple(prompt)] for prompt in prompts]), (0, 1), value=1.0)
