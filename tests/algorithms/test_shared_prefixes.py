@@ -29,7 +29,7 @@ def test_a_trainer_learns_the_same_with_shared_beginnings(case, monkeypatch):
 @pytest.fixture(scope="module")
 def ranks_with_shared_beginnings(forks, tmp_path_factory):
     cases = ",".join(tiny.CASES)
-    return train_as_ranks(forks, tmp_path_factory.mktemp("ranks"), SHARED=cases, FEW="kto", PREFIXES="1")
+    return train_as_ranks(forks, tmp_path_factory.mktemp("ranks"), SHARDED=cases, FEW="kto", PREFIXES="1")
 
 
 @pytest.mark.slow
