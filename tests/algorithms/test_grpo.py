@@ -518,6 +518,21 @@ def test_correcting_for_a_sampler_that_is_the_trainer_changes_nothing():
     assert others == pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("sampler_cap", [None, 1.001])
+def test_in_bf16_the_old_log_probs_are_the_trainers_and_the_cap_knows_the_samplers(sampler_cap):
+    trainer, weights = one_update({"sampler_cap": sampler_cap, "microbatch_tokens": 10_000}, dtype=torch.float32), []
+    update = trainer.update
+    trainer.update = lambda old, A, W, *rest: weights.append((old, W)) or update(old, A, W, *rest)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        metrics = trainer.step(BATCH[0])
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-3) and 0 < metrics["sampler_gap"] < 0.2
+    ((old, W),) = weights
+    expected = (old.logps - old.sampler_logps).exp().clamp(max=sampler_cap) if sampler_cap else torch.ones_like(W)
+    mask = old.completion_mask
+    assert_close(W[mask], expected[mask])
+    assert sampler_cap is None or W[mask].max() == pytest.approx(1.001) and W[mask].min() < 1
+
+
 def test_a_sampler_of_other_weights_is_corrected_for():
     trainer = one_update({"sampler_cap": 1.1, "kl_coef": 0.0, "reduction": "token"})
     rollout = moved(trainer)  # the rollout's log-probs come from the weights before the move
