@@ -249,7 +249,8 @@ def dpo(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) ->
 
 
 def precomputed(trainer):
-    precompute_ref_logps(trainer, [rows(24)], Path(tempfile.mkdtemp()))
+    with tempfile.TemporaryDirectory() as folder:
+        precompute_ref_logps(trainer, [rows(24)], Path(folder))
     return trainer
 
 
