@@ -84,7 +84,7 @@ class Decoder:
         """
         cos, sin = (table[lengths] for table in rope_tables(self.config, layer_type, width, lengths.device))
         half = cos.shape[-1] // 2
-        rotation = torch.complex(cos[:, None, :half], sin[:, None, :half])
+        rotation = torch.complex(cos[:, None, :half], sin[:, None, half:])
         distance = lengths[:, None] - torch.arange(width, device=lengths.device)
         visible = distance >= 0
         if layer_type == SLIDING and self.config.sliding_window < width:

@@ -15,13 +15,18 @@ from minirlhf.model.config import SLIDING, ModelConfig
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + E / 2) of [B, T, heads, E] by the angles of their positions."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Turn the pairs (i, i + E / 2) of [B, T, heads, E] by the angles of their positions, as `rope_tables` gives them.
+
+    The other number of each pair stands half a turn of the list away.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 def rope_tables(config: ModelConfig, layer_type: str, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of the first `columns` positions or more, [rows, E] each, for layers of one type.
+
+    The first half of the sines has a minus sign: the first number of a pair becomes a cos - b sin, the second one
+    b cos + a sin.
 
     A context of a million tokens costs nothing until a text is long: the number of rows doubles as texts grow.
     """
@@ -41,8 +46,8 @@ def _tables(
     with torch.inference_mode(False):  # the cached tables must work in training too
         speeds, factor = frequencies(config, layer_type, length)
         angles = torch.arange(rows)[:, None] * speeds
-        halves = (factor * angles.cos()).float(), (factor * angles.sin()).float()
-        return tuple(torch.cat((half, half), dim=-1).to(device) for half in halves)
+        cos, sin = (factor * angles.cos()).float(), (factor * angles.sin()).float()
+        return torch.cat((cos, cos), dim=-1).to(device), torch.cat((-sin, sin), dim=-1).to(device)
 
 
 def table_length(config: ModelConfig, needed: int) -> int | None:
