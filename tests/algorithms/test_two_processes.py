@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -78,23 +79,23 @@ def test_a_copy_of_a_model_in_slices_has_its_weights(two_processes):
 
 def test_a_run_in_slices_ends_with_a_whole_model_and_goes_on_in_slices_or_in_one_process(two_processes, tmp_path):
     whole, slices = two_processes / "slices", two_processes / "resumed"
-    tiny.go_on("sft", tmp_path / "one")
+    tiny.go_on("sft", tmp_path / "one", dtype=torch.float64)
     model = load_file(tmp_path / "one" / "model" / "model.safetensors")
-    assert_close(load_file(whole / "model" / "model.safetensors"), model, rtol=0, atol=2e-6)
+    assert_close(load_file(whole / "model" / "model.safetensors"), model, rtol=0, atol=1e-9)
     for file in ("metrics.jsonl", "model/model.safetensors", "checkpoints/step-8/shard-00001-of-00002.safetensors"):
         assert (slices / file).read_bytes() == (whole / file).read_bytes()  # resumed = uninterrupted
     shutil.copytree(whole, tmp_path / "two")
     for name in ("model", "checkpoints/step-8"):
         shutil.rmtree(tmp_path / "two" / name)
-    tiny.go_on("sft", tmp_path / "two", resume=True)  # from the shards of step 6
-    assert_close(load_file(tmp_path / "two" / "model" / "model.safetensors"), model, rtol=0, atol=2e-6)
+    tiny.go_on("sft", tmp_path / "two", resume=True, dtype=torch.float64)  # from the shards of step 6
+    assert_close(load_file(tmp_path / "two" / "model" / "model.safetensors"), model, rtol=0, atol=1e-9)
 
 
 def test_moments_are_split_between_processes_and_the_run_is_that_of_one_process(two_processes, tmp_path):
-    tiny.go_on("sft", tmp_path)
+    tiny.go_on("sft", tmp_path, dtype=torch.float64)
     whole, resumed = two_processes / "zero", two_processes / "zero-resumed"
     file = "model/model.safetensors"
-    assert_close(load_file(whole / file), load_file(tmp_path / file), rtol=0, atol=2e-6)
+    assert_close(load_file(whole / file), load_file(tmp_path / file), rtol=0, atol=1e-9)
     shards = [f"checkpoints/step-8/shard-0000{rank}-of-00002.safetensors" for rank in range(2)]
     for name in ("metrics.jsonl", file, *shards):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()  # resumed = uninterrupted

@@ -480,6 +480,7 @@ def _train_few(make: Callable, file: Path) -> None:
 
 
 def _train_as_rank(folder: Path) -> None:
+    exact = {"dtype": torch.float64}  # in fp32, AdamW turns the rounding of a small gradient into a part of a step
     with process_group(torch.device("cpu")):
         for name in os.environ.get("COPIED", COPIED).split(","):
             trainer = CASES[name]()
@@ -499,13 +500,13 @@ def _train_as_rank(folder: Path) -> None:
                     _train_few(partial(_sharded, name), folder / f"{name}-fsdp-few")
             _copy_sharded(folder)
             check_folders(folder, every="SHARDED" in os.environ)
-            go_on("sft", folder / "slices", export=True)
-            stop_at(4, folder / "resumed")
-            go_on("sft", folder / "resumed", resume=True)
+            go_on("sft", folder / "slices", export=True, **exact)
+            stop_at(4, folder / "resumed", **exact)
+            go_on("sft", folder / "resumed", resume=True, **exact)
         with using(Strategy("ddp", shard_optimizer=True)):
-            go_on("sft", folder / "zero")
-            stop_at(4, folder / "zero-resumed")
-            go_on("sft", folder / "zero-resumed", resume=True)
+            go_on("sft", folder / "zero", **exact)
+            stop_at(4, folder / "zero-resumed", **exact)
+            go_on("sft", folder / "zero-resumed", resume=True, **exact)
         if os.environ["RANK"] == "1":  # the second process is late at every checkpoint
             save = Run._checkpoint
             Run._checkpoint = lambda self, step: time.sleep(0.3) or save(self, step)
