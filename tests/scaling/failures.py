@@ -84,7 +84,7 @@ CASES: dict[str, Callable[[], None]] = {
 }
 COMERS = {"alone": [0], "no-first": [1]}
 PATIENCE = 60  # [s] on a busy machine, of the cases that do not wait until their time is over
-TIMEOUT = dict.fromkeys(("hangs", "alone", "no-first", "port"), 5)
+TIMEOUT = dict.fromkeys(("hangs", "alone", "no-first", "port", "disk"), 5)
 GRACE = {"hangs": 2, "killed": 2}
 
 
