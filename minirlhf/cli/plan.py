@@ -161,7 +161,7 @@ def command(plan: Plan, machine: Machine, start: list[list[str]]) -> str:
 
 WHY = {
     "microbatch_tokens": "smaller micro-batches keep the result, and activations shrink with them",
-    "gradient_checkpointing": "checkpointing keeps each block's input alone; a step takes a third longer",
+    "gradient_checkpointing": "checkpointing computes blocks again in the backward pass: every second, or each",
     "train": "adapters need no gradients and moments of the base; they learn other weights than full training",
 }
 

@@ -41,7 +41,7 @@ def noted(findings: list[str], who: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         findings.append(
             f"{who}needed memory that the device does not have: {str(error).partition('.')[0]}; lower "
-            "microbatch_tokens or batch_size, or give --train lora or --gradient_checkpointing"
+            "microbatch_tokens or batch_size, or give --train lora or --gradient_checkpointing full"
         )
 
 

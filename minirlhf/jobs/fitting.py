@@ -66,14 +66,15 @@ def first_that_fits(job: Opened, shape: ModelConfig, after: tuple[str, ...], mac
 
 
 def attempts(job: Opened, after: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Changes of settings. Smaller micro-batches keep the result and cost little; checkpointing keeps it and costs a
-    third of the time; adapters train other weights, and need a trained model below them.
+    """Changes of settings. Smaller micro-batches keep the result and cost little; checkpointing keeps it and computes
+    blocks again; adapters train other weights, and need a trained model below them.
     """
     sections = [SECTIONS.get(stage, stage) for stage in (*stages_of(job, after), own_stage(job))]
     sizes = {f"{section}.microbatch_tokens": job.settings[section].microbatch_tokens for section in sections}
+    levels = ["none", "selective", "full"]  # of checkpointing
     trains = ["all", "lora", "qlora"] if "lora" in job.settings and job.common.policy else [job.common.train]
     for train in trains[trains.index(job.common.train) :]:
-        for checkpointing in sorted({job.common.gradient_checkpointing, True}):
+        for checkpointing in levels[levels.index(job.common.gradient_checkpointing) :]:
             for halving in range(HALVINGS + 1):
                 wanted = {name: max(1, size >> halving) for name, size in sizes.items()}
                 wanted |= {"gradient_checkpointing": checkpointing, "train": train}

@@ -126,17 +126,17 @@ def footprint(
     trained: int,
     rank: int = 0,
     half: bool = False,
-    checkpointing: bool = False,
+    every: int = 0,
 ) -> Footprint:
     """The footprint of a step in one whole process.
 
     weights: bytes of the weights of all models.   trained: number of trained weights, of all models together.
-    rank:    of LoRA; 0: whole models are trained.   half: bf16 autocast.
+    rank:    of LoRA; 0: whole models are trained.   half: bf16 autocast.   every: see `kept_bytes`.
     """
-    activations = kept_bytes(shape, step.tokens, checkpointing=checkpointing, half=half, rank=rank, row=step.row)
+    activations = kept_bytes(shape, step.tokens, every=every, half=half, rank=rank, row=step.row)
     casts = BF16 * block_parameters(shape) if half and not rank else 0
-    if checkpointing:
-        casts /= shape.num_hidden_layers
+    if every:
+        casts *= 1 - 1 / every + 1 / shape.num_hidden_layers
     cache = sampler = 0.0
     if step.sampled:
         cache = cache_bytes(shape, step.sampled, step.row, half)

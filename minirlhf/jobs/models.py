@@ -14,6 +14,7 @@ from minirlhf.runtime.device import SMALL_MODEL
 from minirlhf.runtime.distributed import world_size
 from minirlhf.training.run import finished_model
 
+EVERY = {"none": 0, "selective": 2, "full": 1}  # --gradient_checkpointing -> every n-th block is computed again
 ALL_THREADS = torch.get_num_threads()  # torch's own choice, read before a job changes it
 
 
@@ -35,7 +36,7 @@ def reference_for(policy: Policy) -> Policy:
 def to_device(model: nn.Module, job: JobConfig, device: torch.device) -> nn.Module:
     """Move a model to the device, with the job's settings of memory and speed."""
     for trunk in [module for module in model.modules() if isinstance(module, Trunk)]:
-        trunk.gradient_checkpointing = job.gradient_checkpointing
+        trunk.gradient_checkpointing = EVERY[job.gradient_checkpointing]
         if compiles(job, device):
             from minirlhf.runtime.compile import maybe_compile  # here, so that the core loads no leaf
 

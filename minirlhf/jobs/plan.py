@@ -13,7 +13,7 @@ from minirlhf.data.dealing import length
 from minirlhf.jobs.checks import PARTS, SECTIONS, empty, own_stage, stages_of
 from minirlhf.jobs.footprint import FP32, MOMENTS, Footprint, Step, footprint
 from minirlhf.jobs.given_models import computes_in_bf16, narrower
-from minirlhf.jobs.models import resolve_model
+from minirlhf.jobs.models import EVERY, resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.footprint import parameters
@@ -42,7 +42,7 @@ def footprints(
     def of(stage: str, shape: ModelConfig, weights: float, trained: int, trunks: int = 1) -> Footprint:
         step = step_of(job, stage, shape, processes, row or longest_row(job, stage), trunks)
         options = {"rank": rank_of(job), "half": computes_in_bf16(job.common)}
-        options |= {"checkpointing": job.common.gradient_checkpointing}
+        options |= {"every": EVERY[job.common.gradient_checkpointing]}
         return footprint(shape, step, weights=weights, trained=trained, **options)
 
     weights = {"sft": model, "reward": frozen + model}

@@ -35,7 +35,8 @@ class JobConfig:
     freeze: tuple[str, ...] = ()  # [patterns] parameters of `policy` that are not trained, such as model.layers.0
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; default: 1 below a million parameters, else all
-    gradient_checkpointing: bool = False  # [-] keep only each block's input for backward: less memory, a third slower
+    gradient_checkpointing: Literal["none", "selective", "full"] = "none"  # [-] keep only the inputs of every second
+    #                             block (selective) or of each block (full); compute them again in the backward pass
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 from a million parameters on, if device has it
     log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step

@@ -30,7 +30,7 @@ def seconds_of_step(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu
     """
     half, config, n = computes_in_bf16(job.common), config_of(job, stage), parameters(shape)
     rate, bandwidth = (GPU_BF16 if half else GPU_FP32) if gpu else (x * (os.cpu_count() or 1) for x in CPU_CORE)
-    update = 2 + (2 if rank_of(job) else 4) + 2 * bool(job.common.gradient_checkpointing)
+    update = 2 + (2 if rank_of(job) else 4) + {"none": 0, "selective": 1, "full": 2}[job.common.gradient_checkpointing]
     if not isinstance(config, OnPolicyConfig):
         return n * update * step.rows * step.row / rate
     updates = config.epochs * config.minibatches

@@ -70,16 +70,17 @@ def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row
 
 
 def kept_bytes(
-    config: ModelConfig, tokens: int, *, checkpointing: bool = False, half: bool = False, rank: int = 0, row: int = 1
+    config: ModelConfig, tokens: int, *, every: int = 0, half: bool = False, rank: int = 0, row: int = 1
 ) -> float:
     """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights, their cast copies and its output.
 
-    With checkpointing: the input of each block, and one block, which the backward pass computes again.
+    every: checkpointing of every n-th block; 0: of none. Such a block keeps its input, and the backward pass computes
+        one block at a time again.
     """
     layers, D = range(config.num_hidden_layers), config.hidden_size
     blocks = [block_bytes(config, layer, half=half, rank=rank, row=row) for layer in layers]
-    if checkpointing:
-        blocks = [FP32 * D] * len(layers) + [max(blocks)]
+    if every:
+        blocks = [FP32 * D if layer % every == 0 else size for layer, size in enumerate(blocks)] + [max(blocks)]
     return tokens * (sum(blocks) + 8 + FP32 * norm_numbers(config, D, rank))  # ids; the last norm
 
 

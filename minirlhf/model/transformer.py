@@ -86,7 +86,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.run_block = run_block  # a job may put the compiled function here
-        self.gradient_checkpointing = False  # True: keep only each block's input, compute the rest again in backward
+        self.gradient_checkpointing = (
+            0  # n: keep only the input of every n-th block, compute it again in backward; 0: none
+        )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -142,7 +144,7 @@ class Trunk(nn.Module):
                 context = context._replace(read=packing.index_of(places) if packing else places)
             if cache is not None:  # never checkpointed: the backward pass would write to the cache again
                 x = block(x, context, layer)
-            elif self.gradient_checkpointing and torch.is_grad_enabled():
+            elif (every := self.gradient_checkpointing) and layer % every == 0 and torch.is_grad_enabled():
                 x = checkpoint(self.run_block, block, x, context, use_reentrant=False)
             else:
                 x = self.run_block(block, x, context)

@@ -1,6 +1,6 @@
 """Memory of a step: planned by `minirlhf plan`, and measured in a process of its own.
 
-python tests/benchmarks/step_memory.py [--shapes S,M] [--algorithms sft,dpo,grpo,ppo] [--checkpointing]
+python tests/benchmarks/step_memory.py [--shapes S,M] [--algorithms sft,dpo,grpo,ppo] [--checkpointing 2]
 
 in use:   the most bytes of tensors that exist at a time, counted operator by operator.
 resident: the greatest resident memory of the process (VmHWM) in two steps, minus the resident memory before the models
@@ -96,7 +96,7 @@ def plan(algorithm: str, shape: str, micro: int, checkpointing: Any) -> Footprin
     most = max(1, micro // (PROMPT + NEW))
     step = Step(PROMPT, NEW, rows, min(rows, most), sides, shared=sides > 1, sampled=sampled)
     weights = FP32 * parameters(config) * (1 if algorithm == "sft" else 2)
-    return footprint(config, step, weights=weights, trained=parameters(config), checkpointing=checkpointing)
+    return footprint(config, step, weights=weights, trained=parameters(config), every=checkpointing)
 
 
 class InUse(TorchDispatchMode):
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="S,M")
     parser.add_argument("--algorithms", default="sft,dpo,grpo,ppo")
     parser.add_argument("--micro", type=int, default=16_384)
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--checkpointing", type=int, default=0, help="compute every n-th block again; 0: none")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

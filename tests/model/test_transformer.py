@@ -135,16 +135,17 @@ def test_with_a_cache_gradient_checkpointing_changes_nothing(make, ids):
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_runs_blocks_twice(make, ids, mask):
     gradients, calls = [], []
-    for on in (False, True):
-        model = make()
-        model.model.gradient_checkpointing = on
+    for every in (0, 1, 2):
+        model = make(num_hidden_layers=3)
+        model.model.gradient_checkpointing = every
         runs = []
-        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        for block in model.model.layers:
+            block.mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         model(ids, mask).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
         calls.append(len(runs))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert calls == [1, 2]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
+    assert calls == [3, 6, 5]  # the first and the third block run again with every = 2
 
 
 def test_tied_head_is_the_embedding(make, ids):
