@@ -86,9 +86,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.run_block = run_block  # a job may put the compiled function here
-        self.gradient_checkpointing = (
-            0  # n: keep only the input of every n-th block, compute it again in backward; 0: none
-        )
+        self.gradient_checkpointing = 0  # n: every n-th block keeps only its input and runs again in backward; 0: none
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
