@@ -10,10 +10,11 @@ from minirlhf.jobs.checks import SECTIONS, own_stage, stages_of
 from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.parallel import mode_of, strategy_of
-from minirlhf.jobs.plan import Lengths, footprints
+from minirlhf.jobs.plan import Lengths, footprints, longest_row, step_of
 from minirlhf.jobs.strategies import ROOM, best, of_process
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.parallel.strategy import Strategy
+from minirlhf.training.fields import as_text
 
 HALVINGS = 3  # of microbatch_tokens, before the search tries something that costs more
 
@@ -58,27 +59,36 @@ def fits(plan: Plan, machine: Machine) -> bool:
 
 def first_that_fits(job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: Machine) -> Plan | None:
     """The plan of the first settings that fit, in the order of `attempts`; None if nothing fits."""
-    for changes in attempts(job, after):
+    for changes in attempts(job, shape, after, machine):
         plan = planned(with_changes(job, changes), shape, after, machine, changes)
         if fits(plan, machine):
             return plan
     return None
 
 
-def attempts(job: Opened, after: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def attempts(job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: Machine) -> Iterator[dict[str, Any]]:
     """Changes of settings. Smaller micro-batches keep the result and cost little; checkpointing keeps it and computes
     blocks again; adapters train other weights, and need a trained model below them.
     """
-    sections = [SECTIONS.get(stage, stage) for stage in (*stages_of(job, after), own_stage(job))]
-    sizes = {f"{section}.microbatch_tokens": job.settings[section].microbatch_tokens for section in sections}
+    sizes = {}
+    for stage in (*stages_of(job, after), own_stage(job)):
+        step = step_of(job, stage, shape, machine.processes, machine.row or longest_row(job, stage))
+        sizes[f"{SECTIONS.get(stage, stage)}.microbatch_tokens"] = step.rows * step.row
     levels = ["none", "selective", "full"]  # of checkpointing
     trains = ["all", "lora", "qlora"] if "lora" in job.settings and job.common.policy else [job.common.train]
     for train in trains[trains.index(job.common.train) :]:
         for checkpointing in levels[levels.index(job.common.gradient_checkpointing) :]:
             for halving in range(HALVINGS + 1):
-                wanted = {name: max(1, size >> halving) for name, size in sizes.items()}
+                wanted = {}
+                for name, most in sizes.items() if halving else ():
+                    wanted[name] = max(1, min(value_of(job, name), most) >> halving)
                 wanted |= {"gradient_checkpointing": checkpointing, "train": train}
                 yield {name: value for name, value in wanted.items() if value != value_of(job, name)}
+
+
+def flags(changes: dict[str, Any]) -> str:
+    """Changes of settings, as flags of a command line."""
+    return " ".join(f"--{name} {as_text(value)}" for name, value in changes.items())
 
 
 def value_of(job: Opened, name: str) -> Any:

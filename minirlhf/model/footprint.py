@@ -80,7 +80,8 @@ def kept_bytes(
     layers, D = range(config.num_hidden_layers), config.hidden_size
     blocks = [block_bytes(config, layer, half=half, rank=rank, row=row) for layer in layers]
     if every:
-        blocks = [FP32 * D if layer % every == 0 else size for layer, size in enumerate(blocks)] + [max(blocks)]
+        again = max(blocks) if (len(blocks) - 1) % every == 0 else 0  # else the last block is free before
+        blocks = [FP32 * D if layer % every == 0 else size for layer, size in enumerate(blocks)] + [again]
     return tokens * (sum(blocks) + 8 + FP32 * norm_numbers(config, D, rank))  # ids; the last norm
 
 

@@ -11,6 +11,7 @@ MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads"
 # the strategy of several processes, in runs that began with a section [sharding] or before there was one
 MAY_CHANGE += ("parallel", "[sharding]", "", "replicas", "cpu_offload", "reshard_after_forward", "gather")
 MAY_CHANGE += ("shard_optimizer",)
+MAY_CHANGE += ("microbatch_tokens", "gradient_checkpointing")  # how a step fits into memory; only rounding differs
 
 
 def check_same_settings(path: Path, settings: str) -> None:
