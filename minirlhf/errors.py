@@ -52,6 +52,7 @@ def check_range(config: Any, *names: str, least: float = -math.inf, above: float
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a program's `main`: an InputError becomes one line on stderr and exit code 2, without a traceback.
 
+    An error of an allocator does too.
     Under torchrun the line is printed once for all processes; see `torchrun.py`.
     """
 
@@ -66,6 +67,14 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             from minirlhf.torchrun import end  # here, so that the core loads no leaf
 
             end(f"error: {error}")
+            raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            from minirlhf.foreign import allocator_error  # here, so that the core loads no leaf
+            from minirlhf.torchrun import end
+
+            if not (reason := allocator_error(error)):
+                raise
+            end(f"error: {reason}; lower microbatch_tokens or batch_size, or take a smaller model")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

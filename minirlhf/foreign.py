@@ -64,3 +64,13 @@ def system_error(error: Exception) -> str | None:
     # safetensors and tokenizers have errors of their own, with the system's error as text
     found = re.search(r"([^:(]+) \(os error \d+\)", str(error))
     return found[1].strip() if found and type(error).__name__ in ("SafetensorError", "Exception") else None
+
+
+def allocator_error(error: Exception) -> str | None:
+    """What an allocator says that has no memory left: Python's, the CPU's or the GPU's; None for any other error."""
+    text, name = str(error), type(error).__name__
+    marks = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if not isinstance(error, MemoryError) and name != "OutOfMemoryError" and not any(mark in text for mark in marks):
+        return None
+    text = text[max(0, text.find("DefaultCPUAllocator")) :].partition(". ")[0].splitlines()
+    return f"needed memory that the device does not have, got: {beginning_of_repr(text[0] if text else name, 120)}"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minirlhf.errors import InputError, shown
+from minirlhf.errors import InputError, exits_cleanly, shown
 
 # newline, escape, a C1 control, delete, a bidi override, a zero-width space, a line separator, half a surrogate pair
 UNPRINTABLE = "\n\x1b\x9b\x7f\u202e\u200b\u2028\ud83d"
@@ -85,6 +85,43 @@ main()
     assert error.startswith("error: path \\udcff\\n\\x1b[2J ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls its own."""
+
+
+CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+CPU += "8 bytes. Error code 12 (Cannot allocate memory)"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError(CPU), "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "CUDA out of memory"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "CUDA error: out of memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_an_error_of_an_allocator_ends_a_program_with_one_line(error, text, capsys):
+    @exits_cleanly
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and text in lines[0] and "lower microbatch_tokens" in lines[0]
+
+
+def test_other_errors_keep_their_traceback():
+    @exits_cleanly
+    def main():
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main()
 
 
 PIPES = """

@@ -8,13 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from minirlhf.cli import train
 from minirlhf.data.batches import Draw
 from minirlhf.data.dealing import dealt, length
 from minirlhf.errors import InputError
 from minirlhf.evaluation.policies import Report
+from minirlhf.foreign import allocator_error
 from minirlhf.jobs.given_models import scorer_of
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.models import load_finished
@@ -38,10 +37,12 @@ def noted(findings: list[str], who: str = "") -> Iterator[None]:
     except InputError as error:
         if (text := f"{who}{error}") not in findings:
             findings.append(text)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not (reason := allocator_error(error)):
+            raise
         findings.append(
-            f"{who}needed memory that the device does not have: {str(error).partition('.')[0]}; lower "
-            "microbatch_tokens or batch_size, or give --train lora or --gradient_checkpointing full"
+            f"{who}{reason}; lower microbatch_tokens or batch_size, or give --train lora or --gradient_checkpointing "
+            "full"
         )
 
 

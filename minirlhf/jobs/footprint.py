@@ -98,6 +98,7 @@ class Step:
     micro: int  # rows of the largest micro-batch
     sides: int = 1  # rows of one prompt
     shared: bool = False  # rows of one prompt compute it once, see model/prefix_tree.py
+    partial: bool = False  # the last block computes the answers alone
     sampled: int = 0  # completions in progress at a time
     trunks: int = 1  # trained networks: a value model of its own has a second one
     head: bool = True  # the loss reads log-probs; reward models have no such head
@@ -133,7 +134,8 @@ def footprint(
     weights: bytes of the weights of all models.   trained: number of trained weights, of all models together.
     rank:    of LoRA; 0: whole models are trained.   half: bf16 autocast.   every: see `kept_bytes`.
     """
-    activations = kept_bytes(shape, step.tokens, every=every, half=half, rank=rank, row=step.row)
+    read = step.micro * step.answer if step.partial else None
+    activations = kept_bytes(shape, step.tokens, read=read, every=every, half=half, rank=rank, row=step.row)
     casts = BF16 * block_parameters(shape) if half and not rank else 0
     if every:
         casts *= 1 - 1 / every + 1 / shape.num_hidden_layers

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
-
-from minirlhf.errors import InputError, shown
+from minirlhf.errors import InputError
+from minirlhf.foreign import allocator_error
 from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, flags, planned
 from minirlhf.jobs.opened import Opened
@@ -45,22 +44,9 @@ def advised(job: Opened, after: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not (reason := allocator_error(error)):
             raise
-        raise InputError(f"{job.folder}: {refusal(error)}; {written(less, job)}") from None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True for an error of Python's, the CPU's or the GPU's allocator."""
-    texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
-
-
-def refusal(error: Exception) -> str:
-    """The allocator's message, as far as it is about this request."""
-    text = str(error)
-    text = text[max(0, text.find("DefaultCPUAllocator")) :].partition(". ")[0].splitlines()
-    return f"needed memory that the device does not have, got: {shown(text[0] if text else type(error).__name__, 120)}"
+        raise InputError(f"{job.folder}: {reason}; {written(less, job)}") from None
 
 
 def remedy(found: Plan | None) -> str:

@@ -73,16 +73,19 @@ def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Le
     batch = math.ceil(config.batch_size / processes) * sides
     update = math.ceil(getattr(config, "minibatch_size", config.batch_size) / processes) * sides
     fitting = config.microbatch_tokens // pair // (prompt + answer) * pair  # a pair is never parted
+    packed = job.device.type == "cpu" and not job.common.compile  # see model/packing.py
+    head = section not in ("reward_model", "process_reward")
     return Step(
         prompt=prompt,
         answer=answer,
         rows=update,
         micro=min(update, max(pair, fitting)),
         sides=sides,
-        shared=job.device.type == "cpu" and prompt >= LEAST and shape.attn_logit_softcapping is None,
+        shared=packed and prompt >= LEAST and shape.attn_logit_softcapping is None,
+        partial=packed and head,
         sampled=min(batch, max(256, config.batch_size)) if new else 0,
         trunks=trunks,
-        head=section not in ("reward_model", "process_reward"),
+        head=head,
     )
 
 

@@ -70,19 +70,40 @@ def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row
 
 
 def kept_bytes(
-    config: ModelConfig, tokens: int, *, every: int = 0, half: bool = False, rank: int = 0, row: int = 1
+    config: ModelConfig,
+    tokens: int,
+    *,
+    read: int | None = None,
+    every: int = 0,
+    half: bool = False,
+    rank: int = 0,
+    row: int = 1,
 ) -> float:
     """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights, their cast copies and its output.
 
+    read:  tokens that the caller reads; the last block computes no others after its attention. None: all.
     every: checkpointing of every n-th block; 0: of none. Such a block keeps its input, and the backward pass computes
         one block at a time again.
     """
-    layers, D = range(config.num_hidden_layers), config.hidden_size
-    blocks = [block_bytes(config, layer, half=half, rank=rank, row=row) for layer in layers]
+    D, last = config.hidden_size, config.num_hidden_layers - 1
+    blocks = [tokens * block_bytes(config, layer, half=half, rank=rank, row=row) for layer in range(last + 1)]
+    read = tokens if read is None else read
+    if read < tokens:
+        query = (BF16 if half else FP32) * config.num_attention_heads * config.head_width  # the attention of these
+        blocks[last] -= (tokens - read) * after_attention_bytes(config, last, half, rank) - read * query
     if every:
-        again = max(blocks) if (len(blocks) - 1) % every == 0 else 0  # else the last block is free before
-        blocks = [FP32 * D if layer % every == 0 else size for layer, size in enumerate(blocks)] + [again]
-    return tokens * (sum(blocks) + 8 + FP32 * norm_numbers(config, D, rank))  # ids; the last norm
+        again = blocks[last] if last % every == 0 else 0  # of the last block, else it is free before
+        if every == 1 and last:
+            again = max(again, blocks[0] - FP32 * D * tokens)
+        blocks = [FP32 * D * tokens if layer % every == 0 else size for layer, size in enumerate(blocks)] + [again]
+    return sum(blocks) + tokens * 8 + read * FP32 * norm_numbers(config, D, rank)  # ids; the last norm
+
+
+def after_attention_bytes(config: ModelConfig, layer: int, half: bool, rank: int) -> float:
+    """The part of `block_bytes` of the norms and the MLP that follow attention."""
+    wide = BF16 if half and rank and config.norm == "layer" else FP32
+    norms = config.norm_before + 2 * config.norm_after
+    return wide * norms * norm_numbers(config, config.hidden_size, rank) + mlp_bytes(config, layer, half)
 
 
 def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:

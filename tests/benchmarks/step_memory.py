@@ -94,7 +94,7 @@ def plan(algorithm: str, shape: str, micro: int, checkpointing: Any) -> Footprin
     sides = {"dpo": 2, "grpo": GROUP}.get(algorithm, 1)
     rows, sampled = n * sides, n * sides if algorithm in ("grpo", "ppo") else 0
     most = max(1, micro // (PROMPT + NEW))
-    step = Step(PROMPT, NEW, rows, min(rows, most), sides, shared=sides > 1, sampled=sampled)
+    step = Step(PROMPT, NEW, rows, min(rows, most), sides, shared=sides > 1, partial=True, sampled=sampled)
     weights = FP32 * parameters(config) * (1 if algorithm == "sft" else 2)
     return footprint(config, step, weights=weights, trained=parameters(config), every=checkpointing)
 
