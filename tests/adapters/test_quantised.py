@@ -267,8 +267,7 @@ def test_a_tiny_run_on_4_bits_ends_within_5_percent_of_the_run_in_fp32():
     assert quantised == pytest.approx(plain, rel=0.05)
 
 
-@pytest.mark.parametrize("four_bits", [pytest.param(False, marks=pytest.mark.slow), True])  # tracing takes 10 s
-def test_compiled_blocks_with_adapters_compute_what_eager_ones_do(four_bits):
+def adapted_model(four_bits):
     torch.manual_seed(0)
     shape = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 40}
     model = Transformer(ModelConfig(num_attention_heads=4, num_key_value_heads=2, **shape))
@@ -277,7 +276,31 @@ def test_compiled_blocks_with_adapters_compute_what_eager_ones_do(four_bits):
         for name, p in model.named_parameters():
             if name.endswith(".B"):
                 p.normal_(std=0.3)
-    ids, found = torch.arange(20)[None], []
+    return model
+
+
+def through(layer, x):
+    return layer(x)
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_compiled_layers_with_adapters_compute_what_eager_ones_do(four_bits):
+    block, found = adapted_model(four_bits).model.layers[0], []
+    for call in (through, maybe_compile(through, True, backend="aot_eager")):
+        for rows in (3, 5):  # the second size is computed by the same code
+            x = torch.randn(rows, 32, generator=torch.Generator().manual_seed(rows), requires_grad=True)
+            block.zero_grad()
+            y = call(block.mlp.gate_proj, x)
+            y.square().sum().backward()
+            found.append([y.detach(), x.grad, *(p.grad for p in block.mlp.gate_proj.parameters() if p.requires_grad)])
+    assert_close(found[2:], found[:2], rtol=1e-4, atol=1e-4)
+    assert len(found[0]) == 4 and all(part.abs().max() > 1e-3 for part in found[0])
+
+
+@pytest.mark.slow  # tracing takes 20 s
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_compiled_blocks_with_adapters_compute_what_eager_ones_do(four_bits):
+    model, ids, found = adapted_model(four_bits), torch.arange(20)[None], []
     for block in (run_block, maybe_compile(run_block, True, backend="aot_eager")):
         model.model.run_block = block
         model.zero_grad()

@@ -92,11 +92,13 @@ def test_a_second_render_starts_with_no_spans():
     ],
     ids=lambda x: x[:30],
 )
+@pytest.mark.usefixtures("patient")
 def test_harmful_and_broken_templates_are_refused_on_arrival(source, fault):
     with pytest.raises(InputError, match=f"^chat template: {re.escape(fault)}.*{END}$"):
         ChatTemplate(source)
 
 
+@pytest.mark.usefixtures("patient")
 def test_compiling_can_run_away_and_is_stopped():
     with pytest.raises(InputError, match=f"^chat template: it (ran for more than 1 s|needs more).*{END}$"):
         ChatTemplate("{{ (10 ** 99999999) % 7 }}")

@@ -6,7 +6,6 @@ import gc
 import json
 import re
 import signal
-import time
 
 import pytest
 
@@ -52,14 +51,14 @@ def waiting(attack):
     return "{% if messages[0].content == 'now' %}" + attack + "{% endif %}"
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("attack", "reason"), ATTACKS.values(), ids=ATTACKS.keys())
 def test_a_template_that_waits_for_a_word_is_stopped(attack, reason):
     chat = ChatTemplate(waiting(attack))
     assert chat.render([CALM]) == ("", [])
-    began = time.monotonic()
     with pytest.raises(InputError, match=f"^chat template: {re.escape(reason)}") as error:
         chat.render([NOW])
-    assert "\n" not in str(error.value) and time.monotonic() - began < 30  # about 1 s on an idle machine
+    assert "\n" not in str(error.value)
 
 
 def test_the_sandbox_alone_bounds_neither_sizes_nor_steps():
