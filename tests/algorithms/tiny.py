@@ -250,7 +250,7 @@ def dpo(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) ->
 
 def precomputed(trainer):
     with tempfile.TemporaryDirectory() as folder:
-        precompute_ref_logps(trainer, [rows(24)], Path(folder))
+        precompute_ref_logps(trainer, [rows(24), rows(5, seed=9)], Path(folder))
     return trainer
 
 
