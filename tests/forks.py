@@ -6,9 +6,11 @@ commands from its stdin and writes their exit codes to its stdout, one line of J
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +19,15 @@ import tempfile
 import time
 import types
 from pathlib import Path
+
+
+def free_port() -> int:
+    """A port below the range from which the system gives ports to connections of other tests that run now."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # a test may have seeded the module's own generator
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 class Forks:
@@ -59,10 +70,7 @@ class Forks:
 
     def ranks(self, *argv: object, world: int = 2, seconds: float = 600, **variables: str) -> list:
         """Run one program in `world` processes that find each other as under torchrun -> as `run`."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        same = {**variables, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        same = {**variables, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         return self.run(*[[*argv]] * world, seconds=seconds, env=[{**same, "RANK": str(i)} for i in range(world)])
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import socket
 import stat
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from minirlhf.training.checkpoint import is_complete
 
+from ..forks import free_port
 from .test_docs import MACHINES, ROOT, TEXT, Workshop
 
 BLOCKS = re.findall(r"^```(?:sh|bash)\n(.*?)^```$", TEXT[MACHINES], re.MULTILINE | re.DOTALL)
@@ -26,10 +26,8 @@ def workshop(forks, tmp_path_factory):
 
 def here(text, output):
     """The text with this machine's address, a free port, one process for each torchrun, and another folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    changes = {"node0": "127.0.0.1", "29500": port, "--nproc-per-node 8": "--nproc-per-node 1", "runs/mine": output}
+    changes = {"node0": "127.0.0.1", "29500": str(free_port()), "runs/mine": output}
+    changes["--nproc-per-node 8"] = "--nproc-per-node 1"
     for old, new in {**changes, "torchrun ": f"{sys.executable} -m torch.distributed.run "}.items():
         text = text.replace(old, new)
     return text

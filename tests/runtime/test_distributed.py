@@ -1,9 +1,6 @@
 """Sums, flags and values over two gloo processes; the same calls in one process without a group."""
 
-import contextlib
 import json
-import os
-import socket
 
 import pytest
 import torch
@@ -12,6 +9,8 @@ from torch import nn
 from minirlhf.runtime import distributed
 from minirlhf.runtime.parallel.wrapping import gradient_sync
 from minirlhf.runtime.vectors import gather_vectors
+
+from ..forks import free_port
 
 PROGRAM = """
 import json, sys, torch
@@ -67,19 +66,8 @@ for port in sys.argv[1:]:
 """
 
 
-def free_ports(n):
-    """Ports below the range from which the system gives ports to other tests that run now."""
-    free = []
-    for port in range(20_000 + os.getpid() % 10_000, 32_000):
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            free.append(str(port))
-        if len(free) == n:
-            return free
-
-
 def test_leaving_right_after_a_collective_does_not_hang(forks):
-    done = forks.ranks("-c", LEAVING, *free_ports(8))
+    done = forks.ranks("-c", LEAVING, *(free_port() for _ in range(8)))
     assert [process.returncode for process in done] == [0, 0], done
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from forks import free_port
 
 
 def fork(world: int, function: Callable[..., None], *args: object, port: int | None = None) -> list[int]:
