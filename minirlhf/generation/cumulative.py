@@ -13,25 +13,30 @@ from torch.nn import functional
 from minirlhf.losses.masking import wide_dtype
 
 BLOCK = 64  # tokens
+BELOW_ONE = 1 - 2.0**-50  # so that a uniform near 1 still finds a number above 0
 
 
 def first_exceeding(probs: Tensor, uniforms: Tensor) -> Tensor:
     """[B, V] probabilities, [B] uniforms in [0, 1) -> [B]: the first index whose cumulative probability exceeds the
     uniform. The probabilities need not sum to 1. An index of probability 0 is never the answer.
     """
-    blocks = functional.pad(probs, (0, -probs.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    block, rest = _search(blocks.sum(-1), uniforms)
-    token, _ = _search(blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK)).squeeze(1), rest)
-    return (block * BLOCK + token).clamp(max=probs.shape[-1] - 1)
+    V = probs.shape[-1]
+    whole = functional.pad(probs, (0, -V % BLOCK)) if V % BLOCK else probs  # a pad of 0 columns would copy too
+    blocks = whole.unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1)
+    block, threshold, ends = _search(sums, uniforms[:, None])
+    # the share of the block's own sum that lies below the threshold
+    share = ((threshold - ends.gather(1, block)) / sums.gather(1, block) + 1).clamp_(0, 1)
+    token, _, _ = _search(blocks.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1), share)
+    return (block * BLOCK + token).clamp_(max=V - 1).squeeze(1)
 
 
-def _search(numbers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index whose cumulative number exceeds the share of the sum -> (index, the part of its number below)."""
-    ends = numbers.to(wide_dtype(numbers)).cumsum(-1)
+def _search(numbers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, n] numbers >= 0, [B, 1] shares of their sum -> (the first index whose cumulative number exceeds the share
+    [B, 1], the share as a number [B, 1], the cumulative numbers [B, n]).
+    """
+    ends = numbers.cumsum(-1, dtype=wide_dtype(numbers))
     total = ends[:, -1:]
-    # below the total, so that a share near 1 still finds a number above 0
-    threshold = torch.minimum(shares.to(ends.dtype)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    index = torch.searchsorted(ends, threshold, right=True).clamp(max=numbers.shape[-1] - 1)
-    own = numbers.gather(-1, index)
-    rest = ((threshold - (ends.gather(-1, index) - own)) / own).clamp(0, 1)
-    return index.squeeze(-1), rest.squeeze(-1)
+    threshold = torch.minimum(shares * total, BELOW_ONE * total)
+    # broken numbers have no such index: the last one
+    return torch.searchsorted(ends, threshold, right=True).clamp_(max=numbers.shape[-1] - 1), threshold, ends
