@@ -71,8 +71,8 @@ class Decoder:
         inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}
         places = torch.arange(N, device=x.device) * cache.columns + lengths  # of the new token among all columns
         # views of all layers at once: what the layers read, and the rows that they write
-        seen = cache.numbers[:, :N, :width].permute(0, 3, 1, 4, 2, 5).unbind()
-        written = cache.numbers.flatten(1, 2).flatten(2).unbind()
+        seen = cache.numbers[:, :, :N, :width].transpose(3, 4).unbind()
+        written = cache.numbers.flatten(2, 3).flatten(3).unbind()
         for layer, read, rows in zip(self.layers, seen, written, strict=True):
             x = layer(x, *inputs[layer.type], read, rows, places)
         return softcap(self.head(self.norm(x)), self.config.final_logit_softcapping)
@@ -85,15 +85,15 @@ class Decoder:
         cos, sin = (table[lengths] for table in rope_tables(self.config, layer_type, width, lengths.device))
         half = cos.shape[-1] // 2
         rotation = torch.complex(cos[:, None, :half], sin[:, None, half:])
-        distance = lengths[:, None] - torch.arange(width, device=lengths.device)
-        visible = distance >= 0
+        columns = torch.arange(width, device=lengths.device)
+        hidden = columns > lengths[:, None]
         if layer_type == SLIDING and self.config.sliding_window < width:
-            visible = visible & (distance < self.config.sliding_window)
+            hidden |= columns <= lengths[:, None] - self.config.sliding_window
         if self.config.attn_logit_softcapping is None:
-            visible = torch.zeros(visible.shape, dtype=self.dtype, device=lengths.device).masked_fill_(
-                ~visible, -torch.inf
-            )
-        return rotation, AttentionInputs(cos, sin, visible[:, None, None])
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)
+        else:
+            mask = ~hidden
+        return rotation, AttentionInputs(cos, sin, mask[:, None, None])
 
 
 class Layer:
@@ -133,8 +133,8 @@ class Layer:
     def __call__(
         self, x: Tensor, rotation: Tensor, inputs: AttentionInputs, read: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """read: [2, N, K, S, E] keys and values of the cache.   rows: [B S, 2 K E] the same memory, where the new
-        tokens are written at `places` [N].
+        """read: [2, N, K, S, E] keys and values of the cache.   rows: [2, B S, K E] the same memory; new tokens are
+        written at `places` [N].
         """
         attended = self._attend(self.norms[0](x), rotation, inputs, read, rows, places)
         x = self.output.added_to(x, attended, self.output_norms[0])
@@ -160,7 +160,7 @@ class Layer:
             self._normalise(qkv)
         if self.uses_rope:
             turn(qkv.view(N, H + 2 * K, E).narrow(1, 0, H + K), rotation)
-        rows.index_copy_(0, places, new)
+        rows.index_copy_(1, places, new.view(N, 2, K * E).transpose(0, 1))
         # the query heads of one key-value head take the place of query tokens, so no key is copied
         out = attend(q.view(N, K, H // K, E), *read.unbind(), inputs, self.scale, self.cap)
         return out.reshape(N, H * E)

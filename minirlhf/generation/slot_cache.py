@@ -1,7 +1,7 @@
 """Keys and values of the slots, laid out for decoding.
 
-The keys and values of a token in one layer stand side by side, so one copy stores them. With rotary positions, the two
-numbers of a pair stand side by side too: they are one complex number, and a rotation is one product.
+With rotary positions, the two numbers of a pair stand side by side: they are one complex number, and a rotation is one
+product. Keys and values have the same places, so one copy stores those of a token.
 
 L layers, B slots, S columns, K key-value heads, E head width.
 """
@@ -29,24 +29,24 @@ class SlotCache:
     def __init__(
         self, config: ModelConfig, slots: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        shape = config.num_hidden_layers, slots, columns, 2, config.num_key_value_heads, config.head_width
-        self.numbers = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, S, keys and values, K, E]
+        shape = config.num_hidden_layers, 2, slots, columns, config.num_key_value_heads, config.head_width
+        self.numbers = torch.zeros(shape, device=device, dtype=dtype)  # [L, keys and values, B, S, K, E]
         self.order, self.columns, self.width = pairs_first(config).to(device), columns, 0
 
     def adopt(self, slots: Sequence[int], source: KVCache) -> None:
         """Copy what a transformer has read: row k of the source goes to slot `slots[k]`."""
         width = source.width
-        self.numbers[:, slots, :width, 0] = source.keys_LBSKE[:, :, :width, :, self.order]
-        self.numbers[:, slots, :width, 1] = source.values_LBSKE[:, :, :width]
+        self.numbers[:, 0, slots, :width] = source.keys_LBSKE[:, :, :width, :, self.order]
+        self.numbers[:, 1, slots, :width] = source.values_LBSKE[:, :, :width]
         self.width = max(self.width, width)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         """Copy from slots to other slots."""
-        self.numbers[:, to, : self.width] = self.numbers[:, source, : self.width]
+        self.numbers[:, :, to, : self.width] = self.numbers[:, :, source, : self.width]
 
     def grow(self, columns: int) -> None:
         """The columns that are held keep their numbers."""
         shape = list(self.numbers.shape)
-        larger = self.numbers.new_zeros([*shape[:2], columns, *shape[3:]])
-        larger[:, :, : self.columns] = self.numbers
+        larger = self.numbers.new_zeros([*shape[:3], columns, *shape[4:]])
+        larger[:, :, :, : self.columns] = self.numbers
         self.numbers, self.columns = larger, columns
