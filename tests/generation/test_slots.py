@@ -8,8 +8,10 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
+from minirlhf.generation.decoder import Decoder
 from minirlhf.generation.room import with_room
-from minirlhf.model import ModelConfig, Policy, Transformer
+from minirlhf.generation.slot_cache import SlotCache
+from minirlhf.model import KVCache, ModelConfig, Policy, Transformer
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.text import Tokenizer
 
@@ -77,6 +79,24 @@ def test_every_kind_of_model(kind, prompts):
 
 def test_in_float64_the_log_probs_agree_to_1e_6(prompts):  # they are kept in fp32
     same(model_of(torch.float64), prompts, SamplingConfig(max_tokens=9, stop_ids=(EOS,), batch_size=5), within=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decode_step_gives_the_logits_of_the_whole_text(kind):
+    model = model_of(torch.float64, **KINDS[kind])
+    config, lengths, ids = model.config, torch.tensor([3, 9, 6]), torch.randint(3, 23, (3, 12))
+    cache = SlotCache(config, 5, 16, model.device, torch.float64)
+    with torch.inference_mode():
+        whole, read = model(ids), KVCache(config, 3, 12, model.device, torch.float64)
+        model(ids, cache=read)
+        cache.adopt([2, 0, 1], read)  # row k stands in slot (2, 0, 1)[k]
+        cache.copy(torch.tensor([3]), torch.tensor([2]))
+        cache.grow(20)
+        cache.width, decoder, order = 11, Decoder(model, torch.float64), torch.tensor([1, 2, 0, 0])
+        for step in range(2):  # a new token each, where other tokens stood in the cache
+            at = lengths[order] + step
+            logits = decoder(ids[order, at], at, cache)
+            torch.testing.assert_close(logits, whole[order, at], atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8, 24, 100])
