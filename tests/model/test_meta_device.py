@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minirlhf.generation.decoder import Decoder
+from minirlhf.generation.slot_cache import SlotCache
 from minirlhf.losses import (
     bradley_terry_loss,
     dpo_sigmoid_loss,
@@ -99,6 +100,8 @@ def test_prefill_and_decoding(kind):
     logits = model(ids, mask, cache)
     assert logits.device == META
     assert model(ids[:, :1], mask[:, :1], cache).shape == (B, 1, 40)
-    cache.width += 1
+    slots = SlotCache(model.config, B, T + 8, META)
+    slots.adopt(range(B), cache)
+    slots.width += 1
     step = Decoder(model, torch.float32)
-    assert step(ids[:, 0], torch.full((B,), T + 1, device=META), cache).shape == (B, 40)
+    assert step(ids[:, 0], torch.full((B,), T + 1, device=META), slots).shape == (B, 40)
