@@ -71,10 +71,10 @@ class Decoder:
         inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}
         places = torch.arange(N, device=x.device) * cache.columns + lengths  # of the new token among all columns
         # views of all layers at once: what the layers read, and the rows that they write
-        seen = cache.numbers[:, :, :N, :width].transpose(3, 4).unbind()
+        seen = cache.numbers[:, :, :N, :width].transpose(3, 4).flatten(0, 1).unbind()
         written = cache.numbers.flatten(2, 3).flatten(3).unbind()
-        for layer, read, rows in zip(self.layers, seen, written, strict=True):
-            x = layer(x, *inputs[layer.type], read, rows, places)
+        for layer, keys, values, rows in zip(self.layers, seen[::2], seen[1::2], written, strict=True):
+            x = layer(x, *inputs[layer.type], keys, values, rows, places)
         return softcap(self.head(self.norm(x)), self.config.final_logit_softcapping)
 
     def _inputs(self, layer_type: str, lengths: Tensor, width: int) -> tuple[Tensor, AttentionInputs]:
@@ -121,6 +121,7 @@ class Layer:
         names = ("qkv_proj",) if config.fused_projections else ("q_proj", "k_proj", "v_proj")
         self.qkv = Product([getattr(attention, name) for name in names], dtype, joined, qkv, order)
         self.output = Product([attention.o_proj], dtype, joined)
+        self.heads, self.halves = Views(self._heads), Views(lambda inner: inner.chunk(2, dim=-1))
         self.experts = None if isinstance(mlp, MLP) else mlp
         if not self.experts:
             names = ("gate_up_proj",) if mlp.fused else ("gate_proj", "up_proj")
@@ -131,39 +132,43 @@ class Layer:
             self.gated, self.act = mlp.gated, partial(F.silu, inplace=True) if mlp.act is F.silu else mlp.act
 
     def __call__(
-        self, x: Tensor, rotation: Tensor, inputs: AttentionInputs, read: Tensor, rows: Tensor, places: Tensor
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        inputs: AttentionInputs,
+        k_NKSE: Tensor,
+        v_NKSE: Tensor,
+        rows: Tensor,
+        places: Tensor,
     ) -> Tensor:
-        """read: [2, N, K, S, E] keys and values of the cache.   rows: [2, B S, K E] the same memory; new tokens are
-        written at `places` [N].
-        """
-        attended = self._attend(self.norms[0](x), rotation, inputs, read, rows, places)
+        """rows: [2, B S, K E] all keys and values of the layer; those of the new tokens are written at `places` [N]."""
+        qkv = self.qkv(self.norms[0](x))
+        q_NKGE, pairs, new = self.heads(qkv)
+        if self.qk_norm != "none":
+            self._normalise(qkv)
+        if self.uses_rope:
+            turn(pairs, rotation)
+        rows.index_copy_(1, places, new)
+        # the query heads of one key-value head take the place of query tokens, so no key is copied
+        attended = attend(q_NKGE, k_NKSE, v_NKSE, inputs, self.scale, self.cap).reshape(len(x), self.H * self.E)
         x = self.output.added_to(x, attended, self.output_norms[0])
         y = self.norms[1](x)
         if self.experts:
             return x + self.output_norms[1](self.experts(y[:, None])[:, 0])
         inner = self.up(y)
         if self.gated:
-            gate, inner = inner.chunk(2, dim=-1)
+            gate, inner = self.halves(inner)
             inner = self.act(gate).mul_(inner)
         else:
             inner = self.act(inner)
         return self.down.added_to(x, inner, self.output_norms[1])
 
-    def _attend(
-        self, x: Tensor, rotation: Tensor, inputs: AttentionInputs, read: Tensor, rows: Tensor, places: Tensor
-    ) -> Tensor:
-        """Write the keys and values of the new tokens into the cache, and attend -> [N, H E]."""
-        N, H, K, E = len(x), self.H, self.K, self.E
-        qkv = self.qkv(x)
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> views: queries [N, K, G, E], the pairs of queries and keys, new keys and values [2, N, K E]."""
+        N, H, K, E = len(qkv), self.H, self.K, self.E
         q, new = qkv.split([H * E, 2 * K * E], dim=-1)
-        if self.qk_norm != "none":
-            self._normalise(qkv)
-        if self.uses_rope:
-            turn(qkv.view(N, H + 2 * K, E).narrow(1, 0, H + K), rotation)
-        rows.index_copy_(1, places, new.view(N, 2, K * E).transpose(0, 1))
-        # the query heads of one key-value head take the place of query tokens, so no key is copied
-        out = attend(q.view(N, K, H // K, E), *read.unbind(), inputs, self.scale, self.cap)
-        return out.reshape(N, H * E)
+        pairs = pairs_of(qkv.view(N, H + 2 * K, E)[:, : H + K]) if self.uses_rope else q
+        return q.view(N, K, H // K, E), pairs, new.view(N, 2, K * E).transpose(0, 1)
 
     def _normalise(self, qkv: Tensor) -> None:
         """The family's norms on queries and keys, in place; then their numbers in pairs."""
@@ -180,11 +185,26 @@ class Buffer:
 
     def __init__(self) -> None:
         self.numbers: Tensor | None = None
+        self.part: Tensor | None = None  # its first rows, as many as the last result had
 
     def rows(self, count: int, weight_t: Tensor) -> Tensor:
         if self.numbers is None or len(self.numbers) < count:
-            self.numbers = weight_t.new_empty(count, weight_t.shape[1])
-        return self.numbers[:count]
+            self.numbers, self.part = weight_t.new_empty(count, weight_t.shape[1]), None
+        if self.part is None or len(self.part) != count:
+            self.part = self.numbers[:count]
+        return self.part
+
+
+class Views:
+    """Views of a tensor, made once while it stays the same tensor: a view takes as long as a small operation."""
+
+    def __init__(self, make: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self.make, self.whole, self.views = make, None, ()
+
+    def __call__(self, whole: Tensor) -> tuple[Tensor, ...]:
+        if whole is not self.whole:
+            self.whole, self.views = whole, self.make(whole)
+        return self.views
 
 
 class Product:
@@ -221,7 +241,8 @@ class Product:
             parts = [module(x).to(self.dtype) for module in self.modules]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
             return whole if self.order is None else whole.index_select(-1, self.order)
-        x = x.to(self.weight_t.dtype)
+        if x.dtype != self.weight_t.dtype:
+            x = x.to(self.weight_t.dtype)
         out = self.buffer and self.buffer.rows(len(x), self.weight_t)
         if self.bias is None:
             return torch.mm(x, self.weight_t, out=out)
@@ -235,12 +256,20 @@ class Product:
         return residual + norm(self(x))
 
 
-def turn(heads: Tensor, rotation: Tensor) -> None:
-    """`rope.rotate` of [N, heads, E] in place, with the numbers of each pair side by side."""
-    pairs = heads.unflatten(-1, (heads.shape[-1] // 2, 2))
-    if heads.dtype in (torch.float32, torch.float64):
-        torch.view_as_complex(pairs).mul_(rotation)
-    else:  # half precision has no complex numbers
+def pairs_of(heads: Tensor) -> Tensor:
+    """[N, heads, E] with the numbers of each pair side by side -> complex [N, heads, E / 2], the same memory.
+
+    Half precision has no complex numbers: [N, heads, E / 2, 2].
+    """
+    pairs = heads.unflatten(-1, (-1, 2))
+    return torch.view_as_complex(pairs) if heads.dtype in (torch.float32, torch.float64) else pairs
+
+
+def turn(pairs: Tensor, rotation: Tensor) -> None:
+    """`rope.rotate` in place.   rotation: [N, 1, E / 2] complex."""
+    if pairs.is_complex():
+        pairs.mul_(rotation)
+    else:
         pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotation))
 
 
