@@ -21,6 +21,7 @@ from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.columns import aligned
 from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
+from minirlhf.jobs.learning_rates import trained_parameters
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.plan import step_of
 from minirlhf.jobs.settings import sections
@@ -28,7 +29,7 @@ from minirlhf.jobs.speed import time_class
 from minirlhf.jobs.strategies import ROOM, named
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.footprint import parameters
-from minirlhf.runtime.device import resolve_device
+from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.memory import in_words, share_of_process
 from minirlhf.tasks.task import Task
 from minirlhf.training.fields import as_text
@@ -81,9 +82,10 @@ def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]
     section = program.options.get("section", name)
     classes = sections(section, program.config, **known)
     settings = parse_settings(classes, [*others, "--policy", flags.model], description=__doc__.strip())
-    if flags.gpus and settings["job"].precision == "auto":  # of the GPUs, not of this machine
-        settings["job"] = replace(settings["job"], precision="bf16")
-    device = torch.device("cuda") if flags.gpus else resolve_device()
+    device = torch.device("cuda") if flags.gpus else resolve_device(settings["job"].device)
+    if settings["job"].precision == "auto":
+        dtype = resolve_precision("auto", device, trained_parameters(settings)) if not flags.gpus else torch.bfloat16
+        settings["job"] = replace(settings["job"], precision="bf16" if dtype == torch.bfloat16 else "fp32")
     no_rows = Task("plan", (), (), (), (), (), ())
     job = Opened(section, settings, Path(), no_rows, None, device, 0.0)
     return job, program.options.get("after", ())

@@ -83,11 +83,12 @@ def test_a_function_as_reward_takes_no_memory_and_a_model_does(planned):
     assert float(weights[1]) == pytest.approx(2 * 7.61 * 4 / 8, abs=0.06)
 
 
-def test_this_machine_is_planned_in_fp32(planned, monkeypatch):
+def test_this_machine_is_planned_in_the_precision_of_the_job(planned, monkeypatch):
     monkeypatch.setattr(plan, "share_of_process", lambda device: 500e9)
-    out = planned("--algorithm", "sft", "--tokens", 64, "--sft.batch_size", 1)
+    out = planned("--algorithm", "sft", "--tokens", 64, "--sft.batch_size", 1, "--precision", "fp32")
     assert "on this machine with 500.0 GB each" in out and "bf16 copies" not in out and "\nfits: " in out
     assert re.search(r"a step of sft takes (seconds|minutes|hours)", out)
+    assert "bf16 copies" in planned("--algorithm", "sft", "--tokens", 64, "--sft.batch_size", 1, "--precision", "bf16")
 
 
 @pytest.mark.parametrize(
