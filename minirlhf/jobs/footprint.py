@@ -25,7 +25,7 @@ from minirlhf.model.footprint import (
 
 # The allocator keeps freed blocks that no later request fits. The resident memory of the steps measured in
 # docs/scaling.md is within 10% of `KEPT + (1 + SPLIT) * bytes in use`.
-KEPT, SPLIT = 2**25, 0.2
+KEPT, SPLIT = 2**25, 0.15
 MOMENTS = 8  # bytes of a trained weight: AdamW keeps two numbers of fp32
 
 
@@ -43,7 +43,7 @@ class Footprint:
     gathered: float = 0  # weights that a process of slices gathers at a time
     cache: float = 0  # keys, values and logits of the completions in progress
     sampler: float = 0  # the sampler's own copy of the weights
-    embedding: float = 0  # gradients of a tied embedding that wait to be added: the head's, and the embedding's own
+    embedding: float = 0  # gradients of a tied embedding that are added: the head's, the embedding's own, earlier ones
     several: bool = False  # micro-batches in an update: the second finds the gradients of the first
 
     @property
@@ -156,6 +156,6 @@ def footprint(
         casts=casts * step.trunks,
         cache=cache,
         sampler=sampler,
-        embedding=FP32 * head_parameters(shape) * (1 + step.several) if tied else 0,
+        embedding=FP32 * head_parameters(shape) * (2 + step.several) if tied else 0,
         several=step.several,
     )

@@ -95,20 +95,20 @@ def test_replicas_are_the_machines_and_must_divide_the_processes(torchrun):
 
 GB = 1e9
 SHAPE = ModelConfig(vocab_size=32_000, hidden_size=2048, num_hidden_layers=16)
-# 50 GB of weights, gradients and moments, and 4 GB of activations: with freed blocks 65 GB
+# 50 GB of weights, gradients and moments, and 4 GB of activations: with freed blocks 62.1 GB
 WHOLE = Footprint(weights=12.5 * GB, gradients=12.5 * GB, optimizer=25 * GB, activations=4 * GB, several=True)
 
 
 @pytest.mark.parametrize(
     ("free", "processes", "machines", "expected"),
     [
-        (73 * GB, 8, 1, "ddp"),
-        (72 * GB, 8, 1, "ddp with ZeRO-1"),  # 90% of it may be used
-        (45 * GB, 8, 1, "ddp with ZeRO-1"),  # moments of 3 GB: 32 GB, with freed blocks 39
-        (42 * GB, 8, 1, "fsdp"),
-        (42 * GB, 16, 2, "ddp with ZeRO-1"),  # moments of 1.6 GB
+        (70 * GB, 8, 1, "ddp"),
+        (68 * GB, 8, 1, "ddp with ZeRO-1"),  # 90% of it may be used
+        (45 * GB, 8, 1, "ddp with ZeRO-1"),  # moments of 3 GB: 32 GB, with freed blocks 37
+        (40 * GB, 8, 1, "fsdp"),
+        (40 * GB, 16, 2, "ddp with ZeRO-1"),  # moments of 1.6 GB
         (30 * GB, 16, 2, "hsdp"),  # slices in each machine: 10 GB, and gathered weights
-        (14 * GB, 16, 2, "fsdp"),
+        (13 * GB, 16, 2, "fsdp"),
         (1 * GB, 16, 2, "fsdp"),  # does not fit at all: the one that needs least
         (45 * GB, 2, 2, "fsdp"),  # one process on each machine
     ],
