@@ -53,9 +53,10 @@ def test_settings_that_do_not_fit_get_settings_that_do_as_a_command_with_reasons
     assert "does not fit: " in out and "the largest part is activations (backward begins)" in out
     command = next(line for line in out.splitlines() if "torchrun" in line)
     assert "torchrun --nproc-per-node 8 -m minirlhf train grpo --policy" in command and "--parallel fsdp" in command
-    assert "checkpointing computes blocks again" in out
+    assert "smaller micro-batches keep the result" in out and "checkpointing" not in out
     words = command.split()[command.split().index("--policy") + 2 :]
     assert "\nfits: " in planned("--algorithm", "grpo", *GPUS, *words)
+    assert "checkpointing computes blocks again" in planned("--algorithm", "grpo", "--gpus", 8, "--memory", 60)
 
 
 def test_the_command_keeps_the_flags_that_were_given(planned):
