@@ -128,14 +128,15 @@ def footprint(
     rank: int = 0,
     half: bool = False,
     every: int = 0,
+    cpu: bool = True,
 ) -> Footprint:
     """The footprint of a step in one whole process.
 
     weights: bytes of the weights of all models.   trained: number of trained weights, of all models together.
-    rank:    of LoRA; 0: whole models are trained.   half: bf16 autocast.   every: see `kept_bytes`.
+    rank:    of LoRA; 0: whole models are trained.   half: bf16 autocast.   every, cpu: see `kept_bytes`.
     """
     read = step.micro * step.answer if step.partial else None
-    activations = kept_bytes(shape, step.tokens, read=read, every=every, half=half, rank=rank, row=step.row)
+    activations = kept_bytes(shape, step.tokens, read=read, every=every, half=half, rank=rank, row=step.row, cpu=cpu)
     casts = BF16 * block_parameters(shape) if half and not rank else 0
     if every:
         casts *= 1 - 1 / every + 1 / shape.num_hidden_layers

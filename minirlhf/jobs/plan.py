@@ -42,7 +42,7 @@ def footprints(
     def of(stage: str, shape: ModelConfig, weights: float, trained: int, trunks: int = 1) -> Footprint:
         step = step_of(job, stage, shape, processes, row or longest_row(job, stage), trunks)
         options = {"rank": rank_of(job), "half": computes_in_bf16(job.common)}
-        options |= {"every": EVERY[job.common.gradient_checkpointing]}
+        options |= {"every": EVERY[job.common.gradient_checkpointing], "cpu": job.device.type == "cpu"}
         return footprint(shape, step, weights=weights, trained=trained, **options)
 
     weights = {"sft": model, "reward": frozen + model}

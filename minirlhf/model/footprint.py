@@ -13,11 +13,14 @@ from minirlhf.model.config import ModelConfig
 FP32, BF16 = 4, 2  # bytes of a number
 
 
-def block_bytes(config: ModelConfig, layer: int, *, half: bool = False, rank: int = 0, row: int = 1) -> float:
+def block_bytes(
+    config: ModelConfig, layer: int, *, half: bool = False, rank: int = 0, row: int = 1, cpu: bool = True
+) -> float:
     """Bytes for each token that autograd keeps of a block.
 
     half: bf16 autocast.   rank: of LoRA on every Linear of a frozen block; 0: all weights are trained.
     row:  tokens of a row. Only capped attention depends on it, because it keeps its scores.
+    cpu:  its attention computes in fp32 under autocast too.
     """
     narrow, D = BF16 if half else FP32, config.hidden_size
     fused, gated = config.fused_projections, config.gated_mlp
@@ -25,7 +28,7 @@ def block_bytes(config: ModelConfig, layer: int, *, half: bool = False, rank: in
     norms = wide * 2 * (config.norm_before + config.norm_after) * norm_numbers(config, D, rank)
     # several Linears read one input; autocast makes a copy for each
     readers = narrow * D * (3 if half and not fused else 1)
-    total = norms + readers + attention_bytes(config, layer, narrow, rank, row) + mlp_bytes(config, layer, half)
+    total = norms + readers + attention_bytes(config, layer, narrow, rank, row, cpu) + mlp_bytes(config, layer, half)
     if rank:  # x A of each adapter, and under autocast a copy of the input of o_proj
         adapters = 4 if fused else 7 if gated else 6
         total += narrow * rank * adapters + (narrow * config.num_attention_heads * config.head_width if half else 0)
@@ -53,7 +56,7 @@ def norm_numbers(config: ModelConfig, width: int, rank: int = 0, rows: int = 1) 
     return (1 if rank else 2) * width + rows
 
 
-def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row: int) -> float:
+def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row: int, cpu: bool) -> float:
     """Queries, keys, values, output and, for the fused kernel, a log-sum-exp of each head."""
     H, K = config.num_attention_heads, config.num_key_value_heads
     query, key = H * config.head_width, K * config.head_width
@@ -61,6 +64,8 @@ def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row
     if config.fused_projections and config.uses_rope(layer):
         inputs += query + key  # rotated; the values are a view of the whole product
     total = narrow * (inputs + query) + FP32 * H
+    if cpu and narrow < FP32 and config.attn_logit_softcapping is None:  # and the input of o_proj; adapters count it
+        total = FP32 * (2 * query + 2 * key + H) + (0 if rank else narrow * query)
     if config.attn_logit_softcapping is not None:  # the scores after tanh and after softmax; keys for each query head
         total += FP32 * (2 * H * row - H) + narrow * 2 * (query - key)
     if config.qk_norm != "none":
@@ -78,6 +83,7 @@ def kept_bytes(
     half: bool = False,
     rank: int = 0,
     row: int = 1,
+    cpu: bool = True,
 ) -> float:
     """Bytes that the forward of a trunk keeps for `tokens` tokens, without weights, their cast copies and its output.
 
@@ -86,7 +92,7 @@ def kept_bytes(
         one block at a time again.
     """
     D, last = config.hidden_size, config.num_hidden_layers - 1
-    blocks = [tokens * block_bytes(config, layer, half=half, rank=rank, row=row) for layer in range(last + 1)]
+    blocks = [tokens * block_bytes(config, layer, half=half, rank=rank, row=row, cpu=cpu) for layer in range(last + 1)]
     read = tokens if read is None else read
     if read < tokens:
         query = (BF16 if half else FP32) * config.num_attention_heads * config.head_width  # the attention of these

@@ -23,7 +23,7 @@ CASES = [("sft", 64, 0), ("sft", 16_384, 1), ("sft", 16_384, 2), *((name, 16_384
 def test_the_bytes_in_use_are_those_of_the_plan(algorithm, micro, every, monkeypatch):
     monkeypatch.setattr(step_memory, "NEW", 4)  # each token counts its operators
     work = algorithm, "small", micro, every
-    assert step_memory.plan(*work).in_use == pytest.approx(step_memory.in_use(*work), rel=0.1)
+    assert step_memory.plan(*work).in_use == pytest.approx(step_memory.in_use(*work), rel=0.15)
 
 
 @pytest.mark.slow
