@@ -124,10 +124,9 @@ class Layer:
         self.heads, self.halves = Views(self._heads), Views(lambda inner: inner.chunk(2, dim=-1))
         self.experts = None if isinstance(mlp, MLP) else mlp
         if not self.experts:
-            names = ("gate_up_proj",) if mlp.fused else ("gate_proj", "up_proj")
-            self.up = Product(
-                [getattr(mlp, name) for name in (names if mlp.gated else names[-1:])], dtype, joined, inner
-            )
+            gated = ("gate_up_proj",) if mlp.fused else ("gate_proj", "up_proj")
+            names = gated if mlp.gated else ("up_proj",)
+            self.up = Product([getattr(mlp, name) for name in names], dtype, joined, inner)
             self.down = Product([mlp.down_proj], dtype, joined)
             self.gated, self.act = mlp.gated, partial(F.silu, inplace=True) if mlp.act is F.silu else mlp.act
 

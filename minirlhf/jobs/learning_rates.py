@@ -80,4 +80,4 @@ def trained_parameters(settings: dict[str, Any]) -> int:
     """About the number of weights of the model that a job trains: of the folder that it is given, or of [model]."""
     job = settings["job"]
     folder = getattr(job, job.trained)
-    return parameters(settings["model"] if folder is None else read_config(resolve_model(folder))[0])
+    return parameters(read_config(resolve_model(folder))[0] if folder else settings["model"])  # "" is refused later

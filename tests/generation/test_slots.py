@@ -22,7 +22,14 @@ KINDS = {
     "untied": {"tie_word_embeddings": False},
     "biases": {"attention_bias": True, "output_bias": True, "mlp_bias": True},
     "fused": {"fused_projections": True, "attention_bias": True},
-    "gpt2": {"norm": "layer", "positions": "learned", "gated_mlp": False, "hidden_act": "gelu_tanh", "mlp_bias": True},
+    "gpt2": {
+        "norm": "layer",
+        "positions": "learned",
+        "gated_mlp": False,
+        "hidden_act": "gelu_tanh",
+        "mlp_bias": True,
+        "fused_projections": True,
+    },
     "gemma": {
         "norm": "rms_plus_one",
         "norm_after": True,

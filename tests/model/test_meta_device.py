@@ -31,9 +31,17 @@ META, B, T = torch.device("meta"), 3, 12
 SHAPE = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 KINDS = {
     "llama": {},
-    "gpt2": {"norm": "layer", "positions": "learned", "gated_mlp": False, "hidden_act": "gelu_tanh", "mlp_bias": True},
+    "gpt2": {
+        "norm": "layer",
+        "positions": "learned",
+        "gated_mlp": False,
+        "hidden_act": "gelu_tanh",
+        "mlp_bias": True,
+        "fused_projections": True,
+    },
     "gemma": {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "embedding_scale": True},
     "window": {"layer_types": (SLIDING, FULL), "sliding_window": 4, "rope_local_theta": 100.0},
+    "fused": {"fused_projections": True},
     "bias and norms": {"attention_bias": True, "qk_norm": "head", "tie_word_embeddings": False},
 }
 
