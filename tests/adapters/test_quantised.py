@@ -283,7 +283,7 @@ def through(layer, x):
     return layer(x)
 
 
-@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize("four_bits", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiled_layers_with_adapters_compute_what_eager_ones_do(four_bits):
     block, found = adapted_model(four_bits).model.layers[0], []
     for call in (through, maybe_compile(through, True, backend="aot_eager")):

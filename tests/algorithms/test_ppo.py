@@ -308,7 +308,7 @@ def test_a_non_finite_update_is_the_last_of_its_step(batch):
     assert not math.isfinite(metrics["loss"]) and trainer.optimizer.update == 1 and len(calls) == 2
 
 
-@pytest.mark.parametrize("value_model", [False, True])
+@pytest.mark.parametrize("value_model", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_learns_the_toy_reward(value_model):
     options = {"batch_size": 32, "minibatch_size": 16, "lr": 2e-2, "microbatch_tokens": 10_000}
     trainer = tiny.ppo(torch.float32, value_model, steps=25, kl_coef=0.01, missing_eos_penalty=0.0, **options)

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from minirlhf.model.prefix_tree import TreeAttention
 
-FEW = ("ppo_lora", "grpo", "dpo")
-MANY = ("sft", "reward", "gspo", "kto", "nash_md", "gkd")
+FEW = ("grpo", "dpo")
+MANY = ("ppo_lora", "sft", "reward", "gspo", "kto", "nash_md", "gkd")
 
 
 @pytest.mark.parametrize("case", [*FEW, *(pytest.param(case, marks=pytest.mark.slow) for case in MANY)])

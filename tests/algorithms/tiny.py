@@ -80,7 +80,7 @@ from minirlhf.training import Run, RunConfig, checkpoint
 STEPS = 3
 COPIED = "sft_experts,reward,ppo_options,grpo_batch,dpo,kto,online_dpo,gkd,process_reward"  # each trainer once
 # cases that two processes train in slices too
-SHARDED = "reward,ppo_options,ppo_lora,ppo_qlora,ppo_adapters,grpo_resample,dpo,nash_md,gkd"
+SHARDED = "reward,ppo_options,ppo_qlora,ppo_adapters,dpo,gkd"
 FEW = "reward,ppo_head,dapo,kto,gkd"  # cases that two processes train on fewer rows than processes too
 EXPERTS = {"model_type": "qwen3_moe", "qk_norm": "head", "num_experts": 4, "moe_intermediate_size": 12}
 

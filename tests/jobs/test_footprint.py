@@ -16,7 +16,12 @@ import step_memory
 ALGORITHMS = ("sft", "dpo", "grpo", "ppo")
 
 
-CASES = [("sft", 64, 0), ("sft", 16_384, 1), ("sft", 16_384, 2), *((name, 16_384, 0) for name in ALGORITHMS)]
+CASES = [
+    pytest.param("sft", 64, 0, marks=pytest.mark.slow),
+    ("sft", 16_384, 1),
+    ("sft", 16_384, 2),
+    *((name, 16_384, 0) for name in ALGORITHMS),
+]
 
 
 @pytest.mark.parametrize(("algorithm", "micro", "every"), CASES)

@@ -7,8 +7,10 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+# The default tier has tests/algorithms/test_two_processes.py: several trainers, with and without slices.
+pytestmark = pytest.mark.slow
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64, five steps
-SHARED = ["accumulation", "ddp-2"]  # of the default tier
+SHARED = ["accumulation", "ddp-2"]
 
 
 def trained(forks, folder, *arguments):
@@ -76,7 +78,6 @@ def test_a_broken_rule_shows(small, mutation):
             assert_close(parts(small, f"ppo-{mutation}", rank)[0], expected, **EXACT)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in grid.LAYOUTS if name != "one"])
 @pytest.mark.parametrize("algorithm", grid.ALGORITHMS)
 def test_the_grid(full, algorithm, layout):
