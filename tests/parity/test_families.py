@@ -178,7 +178,11 @@ def test_a_policy_caps_its_logits_in_training_too(tmp_path, ids):
 
 @each_model
 def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
-    """Compared with transformers in fp32 on the same weights: its own bf16 logits are off by up to 0.034 (Gemma 3)."""
+    """Compared with transformers in fp32 on the same weights: on average, ours are as near as its own bf16 logits.
+
+    The largest difference depends on chance: on eight batches of Gemma 3 it was 0.036 to 0.078 here and 0.053 to 0.086
+    there, and the mean 0.0056 to 0.0062 here and 0.0059 to 0.0068 there.
+    """
     other = by_transformers(name).to(torch.bfloat16)
     other.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
@@ -195,7 +199,11 @@ def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
         for in_bf16, in_full in zip(*chosen, strict=True):
             comparable &= (in_bf16 == in_full).all(-1).cummin(-1).values
         assert comparable.float().mean() > 0.6
-        same(found[comparable], other.float()(ids).logits[comparable], 2e-2)
+        rounded = other(ids).logits.float()
+        exact = other.float()(ids).logits
+        ours, theirs = (found - exact)[comparable].abs(), (rounded - exact)[comparable].abs()
+        assert ours.mean() <= 1.1 * theirs.mean()
+        assert ours.max() <= 4e-2 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qwen3_moe")])
