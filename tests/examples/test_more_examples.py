@@ -30,7 +30,12 @@ def small_tasks(monkeypatch):
     monkeypatch.setattr(stage, "EVALUATION_PROMPTS", 32)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+LONG = ("unpaired", "distillation")  # their flags are tried by the test below
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROGRAMS]
+)
 def test_it_trains_from_the_policy_on_and_is_read_again_when_resumed(call, tmp_path, program):
     argv = [*PROGRAMS[program], "--task", "reviews", "--output", tmp_path / "job"]
     call(program, tmp_path, *argv)
@@ -74,7 +79,7 @@ def test_grpo_checks_sums_by_default_and_stops_sft_early(call, tmp_path, capsys)
     assert "it began with 'stop_sft_at = 0.0'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["process", "outcome"])
+@pytest.mark.parametrize("kind", ["process", pytest.param("outcome", marks=pytest.mark.slow)])
 def test_process_rewards_on_the_embedded_rows_and_on_your_own(call, tmp_path, capsys, kind):
     wide = ["--kind", kind, "--model.max_position_embeddings", "200"]
     call("process_reward", tmp_path, *wide, "--rows", "60", "--output", tmp_path / "job")

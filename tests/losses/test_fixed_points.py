@@ -114,7 +114,17 @@ def test_reaches_the_optimum(name):
     assert abs(reward - 1) < 0.01 and abs(kl - 1) < 0.01 and of_best > 0.999
 
 
-@pytest.mark.parametrize("name", [name for name in en.FIXED_POINTS if name not in NEVER_STILL])
+LONG = ("GRPO + k3 loss, each token", "Dr.GRPO + k2 loss, whole sequence")  # seconds each
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in en.FIXED_POINTS
+        if name not in NEVER_STILL
+    ],
+)
 def test_solvers_have_converged(name):
     assert en.solve(name).gradient_left < 2e-7
 
