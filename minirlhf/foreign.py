@@ -67,7 +67,7 @@ def system_error(error: Exception) -> str | None:
 
 
 def allocator_error(error: Exception) -> str | None:
-    """What an allocator says that has no memory left: Python's, the CPU's or the GPU's; None for any other error."""
+    """The message of an allocator (Python's, the CPU's or the GPU's) that has no memory; None for any other error."""
     text, name = str(error), type(error).__name__
     marks = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     if not isinstance(error, MemoryError) and name != "OutOfMemoryError" and not any(mark in text for mark in marks):

@@ -46,7 +46,7 @@ class DPOTrainer:
 
     headline = ("loss", "accuracy", "margin", "eval/gold_reward")
     best = ("eval/accuracy", "max")
-    ref_sides = (0, 1)  # of a row, whose log-probs the reference gives
+    ref_sides = (0, 1)  # responses of a row that the reference reads
     saved = ("optimizer", "shift", "steps_done")  # a checkpoint keeps these beside the weights of `models`
 
     def __init__(

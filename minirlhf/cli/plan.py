@@ -49,6 +49,11 @@ class PlanFlags:
     def __post_init__(self) -> None:
         check_range(self, "gpus", "tokens", least=1, most=2**20)
         check_range(self, "memory", above=0, most=1e6)
+        if self.gpus and self.gpus > OF_A_MACHINE and self.gpus % OF_A_MACHINE:
+            raise InputError(
+                f"minirlhf plan: more than {OF_A_MACHINE} GPUs stand in machines of {OF_A_MACHINE}, got {self.gpus}; "
+                f"give a multiple of {OF_A_MACHINE}"
+            )
         if self.gpus and not self.memory:
             raise InputError("minirlhf plan: needed the memory of each GPU, got none; give --memory GB")
 
@@ -98,7 +103,7 @@ def machine_of(flags: PlanFlags) -> Machine:
 
 
 def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened) -> str:
-    """What is planned, in a line."""
+    """A line that names the model, the algorithm and the machine of the plan."""
     where = f"{flags.gpus} GPU{'s' * (flags.gpus > 1)}" if flags.gpus else "this machine"
     return (
         f"{flags.algorithm}, {flags.model}: {parameters(shape) / 1e9:.3g} billion parameters, "
@@ -146,9 +151,9 @@ def verdict(
 
 
 def command(plan: Plan, machine: Machine, start: list[list[str]]) -> str:
-    """The command line of a plan: the words that were given, with the plan's values in place of theirs.
+    """The command line of a plan. A given flag keeps its value, unless the plan changes this flag.
 
-    start: the words of each flag.
+    start: the words of each given flag.
     """
     changes, launcher = dict(plan.changes), []
     if machine.processes > 1:

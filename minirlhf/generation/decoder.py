@@ -70,7 +70,7 @@ class Decoder:
             x = x + self.embed_positions(lengths)
         inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}
         places = torch.arange(N, device=x.device) * cache.columns + lengths  # of the new token among all columns
-        # views of all layers at once: what the layers read, and the rows that they write
+        # for each layer, views of the keys and values that it reads, and of the rows that it writes
         seen = cache.numbers[:, :, :N, :width].transpose(3, 4).flatten(0, 1).unbind()
         written = cache.numbers.flatten(2, 3).flatten(3).unbind()
         for layer, keys, values, rows in zip(self.layers, seen[::2], seen[1::2], written, strict=True):

@@ -21,7 +21,7 @@ HALVINGS = 3  # of microbatch_tokens, before the search tries something that cos
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job may use."""
+    """The processes that a job has, and the memory that each may take."""
 
     processes: int
     machines: int

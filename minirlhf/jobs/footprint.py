@@ -90,7 +90,7 @@ def gathered_bytes(shape: ModelConfig, half: bool = False) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """What a process computes in one step of an algorithm, if all rows are as long as the longest."""
+    """The sizes of one step of an algorithm on one process, if all rows are as long as the longest."""
 
     prompt: int  # tokens of the longest row, up to its answer
     answer: int  # learned tokens of the longest row
@@ -109,7 +109,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Of the largest micro-batch, without prompts that are computed before."""
+        """Tokens that the largest micro-batch computes: a shared prompt counts once."""
         prompts = math.ceil(self.micro / self.sides) if self.shared else self.micro
         return prompts * self.prompt + self.micro * self.answer
 

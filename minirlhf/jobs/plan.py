@@ -1,4 +1,4 @@
-"""What a job needs of memory and disk, from its settings, the shapes of its models and the lengths of its rows."""
+"""The memory and disk that a job needs, from its settings, the shapes of its models and the lengths of its rows."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def config_of(job: Opened, stage: str) -> Any:
 def longest_row(job: Opened, stage: str) -> Lengths | None:
     """The lengths of the longest of the first rows that a stage trains on; None if they are not in ids."""
     for (part, *_), (rows, _) in job.encoded.items():
-        if part == PARTS_OF.get(stage):
+        if part == PARTS_OF.get(stage) and len(rows):
             row = max(rows[:LOOKED_AT], key=length)
             return len(row.prompt), length(row) - len(row.prompt)
     return None

@@ -72,6 +72,13 @@ def attend(
 
     scale: None means E^-0.5.   cap: bound of the scores, see `softcap`; None: no bound.
     """
+    on_cpu_in_bf16 = q_BHTE.dtype == torch.bfloat16 and q_BHTE.device.type == "cpu"
+    if on_cpu_in_bf16 and cap is None and not torch.is_inference_mode_enabled():
+        # A CPU's backward pass of attention in bf16 takes more time than all products of the step; in fp32 it does not.
+        # Forwards without gradient do the same, so that their log-probs are those of training; sampling does not.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (x.float() for x in (q_BHTE, k_BKSE, v_BKSE))
+            return attend(q, k, v, inputs, scale, cap).to(q_BHTE.dtype)
     if inputs.packing:
         from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
 
@@ -80,12 +87,6 @@ def attend(
         from minirlhf.model.capped_attention import capped_attention  # here, so that the core loads no leaf
 
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap or 1.0)
-    if q_BHTE.dtype == torch.bfloat16 and q_BHTE.device.type == "cpu" and not torch.is_inference_mode_enabled():
-        # A CPU's backward pass of attention in bf16 takes more time than all products of the step; in fp32 it does not.
-        # Forwards without gradient do the same, so that their log-probs are those of training; sampling does not.
-        with torch.autocast("cpu", enabled=False):
-            q, k, v = (x.float() for x in (q_BHTE, k_BKSE, v_BKSE))
-            return attend(q, k, v, inputs, scale, cap).to(q_BHTE.dtype)
     return F.scaled_dot_product_attention(
         q_BHTE,
         k_BKSE,

@@ -1,4 +1,4 @@
-"""Rows that begin alike, as a tree: what they share is computed once, forward and backward, with exact gradients.
+"""Rows that begin alike form a tree: a pass computes the tokens that they share once, with exact gradients.
 
 Completions of one prompt, a pair of one prompt and rows with one system prompt begin with the same tokens. In a causal
 model the hidden states of these tokens are the same too. The tree of the rows is laid out depth first. So the
@@ -23,7 +23,7 @@ LEAST = 64  # tokens that a node must save; with fewer, the further calls of att
 
 
 class Node(NamedTuple):
-    """Tokens [start, stop) of the row, whose descendants follow up to `end`."""
+    """Tokens [start, stop) of the packed row. The tokens of the node's descendants follow, up to `end`."""
 
     row: int  # the first of its rows
     columns: tuple[int, int]  # of that row
@@ -48,7 +48,7 @@ def prefix_tree(order: Sequence[int], common: Sequence[int], lengths: Sequence[i
     paths: list[list[int]] = [[] for _ in order]
 
     def grow(first: int, last: int, depth: int, start: int) -> int:
-        """Lay out the rows order[first:last], which share `depth` tokens -> the end of the layout."""
+        """Lay out the rows order[first:last] from `start` on -> the end. The rows share `depth` tokens above."""
         between = common[first : last - 1]
         shared = min(between, default=lengths[order[first]])
         if last - first > 1 and (last - first - 1) * (max(between) - depth) < LEAST:

@@ -97,6 +97,7 @@ def test_this_machine_is_planned_in_the_precision_of_the_job(planned, monkeypatc
     [
         (("--algorithm", "pppo"), "minirlhf plan: needed a program .*, got 'pppo'; the nearest is ppo"),
         (("--algorithm", "sft", "--gpus", "8"), "minirlhf plan: needed the memory of each GPU, got none"),
+        (("--algorithm", "sft", "--gpus", "12", "--memory", "80"), "more than 8 GPUs stand in machines of 8, got 12"),
         (("--algorithm", "sft", "--gpus", "0", "--memory", "80"), "PlanFlags: gpus must be at least 1"),
         (("--algorithm", "sft", "--memory", "-1"), "PlanFlags: memory must be above 0"),
         (("--algorithm", "sft", "--sft.batch_sizes", "1"), "no setting '--sft.batch_sizes'; the nearest is"),

@@ -173,8 +173,8 @@ def test_adapters_are_merged_and_stay_apart(prompts):
 
 def test_four_bits(prompts):
     policy = quantise_linears(Policy(model_of(hidden_size=64, intermediate_size=64)))
-    # the weights of this model are large, and the cache holds the numbers of a head in another order
-    same(policy.transformer, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,)), within=3e-5)
+    # the weights of this model are large: at temperature 2 the rounding of its logits counts half
+    same(policy.transformer, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,), temperature=2.0))
 
 
 @pytest.mark.parametrize("joined", [True, False])

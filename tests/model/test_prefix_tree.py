@@ -12,7 +12,7 @@ from minirlhf.model import ModelConfig, Policy, RewardModel, Transformer
 from minirlhf.model import packing as packing_module
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.model.packing import packing_of
-from minirlhf.model.prefix_tree import LEAST, common_beginnings, prefix_tree
+from minirlhf.model.prefix_tree import LEAST, TreeAttention, common_beginnings, prefix_tree
 
 SHAPE = {"vocab_size": 23, "hidden_size": 24, "intermediate_size": 40, "max_position_embeddings": 300}
 GPT2 = {"norm": "layer", "positions": "learned", "gated_mlp": False, "hidden_act": "gelu_tanh", "mlp_bias": True}
@@ -171,6 +171,18 @@ def test_dropout_is_drawn_for_each_row():
         with torch.no_grad():  # no dropout then
             assert shares(trunk, ids, mask)
         assert shares(trunk.eval(), ids, mask)
+
+
+def test_in_bf16_attention_is_in_fp32_as_without_a_tree_but_not_in_sampling(monkeypatch):
+    ids, mask = batch_of(BATCHES["turns"])
+    policy, types, forward = policy_of().to(torch.bfloat16), [], TreeAttention.forward
+    monkeypatch.setattr(TreeAttention, "forward", lambda ctx, q, *more: types.append(q.dtype) or forward(ctx, q, *more))
+    policy(ids, mask)
+    assert {*types} == {torch.float32}
+    types.clear()
+    with torch.inference_mode():
+        policy(ids, mask)
+    assert {*types} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

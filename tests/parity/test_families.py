@@ -203,7 +203,7 @@ def test_in_bf16_nearly_the_same_logits(tmp_path, ids, name):
         exact = other.float()(ids).logits
         ours, theirs = (found - exact)[comparable].abs(), (rounded - exact)[comparable].abs()
         assert ours.mean() <= 1.1 * theirs.mean()
-        assert ours.max() <= 4e-2 * exact.abs().max()
+        assert ours.max() <= (3e-2 if name.startswith("gemma3") else 2e-2) * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qwen3_moe")])
