@@ -26,6 +26,7 @@ from minirlhf.model.transformer import MLP, Block, Transformer
 from minirlhf.runtime.distributed import world_size
 
 JOINED = 2**28  # parameters; copies of a larger model would take too much memory
+PACKED, ROWS = 2**18, 16  # numbers in the smallest weight that is packed (the call costs 15 us); rows of a product
 
 
 def can_decode(transformer: nn.Module) -> bool:
@@ -232,27 +233,39 @@ class Product:
         self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None
         if order is not None:
             weight, self.bias = weight[order], None if self.bias is None else self.bias[order]
-        # a product of few rows reads a transposed copy a third faster
-        self.weight_t = weight.t().contiguous() if joined else weight.t()
+        self.dtype, self.packed = dtype, joined and packs(weight)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        else:  # a product of few rows reads a transposed copy a third faster
+            self.weight = weight.t().contiguous() if joined else weight.t()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.modules:
             parts = [module(x).to(self.dtype) for module in self.modules]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
             return whole if self.order is None else whole.index_select(-1, self.order)
-        if x.dtype != self.weight_t.dtype:
-            x = x.to(self.weight_t.dtype)
-        out = self.buffer and self.buffer.rows(len(x), self.weight_t)
+        x = x.to(self.dtype)
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        out = self.buffer and self.buffer.rows(len(x), self.weight)
         if self.bias is None:
-            return torch.mm(x, self.weight_t, out=out)
-        return torch.addmm(self.bias, x, self.weight_t, out=out)
+            return torch.mm(x, self.weight, out=out)
+        return torch.addmm(self.bias, x, self.weight, out=out)
 
     def added_to(self, residual: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
         """residual + norm(product): in place where the family has no norm on outputs and no bias."""
-        plain = isinstance(norm, nn.Identity) and not self.modules and self.bias is None
-        if plain and self.weight_t.dtype == residual.dtype == x.dtype:
-            return residual.addmm_(x, self.weight_t)
+        plain = isinstance(norm, nn.Identity) and not self.modules and self.bias is None and not self.packed
+        if plain and self.dtype == residual.dtype == x.dtype:
+            return residual.addmm_(x, self.weight)
         return residual + norm(self(x))
+
+
+def packs(weight: Tensor) -> bool:
+    """True if a CPU multiplies a few rows by this weight sooner once the weight lies in oneDNN's own order."""
+    if weight.device.type != "cpu" or weight.numel() < PACKED or not torch.backends.mkldnn.is_available():
+        return False
+    bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bf16 or weight.dtype == torch.float32
 
 
 def pairs_of(heads: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ TABLE = {
     "logps-fused": Row("fused loss, against all logits", "V", "logps", "logps", "torch", {"fused": True}),
     "products-m": Row("SFT, 8 x 256, against its products alone", "M", "sft", "training_products", "torch"),
     "decode": Row("100 decode steps of 16 rows, against their products", "S", "decode", "decoding_products", "torch"),
+    "decode-m": Row("100 decode steps of 16 rows, against their products", "M", "decode", "decoding_products", "torch"),
 }
 
 

@@ -72,7 +72,7 @@ def same(model, prompts, config, within=1e-5, **options):
     completions = generate(model, prompts, config, **options)
     assert [(c.ids, c.finish) for c in completions] == [(c.ids, c.finish) for c in plain]
     for ours, theirs in zip(completions, plain, strict=True):
-        assert ours.logps == pytest.approx(theirs.logps, abs=within)
+        assert ours.logps == pytest.approx(theirs.logps, abs=within, rel=within)
         assert ours.mass_kept == pytest.approx(theirs.mass_kept, abs=within)
     return completions
 
@@ -175,6 +175,16 @@ def test_four_bits(prompts):
     policy = quantise_linears(Policy(model_of(hidden_size=64, intermediate_size=64)))
     # the weights of this model are large: at temperature 2 the rounding of its logits counts half
     same(policy.transformer, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,), temperature=2.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights(kind, prompts, monkeypatch):
+    """Only large weights are packed, so the other tests of this file see none."""
+    model = model_of(**KINDS[kind])
+    assert not Decoder(model, torch.float32).head.packed
+    monkeypatch.setattr("minirlhf.generation.decoder.PACKED", 0)
+    assert Decoder(model, torch.float32).head.packed
+    same(model, prompts, SamplingConfig(max_tokens=12, stop_ids=(EOS,)))
 
 
 @pytest.mark.parametrize("joined", [True, False])
