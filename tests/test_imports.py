@@ -25,8 +25,8 @@ ROOMS = [
     "pretrained",
     "text",
 ]
-ROOMS += ["data", "generation", "rewards", "rollout", "training", "algorithms", "tasks", "evaluation", "jobs", "cli"]
-ROOMS += ["__main__"]
+ROOMS += ["data", "generation", "rewards", "rollout", "environments", "training", "algorithms", "tasks", "evaluation"]
+ROOMS += ["jobs", "cli", "__main__"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
     "lazy": "",

@@ -43,3 +43,4 @@ class Completion:
     logps: list[float]  # nats, under the distribution that the token was drawn from
     finish: str  # "stop" (a stop token or string) or "length"
     mass_kept: float = 1.0  # mean probability mass that top-k and top-p left
+    chosen: list[bool] | None = None  # for each token, whether the policy chose it; None: all of them

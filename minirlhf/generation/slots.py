@@ -9,7 +9,7 @@ The completions are the ones of the plain loop in engine.py, because the noise o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy
 import torch
@@ -63,6 +63,7 @@ class Slots:
         self.rooms = [min(config.max_tokens, context - len(prompt)) for prompt in prompts]
         # equal prompts stand side by side; prompts of like length are read together
         self.waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), self.prompts[i], i), reverse=True)
+        self.longest = [len(prompt) + room for prompt, room in zip(prompts, self.rooms, strict=True)]  # tokens
         self.completions: list[Completion] = [None] * len(prompts)  # type: ignore[list-item]
         B, M = min(config.batch_size, len(prompts)), max(self.rooms, default=0)
         self.slots, self.running = B, 0
@@ -143,11 +144,9 @@ class Slots:
 
     def release(self) -> Tensor:
         """Take finished completions out of their slots, and close the gaps -> the old slots of the remaining rows."""
-        n = self.running
-        done = self.stopped[:n].cpu().numpy() | (self.made[:n] >= self.room[:n])
+        n, done = self.running, self.finished()
         if not done.any():
             return torch.arange(n, device=self.device)
-        self._write_down(done.nonzero()[0])
         left = int(n - done.sum())
         gaps = done[:left].nonzero()[0]  # filled with the rows of the last slots
         movers = left + (~done[left:]).nonzero()[0]
@@ -165,6 +164,14 @@ class Slots:
         self.running, self.prompt_of = left, self.prompt_of[:left]
         self.cache.width = int(self._lengths().max(initial=0))
         return torch.from_numpy(kept).to(self.device)
+
+    def finished(self) -> numpy.ndarray:
+        """Keep the completions that have ended -> for each running slot, whether it is free now."""
+        n = self.running
+        done = self.stopped[:n].cpu().numpy() | (self.made[:n] >= self.room[:n])
+        for slot, completion in self.ended(done.nonzero()[0]):
+            self.completions[self.prompt_of[slot]] = completion
+        return done
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Append the newest token of each running slot -> logits [running, V] of the next tokens."""
@@ -238,11 +245,11 @@ class Slots:
         """Grow the cache to at least this many columns."""
         held = self.cache.columns
         if columns > held:
-            longest = max(len(self.prompts[i]) + self.rooms[i] for i in (*self.prompt_of, *self.waiting))
+            longest = max(self.longest[i] for i in (*self.prompt_of, *self.waiting))
             self.cache.grow(min(max(columns + FIRST_COLUMNS, held + held // 2), max(longest, columns)))
 
-    def _write_down(self, slots: numpy.ndarray) -> None:
-        """Keep the completions of these slots.   Raises: InputError if the model's logits were not finite."""
+    def ended(self, slots: numpy.ndarray) -> Iterator[tuple[int, Completion]]:
+        """(slot, its completion) of these slots.   Raises: InputError if the model's logits were not finite."""
         at = torch.from_numpy(slots).to(self.device)
         columns = (x[at].tolist() for x in (self.ids, self.logps, self.mass_kept, self.stopped, self.ends_at))
         for slot, ids, logps, mass, stopped, end in zip(slots.tolist(), *columns, strict=True):
@@ -251,5 +258,4 @@ class Slots:
                 raise InputError(
                     "generate: the model's logits are not finite; its weights are broken or its precision too low"
                 )
-            finish = "stop" if stopped else "length"
-            self.completions[self.prompt_of[slot]] = Completion(ids[:n], logps[:n], finish, sum(mass[:n]) / n)
+            yield slot, Completion(ids[:n], logps[:n], "stop" if stopped else "length", sum(mass[:n]) / n)

@@ -110,8 +110,10 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def where_it_failed(error: BaseException, path: Path) -> str:
-    """One line: the user's file and line, the error, and the text of the line."""
+def where_it_failed(
+    error: BaseException, path: Path, needed: str = "a function of prompts, completions and rows"
+) -> str:
+    """One line: the user's file and line, the error, and the text of the line.   needed: if none of his lines ran."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, InputError):
         return text
@@ -120,6 +122,6 @@ def where_it_failed(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{path.name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     if not own:
-        return f"{type(error).__name__}: {text}; needed a function of prompts, completions and rows"
+        return f"{type(error).__name__}: {text}; needed {needed}"
     line = linecache.getline(own[-1].filename, own[-1].lineno).strip()
     return f"{path.name}, line {own[-1].lineno}: {type(error).__name__}: {text} (in {line[:80]})"

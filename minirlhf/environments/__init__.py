@@ -1,0 +1,4 @@
+"""Environments: a policy acts in several turns, and its environment answers each turn."""
+
+from minirlhf.environments.environment import Environment, Observation
+from minirlhf.environments.episodes import Episode, Episodes
