@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.colours import pieces, rendered
+from minirlhf.data.colours import in_colour, pieces, rendered
 from minirlhf.data.columns import check_asked
 from minirlhf.data.encoding import TrainOn, encode_rows
 from minirlhf.data.formats import Dataset
@@ -116,7 +115,7 @@ def in_colours(dataset: Dataset, rows: Sequence[dict], tokenizer: Tokenizer, tra
         train_on=train_on,
     )
     lines = [f"{dataset.path}: {note}" for note in encoded.notes] + first_three(encoded.refused)
-    colour = sys.stdout.isatty()
+    colour = in_colour()
     for row in encoded.rows:
         for side, key in enumerate(keys or ["prompt"]):
             parts = pieces(tokenizer, row, side)

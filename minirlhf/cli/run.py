@@ -1,9 +1,10 @@
-"""`minirlhf run`: list runs, show a run, find the best run.
+"""`minirlhf run`: list runs, show a run, find the best run, read samples.
 
 minirlhf run list runs                                # steps, time, metric, differences, checkpoints
 minirlhf run best runs                                # the best run and its checkpoint, by the runs' own metric
 minirlhf run best runs --metric eval/gold_reward      # by another metric
 minirlhf run show runs/ppo-001                        # settings, metrics, checkpoints, samples
+minirlhf run samples runs/ppo-001                     # the newest samples: who wrote what, in colours
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.nearest import nearest
 from minirlhf.training.fields import as_text
 from minirlhf.training.progress import EvaluationTable
-from minirlhf.training.runs import FoundRun, better, differences, flat, last_samples, runs_below
+from minirlhf.training.runs import FoundRun, better, differences, flat, runs_below, samples_of
 from minirlhf.training.vocabulary import METRICS
 
 WIDTH = 80  # columns
@@ -142,7 +143,7 @@ def _shown(run: FoundRun, defaults: dict[str, Any]) -> str:
         ]  # fmt: skip
         parts.append(aligned(["metric", "last", "lowest", "highest", "unit"], rows))
     parts.append("\n".join(["checkpoints", _indented("", _checkpoints(run))]))
-    if samples := last_samples(run.folder):
+    if samples := samples_of(run.folder)[0]:
         lines = [_sample(row) for row in samples[:4]]
         parts.append(f"samples after {samples[0]['step'] + 1} steps\n" + "\n\n".join(lines))
     return "\n\n".join(parts)
@@ -161,7 +162,7 @@ def _evaluations(run: FoundRun) -> str:
 def _sample(row: dict[str, Any]) -> str:
     lines = []
     for name, value in row.items():
-        if name != "step":
+        if name not in ("step", "turns"):  # the completion is the text of all turns
             text = printable(value) if isinstance(value, str) else _number(value)
             lines.append(_indented(f"{shortened(printable(name), 20)}: ", shortened(text, 4 * WIDTH) or "(empty)"))
     return "\n".join(lines)
@@ -275,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "minirlhf run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show")
+    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples")
     modes = {
         "choices": ("max", "min"),
         "help": "the better end of the metric; default: min for losses and KL, else max",
@@ -290,6 +291,10 @@ def parser() -> argparse.ArgumentParser:
     best.add_argument("--mode", **modes)
     showing = commands.add_parser("show", help="settings, metrics, checkpoints and samples of a run")
     showing.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")
+    samples = commands.add_parser("samples", help="the samples of a run: who wrote what")
+    samples.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")
+    samples.add_argument("--step", type=int, help="samples after this number of steps; default: the last samples")
+    samples.add_argument("--n", type=int, default=4, help="samples of each run, at most")
     return top
 
 
@@ -302,3 +307,7 @@ def main(arguments: list[str]) -> None:
             print(best_run(asked.folder, asked.metric, asked.mode))
         case "show":
             print(show_runs(asked.folder))
+        case "samples":
+            from minirlhf.cli.run_samples import show_samples
+
+            print(show_samples(asked.folder, asked.step, asked.n))

@@ -17,6 +17,7 @@ from collections import Counter
 from typing import Any
 
 from minirlhf.data.batches import TURNS, EncodedRow
+from minirlhf.data.transcripts import as_turns, encode_parts
 from minirlhf.errors import InputError, shown
 from minirlhf.text.tool_turns import has_tools, tool_form, with_arguments, without_tools
 from minirlhf.text.turns import answer_text, encode_with_offsets, mask_of, render
@@ -48,6 +49,8 @@ class Dialogues:
 
     def has(self, row: dict, responses: tuple[str, ...]) -> bool:
         """True if the row is read by its turns. Without a template most dialogues are read by their text."""
+        if any(f"{key}_parts" in row for key in responses):
+            return True
         if row.get(TURNS) is None:  # tables of rows write None into the cells that a row does not have
             return False
         more = row.get("tools") or any(row.get(f"{key}_turns") for key in responses)
@@ -59,6 +62,11 @@ class Dialogues:
 
         Raises: InputError if the template refuses the turns, or no token is learned.
         """
+        if any(f"{key}_parts" in row for key in responses):
+            if not self.tokenizer.templates:
+                return [self._transcript(row, responses)]
+            row = {TURNS: [{"role": "user", "content": row["prompt"]}], **row}
+            row |= {f"{key}_turns": as_turns(row[f"{key}_parts"]) for key in responses}
         tools = row.get("tools") or None
         answers = [row.get(f"{key}_turns") or [{"role": "assistant", "content": row[key]}] for key in responses]
         parts = self._readable([row[TURNS], *answers], tools)
@@ -79,6 +87,11 @@ class Dialogues:
         whole = all(all(mask) for _, mask in encoded)
         masks = None if whole else tuple(mask for _, mask in encoded)
         return [EncodedRow(row, prompt, tuple(ids for ids, _ in encoded), masks)]
+
+    def _transcript(self, row: dict, responses: tuple[str, ...]) -> EncodedRow:
+        encoded = [encode_parts(self.tokenizer, row[f"{key}_parts"]) for key in responses]
+        (prompt,) = self.tokenizer.encode_prompts([row["prompt"]])
+        return EncodedRow(row, prompt, tuple(ids for ids, _ in encoded), tuple(mask for _, mask in encoded))
 
     def _answer(
         self, turns: list[dict], prompt: list[int], answer: list[dict], learned: list[bool], sampled: bool, tools: Any

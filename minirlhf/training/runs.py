@@ -107,13 +107,16 @@ def flat(document: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def last_samples(folder: Path) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl of the last step that has any."""
+def samples_of(folder: Path, step: int | None = None) -> tuple[list[dict[str, Any]], set[int]]:
+    """-> (the rows of samples.jsonl of one step, all steps that have rows).   step: None takes the last."""
     rows: list[dict[str, Any]] = []
+    steps: set[int] = set()
     if (folder / "samples.jsonl").exists():
         for row in _rows(folder / "samples.jsonl"):
-            rows = [*rows, row] if rows and rows[-1]["step"] == row["step"] else [row]
-    return rows
+            steps.add(row["step"])
+            if step in (None, row["step"]):
+                rows = [*rows, row] if rows and rows[-1]["step"] == row["step"] else [row]
+    return rows, steps
 
 
 def differences(runs: Sequence[FoundRun]) -> dict[str, list[Any]]:

@@ -74,7 +74,9 @@ def test_the_files_of_a_journal_are_read_as_they_are_written(make):
         Journal(folder, k).step(k, {"kl": k / 2}, [{"prompt": f"p{k}", "completion": "c"}] * 2, evaluation=0.1)
     found = runs.read_run(folder)
     assert found.curves["kl"].last == 1.0 and found.steps == 3 and found.seconds is not None
-    assert [row["prompt"] for row in runs.last_samples(folder)] == ["p2", "p2"]
+    rows, steps = runs.samples_of(folder)
+    assert [row["prompt"] for row in rows] == ["p2", "p2"] and rows[0]["step"] == max(steps)
+    assert [row["step"] for row in runs.samples_of(folder, min(steps))[0]] == [min(steps)] * 2
 
 
 def test_a_last_line_that_a_crash_cut_short_is_left_out(make):

@@ -17,6 +17,7 @@ from minirlhf.data.formats import dialogues
 from minirlhf.data.formats.labels import label_of, number, pair_of, ranked_pairs, step_label, verdict_of
 from minirlhf.data.formats.row import Row
 from minirlhf.data.formats.turns import got, turns_of
+from minirlhf.data.transcripts import is_transcript, parts_of, text_of
 from minirlhf.errors import InputError
 
 LIST = "a list of turns"  # the column of a row that is a list, not an object
@@ -273,6 +274,17 @@ def _moss(row: Row, keys: tuple[str, ...]) -> dict:
     return _last_answer(row, turns, "chat")
 
 
+def _transcripts(row: Row, keys: tuple[str, ...]) -> dict:
+    """One or two transcripts of episodes after a prompt; see data/transcripts.py."""
+    found = row.build(row.prompt(keys[0]))
+    for key, name in zip(("response",) if len(keys) == 2 else ("chosen", "rejected"), keys[1:], strict=True):
+        turns = row.take(name)
+        parts = parts_of(turns, name)
+        row.turns_after |= len(parts) < len(turns)
+        found |= {key: text_of(parts), f"{key}_parts": parts}
+    return found
+
+
 def _text(row: Row, keys: tuple[str, ...]) -> dict:
     return {"prompt": "", "response": row.text(keys[0])}
 
@@ -287,6 +299,10 @@ def _has_objects(row: Row, keys: tuple[str, ...]) -> bool:
 
 def _is_moss(row: Row, keys: tuple[str, ...]) -> bool:
     return isinstance(row.columns["chat"], dict)
+
+
+def _are_transcripts(row: Row, keys: tuple[str, ...]) -> bool:
+    return all(is_transcript(row.columns[key]) for key in keys[1:])
 
 
 def _has_steps(row: Row, keys: tuple[str, ...]) -> bool:
@@ -349,6 +365,8 @@ ALONE = "--as prompts takes the prompts alone"
 LEARNT = f"{ALONE}; --as sft learns the answers"
 LAYOUTS = (  # the first row that fits is taken
     Layout("steps", (PROMPT, "steps|completions", "labels"), _steps, applies=_has_steps),
+    Layout("sft", (PROMPT, "turns"), _transcripts, "transcripts", _are_transcripts, beside="step|completion|score"),
+    Layout("preference", (PROMPT, CHOSEN, REJECTED), _transcripts, "pairs of transcripts", _are_transcripts),
     Layout("preference", (PROMPT, SEVERAL, SCORES), _ranked),
     Layout("preference", (PROMPT, SEVERAL), _ranked, "answers with scores", _has_objects),
     Layout("preference", (PROMPT, VERDICT), _judged_pair, "two answers and a verdict", _has_pair),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minirlhf.rewards.child_process import check_isolation, run_python
-
 from minirlhf.environments.tools.failure import ToolError
+from minirlhf.rewards.child_process import check_isolation, run_python
 
 
 def python_tool(
