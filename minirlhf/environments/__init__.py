@@ -2,3 +2,4 @@
 
 from minirlhf.environments.environment import Environment, Observation
 from minirlhf.environments.episodes import Episode, Episodes
+from minirlhf.environments.text_environment import TextEnvironment

@@ -20,7 +20,7 @@ class Environment(Protocol):
     `step` runs in a thread of its own, beside the steps of other episodes.
 
     An environment may have two attributes for chat templates: `schemas`, the JSON schemas of its tools, and `role`,
-    whose turn its texts are: "user" (default) or "tool".
+    whose turn its texts are: "user" (default) or "tool". `stop_strings` are further texts that end a turn.
     """
 
     def reset(self, row: dict) -> str | list[dict]:

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +106,8 @@ class Episodes:
         begun = [dialogue.begin(row.source) for dialogue, row in zip(dialogues, rows, strict=True)]
         for dialogue, future in zip(dialogues, begun, strict=True):
             dialogue.take_prompt(future)
+        stops = (stop for each in dialogues for stop in getattr(each.environment, "stop_strings", ()))
+        sampling = replace(sampling, stop_strings=tuple(dict.fromkeys([*sampling.stop_strings, *stops])))
         options = {"seed": seed, "stream": stream, "keys": keys, "tokenizer": self.tokenizer, "plain": plain}
         converse(transformer, dialogues, sampling, **options)
         return [dialogue.episode for dialogue in dialogues]

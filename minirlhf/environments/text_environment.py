@@ -10,15 +10,17 @@ With a chat template the turns stand in the template's own form; see `TextEnviro
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
-
-from minirlhf.environments.environment import Observation
 
 from minirlhf.data.batches import TURNS
 from minirlhf.environments.calls import Call, find_calls
+from minirlhf.environments.environment import Observation
 from minirlhf.environments.tool import tool_of
 from minirlhf.errors import InputError, shown
+from minirlhf.rewards.functions import where_it_failed
 from minirlhf.runtime.distributed import say
 
 OPEN, CLOSE = "<result>", "</result>"  # around a tool's answer in plain text
@@ -98,14 +100,13 @@ class TextEnvironment:
     def step(self, action: str) -> Observation:
         calls = find_calls(action, self.tools)
         if not calls:
-            score = 0.0 if self.reward is None else self.reward(action, self.row)
-            return Observation(reward=score, done=True)
-        answers = [self.answer(call) for call in calls]
+            return Observation(reward=self._score(action), done=True)
+        answers = [self._answer(call) for call in calls]
         if self.in_turns:
             return Observation("\n".join(answers))
         return Observation("".join(f"{OPEN}{answer}{CLOSE}" for answer in answers))
 
-    def answer(self, call: Call) -> str:
+    def _answer(self, call: Call) -> str:
         if call.error:
             return f"error: {call.error}"
         if not (tool := self.tools.get(call.name)):
@@ -116,6 +117,22 @@ class TextEnvironment:
             told.add((tool.name, type(fault).__name__))
             say(f"tool {tool.name}: it raised an error, and the policy reads it as the answer {shown(text, 200)}")
         return text if self.form or not self.in_turns else f"{tool.name}:\n{text}"
+
+    def _score(self, answer: str) -> float:
+        if self.reward is None:
+            return 0.0
+        try:
+            return self.reward(answer, self.row)
+        except Exception as error:
+            needed = "a function of an answer and its row"
+            raise InputError(f"reward: {where_it_failed(error, file_of(self.reward), needed)}") from None
+
+
+def file_of(function: Callable[..., Any]) -> Path:
+    try:
+        return Path(inspect.getsourcefile(function) or "")
+    except (TypeError, OSError):  # defined in no file
+        return Path()
 
 
 def name_of(function: Callable[..., Any]) -> str:
