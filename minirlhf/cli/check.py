@@ -40,7 +40,7 @@ from minirlhf.jobs.given_rows import Reader, given_task, source_task, validation
 from minirlhf.jobs.learning_rates import trained_parameters, with_rates
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import load_task, load_tokenizer
-from minirlhf.jobs.plan import disk_of_stages, footprints
+from minirlhf.jobs.plan import disk_of_stages, footprints, longest_rows
 from minirlhf.jobs.settings import sections
 from minirlhf.jobs.strategies import in_parallel, of_process
 from minirlhf.model.config import ModelConfig
@@ -170,7 +170,7 @@ def check_models(common: Any, findings: list[str]) -> None:
 
 def fits(job: Rehearsal, shape: ModelConfig, after: tuple[str, ...]) -> bool:
     """True if the job fits into memory, by plan. Notes memory and disk that do not suffice."""
-    free, whole = share_of_process(job.device), footprints(job, shape, after, world_size())
+    free, whole = share_of_process(job.device), footprints(job, shape, after, world_size(), longest_rows(job, after))
     needed = {stage: of_process(part, current(), shape, world_size()).total for stage, part in whole.items()}
     each = " for each process" if world_size() > 1 else ""
     plan = ", ".join(f"{stage} {in_words(size)}" for stage, size in needed.items())

@@ -19,7 +19,7 @@ from minirlhf.cli.program import program_of
 from minirlhf.cli.train import PROGRAMS
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.columns import aligned
-from minirlhf.jobs.checks import shape_of
+from minirlhf.jobs.checks import own_stage, shape_of, stages_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
 from minirlhf.jobs.learning_rates import trained_parameters
 from minirlhf.jobs.opened import Opened
@@ -65,12 +65,12 @@ def main(argv: list[str]) -> None:
         (own if named_here else of_program).append(words)
     flags = parse_settings({"job": PlanFlags}, sum(own, []), description=__doc__.strip())["job"]
     job, after = opened(flags, sum(of_program, []))
-    shape, machine = shape_of(job), machine_of(flags)
+    shape, machine = shape_of(job), machine_of(flags, [*stages_of(job, after), own_stage(job)])
     asked = planned(job, shape, after, machine)
     print(heading(flags, shape, machine, job), "", table(asked), "", sep="\n")
     start = [["minirlhf", "train", flags.algorithm], ["--policy", flags.model], *of_program]
     print(*verdict(asked, shape, after, machine, start), sep="\n")
-    step = step_of(job, asked.stage, shape, machine.processes, machine.row)
+    step = step_of(job, asked.stage, shape, machine.processes, machine.rows[asked.stage])
     print(f"a step of {asked.stage} takes {time_class(job, shape, asked.stage, step, gpu=bool(flags.gpus))}")
 
 
@@ -96,10 +96,10 @@ def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]
     return job, program.options.get("after", ())
 
 
-def machine_of(flags: PlanFlags) -> Machine:
+def machine_of(flags: PlanFlags, stages: list[str]) -> Machine:
     processes = flags.gpus or 1
     free = flags.memory * 1e9 if flags.memory else share_of_process(resolve_device())
-    return Machine(processes, max(1, processes // OF_A_MACHINE), free, (0, flags.tokens))
+    return Machine(processes, max(1, processes // OF_A_MACHINE), free, dict.fromkeys(stages, (0, flags.tokens)))
 
 
 def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened) -> str:

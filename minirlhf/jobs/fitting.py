@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from minirlhf.jobs.checks import SECTIONS, own_stage, stages_of
 from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.parallel import mode_of, strategy_of
-from minirlhf.jobs.plan import Lengths, footprints, longest_row, step_of
+from minirlhf.jobs.plan import Lengths, footprints, step_of
 from minirlhf.jobs.strategies import ROOM, best, of_process
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.parallel.strategy import Strategy
@@ -26,7 +26,7 @@ class Machine:
     processes: int
     machines: int
     free: float  # [bytes] for each process
-    row: Lengths | None = None  # of the longest row; None: of the job's rows
+    rows: Mapping[str, Lengths | None]  # stage -> the lengths of its longest row, see `longest_rows`
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def planned(
     job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: Machine, changes: dict[str, Any] | None = None
 ) -> Plan:
     """The plan of a job with its settings. A strategy that the user has named stays."""
-    whole = footprints(job, shape, after, machine.processes, machine.row)
+    whole = footprints(job, shape, after, machine.processes, machine.rows)
     stage, largest = max(whole.items(), key=lambda item: item[1].total)
     if (mode := mode_of(job.settings)) in ("auto", "none"):
         strategy, memory = best(job.settings, largest, shape, machine.free, machine.processes, machine.machines)
@@ -72,7 +72,7 @@ def attempts(job: Opened, shape: ModelConfig, after: tuple[str, ...], machine: M
     """
     sizes = {}
     for stage in (*stages_of(job, after), own_stage(job)):
-        step = step_of(job, stage, shape, machine.processes, machine.row or longest_row(job, stage))
+        step = step_of(job, stage, shape, machine.processes, machine.rows[stage])
         sizes[f"{SECTIONS.get(stage, stage)}.microbatch_tokens"] = step.rows * step.row
     levels = ["none", "selective", "full"]  # of checkpointing
     trains = ["all", "lora", "qlora"] if "lora" in job.settings and job.common.policy else [job.common.train]

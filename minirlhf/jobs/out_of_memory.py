@@ -12,6 +12,7 @@ from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, flags, planned
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.parallel import machines
+from minirlhf.jobs.plan import longest_rows
 from minirlhf.jobs.strategies import ROOM
 from minirlhf.runtime.distributed import gather, say, world_size
 from minirlhf.runtime.memory import in_words, share_of_process
@@ -31,7 +32,7 @@ def advised(job: Opened, after: tuple[str, ...]) -> Iterator[None]:
     Raises: InputError for an error of the allocator.
     """
     shape, free = shape_of(job), min(gather(share_of_process(job.device)))
-    machine = Machine(world_size(), machines(), free)
+    machine = Machine(world_size(), machines(), free, longest_rows(job, after))
     plan = planned(job, shape, after, machine)
     if not fits(plan, machine):
         found = first_that_fits(job, shape, after, machine)
@@ -40,12 +41,12 @@ def advised(job: Opened, after: tuple[str, ...]) -> Iterator[None]:
             f"{job.device.type}: the system may end the job; {remedy(found)}"
         )
     least = min(free, LESS * plan.memory.total / ROOM)
-    less = first_that_fits(job, shape, after, replace(machine, free=least))  # now: the stages take the rows
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not (reason := allocator_error(error)):
             raise
+        less = first_that_fits(job, shape, after, replace(machine, free=least))
         raise InputError(f"{job.folder}: {reason}; {written(less, job)}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,17 @@ LOOKED_AT = 1000  # rows, for the longest of them
 
 
 def footprints(
-    job: Opened, shape: ModelConfig, after: tuple[str, ...], processes: int = 1, row: Lengths | None = None
+    job: Opened, shape: ModelConfig, after: tuple[str, ...], processes: int, rows: Mapping[str, Lengths | None]
 ) -> dict[str, Footprint]:
     """Stage -> the memory of one of several processes that hold their models whole.
 
-    row: the lengths of the longest row; None: of the job's rows in ids, else the whole context.
+    rows: stage -> the lengths of its longest row, see `longest_rows`; None: the whole context.
     """
     n, trained, model = parameters(shape), trained_weights(job, shape), model_bytes(job, shape)
     frozen = bytes_of_a_frozen_weight(job) * n
 
     def of(stage: str, shape: ModelConfig, weights: float, trained: int, trunks: int = 1) -> Footprint:
-        step = step_of(job, stage, shape, processes, row or longest_row(job, stage), trunks)
+        step = step_of(job, stage, shape, processes, rows[stage], trunks)
         options = {"rank": rank_of(job), "half": computes_in_bf16(job.common)}
         options |= {"every": EVERY[job.common.gradient_checkpointing], "cpu": job.device.type == "cpu"}
         return footprint(shape, step, weights=weights, trained=trained, **options)
@@ -93,6 +94,11 @@ def config_of(job: Opened, stage: str) -> Any:
     """The settings of a stage; of GRPO with the choices of its paper."""
     config = job.settings[SECTIONS.get(stage, stage)]
     return getattr(config, "recipe", config)
+
+
+def longest_rows(job: Opened, after: tuple[str, ...]) -> dict[str, Lengths | None]:
+    """Stage -> the lengths of its longest row. A stage takes its rows, so ask before the first stage begins."""
+    return {stage: longest_row(job, stage) for stage in (*stages_of(job, after), own_stage(job))}
 
 
 def longest_row(job: Opened, stage: str) -> Lengths | None:

@@ -11,7 +11,7 @@ from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.parallel import machines, mode_of, strategy_of
-from minirlhf.jobs.plan import footprints
+from minirlhf.jobs.plan import footprints, longest_rows
 from minirlhf.model.config import ModelConfig
 from minirlhf.runtime.distributed import gather, say, world_size
 from minirlhf.runtime.memory import in_words, share_of_process
@@ -41,7 +41,7 @@ def chosen(job: Opened, after: tuple[str, ...]) -> tuple[Strategy, str]:
     if mode != "auto":
         return strategy_of(job.settings, mode), f"{processes}, --parallel {mode}"
     shape = shape_of(job)
-    needed = footprints(job, shape, after, world_size())
+    needed = footprints(job, shape, after, world_size(), longest_rows(job, after))
     stage, whole = max(needed.items(), key=lambda item: item[1].total)
     free = min(gather(share_of_process(job.device)))
     strategy, memory = best(job.settings, whole, shape, free, world_size(), machines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from minirlhf.errors import InputError, shown
 TOP = "job"  # the section whose fields are plain flags and the top-level keys of a TOML file
 
 
+@lru_cache(maxsize=256)  # the hints of a class take long
 def fields_of(section: str, cls: type) -> list[tuple[str, dataclasses.Field, Any]]:
     """(full name, field, resolved type) of every setting in a section."""
     hints, prefix = get_type_hints(cls), f"{section}." if section != TOP else ""
