@@ -46,6 +46,7 @@ from minirlhf.rollout.groups import with_groups
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import describe
+from minirlhf.rollout.turns import longest_turns, samples_of
 from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.distributed import all_sum, any_rank, backward, own_pace, wrap
 from minirlhf.runtime.vectors import gather_vectors
@@ -61,6 +62,7 @@ class GRPOTrainer:
         rewards: one function or several, with as many `reward_weights`; a function returns None for a completion that
                  it does not apply to.
         spare:   batches of other prompts for dynamic sampling; attempt a of step k takes `spare[k * resample + a]`.
+        environment: `Episodes` to play; then the rewards may be None.
     Raises: InputError if a reference is missing, or shares weights with the policy.
     """
 
@@ -72,17 +74,19 @@ class GRPOTrainer:
         self,
         policy: Policy,
         ref_policy: Policy | None,
-        rewards: Reward | Sequence[Reward],
+        rewards: Reward | Sequence[Reward] | None,
         tokenizer: Tokenizer,
         config: GRPOConfig,
         *,
         spare: Batches | None = None,
         seed: int = 0,
         compiled: bool = False,
+        environment: Any = None,
     ) -> None:
         config = config.recipe  # from here on every choice of the paper has a value
-        self.rewards = [rewards] if callable(rewards) else list(rewards)
-        check_parts(policy, ref_policy, self.rewards, config, spare)
+        self.rewards = [rewards] if callable(rewards) else list(rewards or ())
+        check_parts(policy, ref_policy, self.rewards, config, spare, environment)
+        self.environment = environment
         self.config, self.tokenizer, self.seed, self.spare = config, tokenizer, seed, spare
         self.ref_policy = ref_policy and ref_policy.requires_grad_(False).eval()
         disable_dropout(policy)
@@ -141,10 +145,7 @@ class GRPOTrainer:
                 batch = [spare[i] if i in groups else draw for i, draw in enumerate(batch)]
                 again = self.sample([spare[i] for i in groups], f"spare {attempt}")
                 rollout = with_groups(rollout, groups, again, G)
-        scores = [None if score != score else score for score in rollout.scores[::G].tolist()]  # NaN is no JSON
-        first = zip(batch, rollout.completions[::G], scores, strict=True)
-        self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first][:4]
-        self.drawn = batch
+        self.samples, self.drawn = samples_of(batch, rollout, G), batch
         return rollout
 
     def sample(self, batch: list[Draw], stream: str, greedy: bool = False) -> Rollout:
@@ -162,6 +163,7 @@ class GRPOTrainer:
             stream=stream,
             group_size=1 if greedy else self.config.group_size,
             weights=self.config.reward_weights,
+            environment=self.environment,
         )
 
     def advantages(self, rollout: Rollout) -> Tensor:
@@ -170,7 +172,7 @@ class GRPOTrainer:
         penalty = -config.missing_eos_penalty * (~rollout.ended).to(rollout.scores.dtype)
         if config.overlong_share:
             buffer = max(1, round(config.overlong_share * config.max_tokens))
-            penalty = penalty + overlong_penalty(mask.sum(-1), max_tokens=config.max_tokens, buffer=buffer)
+            penalty = penalty + overlong_penalty(longest_turns(rollout), max_tokens=config.max_tokens, buffer=buffer)
         scores = rollout.scores + penalty
         if config.advantage in TOKEN_ADVANTAGES:
             return TOKEN_ADVANTAGES[config.advantage](rollout, scores, config)

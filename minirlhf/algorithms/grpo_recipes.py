@@ -136,7 +136,9 @@ def _whitened_group(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
 
 
 def _each_function(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
-    weights = by_function.new_tensor([*config.reward_weights, 1.0])  # the penalties have weight 1
+    functions = by_function.shape[1] - 1
+    weights = [*config.reward_weights, 1.0][:functions]  # an environment has weight 1, and so have the penalties
+    weights = by_function.new_tensor([*weights, 1.0])
     summed = gdpo_advantages(by_function, weights, config.group_size).masked_fill(scores.isnan(), nan)
     return whiten_judged(summed, _moments(summed))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from minirlhf.algorithms.grpo_recipes import (
     ADVANTAGES,
@@ -163,10 +163,15 @@ def _refuse_settings_without_effect(config: GRPOConfig, recipe: GRPOConfig, upda
 
 
 def check_parts(
-    policy: Policy, ref_policy: Policy | None, rewards: list[Reward], config: GRPOConfig, spare: Batches | None
+    policy: Policy,
+    ref_policy: Policy | None,
+    rewards: list[Reward],
+    config: GRPOConfig,
+    spare: Batches | None,
+    environment: Any = None,
 ) -> None:
     """Raise InputError if a part of the trainer is missing or contradicts its settings (a `recipe`)."""
-    if len(rewards) != len(config.reward_weights):
+    if len(rewards) != len(config.reward_weights) and (rewards or not environment or config.reward_weights != (1.0,)):
         raise InputError(
             f"GRPOTrainer: needed a reward function for each of the reward_weights {config.reward_weights}, got "
             f"{len(rewards)} functions"

@@ -88,6 +88,7 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {"clip": clip_surrogate}
 class PPOTrainer:
     """Policy with a value head (or a separate value model), frozen reference, reward function -> better policy.
 
+    environment: `Episodes` to play; then the reward may be None.
     Raises: InputError if the reference shares weights with the policy: the KL would always be 0.
     """
 
@@ -99,12 +100,13 @@ class PPOTrainer:
         self,
         policy: Policy,
         ref_policy: Policy,
-        reward: Reward,
+        reward: Reward | None,
         tokenizer: Tokenizer,
         config: PPOConfig,
         *,
         value_model: ValueModel | None = None,
         seed: int = 0,
+        environment: Any = None,
     ) -> None:
         check_reference("PPOTrainer", policy, ref_policy)
         if value_model is None and policy.value_head is None:
@@ -113,6 +115,7 @@ class PPOTrainer:
             raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
         check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
+        self.environment = environment
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.policy, self.value_model = policy, value_model
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}
@@ -135,6 +138,9 @@ class PPOTrainer:
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """Sample, score, estimate advantages, then go over the batch a few times in minibatches."""
+        from minirlhf.rollout.exchange import balanced  # here, so that the core loads no leaf
+        from minirlhf.rollout.turns import at_their_turns
+
         config = self.config
         rollout = self.collect(batch)
         mask = rollout.completion_mask
@@ -147,6 +153,8 @@ class PPOTrainer:
             kl_coef=self.kl.coef,
             estimator=config.kl_estimator,
         )
+        if rollout.turn_rewards is not None:
+            rewards = at_their_turns(rewards, rollout)
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, moments_of_all(rewards, mask), shift_mean=False)
         advantages, returns = gae(rewards, values=rollout.values, mask=mask, gamma=config.gamma, lam=config.lam)
@@ -154,8 +162,6 @@ class PPOTrainer:
         metrics["kl_coef"] = self.kl.coef
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
-        from minirlhf.rollout.exchange import balanced  # here, so that the core loads no leaf
-
         rollout, (advantages, returns) = balanced(rollout, (advantages, returns), config.minibatches)
         metrics |= over_minibatches(
             "PPOTrainer", config, len(rollout.lengths), lambda rows: self.update(rollout, rows, advantages, returns)
@@ -174,9 +180,11 @@ class PPOTrainer:
             batch,
             self.config.sampling(self.tokenizer.eos_ids),
             seed=self.seed,
+            environment=self.environment,
         )
-        first = zip(batch[:4], rollout.completions, rollout.scores.tolist(), strict=False)
-        self.samples = [{"prompt": d.row.source["prompt"], "completion": c, "score": s} for d, c, s in first]
+        from minirlhf.rollout.turns import samples_of  # here, so that the core loads no leaf
+
+        self.samples = samples_of(batch, rollout)
         return rollout
 
     def update(self, rollout: Rollout, rows: range, advantages: Tensor, returns: Tensor) -> dict[str, float]:

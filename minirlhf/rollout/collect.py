@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def collect(
     stream: str = "rollout",
     group_size: int = 1,
     weights: Sequence[float] | None = None,
+    environment: Any = None,
 ) -> Rollout:
     """Sample completions, score them, and read them with the reference and the value function. No gradient.
 
@@ -41,27 +43,39 @@ def collect(
     Args:
         ref_policy:  without a reference, ref_logps are 0.
         value_model: None takes the policy's value head; without a value head, values are 0.
-        rewards:     one function or several.
+        rewards:     one function or several; with an environment there may be none.
         group_size:  completions per prompt; the completions of a prompt stand side by side.
         weights:     one per reward function. If given, a function may return None.
+        environment: `Episodes` that the policy plays. The sum of an episode's rewards counts as a further function.
     """
     encoded = [row for row in drawn(batch, 0) for _ in range(group_size)]
     prompts, rows = [row.prompt for row in encoded], [row.source for row in encoded]
     keys = [(draw.epoch, draw.index, sample) for draw in batch for sample in range(group_size)]
-    completions = generate(
-        policy.transformer, prompts, sampling, seed=seed, stream=stream, keys=keys, tokenizer=tokenizer
-    )
+    options = {"seed": seed, "stream": stream, "keys": keys}
+    if environment:
+        episodes = environment.play(policy.transformer, encoded, sampling, **options)
+        prompts, completions = [e.prompt for e in episodes], [e.completion for e in episodes]
+        rows = [{**row, "turns": e.shown()} for row, e in zip(rows, episodes, strict=True)]
+    else:
+        completions = generate(policy.transformer, prompts, sampling, tokenizer=tokenizer, **options)
     texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    functions = [rewards] if callable(rewards) else list(rewards)
+    functions = [rewards] if callable(rewards) else list(rewards or ())
     inputs = [row["prompt"] for row in rows], texts, rows
-    scores = torch.tensor([score_completions(f, *inputs, optional=weights is not None) for f in functions]).T
+    scores = [score_completions(f, *inputs, optional=weights is not None) for f in functions]
+    weights = list(weights or [1.0] * len(functions))[: len(functions)]
+    if environment:
+        from minirlhf.rollout.turns import by_token, scores_of  # here, so that the core loads no leaf
 
+        scores, weights = [*scores, scores_of(episodes)], [*weights, 1.0]
     device = policy.transformer.device
     ids, attention_mask, completion_mask = pad_sequences(
-        prompts, [c.ids for c in completions], tokenizer.pad_id, device
+        prompts, [c.ids for c in completions], tokenizer.pad_id, device, [c.chosen for c in completions if c.chosen]
     )
-    logps = on_completions([c.logps for c in completions], prompts, ids)
-    scores_by_function = scores.to(device, logps.dtype)
+    logps = torch.zeros(ids.shape)
+    for row, prompt, completion in zip(logps, prompts, completions, strict=True):
+        row[len(prompt) : len(prompt) + len(completion.ids)] = torch.tensor(completion.logps)
+    logps = logps.to(device)
+    scores_by_function = torch.tensor(scores).T.to(device, logps.dtype)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
     units = [i // group_size for i in range(len(lengths))]
     tokens, to_read = (ids, attention_mask, completion_mask), (lengths, sampling.microbatch_tokens, units)
@@ -87,19 +101,12 @@ def collect(
         logps=logps,
         ref_logps=ref_logps,
         values=values.to(logps.dtype),
-        scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
+        scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights)),
         scores_by_function=scores_by_function,
         ended=torch.tensor([c.finish == "stop" for c in completions], dtype=torch.bool, device=device),
         mass_kept=torch.tensor([c.mass_kept for c in completions], device=device),
         completions=texts,
         lengths=lengths,
         sampler_logps=sampler_logps,
+        **(by_token(episodes, logps) if environment else {}),
     )
-
-
-def on_completions(numbers: Sequence[Sequence[float]], prompts: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """Put one number per completion token into the token's column of [B, T], the shape of `like`; 0 elsewhere."""
-    result = torch.zeros(like.shape)
-    for row, prompt, values in zip(result, prompts, numbers, strict=True):
-        row[len(prompt) : len(prompt) + len(values)] = torch.tensor(values)
-    return result.to(like.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 # The fields with one column per token. `select` cuts their columns, `with_groups` pads them.
 PER_TOKEN = ("input_ids", "attention_mask", "completion_mask", "logps", "ref_logps", "values", "sampler_logps")
+PER_TOKEN += "turn_rewards", "turn_numbers"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Rollout:
     completions: list[str]  # B texts
     lengths: list[int]  # B real tokens, prompt included; a list, because reading a tensor waits for the GPU
     sampler_logps: Tensor | None = None  # [B, T] nats, as sampled, if `logps` were read again
+    # with an environment:
+    turn_rewards: Tensor | None = None  # [B, T] score units, on the last token of each turn; `scores` has their sum
+    turn_numbers: Tensor | None = None  # [B, T] 1 on the tokens of the policy's first turn, 2 on its second, ...
+    turns: list[list[dict]] | None = None  # B lists of {"by": "policy" or "environment", "text": ...}
 
     def select(self, rows: Sequence[int]) -> Rollout:
         """The given rows, cut to the longest row."""

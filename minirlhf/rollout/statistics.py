@@ -28,6 +28,9 @@ def describe(rollout: Rollout) -> dict[str, float]:
     }
     if rollout.sampler_logps is not None:
         sums["sampler_gap"] = masked_sum((rollout.logps - rollout.sampler_logps).abs().to(wide), mask)
+    if rollout.turn_numbers is not None:
+        sums["turns"] = rollout.turn_numbers.amax(-1).sum()
+        sums["forced_tokens"] = (rollout.attention_mask & ~mask & (mask.cumsum(-1) > 0)).sum()
     totals = all_sum(torch.stack([value.to(wide) for value in sums.values()])).tolist()
     n, judged, total, total_sq, *rest = totals
     means = {name: value / n for name, value in zip(list(sums)[4:], rest, strict=True)}

@@ -20,6 +20,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "response_length": ("tokens", "mean length of the completions, EOS included"),
     "ended": ("share", "completions that ended with EOS or a stop string"),
     "sampler_gap": ("nats per token", "in bf16: how far the sampler's log-probs are from the trainer's, without sign"),
+    "turns": ("turns", "mean number of the policy's turns in an episode"),
+    "forced_tokens": ("tokens", "mean number of tokens between the policy's turns, by the environment or the template"),
     "mass_kept": ("share", "probability that remains after top-k / top-p; 1 without truncation"),
     "updates": ("updates", "optimizer steps in this step; fewer if target_kl stopped the step"),
     "margin": ("score", "mean of chosen minus rejected score; in DPO, of beta times the log-ratios"),

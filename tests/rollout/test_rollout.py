@@ -30,6 +30,8 @@ def rollout(lengths, functions, start=0):
         completions=[f"{start}-{i}" for i in range(B)],
         lengths=list(lengths),
         sampler_logps=-4 * numbers,
+        turn_rewards=5 * numbers,
+        turn_numbers=numbers.long(),
     )
 
 
