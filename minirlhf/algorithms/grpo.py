@@ -86,7 +86,10 @@ class GRPOTrainer:
         config = config.recipe  # from here on every choice of the paper has a value
         self.rewards = [rewards] if callable(rewards) else list(rewards or ())
         check_parts(policy, ref_policy, self.rewards, config, spare, environment)
-        self.environment = environment
+        self.environment, self.reward_weights = environment, config.reward_weights
+        if environment:
+            self.reward_weights = (*config.reward_weights[: len(self.rewards)], 1.0)
+            self.rewards.append(environment.reward)
         self.config, self.tokenizer, self.seed, self.spare = config, tokenizer, seed, spare
         self.ref_policy = ref_policy and ref_policy.requires_grad_(False).eval()
         disable_dropout(policy)
@@ -162,7 +165,7 @@ class GRPOTrainer:
             seed=self.seed,
             stream=stream,
             group_size=1 if greedy else self.config.group_size,
-            weights=self.config.reward_weights,
+            weights=self.reward_weights,
             environment=self.environment,
         )
 

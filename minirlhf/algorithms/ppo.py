@@ -114,8 +114,8 @@ class PPOTrainer:
         if value_model is not None and policy.value_head is not None:
             raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
         check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
-        self.config, self.tokenizer, self.reward, self.seed = config, tokenizer, reward, seed
-        self.environment = environment
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.reward, self.environment = environment.with_reward(reward) if environment else reward, environment
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         self.policy, self.value_model = policy, value_model
         self.models = {"policy": policy} if value_model is None else {"policy": policy, "value": value_model}

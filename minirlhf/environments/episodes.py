@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from minirlhf.data.batches import EncodedRow
 from minirlhf.environments.answers import Answers
 from minirlhf.environments.environment import Environment, Observation
@@ -19,11 +22,12 @@ from minirlhf.errors import InputError, shown
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.conversing import converse
 from minirlhf.rewards.calling import awaited, refused
-from minirlhf.rewards.functions import where_it_failed
-from minirlhf.rewards.scoring import LARGEST, as_number
+from minirlhf.rewards.functions import RewardSum, where_it_failed
+from minirlhf.rewards.scoring import LARGEST, Reward, as_number
 from minirlhf.text.tokenizer import Tokenizer
 
 POLICY, ENVIRONMENT = "policy", "environment"
+REWARD = "episode_reward"  # key of a row: the sum of the rewards of its episode
 
 
 class Turn(NamedTuple):
@@ -38,6 +42,7 @@ class Episode:
     """A finished dialogue. Its last token is the policy's."""
 
     prompt: list[int]
+    source: dict  # the row of the data
     ids: list[int] = field(default_factory=list)  # after the prompt: turns of the policy and texts of the environment
     chosen: list[bool] = field(default_factory=list)  # for each id, whether the policy chose it
     logps: list[float] = field(default_factory=list)  # nats, as in a `Completion`; 0 where the policy did not choose
@@ -52,6 +57,11 @@ class Episode:
         """The episode as one completion; its finish is "stop" if the episode is whole."""
         mass = sum(self.masses) / max(1, len(self.masses))
         return Completion(self.ids, self.logps, "stop" if self.whole else "length", mass, self.chosen)
+
+    @property
+    def row(self) -> dict:
+        """The row of the data as a reward function gets it: with the turns and the sum of their rewards."""
+        return {**self.source, "turns": self.shown(), REWARD: sum(reward for _, reward in self.rewards)}
 
     def shown(self) -> list[dict[str, str]]:
         """The turns after the prompt, for a file of samples."""
@@ -112,6 +122,27 @@ class Episodes:
         converse(transformer, dialogues, sampling, **options)
         return [dialogue.episode for dialogue in dialogues]
 
+    def reward(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+        """The environment as a reward function: the sum of the rewards of each episode."""
+        return [row[REWARD] for row in rows]
+
+    def with_reward(self, reward: Reward | None) -> Reward:
+        """The sum of the environment's rewards and a reward function, if any."""
+        return RewardSum([reward, self.reward]) if reward else self.reward
+
+    def fields(self, episodes: Sequence[Episode], like: Tensor) -> dict[str, Any]:
+        """Fields of a `Rollout`: `turn_rewards`, `turn_numbers` and `turns`.   like: [B, T], for dtype and device."""
+        rewards = torch.zeros(like.shape, dtype=like.dtype)
+        numbers = torch.zeros(like.shape, dtype=torch.int64)
+        for row, episode in enumerate(episodes):
+            before = len(episode.prompt)
+            own = [turn for turn in episode.turns if turn.by == POLICY]
+            for number, (turn, (last, reward)) in enumerate(zip(own, episode.rewards, strict=True), start=1):
+                rewards[row, before + last] = reward
+                numbers[row, before + turn.start : before + turn.stop] = number
+        turns = [episode.shown() for episode in episodes]
+        return {"turn_rewards": rewards.to(like.device), "turn_numbers": numbers.to(like.device), "turns": turns}
+
 
 class Played:
     """A dialogue in progress: see `conversing.Dialogue`."""
@@ -122,6 +153,8 @@ class Played:
         self.environment: Any = None
 
     def begin(self, row: dict) -> Future:
+        self.row = row
+
         def reset() -> Any:
             self.environment = self.game.make()
             for name in ("reset", "step"):
@@ -142,7 +175,7 @@ class Played:
         if len(self.ids) >= self.context:
             needed = f"needed a first prompt that leaves room in the context of {self.context}"
             raise refused(self.name, f"reset: {needed}, got {len(self.ids)} tokens; shorten it")
-        self.episode = Episode([*self.ids])
+        self.episode = Episode([*self.ids], self.row)
 
     def ask(self, turn: Completion) -> None:
         episode, start = self.episode, len(self.episode.ids)

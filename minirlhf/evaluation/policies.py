@@ -13,13 +13,13 @@ from torch import Tensor
 from minirlhf.data.batches import pad_sequences
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.texts import distinct_n
-from minirlhf.generation.engine import Completion, SamplingConfig, generate
+from minirlhf.generation.engine import Completion, SamplingConfig
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Gold, Reward, score_completions
+from minirlhf.rollout.collect import sample_rows
 from minirlhf.rollout.read import read
 from minirlhf.runtime.distributed import local_rows, own_pace
 from minirlhf.text.tokenizer import Tokenizer
-from minirlhf.training.table import table
 
 # measure -> its label in the table of `comparison`. A measure with label None is not in the table.
 MEASURES: dict[str, str | None] = {
@@ -57,6 +57,7 @@ def evaluate_policy(
     ref_policy: Policy | None = None,
     gold: Gold | None = None,
     seed: int = 0,
+    environment: Any = None,
 ) -> Report:
     """Sample one completion per row and measure the completions. Each process samples a part of the rows.
 
@@ -65,7 +66,8 @@ def evaluate_policy(
     Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
     included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
     token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
-    None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None.
+    None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None. With an
+    `environment`, an `Episodes`, a completion is an episode, and model_reward includes the environment's rewards.
     """
     started = time.perf_counter()
     from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
@@ -75,20 +77,12 @@ def evaluate_policy(
     from minirlhf.runtime.sharing import in_order  # here, so that the core loads no leaf
 
     own = local_rows(rows)
-    completions = generate(
-        policy.transformer,
-        [row.prompt for row in own],
-        sampling,
-        seed=seed,
-        stream="evaluation",
-        keys=local_rows([(0, i, 0) for i in range(len(rows))]),
-        tokenizer=tokenizer,
-    )
-    texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    sources = [row.source for row in own]
-    inputs = [source["prompt"] for source in sources], texts, sources
+    options = {"seed": seed, "stream": "evaluation", "keys": local_rows([(0, i, 0) for i in range(len(rows))])}
+    models = policy.transformer, tokenizer, environment
+    prompts, completions, inputs, _ = sample_rows(*models, own, sampling, **options)
+    reward = environment.with_reward(reward) if environment else reward
     measured: dict[str, list] = {
-        "text": texts,
+        "text": inputs[1],
         "length": [len(completion.ids) for completion in completions],
         "ended": [float(completion.finish == "stop") for completion in completions],
     }
@@ -97,7 +91,7 @@ def evaluate_policy(
     if gold:
         measured |= gold(*inputs)
     if ref_policy and sampling.temperature > 0:  # greedy samples are not drawn from the distribution
-        measured["kl"] = sequence_kl(ref_policy, tokenizer, [row.prompt for row in own], completions, sampling)
+        measured["kl"] = sequence_kl(ref_policy, tokenizer, prompts, completions, sampling)
     found = {name: in_order(values) for name, values in measured.items()}
     means = {name: _mean(found[name]) if name in found else None for name in MEASURES if name != "distinct_2"}
     means["distinct_2"] = distinct_n(found["text"])
@@ -110,27 +104,6 @@ def _mean(values: list[float]) -> float | None:
     """The mean of the values that are numbers: a reward may have no score for a completion."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else None
-
-
-def summary(before: Report, after: Report) -> dict[str, Any]:
-    """The measures in summary.json: {"before": {...}, "after": {...}, "kl": number}."""
-    names = [name for name, label in MEASURES.items() if label and name != "kl"]  # the KL before a stage is 0
-    return {
-        "before": {name: before.measures[name] for name in names},
-        "after": {name: after.measures[name] for name in names},
-        "kl": after.measures["kl"],
-    }
-
-
-def comparison(before: Report, after: Report, stage: str) -> str:
-    """The effect of a stage: a table of the known measures, then samples side by side."""
-    labels = MEASURES | {"model_reward": after.reward_label}
-    rows = [[label, before.measures[name], after.measures[name]] for name, label in labels.items() if label]
-    known = [row for row in rows if row[1:] != [None, None]]
-    header = ["on held-out prompts", f"before {stage}", f"after {stage}"]
-    from minirlhf.evaluation.columns import side_by_side  # here, so that the core loads no leaf
-
-    return f"{table(header, known)}\n\n{side_by_side(before.prompts, before.completions, after.completions)}"
 
 
 def sequence_kl(
@@ -147,7 +120,8 @@ def sequence_kl(
         return ref_policy(input_ids, attention_mask, **options).logps.sum(-1)
 
     ids = [completion.ids for completion in completions]
-    batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device)
+    chosen = [completion.chosen for completion in completions if completion.chosen]
+    batch = pad_sequences(prompts, ids, tokenizer.pad_id, ref_policy.transformer.device, chosen)
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, ids, strict=True)]
     tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
     with own_pace(ref_policy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from minirlhf.evaluation.policies import Report, comparison, summary
+from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.opened import Opened
 from minirlhf.runtime.distributed import is_main, say
 from minirlhf.training.checkpoint import write_whole
@@ -13,7 +13,8 @@ from minirlhf.training.checkpoint import write_whole
 
 def report(job: Opened, title: str, before: Report, after: Report, **extra: float | None) -> None:
     """Print the measures before and after a stage; write summary.json. extra: more numbers; None is not printed."""
-    from minirlhf.training.progress import evaluation_seconds  # here, so that the core loads no leaf
+    from minirlhf.evaluation.effect import comparison, summary  # here, so that the core loads no leaf
+    from minirlhf.training.progress import evaluation_seconds
 
     seconds = time.perf_counter() - job.started
     if is_main():

@@ -8,15 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.data.batches import Draw, drawn, pad_sequences
-from minirlhf.generation.engine import SamplingConfig, generate
+from minirlhf.data.batches import Draw, EncodedRow, drawn, pad_sequences
+from minirlhf.generation.engine import Completion, SamplingConfig, generate
 from minirlhf.losses import weighted_scores
 from minirlhf.model.policy import Policy, ValueModel
+from minirlhf.model.transformer import Transformer
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.runtime.distributed import own_pace
 from minirlhf.text.tokenizer import Tokenizer
+
+
+def sample_rows(
+    transformer: Transformer,
+    tokenizer: Tokenizer,
+    environment: Any,
+    rows: Sequence[EncodedRow],
+    sampling: SamplingConfig,
+    **options: Any,
+) -> tuple[list[list[int]], list[Completion], tuple[list[str], list[str], list[dict]], Sequence[Any]]:
+    """-> for each row its prompt, its completion, the arguments of a reward, and with an environment its episode.
+
+    options: seed, stream and keys of `generate`.
+    """
+    prompts, sources, episodes = [row.prompt for row in rows], [row.source for row in rows], ()
+    if environment is None:
+        completions = generate(transformer, prompts, sampling, tokenizer=tokenizer, **options)
+    else:
+        episodes = environment.play(transformer, rows, sampling, **options)
+        prompts, completions = [e.prompt for e in episodes], [e.completion for e in episodes]
+        sources = [e.row for e in episodes]
+    texts = tokenizer.decode_completions([completion.ids for completion in completions])
+    return prompts, completions, ([source["prompt"] for source in sources], texts, sources), episodes
 
 
 @torch.no_grad()
@@ -43,30 +67,18 @@ def collect(
     Args:
         ref_policy:  without a reference, ref_logps are 0.
         value_model: None takes the policy's value head; without a value head, values are 0.
-        rewards:     one function or several; with an environment there may be none.
+        rewards:     one function or several.
         group_size:  completions per prompt; the completions of a prompt stand side by side.
         weights:     one per reward function. If given, a function may return None.
-        environment: `Episodes` that the policy plays. The sum of an episode's rewards counts as a further function.
+        environment: `Episodes` that the policy plays; one of the functions then is its `reward`.
     """
     encoded = [row for row in drawn(batch, 0) for _ in range(group_size)]
-    prompts, rows = [row.prompt for row in encoded], [row.source for row in encoded]
     keys = [(draw.epoch, draw.index, sample) for draw in batch for sample in range(group_size)]
-    options = {"seed": seed, "stream": stream, "keys": keys}
-    if environment:
-        episodes = environment.play(policy.transformer, encoded, sampling, **options)
-        prompts, completions = [e.prompt for e in episodes], [e.completion for e in episodes]
-        rows = [{**row, "turns": e.shown()} for row, e in zip(rows, episodes, strict=True)]
-    else:
-        completions = generate(policy.transformer, prompts, sampling, tokenizer=tokenizer, **options)
-    texts = tokenizer.decode_completions([completion.ids for completion in completions])
-    functions = [rewards] if callable(rewards) else list(rewards or ())
-    inputs = [row["prompt"] for row in rows], texts, rows
-    scores = [score_completions(f, *inputs, optional=weights is not None) for f in functions]
-    weights = list(weights or [1.0] * len(functions))[: len(functions)]
-    if environment:
-        from minirlhf.rollout.turns import by_token, scores_of  # here, so that the core loads no leaf
+    options, models = {"seed": seed, "stream": stream, "keys": keys}, (policy.transformer, tokenizer, environment)
+    prompts, completions, inputs, episodes = sample_rows(*models, encoded, sampling, **options)
+    functions = [rewards] if callable(rewards) else list(rewards)
+    scores = torch.tensor([score_completions(f, *inputs, optional=weights is not None) for f in functions]).T
 
-        scores, weights = [*scores, scores_of(episodes)], [*weights, 1.0]
     device = policy.transformer.device
     ids, attention_mask, completion_mask = pad_sequences(
         prompts, [c.ids for c in completions], tokenizer.pad_id, device, [c.chosen for c in completions if c.chosen]
@@ -75,7 +87,7 @@ def collect(
     for row, prompt, completion in zip(logps, prompts, completions, strict=True):
         row[len(prompt) : len(prompt) + len(completion.ids)] = torch.tensor(completion.logps)
     logps = logps.to(device)
-    scores_by_function = torch.tensor(scores).T.to(device, logps.dtype)
+    scores_by_function = scores.to(device, logps.dtype)
     lengths = [len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)]
     units = [i // group_size for i in range(len(lengths))]
     tokens, to_read = (ids, attention_mask, completion_mask), (lengths, sampling.microbatch_tokens, units)
@@ -101,12 +113,12 @@ def collect(
         logps=logps,
         ref_logps=ref_logps,
         values=values.to(logps.dtype),
-        scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights)),
+        scores=weighted_scores(scores_by_function, scores_by_function.new_tensor(weights or [1.0] * len(functions))),
         scores_by_function=scores_by_function,
         ended=torch.tensor([c.finish == "stop" for c in completions], dtype=torch.bool, device=device),
         mass_kept=torch.tensor([c.mass_kept for c in completions], device=device),
-        completions=texts,
+        completions=inputs[1],
         lengths=lengths,
         sampler_logps=sampler_logps,
-        **(by_token(episodes, logps) if environment else {}),
+        **(environment.fields(episodes, logps) if environment else {}),
     )

@@ -1,6 +1,6 @@
-"""Episodes of several turns as a rollout: their rewards and turns by token, and samples to look at.
+"""Rollouts with several turns: rewards of turns, lengths of turns, and samples to look at.
 
-B sequences, T tokens. `environment` and `episode` are an `Episodes` and an `Episode` of the room environments.
+B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -13,25 +13,6 @@ from torch import Tensor
 
 from minirlhf.data.batches import Draw
 from minirlhf.rollout.rollout import Rollout
-
-
-def scores_of(episodes: Sequence[Any]) -> list[float]:
-    """The sum of the rewards of each episode."""
-    return [sum(reward for _, reward in episode.rewards) for episode in episodes]
-
-
-def by_token(episodes: Sequence[Any], like: Tensor) -> dict[str, Any]:
-    """Fields of a `Rollout`: `turn_rewards`, `turn_numbers` and `turns`.   like: [B, T], for dtype and device."""
-    rewards = torch.zeros(like.shape, dtype=like.dtype)
-    numbers = torch.zeros(like.shape, dtype=torch.int64)
-    for row, episode in enumerate(episodes):
-        before = len(episode.prompt)
-        own = [turn for turn in episode.turns if turn.by == "policy"]
-        for number, (turn, (last, reward)) in enumerate(zip(own, episode.rewards, strict=True), start=1):
-            rewards[row, before + last] = reward
-            numbers[row, before + turn.start : before + turn.stop] = number
-    turns = [episode.shown() for episode in episodes]
-    return {"turn_rewards": rewards.to(like.device), "turn_numbers": numbers.to(like.device), "turns": turns}
 
 
 def at_their_turns(rewards: Tensor, rollout: Rollout) -> Tensor:
