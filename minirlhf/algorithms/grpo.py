@@ -22,6 +22,7 @@ from minirlhf.algorithms.grpo_recipes import (  # noqa: F401 (ALGORITHMS: for pr
     REDUCTIONS,
     SURROGATES,
     TOKEN_ADVANTAGES,
+    advantages_by_turn,
 )
 from minirlhf.algorithms.grpo_settings import GRPOConfig, check_parts
 from minirlhf.algorithms.on_policy import clip_of, over_minibatches
@@ -182,6 +183,8 @@ class GRPOTrainer:
         if config.kl_coef and config.kl_in == "reward":
             kl = ESTIMATORS[config.kl_estimator](rollout.logps, ref_logps=rollout.ref_logps)
             scores = scores - config.kl_coef * torch.where(mask, kl, 0).sum(-1)
+        if config.turn_advantages:
+            return advantages_by_turn(rollout, scores, config)
         if config.advantage == "greedy":
             greedy = self.sample(self.drawn, "greedy", greedy=True).scores.repeat_interleave(config.group_size)
             advantages = remax_advantages(scores, greedy_scores=greedy.to(scores))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nan
 
 from minirlhf.algorithms.on_policy import clip_of
@@ -33,11 +34,14 @@ from minirlhf.losses import (
     reinforce_policy_loss,
     rloo_advantages,
     sapo_policy_loss,
+    turn_returns,
     vespo_policy_loss,
     whiten_judged,
 )
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.rollout.statistics import moments_of_all
+from minirlhf.rollout.turns import at_their_turns
+from minirlhf.runtime.distributed import gather
 
 # A paper makes these choices, unless its row in ALGORITHMS says otherwise.
 DEFAULTS: dict[str, Any] = dict(
@@ -179,6 +183,8 @@ def _returns(rollout: Rollout, scores: Tensor, config: Any) -> Tensor:
         kl_coef=kl_coef,
         estimator=config.kl_estimator,
     )
+    if config.turn_advantages:
+        rewards = at_their_turns(rewards, rollout)
     return discounted_returns(rewards, mask=mask, gamma=config.gamma)
 
 
@@ -192,10 +198,23 @@ def _judged_tokens(rollout: Rollout, scores: Tensor) -> Tensor:
     return rollout.completion_mask & ~scores.isnan()[:, None]
 
 
+def advantages_by_turn(rollout: Rollout, scores: Tensor, config: Any) -> Tensor:
+    """[B, T]: each turn's tokens get the advantage of the return from this turn on, within the turn of this number."""
+    turns = max(gather(int(rollout.turn_numbers.max()) if len(scores) else 0))
+    options = {"turn_rewards": rollout.turn_rewards, "turn_numbers": rollout.turn_numbers, "turns": turns}
+    advantages = torch.zeros_like(rollout.logps)
+    for turn, returns in enumerate(turn_returns(scores, **options), start=1):
+        of_turn = ADVANTAGES[config.advantage](returns, returns[:, None], config)
+        advantages = torch.where(rollout.turn_numbers == turn, of_turn[:, None].to(advantages.dtype), advantages)
+    return advantages
+
+
 # Name -> (rollout, scores [B] with penalties, config) -> advantages [B, T], different for each token of a completion
 TOKEN_ADVANTAGES: dict[str, Callable[[Rollout, Tensor, Any], Tensor]] = {
     "returns": _returns,
     "whitened_returns": _whitened_returns,
 }
+# With `turn_advantages`: each of these compares completions by their scores alone, so it compares their returns too.
+BY_TURN = ("group", "whitened_group", "leave_one_out")
 # These advantages need no second completion of a prompt. `GRPOTrainer` computes "greedy", because it samples.
 WITHOUT_GROUP = (*TOKEN_ADVANTAGES, "greedy")

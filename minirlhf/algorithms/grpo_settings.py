@@ -9,6 +9,7 @@ from typing import Any, Literal
 from minirlhf.algorithms.grpo_recipes import (
     ADVANTAGES,
     ALGORITHMS,
+    BY_TURN,
     CLIP_SETTINGS,
     DEFAULTS,
     SURROGATES,
@@ -57,6 +58,7 @@ class GRPOConfig(OnPolicyConfig):
     gamma: float = 1.0  # [-] discount of returns
     overlong_share: float | None = None  # [share of max_tokens] a completion that reaches into this last part
     #                               loses score (DAPO)
+    turn_advantages: bool = False  # [-] with an environment: a turn is judged by the rewards from this turn on
     overlong_filter: bool = False  # [-] a completion that was cut off adds no loss
     resample: int | None = None  # [times] to replace a prompt, at most, while its completions have equal scores
     #                               (dynamic sampling)
@@ -130,6 +132,9 @@ def check(config: GRPOConfig) -> None:
             f"GRPOConfig: kl_in must be loss for {config.algorithm}, because its advantage takes rewards without "
             "KL, got reward"
         )
+    if config.turn_advantages and recipe.advantage not in (*BY_TURN, *TOKEN_ADVANTAGES):
+        known = ", ".join((*BY_TURN, *TOKEN_ADVANTAGES))
+        raise InputError(f"GRPOConfig: turn_advantages needs one of the advantages {known}, got {recipe.advantage}")
     if recipe.advantage == "beta" and (config.missing_eos_penalty or recipe.overlong_share):
         raise InputError(
             f"GRPOConfig: {config.algorithm} needs rewards in [0, 1], so missing_eos_penalty and overlong_share must "
@@ -176,6 +181,8 @@ def check_parts(
             f"GRPOTrainer: needed a reward function for each of the reward_weights {config.reward_weights}, got "
             f"{len(rewards)} functions"
         )
+    if config.turn_advantages and not environment:
+        raise InputError("GRPOTrainer: turn_advantages needs an environment, got none; leave it out")
     check_policy("GRPOTrainer", policy, ref_policy)
     if config.kl_coef and ref_policy is None:
         raise InputError("GRPOTrainer: kl_coef > 0 needs a reference, got none; pass copy_of(policy)")

@@ -113,6 +113,8 @@ class PPOTrainer:
             raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
         if value_model is not None and policy.value_head is not None:
             raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
+        if reward is None and environment is None:
+            raise InputError("PPOTrainer: needed a reward or an environment, got neither")
         check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.reward, self.environment = environment.with_reward(reward) if environment else reward, environment

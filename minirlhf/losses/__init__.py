@@ -31,7 +31,7 @@ LEAVES = {
     "minirlhf.losses.fused": "fused_linear_loss",
     "minirlhf.losses.groups": (
         "bnpo_advantages discounted_returns equal_groups gdpo_advantages group_advantages "
-        "overlong_penalty remax_advantages rloo_advantages whiten_judged"
+        "overlong_penalty remax_advantages rloo_advantages turn_returns whiten_judged"
     ),
     "minirlhf.losses.online": "nash_md_loss xpo_bonus",
     "minirlhf.losses.policy_family": (

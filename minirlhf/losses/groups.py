@@ -59,6 +59,29 @@ def group_advantages(
     return torch.where(judged, centred, 0).flatten()
 
 
+def turn_returns(scores: Tensor, *, turn_rewards: Tensor, turn_numbers: Tensor, turns: int) -> Tensor:
+    """The return from each turn on -> [turns, B] score units; NaN where a row has no such turn.
+
+    G_k = (score - sum of all r_j) + sum of r_j for j >= k: the part of the score that belongs to no turn comes at the
+    end. A group's returns of turn k, normalised as scores are, are the advantages of the tokens of turn k: Ding et al.
+    2025, arXiv:2511.14846 (GTPO), without its discount and its shaped rewards. Rewards of earlier turns do not depend
+    on turn k, so they are noise in its advantage. Rows of a group may stand in different states at turn k; the
+    comparison is right on average, and equal to that of GRPO at turn 1.
+
+    Args:
+        scores:       [B], the rewards of the turns included; penalties may be in them.
+        turn_rewards: [B, T] on the last token of each turn.
+        turn_numbers: [B, T] 1 on the tokens of the first turn, 2 on those of the second, ...; 0 elsewhere.
+        turns:        the largest number of turns, over all ranks.
+    """
+    check_same_shape("turn_returns", turn_rewards=turn_rewards, turn_numbers=turn_numbers)
+    rewards = turn_rewards.to(scores.dtype)
+    earlier = [torch.where(turn_numbers < turn, rewards, 0).sum(-1) for turn in range(1, turns + 1)]
+    reached = [(turn_numbers == turn).any(-1) for turn in range(1, turns + 1)]
+    returns = [torch.where(has, scores - before, torch.nan) for has, before in zip(reached, earlier, strict=True)]
+    return torch.stack(returns) if returns else scores.new_zeros(0, len(scores))
+
+
 def gdpo_advantages(scores: Tensor, weights: Tensor, group_size: int) -> Tensor:
     """Each reward function normalised within its groups, then the weighted sum -> [N * G], no unit.
 

@@ -23,7 +23,7 @@ def at_their_turns(rewards: Tensor, rollout: Rollout) -> Tensor:
     mask, turn_rewards = rollout.completion_mask, rollout.turn_rewards.to(rewards.dtype)
     columns = torch.arange(mask.shape[1], device=mask.device)
     last = columns == torch.where(mask, columns, -1).amax(-1, keepdim=True)
-    return rewards + turn_rewards - torch.where(last, turn_rewards.sum(-1, keepdim=True), 0)
+    return rewards + (turn_rewards - torch.where(last, turn_rewards.sum(-1, keepdim=True), 0))
 
 
 def longest_turns(rollout: Rollout) -> Tensor:

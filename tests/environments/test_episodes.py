@@ -3,71 +3,14 @@
 import time
 
 import pytest
-import tokenizers
 import torch
+from games import TOKENIZER, Echo, Endless, model_of, rows
 
-from minirlhf.data.encoding import EncodedRow
 from minirlhf.environments import Episodes, Observation
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
 from minirlhf.losses import token_logps
-from minirlhf.model import ModelConfig, Transformer
-from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
-
-LETTERS = "abcdefghijklmnop"
-
-
-def tokenizer():
-    """A token for each letter, and merged tokens "ab" and "cd": most samples are not as the encoder writes them."""
-    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, *LETTERS, "ab", "cd", "Ġ"])}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[("a", "b"), ("c", "d")]))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens([PAD, BOS, EOS])
-    return Tokenizer(backend)
-
-
-TOKENIZER = tokenizer()
-SIZE = TOKENIZER.vocab_size
-
-
-def model_of(dtype=torch.float32, scale=4.0, **shape):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    sizes |= {"vocab_size": SIZE, "intermediate_size": 32, "max_position_embeddings": 48}
-    model = Transformer(ModelConfig(**sizes | shape)).to(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(scale)
-    return model
-
-
-def rows(n, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    texts = ["".join(LETTERS[i] for i in torch.randint(0, 16, (1 + i % 7,), generator=generator)) for i in range(n)]
-    return [EncodedRow({"prompt": text, "number": i}, [], ()) for i, text in enumerate(texts)]
-
-
-class Echo:
-    """Answers with a few of the letters that it got; the number of turns depends on the row; is slow at times."""
-
-    def reset(self, row):
-        self.left, self.number = row["number"] % 5, row["number"]
-        return row["prompt"]
-
-    def step(self, action):
-        if self.number % 4 == 3:
-            time.sleep(0.002)
-        self.left -= 1
-        letters = "".join(letter for letter in action if letter in LETTERS)[: self.number % 6]
-        return Observation("".join(sorted(letters)) + "ab" * (self.number % 2), len(action) / 8, self.left < 0)
-
-
-class Endless(Echo):
-    def step(self, action):
-        return super().step(action)._replace(done=False)
 
 
 def played(make, sampling, model=None, n=24, plain=False, data=None, **options):

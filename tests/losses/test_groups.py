@@ -20,6 +20,7 @@ from minirlhf.losses import (
     overlong_penalty,
     remax_advantages,
     rloo_advantages,
+    turn_returns,
     weighted_scores,
     whiten_judged,
 )
@@ -387,3 +388,15 @@ def test_the_overlong_buffer_is_at_least_one_token():
     with pytest.raises(ValueError, match=r"^overlong_penalty: buffer must be in 1..max_tokens 8, got 0$"):
         overlong_penalty(torch.tensor([8]), max_tokens=8, buffer=0)
     assert overlong_penalty(torch.tensor([8]), max_tokens=8, buffer=1).tolist() == [-1.0]
+
+
+def test_a_turn_has_the_return_from_itself_on():
+    # Row 0: turns of 2, 1 and 1 tokens, rewards 1, 2, 4, and an outcome of 8 at the end: score 15.
+    # Row 1: one turn, reward 3, a penalty of 1: score 2. Row 2 has no score.
+    numbers = torch.tensor([[0, 1, 1, 0, 2, 3], [0, 1, 1, 1, 0, 0], [0, 1, 0, 2, 0, 0]])
+    rewards = torch.tensor([[0.0, 0, 1, 0, 2, 4], [0, 0, 0, 3, 0, 0], [0, 5, 0, 0, 0, 0]])
+    options = {"turn_rewards": rewards, "turn_numbers": numbers}
+    found = turn_returns(torch.tensor([15.0, 2, NAN]), **options, turns=4)
+    expected = torch.tensor([[15, 2, NAN], [14, NAN, NAN], [12, NAN, NAN], [NAN, NAN, NAN]])
+    assert_close(found, expected, equal_nan=True)
+    assert turn_returns(torch.zeros(0), turn_rewards=rewards[:0], turn_numbers=numbers[:0], turns=0).shape == (0, 0)
