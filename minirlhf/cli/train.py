@@ -26,6 +26,7 @@ from minirlhf.cli.program import program_of
 from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.pairwise import win_rate
+from minirlhf.jobs import best_of_n as best_of
 from minirlhf.jobs import programs
 from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job
@@ -124,6 +125,20 @@ def ppo(job: Job) -> Iterator[Work]:
         trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
         yield sampled(stage, trainer)
     job.report("PPO", before, stage.evaluate(stage.policy), reward_model_accuracy=accuracy)
+
+
+def best_of_n(job: Job) -> Iterator[Work]:
+    base = job.policy()
+    reward, accuracy = job.reward(base)
+    stage = job.stage(base, "prompts", reward=reward, values=True)
+    before = stage.evaluate(stage.reference)
+    if not stage.finished:
+        options = {"value_model": stage.value_model, "seed": job.seed}
+        trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
+        yield sampled(stage, trainer)
+    after = stage.evaluate(stage.policy)
+    job.report("PPO", before, after, reward_model_accuracy=accuracy)
+    job.say(best_of.compare_with_ppo(stage, before, after))
 
 
 def multi_adapter(job: Job) -> Iterator[Work]:
@@ -247,6 +262,7 @@ class Program(NamedTuple):
 AFTER_SFT = {"after": ("sft",)}
 AFTER_BOTH = {"after": ("sft", "reward")}
 GRPO = {"job": programs.GRPOJobConfig, "defaults": programs.GRPO_DEFAULTS}
+BEST_OF_N = {"section": "ppo", "job": best_of.BestOfNJobConfig, "defaults": best_of.DEFAULTS}
 STEPS = {"job": programs.ProcessRewardJobConfig, "task": programs.load_steps, "needs": ("steps",)}
 PROGRAMS = {
     "sft": Program("supervised fine-tuning", SFTConfig, sft, {"needs": ("sft",)}),
@@ -261,6 +277,7 @@ PROGRAMS = {
         "a reward model that judges each step of an answer", ProcessRewardConfig, process_reward, STEPS
     ),
     "ppo": Program("SFT, reward model, PPO", PPOConfig, ppo, {**AFTER_BOTH, "job": PipelineConfig}),
+    "best_of_n": Program("PPO, then best-of-n at the same KL", PPOConfig, best_of_n, {**AFTER_BOTH, **BEST_OF_N}),
     "grpo": Program("GRPO and its family: groups of completions", GRPOConfig, grpo, {**AFTER_BOTH, **GRPO}),
     "dpo": Program("DPO and its family: pairs", DPOConfig, dpo, {**AFTER_SFT, "needs": ("pairs",)}),
     "unpaired": Program(

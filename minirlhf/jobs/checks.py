@@ -21,6 +21,7 @@ from minirlhf.jobs.given_models import check_student, check_value, check_vocabul
 from minirlhf.jobs.inputs import fingerprints, keep_inputs
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
+from minirlhf.jobs.reward_flags import RewardFlags, check_reward_flags
 from minirlhf.jobs.settings import changed
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
@@ -228,6 +229,8 @@ def check_flags(settings: dict[str, Any]) -> None:
         raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:
         raise InputError("--reward_weights: needs rewards to weigh; give --reward")
+    if isinstance(job, RewardFlags):
+        check_reward_flags(job)
 
 
 def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None:

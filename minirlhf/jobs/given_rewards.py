@@ -14,10 +14,14 @@ from minirlhf.jobs.given_models import load_scorer
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pipeline import check_no_pipeline
+from minirlhf.jobs.reward_flags import reward_flags_of
+from minirlhf.nearest import nearest
 from minirlhf.pretrained.hub import is_model_name
-from minirlhf.rewards.answers import check_answers, exact_match
+from minirlhf.rewards.calling import Timed
+from minirlhf.rewards.ensemble import Ensemble
 from minirlhf.rewards.functions import FileReward, RewardSum
-from minirlhf.rewards.scoring import Gold, Reward, score_completions
+from minirlhf.rewards.named import NAMED, check_rows
+from minirlhf.rewards.scoring import Gold, Reward, RewardModelScorer, score_completions
 
 
 def with_reward(job: Opened) -> Opened:
@@ -29,14 +33,23 @@ def with_reward(job: Opened) -> Opened:
     own = getattr(config, "reward_weights", (1.0,))
     if common.reward_weights and own not in ((1.0,), common.reward_weights):
         raise InputError(f"--reward_weights: needed the weights once, got --{job.section}.reward_weights too; drop one")
+    flags = reward_flags_of(common)
+    if flags.reward_ensemble and own != (1.0,):
+        raise InputError(
+            f"--{job.section}.reward_weights: an ensemble weighs its members equally; drop one of the flags"
+        )
     names, weights = named_rewards(common.reward, common.reward_weights or (own if own != (1.0,) else None))
     rewards = [reward_of(name, partial(scorer_of, job)) for name in names]
     optional = hasattr(config, "reward_weights")
     for reward in rewards:
-        if isinstance(reward, FileReward):
-            try_reward(reward, job, optional=optional or len(rewards) > 1)
-        if reward is exact_match and len(rewards) == 1:
-            check_answers([*job.task.prompts, *job.task.held_out_prompts])
+        check_rows(reward, [*job.task.prompts, *job.task.held_out_prompts], alone=len(rewards) == 1)
+    if seconds := flags.reward_timeout:
+        rewards = [each if isinstance(each, RewardModelScorer) else Timed(each, seconds) for each in rewards]
+    for reward in rewards:
+        if isinstance(getattr(reward, "reward", reward), FileReward):
+            try_reward(reward, job, optional=not flags.reward_ensemble and (optional or len(rewards) > 1))
+    if flags.reward_ensemble:
+        return replace(job, given_reward=Ensemble(rewards, flags.reward_ensemble))
     plain = len(rewards) == 1 and (optional or weights == (1.0,))
     if optional:
         job = replace(job, settings={**job.settings, job.section: replace(config, reward_weights=weights)})
@@ -62,16 +75,16 @@ def named_rewards(reward: str, weights: tuple[float, ...] | None) -> tuple[list[
 
 
 def reward_of(name: str, load: Callable[[str], Reward]) -> Reward:
-    """The reward of one name: FILE.py:FUNCTION, exact_match, or the folder of a reward model, which `load` opens."""
+    """The reward of one name: FILE.py:FUNCTION, a name in NAMED, or a reward model's folder, which `load` opens."""
     if Path(name).is_dir() or (is_model_name(name) and not name.endswith(".py")):
         check_no_pipeline(Path(name))
         return load(name)
     if name.endswith(".py") or ":" in name:
         return FileReward(name)
-    if name == exact_match.__name__:
-        return exact_match
+    if name in NAMED:
+        return NAMED[name]
     needed = "needed a reward model's folder or FILE.py:FUNCTION, found neither; check the path"
-    raise InputError(f"{name}: {needed}, or write exact_match for rows with answers")
+    raise InputError(f"{name}: {needed}, or choose {', '.join(NAMED)}{nearest(name, NAMED)}")
 
 
 def scorer_of(job: Opened, folder: str) -> Reward:
@@ -84,8 +97,7 @@ def gold_of(job: Opened, name: str) -> Gold:
     reward = reward_of(name, partial(scorer_of, job))
     if isinstance(reward, FileReward):
         try_reward(reward, job, optional=False)
-    if reward is exact_match:
-        check_answers(job.task.held_out_prompts)
+    check_rows(reward, job.task.held_out_prompts, alone=True)
 
     def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
         return {"gold_reward": score_completions(reward, prompts, completions, rows)}

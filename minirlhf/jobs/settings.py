@@ -62,9 +62,8 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class RLJobConfig(JobConfig):
-    reward: str | None = None  # [folder or FILE.py:FUNCTION] use this reward model, or this function of your file,
-    #                            instead of training a reward model; exact_match compares with `answer`; or several,
-    #                            with commas
+    reward: str | None = None  # [folder, name or FILE.py:FUNCTION] use this reward model, or this function, instead of
+    #                            training a reward model; docs/rewards.md has the names; or several, with commas
     reward_weights: tuple[float, ...] | None = None  # [-] a weight for each reward; default: 1 each
 
 
@@ -94,8 +93,10 @@ def sections(
     from minirlhf.adapters.lora import LoRAConfig
     from minirlhf.jobs.data_flags import with_data, with_data_flags
     from minirlhf.jobs.parallel import ShardingConfig, with_parallel
+    from minirlhf.jobs.reward_flags import with_reward_flags
 
-    classes = {"job": with_parallel(with_data_flags(job)), "model": ModelConfig, "sharding": ShardingConfig}
+    job = with_parallel(with_reward_flags(with_data_flags(job)))
+    classes = {"job": job, "model": ModelConfig, "sharding": ShardingConfig}
     classes |= {"lora": LoRAConfig} if adapters else {}
     classes |= {"sft": with_data(SFTConfig)} if "sft" in after else {}
     classes |= {"reward_model": with_data(RewardConfig)} if "reward" in after else {}

@@ -1,11 +1,13 @@
-"""How a reward function takes its arguments: by position, or by the names that its parameters have."""
+"""How a reward function is called: its arguments by position or by name, its coroutines, its time."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from threading import Thread
 from typing import Any
 
 from minirlhf.data.columns import names_of
@@ -44,7 +46,10 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
 
 
 def awaited(answer: Any) -> Any:
-    """The answer of a function. If it is a coroutine, or a list of coroutines: their results."""
+    """The answer of a function. If it is a coroutine, or a list of coroutines: their results, in the same order.
+
+    The coroutines of a list run at the same time.
+    """
     several = isinstance(answer, list | tuple) and any(map(inspect.isawaitable, answer))
     if not several and not inspect.isawaitable(answer):
         return answer
@@ -52,10 +57,56 @@ def awaited(answer: Any) -> Any:
     async def wait() -> Any:
         if not several:
             return await answer
-        return [await each if inspect.isawaitable(each) else each for each in answer]
+        return await asyncio.gather(*(each if inspect.isawaitable(each) else _known(each) for each in answer))
 
-    with ThreadPoolExecutor(1) as thread:  # a notebook runs a loop already, and a thread has only one
-        return thread.submit(asyncio.run, wait()).result()
+    return in_thread(lambda: asyncio.run(wait()))  # a notebook runs a loop already, and a thread has only one
+
+
+async def _known(value: Any) -> Any:
+    return value
+
+
+class TookTooLong(Exception):
+    """A function has not answered in time."""
+
+
+def in_thread(act: Callable[[], Any], seconds: float | None = None) -> Any:
+    """The answer, or the error, of a function that another thread calls.
+
+    A function that takes longer goes on in its thread, because no thread can be ended; the program does not wait for it
+    at its end.   Raises: TookTooLong.
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:  # SystemExit too: the caller decides
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    done, _ = wait_for([future], timeout=seconds)
+    if not done:
+        raise TookTooLong
+    return future.result()
+
+
+class Timed:
+    """A reward function that must answer within some seconds, by the clock.
+
+    Raises: InputError, when it is called, if it takes longer.
+    """
+
+    def __init__(self, reward: Callable, seconds: float) -> None:
+        self.reward, self.seconds = reward, seconds
+        self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+
+    def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> Any:
+        try:
+            return in_thread(lambda: call_reward(self.reward, prompts, completions, rows), self.seconds)
+        except TookTooLong:
+            needed = f"needed the scores of {len(completions)} completions within {self.seconds:g} s, got none"
+            raise refused(f"reward {self.__name__}", f"{needed}; raise --reward_timeout, or make it faster") from None
 
 
 def refused(what: str, why: str) -> InputError:

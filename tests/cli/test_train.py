@@ -13,6 +13,7 @@ from minirlhf.jobs import opened, stage
 from ..examples.conftest import EXAMPLES, STAGES, call, inputs, small_task  # noqa: F401
 
 FLAGS = {
+    "best_of_n": ["--best_of", "4", "--best_of_prompts", "2"],
     "grpo": ["--stop_sft_at", "none"],
     "distillation": ["--student_width", "8", "--student_steps", "2"],
     "process_reward": ["--rows", "60", "--model.max_position_embeddings", "200"],

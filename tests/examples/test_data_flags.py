@@ -46,6 +46,7 @@ def test_ppo_from_a_given_value_model_with_checked_answers_and_then_back_to_its_
     (tmp_path / "gold.py").write_text("def short(completions): return [-len(text) for text in completions]\n")
     flags = ["--policy", finished / "sft", "--value", finished / "reward", "--ppo.value_lr", "0.01"]
     flags += ["--data", files["sums"], "--reward", "exact_match", "--gold", "gold.py:short", "--log_level", "quiet"]
+    flags += ["--reward_timeout", "60"]
     flags += ["--validation", f"chat={files['few']}", "--run.save_every", 1, "--run.keep", 9, "--output", "job"]
     call("ppo", tmp_path, *flags)
     assert capsys.readouterr().out.count("\n") == 1  # the last line
@@ -65,6 +66,11 @@ def test_ppo_from_a_given_value_model_with_checked_answers_and_then_back_to_its_
     ("flags", "reason"),
     [
         (["--reward", "exact_match"], 'exact_match: line 1: needed text or a number under "answer", got None'),
+        (["--reward", "json_shap"], "json_shap: needed a reward model's folder or FILE.py:FUNCTION, found neither"),
+        (["--reward", "a,b", "--reward_weights", "1,2", "--reward_ensemble", "min"], "--reward_weights: an ensemble"),
+        (["--reward", "tags", "--reward_ensemble", "min"], "reward ensemble: needed at least two rewards, got tags"),
+        (["--reward_ensemble", "min"], "--reward_ensemble: needs rewards; give --reward"),
+        (["--reward", "tags", "--reward_timeout", "0"], "PipelineConfig: reward_timeout must be above 0, got"),
         (["--value", "{sft}"], "--value {sft}: needed a reward or value model, got a Transformer"),
         (["--resume", "step-3"], "--resume step-3: needed a complete checkpoint"),
         (

@@ -2,11 +2,12 @@
 
 import asyncio
 import functools
+import time
 
 import pytest
 
 from minirlhf.errors import InputError
-from minirlhf.rewards.calling import call_reward
+from minirlhf.rewards.calling import Timed, call_reward
 from minirlhf.rewards.functions import FileReward
 from minirlhf.rewards.scoring import score_completions
 
@@ -137,3 +138,34 @@ def test_a_fault_of_an_async_function_names_its_line(tmp_path):
     (tmp_path / "mine.py").write_text("async def f(completions):\n    return [1 / 0 for _ in completions]\n")
     with pytest.raises(InputError, match="mine.py, line 2: ZeroDivisionError"):
         FileReward(f"{tmp_path}/mine.py:f")(P, C, ROWS)
+
+
+def test_coroutines_of_a_list_run_at_the_same_time_and_keep_their_order():
+    async def score(gate, own, waits):
+        own.set()
+        if waits:
+            await gate.wait()  # the first ends after the second
+        return float(waits)
+
+    def reward(completions):
+        first, second = asyncio.Event(), asyncio.Event()
+        return [score(second, first, True), score(first, second, False), 7]
+
+    assert call_reward(reward, ["p"] * 3, ["a"] * 3, [{}] * 3) == [1.0, 0.0, 7]
+
+
+@pytest.mark.parametrize("waits", [lambda: time.sleep(60), lambda: asyncio.sleep(60)], ids=["sync", "async"])
+def test_a_function_that_takes_too_long_is_refused_by_its_name(waits):
+    def slow(completions):
+        return waits()
+
+    started = time.monotonic()
+    with pytest.raises(InputError, match="^reward slow: needed the scores of 2 completions within 0.05 s, got none"):
+        score_completions(Timed(slow, 0.05), P, C, ROWS)
+    assert time.monotonic() - started < 30
+
+
+def test_a_function_with_a_limit_keeps_its_arguments_answers_and_errors():
+    assert score_completions(Timed(lambda completions, answer: answer, 60), P, C, ROWS) == [1.0, 2.0]
+    with pytest.raises(ZeroDivisionError):
+        Timed(lambda completions: 1 / 0, 60)(P, C, ROWS)

@@ -7,7 +7,7 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.rewards import judge_by
-from minirlhf.rewards.judges import judge_pairs
+from minirlhf.rewards.judges import BothOrders, judge_pairs, rubric
 
 PROMPTS, FIRSTS, SECONDS, ROWS = ["p", "q"], ["aaa", "b"], ["a", "bb"], [{"n": 1}, {"n": 2}]
 
@@ -85,3 +85,48 @@ def test_an_answer_that_is_not_a_list_is_refused(answer):
 
     with pytest.raises(InputError, match="^judge strict: needed"):
         judge_pairs(strict, ["p"], ["a"], ["b"], [{}])
+
+
+def test_both_orders_cancel_a_preference_for_a_place_and_count_it():
+    def first_is_better(prompts, firsts, seconds, rows):  # by 0.2, beside the lengths
+        pairs = zip(map(len, firsts), map(len, seconds), strict=True)
+        return [0.7 if a == b else 1.0 if a > b else 0.3 for a, b in pairs]
+
+    judge = BothOrders(first_is_better)
+    # equal lengths: (0.7 + 1 - 0.7) / 2, and the verdict changes; 3 against 1: (1 + 1 - 0.3) / 2, and it does not
+    assert judge(["p", "q"], ["aaa", "bb"], ["a", "cc"], [{}, {}]) == pytest.approx([0.85, 0.5])
+    assert judge.disagreement == 0.5
+    assert judge(["p"], ["aaa"], ["a"], [{}]) == pytest.approx([0.85]) and judge.disagreement == 0
+    fair = judge_by(length)
+    asked = PROMPTS, FIRSTS, SECONDS, ROWS
+    assert BothOrders(fair)(*asked) == pytest.approx(fair(*asked))
+
+
+def test_both_orders_refuse_an_answer_outside_of_0_and_1():
+    with pytest.raises(InputError, match="^judge strict: needed 1 probabilities"):
+
+        def strict(prompts, firsts, seconds, rows):
+            return [1.5]
+
+        BothOrders(strict)(["p"], ["a"], ["b"], [{}])
+
+
+def test_a_rubric_is_the_weighted_mean_of_its_criteria():
+    def short(completions):
+        return [len(text) < 3 for text in completions]
+
+    def polite(completions):
+        return ["please" in text for text in completions]
+
+    reward = rubric([(3, short), (1, polite)])
+    assert reward(["p"] * 4, ["a", "please", "long", "ab"], [{}] * 4) == [0.75, 0.25, 0, 0.75]
+    # judged: sigmoid(0.75 - 0.25)
+    assert judge_by(reward)(["p"], ["a"], ["please"], [{}]) == pytest.approx([1 / (1 + math.exp(-0.5))])
+
+
+def test_a_criterion_outside_of_0_and_1_and_bad_weights_are_refused():
+    with pytest.raises(InputError, match=r"^rubric: length: needed a number in \[0, 1\] for each text, got 3"):
+        rubric([(1, length)])(["p"], ["aaa"], [{}])
+    for criteria in ([], [(0, length)], [(-1, length)], [(math.inf, length)]):
+        with pytest.raises(InputError, match="^rubric: needed criteria with weights above 0, got the weights"):
+            rubric(criteria)
