@@ -12,6 +12,7 @@ from minirlhf.data.encoding import TrainOn
 from minirlhf.data.lengths import Lengths, Overlong
 from minirlhf.data.splitting import HELD_OUT
 from minirlhf.errors import InputError, shown
+from minirlhf.jobs.reward_flags import with_reward_flags
 
 Kind = Literal["sft", "preference", "unpaired", "prompts", "steps", "text"]
 Documents = Literal["line", "blank_line", "file"]
@@ -51,8 +52,8 @@ class StageData:
 
 
 def with_data_flags(cls: type) -> type:
-    """The dataclass of plain flags with the fields of DataFlags."""
-    return _with(cls, DataFlags)
+    """The dataclass of plain flags with the fields of DataFlags, and those of RewardFlags if it has `reward`."""
+    return _with(with_reward_flags(cls), DataFlags)
 
 
 def with_data(cls: type) -> type:

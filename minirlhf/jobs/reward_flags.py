@@ -11,7 +11,7 @@ from minirlhf.errors import InputError, check_range
 
 @dataclass(frozen=True)
 class RewardFlags:
-    """Plain flags. `sections` adds them to the flags of a program."""
+    """Plain flags. `with_data_flags` adds them to the flags of a program."""
 
     reward_ensemble: Literal["mean", "min", "mean_minus_std"] | None = None  # [-] the rewards are members of an
     #                             ensemble: their mean, their least, or their mean minus their standard deviation

@@ -93,10 +93,8 @@ def sections(
     from minirlhf.adapters.lora import LoRAConfig
     from minirlhf.jobs.data_flags import with_data, with_data_flags
     from minirlhf.jobs.parallel import ShardingConfig, with_parallel
-    from minirlhf.jobs.reward_flags import with_reward_flags
 
-    job = with_parallel(with_reward_flags(with_data_flags(job)))
-    classes = {"job": job, "model": ModelConfig, "sharding": ShardingConfig}
+    classes = {"job": with_parallel(with_data_flags(job)), "model": ModelConfig, "sharding": ShardingConfig}
     classes |= {"lora": LoRAConfig} if adapters else {}
     classes |= {"sft": with_data(SFTConfig)} if "sft" in after else {}
     classes |= {"reward_model": with_data(RewardConfig)} if "reward" in after else {}
