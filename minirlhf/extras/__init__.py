@@ -1,0 +1,1 @@
+"""Models beyond the decoder. Nothing imports this room."""
