@@ -32,11 +32,12 @@ class AlignPropConfig(OptimizerConfig):
     checkpointing: bool = True  # [-] keep the inputs of a denoising step only, and compute the step again backwards
     kl_coef: float = 0.0  # [score per nat] price of the KL to the reference, over the last K steps
     mix_coef: float = 0.0  # [-] weight of the pretraining loss on drawn images, against drift
+    microbatch_size: int = 256  # [samples] in one forward and backward
     lr: float = 3e-4  # [per update] peak learning rate
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "steps", "batch_size", "last_steps", least=1)
+        check_range(self, "steps", "batch_size", "last_steps", "microbatch_size", least=1)
         check_range(self, "kl_coef", "mix_coef", least=0)
 
 
@@ -87,10 +88,12 @@ class AlignPropTrainer:
 
         Raises: InputError if the reward has no gradient, or its scores have another shape or are not finite.
         """
-        label, noise = starts(batch, 1, self.chain.steps, self.shape, self.seed, "alignprop", self.denoiser)
-        count = all_sum(torch.tensor(float(len(label)), device=label.device))
-        sums, config = Sums(), self.config
-        for draws, label, noise in micro_batches([(batch, label, noise)], self.wrapped):
+        sums, config, device = Sums(), self.config, next(self.denoiser.parameters()).device
+        count = all_sum(torch.tensor(float(len(batch)), device=device))
+        size = config.microbatch_size
+        groups = [batch[start : start + size] for start in range(0, len(batch), size)]
+        for draws in micro_batches(groups, self.wrapped):
+            label, noise = starts(draws, 1, self.chain.steps, self.shape, self.seed, "alignprop", self.denoiser)
             samples, kls = self.rollout(label, noise)
             scores = scored(self.reward, samples, label)
             if not scores.requires_grad:

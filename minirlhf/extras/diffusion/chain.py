@@ -33,9 +33,7 @@ class ChainConfig:
     eta: float = 1.0  # [-] noise of a step: 1 as in DDPM, 0 as in DDIM
     min_std: float = 0.05  # [-] least standard deviation of a step; without it the last step has no noise, and so no
     #                        log-prob
-    guidance: float = (
-        1.0  # [-] classifier-free guidance: 1 is the plain conditional model, more follows the prompt more
-    )
+    guidance: float = 1.0  # [-] classifier-free guidance: 1 is the plain conditional model, more follows the label more
 
     def __post_init__(self) -> None:
         check_range(self, "denoising_steps", least=1, most=LEVELS)

@@ -35,7 +35,7 @@ class Ring:
 
 
 class RingDenoiser(nn.Module):
-    """The ring's best denoiser plus a trained correction, 0 at the start: the first policy is the reference, exactly."""
+    """The ring's best denoiser plus a trained correction, 0 at the start: the first policy is the reference."""
 
     def __init__(self, ring: Ring, width: int = 64) -> None:
         super().__init__()
