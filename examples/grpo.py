@@ -30,6 +30,7 @@ def main() -> None:
             reference = stage.reference if config.kl_coef else None
             spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
             options = {"spare": spare, "seed": job.seed, "compiled": compiles(job.common, job.device)}
+            options["environment"] = job.environment
             trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:

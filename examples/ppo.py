@@ -19,7 +19,7 @@ def main() -> None:
         stage = job.stage(base, "prompts", reward=reward, values=True)
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            options = {"value_model": stage.value_model, "seed": job.seed}
+            options = {"value_model": stage.value_model, "seed": job.seed, "environment": job.environment}
             trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
             run = stage.train_on(trainer)
             for batch in run:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, clip_of, over_minibatches
+from minirlhf.algorithms.on_policy import OnPolicyConfig, clip_of, over_minibatches
 from minirlhf.data.batches import Draw, microbatches
 from minirlhf.errors import InputError, check_range, shown
 from minirlhf.losses import (
@@ -26,7 +26,7 @@ from minirlhf.losses import (
     ppo_value_loss,
     ratio_diagnostics,
 )
-from minirlhf.model.policy import Policy, ValueModel, check_reference, disable_dropout
+from minirlhf.model.policy import Policy, ValueModel, disable_dropout
 from minirlhf.rewards.scoring import Reward
 from minirlhf.rollout.collect import collect
 from minirlhf.rollout.rollout import Rollout
@@ -108,14 +108,9 @@ class PPOTrainer:
         seed: int = 0,
         environment: Any = None,
     ) -> None:
-        check_reference("PPOTrainer", policy, ref_policy)
-        if value_model is None and policy.value_head is None:
-            raise InputError("PPOTrainer: needed a policy with value_head=True or a value_model, got neither")
-        if value_model is not None and policy.value_head is not None:
-            raise InputError("PPOTrainer: needed one value function, got a value_head and a value_model; leave one out")
-        if reward is None and environment is None:
-            raise InputError("PPOTrainer: needed a reward or an environment, got neither")
-        check_stop_token("PPOTrainer", config, policy.transformer.config.vocab_size)
+        from minirlhf.algorithms.ppo_parts import check_parts  # here, so that the core loads no leaf
+
+        check_parts(policy, ref_policy, reward or environment, value_model, config)
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.reward, self.environment = environment.with_reward(reward) if environment else reward, environment
         self.ref_policy = ref_policy.requires_grad_(False).eval()

@@ -66,7 +66,7 @@ class Rehearsal(Job):
 
     def reward(self, policy: Policy) -> tuple[Reward, float | None]:
         """The given reward, or a reward model after one step."""
-        if self.given_reward:
+        if self.given_reward or self.environment:
             return self.given_reward, None
         stage = open_stage(self, "reward", "reward_model")
         model = untrained_reward_model(self, stage, copy_of(policy).requires_grad_(True).transformer)

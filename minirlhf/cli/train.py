@@ -121,7 +121,7 @@ def ppo(job: Job) -> Iterator[Work]:
     stage = job.stage(base, "prompts", reward=reward, values=True)
     before = stage.evaluate(stage.reference)
     if not stage.finished:
-        options = {"value_model": stage.value_model, "seed": job.seed}
+        options = {"value_model": stage.value_model, "seed": job.seed, "environment": job.environment}
         trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
         yield sampled(stage, trainer)
     job.report("PPO", before, stage.evaluate(stage.policy), reward_model_accuracy=accuracy)
@@ -175,6 +175,7 @@ def grpo(job: Job) -> Iterator[Work]:
         reference = stage.reference if config.kl_coef else None
         spare = stage.batches(stage.rows, "grpo spare", times=max(1, config.recipe.resample))
         options = {"spare": spare, "seed": job.seed, "compiled": compiles(job.common, job.device)}
+        options["environment"] = job.environment
         trainer = GRPOTrainer(stage.policy, reference, parts_of(reward), job.tokenizer, config, **options)
         yield sampled(stage, trainer, prompts=256)
     greedy = {"greedy_gold_before": greedy_before, "greedy_gold_after": stage.evaluate(stage.policy, greedy=True)}

@@ -60,12 +60,17 @@ class Episode:
 
     @property
     def row(self) -> dict:
-        """The row of the data as a reward function gets it: with the turns and the sum of their rewards."""
-        return {**self.source, "turns": self.shown(), REWARD: sum(reward for _, reward in self.rewards)}
+        """The row of the data as a reward function gets it."""
+        return row_of(self.source, self.shown(), sum(reward for _, reward in self.rewards))
 
     def shown(self) -> list[dict[str, str]]:
         """The turns after the prompt, for a file of samples."""
         return [{"by": turn.by, "text": turn.text} for turn in self.turns]
+
+
+def row_of(source: dict, turns: list[dict[str, str]], reward: float) -> dict:
+    """A row of the data with its turns and the sum of their rewards."""
+    return {**source, "turns": turns, REWARD: reward}
 
 
 class Episodes:
@@ -94,6 +99,15 @@ class Episodes:
             )
         self.make, self.tokenizer, self.max_turns, self.max_tool_tokens = make, tokenizer, max_turns, max_tool_tokens
         self.threads, self.timeout = Threads(timeout), timeout
+
+    def rehearse(self, rows: Sequence[dict], actions: Sequence[str], context: int) -> None:
+        """Begin an episode of each row, and answer one turn.   Raises: InputError, as `play` does."""
+        for row, action in zip(rows, actions, strict=True):
+            dialogue = Played(self, context)
+            dialogue.take_prompt(dialogue.begin(row))
+            ids = [*self.tokenizer.encode(action), self.tokenizer.eos_id]
+            dialogue.ask(Completion(ids, [0.0] * len(ids), "stop"))
+            dialogue.hear()
 
     def play(
         self,

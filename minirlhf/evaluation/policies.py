@@ -69,13 +69,12 @@ def evaluate_policy(
     None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None. With an
     `environment`, an `Episodes`, a completion is an episode, and model_reward includes the environment's rewards.
     """
-    started = time.perf_counter()
     from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
+    from minirlhf.runtime.sharing import in_order
 
+    started = time.perf_counter()
     if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
         return Report(dict.fromkeys(MEASURES), [], [])
-    from minirlhf.runtime.sharing import in_order  # here, so that the core loads no leaf
-
     own = local_rows(rows)
     options = {"seed": seed, "stream": "evaluation", "keys": local_rows([(0, i, 0) for i in range(len(rows))])}
     models = policy.transformer, tokenizer, environment

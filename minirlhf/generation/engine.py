@@ -50,7 +50,9 @@ def generate(
     Raises: InputError for an empty prompt, a prompt that leaves no room in the context, or stop strings without a
         tokenizer.
     """
-    from minirlhf.data.rows import check_prompts
+    from minirlhf.data.rows import check_prompts  # here, so that the core loads no leaf
+    from minirlhf.generation.decoder import can_decode
+    from minirlhf.generation.slots import Slots
 
     check_prompts("generate", prompts, transformer.config.vocab_size, transformer.config.max_position_embeddings)
     keys = [(0, i, 0) for i in range(len(prompts))] if keys is None else keys
@@ -60,12 +62,8 @@ def generate(
         raise InputError("generate: stop strings need the tokenizer to read the completions; pass tokenizer=")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[Completion | None] = [None] * len(prompts)
-    from minirlhf.generation.decoder import can_decode  # here, so that the core loads no leaf
-
     with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
         if not plain and can_decode(transformer):
-            from minirlhf.generation.slots import Slots
-
             return Slots(transformer, prompts, keys, config, seed, stream).complete(tokenizer, on_token)
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]

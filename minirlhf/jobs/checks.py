@@ -16,6 +16,7 @@ from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
 from minirlhf.jobs.data_flags import flags_of
+from minirlhf.jobs.environments import with_environment
 from minirlhf.jobs.folder import take_output, write_refused
 from minirlhf.jobs.given_models import check_student, check_value, check_vocabulary, narrower
 from minirlhf.jobs.inputs import fingerprints, keep_inputs
@@ -77,7 +78,9 @@ def checked(
     a context that keeps them.
     """
     with attempt():
-        job = with_gold(with_given_reward(replace(job, settings=with_commits(job.settings)), after))
+        job = with_environment(replace(job, settings=with_commits(job.settings)), shape_of(job))
+    with attempt():
+        job = with_gold(with_given_reward(job, after))
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
     needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in dict.fromkeys(needs):
@@ -148,7 +151,7 @@ def shape_of(job: Opened) -> ModelConfig:
 
 def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
     """The stages that the job trains before its own."""
-    replaced = {"sft": job.common.policy, "reward": job.given_reward or job.common.reward}
+    replaced = {"sft": job.common.policy, "reward": job.given_reward or job.common.reward or job.environment}
     return [stage for stage in after if not replaced[stage]]
 
 
@@ -170,7 +173,7 @@ def with_given_reward(job: Opened, after: tuple[str, ...]) -> Opened:
         from minirlhf.jobs.given_rewards import with_reward
 
         return with_reward(job)
-    return replace(job, given_reward=job.task.reward)
+    return job if job.environment else replace(job, given_reward=job.task.reward)
 
 
 def with_gold(job: Opened) -> Opened:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from minirlhf.errors import InputError
+from minirlhf.jobs.environments import as_episode
 from minirlhf.jobs.given_models import load_scorer
 from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import Opened
@@ -107,5 +108,7 @@ def gold_of(job: Opened, name: str) -> Gold:
 
 def try_reward(reward: Reward, job: Opened, optional: bool) -> None:
     """Call a reward function on two training prompts, with an empty completion and a short one."""
-    rows = list(islice([*job.task.prompts, *job.task.prompts], 2))
-    score_completions(reward, [row["prompt"] for row in rows], ["", "yes"], rows, optional=optional)
+    rows, texts = list(islice([*job.task.prompts, *job.task.prompts], 2)), ["", "yes"]
+    if job.environment:
+        rows = [as_episode(row, text) for row, text in zip(rows, texts, strict=True)]
+    score_completions(reward, [row["prompt"] for row in rows], texts, rows, optional=optional)

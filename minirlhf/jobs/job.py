@@ -66,20 +66,18 @@ class Job(Opened):
             task:     a function that makes the rows of a program without data files.
         Raises: InputError for bad settings, before anything is written.
         """
-        section = section or name
-        classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
-        settings = parse_settings(classes, argv, description=help, epilogue=metrics_help())
-        if settings["job"].policy:
-            from minirlhf.jobs.learning_rates import settings_for_model
-
-            settings = settings_for_model(classes, settings["job"], argv)
         from minirlhf.jobs.effects import check_effects  # here, so that the core loads no leaf
-        from minirlhf.jobs.learning_rates import trained_parameters
+        from minirlhf.jobs.learning_rates import settings_for_model, trained_parameters
         from minirlhf.jobs.out_of_memory import advised
         from minirlhf.jobs.strategies import in_parallel
         from minirlhf.runtime.log_level import log_level
         from minirlhf.training.lock import unlocked_at_end
 
+        section = section or name
+        classes = sections(section, config, job=job, after=after, adapters=adapters, defaults=defaults)
+        settings = parse_settings(classes, argv, description=help, epilogue=metrics_help())
+        if settings["job"].policy:
+            settings = settings_for_model(classes, settings["job"], argv)
         check_effects(settings, after)
         common = settings["job"]
         options = {name: getattr(common, name) for name in ("device", "precision", "seed", "threads")}

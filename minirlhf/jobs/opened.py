@@ -35,6 +35,7 @@ class Opened:
     device: torch.device
     started: float  # seconds, of time.perf_counter()
     given_reward: Reward | None = None  # of `--reward`, or the task's own check of answers
+    environment: Any = None  # of `--environment` or of the task: `Episodes`
     encoded: dict = field(default_factory=dict)  # rows as ids that no stage has taken yet
 
     @property

@@ -19,9 +19,10 @@ EVALUATED = 512  # held-out pairs in each evaluation during training; the accura
 def reward_for(job: Opened, policy: Policy) -> tuple[Reward, float | None]:
     """-> (the reward function, its accuracy on held-out pairs or None).
 
-    Take `--reward`, else the task's check of answers, else train a reward model from the policy's weights.
+    Take `--reward`, else the task's check of answers, else train a reward model from the policy's weights. An
+    environment rewards by itself: beside it, take `--reward` or none.
     """
-    if job.given_reward:
+    if job.given_reward or job.environment:
         return job.given_reward, None
     from minirlhf.jobs.given_models import scorer_of  # here, so that the core loads no leaf
 

@@ -92,8 +92,10 @@ def sections(
     """
     from minirlhf.adapters.lora import LoRAConfig
     from minirlhf.jobs.data_flags import with_data, with_data_flags
+    from minirlhf.jobs.environment_flags import with_environment_flags
     from minirlhf.jobs.parallel import ShardingConfig, with_parallel
 
+    job = with_environment_flags(job, section)
     classes = {"job": with_parallel(with_data_flags(job)), "model": ModelConfig, "sharding": ShardingConfig}
     classes |= {"lora": LoRAConfig} if adapters else {}
     classes |= {"sft": with_data(SFTConfig)} if "sft" in after else {}

@@ -129,6 +129,7 @@ class PolicyStage(Stage):
             ref_policy=self.reference,
             gold=job.task.gold,
             seed=job.seed,
+            environment=job.environment,
         )
 
     def train_on(self, trainer: Trainer, prompts: int = 128) -> Run:

@@ -29,6 +29,8 @@ class FileReward:
     Raises: InputError if the file cannot be imported, or has no such function.
     """
 
+    kind, needed = "reward", "function"
+
     def __init__(self, name: str) -> None:
         file, _, function = name.rpartition(":")
         if not file:
@@ -40,8 +42,8 @@ class FileReward:
         if not callable(found):
             hint = nearest(function, known) if function and known else ""
             raise InputError(
-                f"reward {name}: needed a function of {file}, got {function or 'no name'}; it has "
-                f"{', '.join(known) or 'none'}{hint or '; write FILE.py:FUNCTION'}"
+                f"{self.kind} {name}: needed a {self.needed} of {file}, got {function or 'no name'}; it has "
+                f"{', '.join(known) or 'none'}{hint or f'; write FILE.py:{self.needed.upper()}'}"
             )
         self.function = found
 
@@ -57,7 +59,7 @@ class FileReward:
         try:
             return act()
         except (Exception, SystemExit) as error:
-            raise refused(f"reward {self.__name__}", where_it_failed(error, self.path)) from None
+            raise refused(f"{self.kind} {self.__name__}", where_it_failed(error, self.path)) from None
 
 
 class RewardSum:
@@ -86,9 +88,9 @@ class RewardSum:
         return sum(known) if known else None
 
 
-def parts_of(reward: Reward) -> list[Reward]:
-    """The functions of a sum, for a trainer that weighs them itself; else the reward alone."""
-    return reward.functions if isinstance(reward, RewardSum) else [reward]
+def parts_of(reward: Reward | None) -> list[Reward]:
+    """The functions of a sum, for a trainer that weighs them itself; else the reward alone; none beside none."""
+    return reward.functions if isinstance(reward, RewardSum) else [reward] * (reward is not None)
 
 
 def import_file(path: Path) -> ModuleType:

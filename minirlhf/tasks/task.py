@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,6 +36,7 @@ class Task:
     held_out_prompts: Sequence[dict]
     reward: Reward | None = None  # only if answers can be checked
     gold: Gold | None = None  # only if exact measures exist: (prompts, completions, rows) -> measures
+    environment: Any = None  # of a task of several turns: tokenizer -> `Episodes`
     unit: str = "line"  # what the "line" of a row counts: "line", or "row" of an array
     refused: tuple[str, ...] = ()  # a line for each row of the user's files that was left out
     unpaired: Sequence[dict] = ()  # {prompt, response, label}
