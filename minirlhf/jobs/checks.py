@@ -78,7 +78,7 @@ def checked(
     a context that keeps them.
     """
     with attempt():
-        job = with_environment(replace(job, settings=with_commits(job.settings)), shape_of(job))
+        job = with_environment(replace(job, settings=with_commits(job.settings)), shape_of)
     with attempt():
         job = with_gold(with_given_reward(job, after))
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
@@ -23,9 +24,10 @@ class FileEnvironment(FileReward):
         return self.guarded(self.function)
 
 
-def with_environment(job: Opened, shape: ModelConfig) -> Opened:
-    """The job with its environment, which is tried on two prompts before anything is trained.   shape: of the policy.
+def with_environment(job: Opened, shape_of: Callable[[Opened], ModelConfig]) -> Opened:
+    """The job with its environment, which is tried on two prompts before anything is trained.
 
+    shape_of: job -> the shape of the policy that it trains.
     Raises: InputError if the file has no such class, the environment fails, or its flags have no environment.
     """
     flags = job.common if isinstance(job.common, EnvironmentFlags) else EnvironmentFlags()
@@ -41,7 +43,7 @@ def with_environment(job: Opened, shape: ModelConfig) -> Opened:
     limits = {"max_turns": flags.max_turns, "max_tool_tokens": flags.max_tool_tokens, "timeout": flags.step_timeout}
     episodes = Episodes(FileEnvironment(flags.environment), job.tokenizer, **limits)
     rows = list(islice([*job.task.prompts, *job.task.prompts], 2))
-    episodes.rehearse(rows, ["", "yes"][: len(rows)], shape.max_position_embeddings)
+    episodes.rehearse(rows, ["", "yes"][: len(rows)], shape_of(job).max_position_embeddings)
     return replace(job, environment=episodes)
 
 

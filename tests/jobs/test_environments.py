@@ -59,21 +59,21 @@ def job(tmp_path):
 
 
 def test_the_environment_replaces_the_reward_model_and_adds_to_a_given_reward(job):
-    plain = with_environment(job(environment="game.py:Game", max_turns=3, max_tool_tokens=5), SHAPE)
+    plain = with_environment(job(environment="game.py:Game", max_turns=3, max_tool_tokens=5), lambda job: SHAPE)
     assert isinstance(plain.environment, Episodes)
     assert (plain.environment.max_turns, plain.environment.max_tool_tokens) == (3, 5)
     assert with_given_reward(plain, ("sft", "reward")).given_reward is None
     assert stages_of(plain, ("sft", "reward")) == ["sft"]
-    both = with_environment(job(environment="game.py:Game", reward="game.py:lengths"), SHAPE)
+    both = with_environment(job(environment="game.py:Game", reward="game.py:lengths"), lambda job: SHAPE)
     given = with_given_reward(both, ("sft", "reward")).given_reward  # tried on rows that have turns
     assert given(["p"], ["c"], [{"turns": [1, 2]}]) == [2.0]
 
 
 def test_a_task_may_have_an_environment_of_its_own(job):
     task = dataclasses.replace(job().task, environment=lambda tokenizer: ("episodes", tokenizer))
-    opened = with_environment(job(task), SHAPE)
+    opened = with_environment(job(task), lambda job: SHAPE)
     assert opened.environment == ("episodes", opened.tokenizer)
-    assert with_environment(job(), SHAPE).environment is None
+    assert with_environment(job(), lambda job: SHAPE).environment is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_task_may_have_an_environment_of_its_own(job):
 )
 def test_a_bad_environment_ends_before_training(job, flags, message):
     with pytest.raises(InputError, match=message):
-        with_environment(job(**flags), SHAPE)
+        with_environment(job(**flags), lambda job: SHAPE)
 
 
 def test_only_programs_that_play_environments_have_the_flags():
