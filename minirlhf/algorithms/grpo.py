@@ -116,6 +116,8 @@ class GRPOTrainer:
         mask = rollout.completion_mask
         if config.overlong_filter:
             mask = mask & rollout.ended[:, None]
+        if config.advantage == "best":  # RAFT: the mean loss over the tokens of the best completions is that of SFT
+            mask = mask & (advantages > 0)
         old_logps, weights = rollout.logps, torch.ones_like(rollout.logps)
         if config.sampler_cap:
             sampler_logps = rollout.sampler_logps

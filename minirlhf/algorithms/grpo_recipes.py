@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nan
+from torch import Tensor, inf, nan
 
 from minirlhf.algorithms.on_policy import clip_of
 from minirlhf.errors import InputError
@@ -90,6 +90,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "two_sided": dict(dual_clip=4.0),
     # Liu et al. 2026, arXiv:2601.05242, for several reward functions
     "gdpo": dict(advantage="each_function"),
+    # Dong et al. 2023, arXiv:2304.06767: SFT on the best completion of each group
+    "raft": dict(advantage="best", surrogate="reinforce"),
 }
 
 # Name -> (logps, old_logps, advantages, mask, config) -> losses [B, T]
@@ -157,6 +159,13 @@ def _beta(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
     return bnpo_advantages(scores, config.group_size, _moments(means))
 
 
+def _best(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
+    """1 for the best completion of a group, of equal scores the first, and 0 for the others, which add no loss."""
+    groups = scores.view(-1, config.group_size)
+    best = groups.nan_to_num(nan=-inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(groups).scatter(-1, best, 1.0).masked_fill(groups.isnan(), 0.0).flatten()
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return moments_of_all(x, ~x.isnan())
 
@@ -169,6 +178,7 @@ ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
     "leave_one_out": lambda scores, _, c: rloo_advantages(scores, c.group_size),
     "beta": _beta,
     "each_function": _each_function,
+    "best": _best,
 }
 
 

@@ -39,7 +39,7 @@ class GRPOConfig(OnPolicyConfig):
     missing_eos_penalty: float = 0.0  # [score] subtracted if a completion reached max_tokens without an end
 
     advantage: str | None = None  # [-] returns, whitened_returns, group, whitened_group, leave_one_out, greedy, beta
-    #                               or each_function
+    #                               each_function or best
     scale_rewards: Literal["group", "batch", "none"] | None = None  # [-] divide group advantages by the std of the
     #                               group, by the std of the batch, or by nothing
     surrogate: str | None = None  # [-] reinforce, clip, cispo, sapo, gspo, gspo_token, gmpo or vespo

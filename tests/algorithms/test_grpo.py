@@ -117,6 +117,8 @@ def advantages_of(trainer, rows, greedy):
         law = 1 + mean * size / 3, 1 + (1 - mean) * size / 3
         flat = [(s - q) / beta_density(q, *law) if 0 < q < 1 else 0.0
                 for group, q in zip(groups, p, strict=True) for s in group]  # fmt: skip
+    elif name == "raft":
+        flat = [float(i == group.index(max(group))) for group in groups for i in range(G)]
     elif name == "gdpo":
         columns = [
             [a for g in grouped([row["scores_by_function"][f] for row in rows], G) for a in normalised(g)]
@@ -138,7 +140,7 @@ def surrogate_of(name, logps, old, A):
     """The losses of one completion's tokens."""
     d = logps - old
     r = d.exp()
-    if name in ("reinforce", "rloo", "remax"):
+    if name in ("reinforce", "rloo", "remax", "raft"):
         return -A * logps
     if name == "cispo":
         return -r.detach().clamp(max=5) * A * logps
@@ -180,6 +182,8 @@ def papers_loss(trainer, rollout, greedy=None):
             row["score"] += max(-1.0, min(0.0, (8 - 2 - row["n"]) / 2))
         row["score"] -= 0 if row["ended"] else config.missing_eos_penalty
     for row, advantages in zip(rows, advantages_of(trainer, rows, greedy), strict=True):
+        if name == "raft" and not advantages[0]:  # a completion that is not the best adds no loss and no token
+            continue
         logits = trainer.models["policy"].transformer(row["ids"])  # unpadded, one row at a time, from the full logits
         logps = token_logps(logits, row["ids"], config.temperature)[0, row["mask"]]
         old, ref, A = (torch.tensor(x, dtype=torch.float64) for x in (row["logps"], row["ref"], advantages))
@@ -292,6 +296,30 @@ def test_a_recipe_leaves_the_settings_as_they_are_and_is_its_own_recipe():
 def test_a_row_chooses_settings_that_exist(name):
     assert ALGORITHMS[name].keys() <= {field.name for field in fields(GRPOConfig)}
     GRPOConfig(**ALGORITHMS[name], kl_coef=0.1)  # each choice may be made as a setting too
+
+
+def test_raft_is_sft_on_the_best_completions():
+    # 1 prompt with scores 2, 3, 3, nan: the second completion is the best, the first of the equal scores
+    given = [2.0, 3.0, 3.0, None]
+    settings = {"algorithm": "raft", "kl_coef": 0.0, "missing_eos_penalty": 0.0}
+    trainer = one_update(settings | {"batch_size": 4}, rewards=lambda p, c, rows: given * (len(c) // 4))
+    rollout, sft = trainer.collect(BATCH[0]), tiny.sft()
+    assert trainer.advantages(rollout).any(-1).tolist() == [False, True, False, False] * 4
+    best = []
+    for draw, row in zip(BATCH[0], range(1, 16, 4), strict=True):
+        ids = rollout.input_ids[row][rollout.completion_mask[row]].tolist()
+        best.append(draw._replace(row=replace(draw.row, responses=(ids,))))
+    found, metrics = tiny.gradients(trainer, BATCH[0])
+    expected, others = tiny.gradients(sft, best)
+    assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert metrics["loss"] == pytest.approx(others["loss"], rel=1e-6)
+
+
+def test_raft_learns_nothing_from_a_prompt_that_no_reward_judges():
+    trainer = one_update({"algorithm": "raft", "kl_coef": 0.0}, rewards=lambda p, c, rows: [None] * len(c))
+    before = tiny.weights(trainer)
+    assert trainer.step(BATCH[0])["grad_norm"] == 0
+    assert_close(tiny.weights(trainer), before, rtol=0, atol=0)
 
 
 # Scores that teach nothing, or are missing
