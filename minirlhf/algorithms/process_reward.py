@@ -58,13 +58,16 @@ class ProcessRewardTrainer:
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """One update on a batch of rows: the mean loss over all labelled tokens."""
         rows = drawn(batch, 1)
-        count = all_sum(torch.tensor(float(sum(len(row.source["labels"]) for row in rows)), device=self.device))
+        count = all_sum(torch.tensor(float(sum(len(self.labels_of(row)) for row in rows)), device=self.device))
         sums = Sums()
         for group in micro_batches(self._groups(rows), self.wrapped_model):
             losses, correct, mask = self.losses(self.wrapped_model, group)
             backward(masked_mean(losses, mask, count))
             sums.add(count, mask, loss=losses, accuracy=correct)
         return self.optimizer.step(sums)
+
+    def labels_of(self, row: EncodedRow) -> list[bool]:
+        return row.source["labels"]
 
     def losses(self, model: torch.nn.Module, rows: list[EncodedRow]) -> tuple[Tensor, Tensor, Tensor]:
         """-> (losses, 1 where the score has the label's sign, mask of labelled tokens), [B, T] each."""
@@ -74,7 +77,7 @@ class ProcessRewardTrainer:
         for i, row in enumerate(rows):
             columns = [len(row.prompt) + column for column in row.source["label_columns"]]
             mask[i, columns] = True
-            labels[i, columns] = torch.tensor(row.source["labels"], dtype=torch.bool, device=self.device)
+            labels[i, columns] = torch.tensor(self.labels_of(row), dtype=torch.bool, device=self.device)
         correct = ((scores > 0) == labels).to(scores.dtype)
         return correctness_loss(scores, labels=labels), correct, mask
 
@@ -86,7 +89,7 @@ class ProcessRewardTrainer:
             losses, correct, mask = self.losses(self.model, group)
             return {"accuracy": torch.where(mask, correct, 0), "loss": torch.where(mask, losses, 0)}
 
-        if not (count := sum(len(row.source["labels"]) for row in rows)):
+        if not (count := sum(len(self.labels_of(row)) for row in rows)):
             return {}
         return {name: x / count for name, x in shared_sums(rows, self._groups, measures, self.model).items()}
 

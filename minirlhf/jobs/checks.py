@@ -82,7 +82,7 @@ def checked(
     with attempt():
         job = with_gold(with_given_reward(job, after))
     stages, on_policy = stages_of(job, after), isinstance(job.config, OnPolicyConfig)
-    needs = (*needs, *(PARTS[stage] for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
+    needs = (*needs, *(part_of(job, stage) for stage in reversed(stages)), *(("prompts",) if on_policy else ()))
     for part in dict.fromkeys(needs):
         with attempt():
             need(job, part, stages)
@@ -117,7 +117,7 @@ def need(job: Opened, part: str, stages: list[str]) -> None:
     try:
         job.task.need(part)
     except InputError as error:
-        others = [f", or {INSTEAD[stage]}" for stage in stages if PARTS[stage] == part and takes(job, stage)]
+        others = [f", or {INSTEAD[stage]}" for stage in stages if part_of(job, stage) == part and takes(job, stage)]
         raise InputError(f"{error}{''.join(others)}") from None
 
 
@@ -151,8 +151,16 @@ def shape_of(job: Opened) -> ModelConfig:
 
 def stages_of(job: Opened, after: tuple[str, ...]) -> list[str]:
     """The stages that the job trains before its own."""
-    replaced = {"sft": job.common.policy, "reward": job.given_reward or job.common.reward or job.environment}
+    tunes_policy = getattr(job.common, "tunes_policy", False)
+    given_reward = job.given_reward or job.common.reward or job.environment
+    replaced = {"sft": job.common.policy and not tunes_policy, "reward": given_reward}
     return [stage for stage in after if not replaced[stage]]
+
+
+def part_of(job: Opened, stage: str) -> str | None:
+    """The part of the task that a stage before the program's own trains on."""
+    own = getattr(job.common, "parts", {}).get(SECTIONS.get(stage))
+    return own[0] if own else PARTS.get(stage)
 
 
 def own_stage(job: Opened) -> str:
@@ -230,6 +238,8 @@ def check_flags(settings: dict[str, Any]) -> None:
     job = settings["job"]
     for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
         raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
+    if hasattr(job, "prompt_words") and settings["reward_model"].center_coef:
+        raise InputError("--reward_model.center_coef: labels fix the zero of a classifier's scores; drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:
         raise InputError("--reward_weights: needs rewards to weigh; give --reward")
     if isinstance(job, RewardFlags):

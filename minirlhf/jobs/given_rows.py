@@ -14,6 +14,7 @@ from minirlhf.errors import InputError, shown
 from minirlhf.jobs.data_flags import DataFlags, flags_of, read_options
 from minirlhf.jobs.settings import JobConfig, changed
 from minirlhf.runtime.distributed import say
+from minirlhf.tasks.labelled import check_both_labels, labelled_task
 from minirlhf.tasks.task import STAGES, Task
 from minirlhf.tasks.user_rows import HELD, mixed, task_from_rows
 
@@ -54,7 +55,9 @@ def given_task(settings: dict[str, Any], section: str) -> Task | None:
     task = task_of(job.data, reader, flags.data_weights) if job.data else Task(NO_FILES, [], [], [], [], [], [])
     # the program's own stage reads most; a stage before it takes its rows back
     for name in sorted(files, key=lambda name: name != section):
-        task = with_stage_file(task, name, task_of(files[name], reader))
+        task = with_stage_file(task, job, name, task_of(files[name], reader))
+    if hasattr(job, "prompt_words") and not job.reward:  # a classifier will be trained
+        check_both_labels(task.name, task.unpaired)
     task = replace(task, validation=validation_sets(reader, flags.validation))
     check_asked(reader.asked)
     part, word = ("prompts", "prompts") if len(task.prompts) else ("sft", "texts")
@@ -77,6 +80,12 @@ class Reader:
         self.asked[source] = dataset.asked
         self.tell(dataset.summary())
         return dataset
+
+    def task(self, source: str, held_out: float) -> Task:
+        """The rows of one source as a task. held_out: share or number of the rows to hold out."""
+        if words := getattr(self.job, "prompt_words", None):  # of programs that read labelled texts
+            return labelled_task(self.read(source), held_out, words)
+        return task_from_rows(self.read(source), held_out)
 
 
 def refuse_without_files(job: JobConfig, flags: DataFlags) -> None:
@@ -111,28 +120,32 @@ def task_of(files: str, reader: Reader, weights: Sequence[float] = ()) -> Task:
 def source_task(name: str, reader: Reader, held_out: float) -> Task:
     """The task of one name: a file, a folder, a pattern, or hub:OWNER/NAME, whose files are joined."""
     if not name.startswith("hub:"):
-        return task_from_rows(reader.read(name), held_out)
+        return reader.task(name, held_out)
     from minirlhf.pretrained.hub import data_files
 
-    return replace(mixed([task_from_rows(reader.read(str(file)), held_out) for file in data_files(name)]), name=name)
+    return replace(mixed([reader.task(str(file), held_out) for file in data_files(name)]), name=name)
 
 
 def with_held_out(task: Task, reader: Reader) -> Task:
     """The task with all rows of the file `--held_out` as its held-out rows."""
-    held = all_held_out(reader.read(reader.flags.held_out))
+    held = all_held_out(reader.task(reader.flags.held_out, 0))
     return replace(task, **{name: getattr(held, name) for name in HELD.values()})
 
 
-def all_held_out(dataset: Dataset) -> Task:
-    """A task without training rows: all rows of a file are held out."""
-    task = task_from_rows(dataset, 0)
+def all_held_out(task: Task) -> Task:
+    """The task of a file whose rows are all training rows -> a task whose rows are all held out."""
     parts = {HELD[part]: getattr(task, part) for part in STAGES}
     return replace(task, **parts, **{part: [] for part in STAGES})
 
 
-def with_stage_file(task: Task, section: str, own: Task) -> Task:
+def reads_of(job: JobConfig, section: str) -> tuple[str, ...]:
+    """The parts of the task that a stage reads. It trains on the first."""
+    return getattr(job, "parts", {}).get(section) or READS.get(section, ("prompts",))
+
+
+def with_stage_file(task: Task, job: JobConfig, section: str, own: Task) -> Task:
     """The task with the rows of a stage's own file.   Raises: InputError if the stage cannot train on them."""
-    reads = READS.get(section, ("prompts",))
+    reads = reads_of(job, section)
     own.need(reads[0])
     parts = [name for part in reads if len(getattr(own, part)) for name in (part, HELD[part])]
     gold = own.gold if "prompts" in reads else task.gold
@@ -157,7 +170,7 @@ def validation_sets(reader: Reader, named: Sequence[str]) -> dict[str, Task]:
             )
         if name in sets:
             raise InputError(f"--validation: needed each name once, got {name} twice; choose another name")
-        sets[name] = replace(all_held_out(reader.read(file)), name=f"{name}={file}")
+        sets[name] = replace(all_held_out(reader.task(file, 0)), name=f"{name}={file}")
     return sets
 
 

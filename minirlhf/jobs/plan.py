@@ -11,7 +11,7 @@ from typing import Any
 from minirlhf.adapters import LoRAConfig, apply_lora, count_parameters
 from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.dealing import length
-from minirlhf.jobs.checks import PARTS, SECTIONS, empty, own_stage, stages_of
+from minirlhf.jobs.checks import SECTIONS, empty, own_stage, part_of, stages_of
 from minirlhf.jobs.footprint import FP32, MOMENTS, Footprint, Step, footprint
 from minirlhf.jobs.given_models import computes_in_bf16, narrower
 from minirlhf.jobs.models import EVERY, resolve_model
@@ -23,7 +23,7 @@ from minirlhf.pretrained.weights import read_config
 
 WITH_REFERENCE = ("ppo", "grpo", "dpo", "unpaired", "online_dpo")
 QUANTISED = 0.6  # bytes of a weight in 4 bits, with its scales
-PARTS_OF = PARTS | {"ppo": "prompts", "grpo": "prompts", "online_dpo": "prompts", "dpo": "pairs"}
+PARTS_OF = {"ppo": "prompts", "grpo": "prompts", "online_dpo": "prompts", "dpo": "pairs"}
 PARTS_OF |= {"unpaired": "unpaired", "distillation": "sft"}  # stage -> the part of the task that it trains on
 SIDES = {"reward_model": 2, "dpo": 2, "online_dpo": 2}  # section -> completions of a row in one forward
 Lengths = tuple[int, int]  # tokens of a row's prompt, and of its longest answer
@@ -104,7 +104,7 @@ def longest_rows(job: Opened, after: tuple[str, ...]) -> dict[str, Lengths | Non
 def longest_row(job: Opened, stage: str) -> Lengths | None:
     """The lengths of the longest of the first rows that a stage trains on; None if they are not in ids."""
     for (part, *_), (rows, _) in job.encoded.items():
-        if part == PARTS_OF.get(stage) and len(rows):
+        if part == (part_of(job, stage) or PARTS_OF.get(stage)) and len(rows):
             row = max(rows[:LOOKED_AT], key=length)
             return len(row.prompt), length(row) - len(row.prompt)
     return None

@@ -12,6 +12,7 @@ from minirlhf.data.batches import Batches
 from minirlhf.errors import InputError
 from minirlhf.jobs.given_models import converted_base, narrower
 from minirlhf.jobs.job import Job
+from minirlhf.jobs.labelled import LabelledJobConfig
 from minirlhf.jobs.models import choose_threads, to_device
 from minirlhf.jobs.opened import load_task
 from minirlhf.jobs.prepare import new_policy
@@ -20,6 +21,8 @@ from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
 from minirlhf.runtime.distributed import world_size
 from minirlhf.runtime.randomness import seed_everything
+from minirlhf.tasks.rudeness import rudeness_task
+from minirlhf.tasks.sentiment import sentiment_task
 from minirlhf.tasks.steps import steps_task
 from minirlhf.tasks.task import Task
 from minirlhf.tasks.user_rows import both_answers
@@ -94,6 +97,27 @@ def load_unpaired(job: JobConfig) -> Task:
     task = load_task(job)
     pairs = {"unpaired": task.pairs, "held_out_unpaired": task.held_out_pairs}
     return replace(task, **{name: both_answers(rows) for name, rows in pairs.items()})
+
+
+# The labels fix the zero of the classifier's scores, so nothing else centres them.
+CLASSIFIER = {"reward_model.batch_size": 64, "reward_model.lr": 4e-3, "reward_model.center_coef": 0.0}
+SENTIMENT_DEFAULTS = {**CLASSIFIER, "sft.steps": 1400, "reward_model.steps": 400, "ppo.steps": 60, "ppo.kl_coef": 0.12}
+# Rude words are easy to see, so the scores are soon equal. Advantages are not scaled, because scaling would then make
+# small differences large; a high kl_coef keeps the rest of the text.
+DETOXIFY_DEFAULTS = {
+    **{**CLASSIFIER, "sft.steps": 2600, "reward_model.steps": 150, "ppo.steps": 60, "ppo.value_warmup": 4},
+    **{"ppo.kl_coef": 1.0, "ppo.lr": 1e-3, "ppo.whiten_advantages": False},
+}
+
+
+def load_sentiment(job: LabelledJobConfig) -> Task:
+    """The embedded task of examples/sentiment.py."""
+    return sentiment_task(job.rows, job.seed, job.prompt_words)
+
+
+def load_rudeness(job: LabelledJobConfig) -> Task:
+    """The embedded task of examples/detoxify.py."""
+    return rudeness_task(job.rows, job.seed)
 
 
 @dataclass(frozen=True)

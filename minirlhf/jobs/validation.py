@@ -8,7 +8,7 @@ from typing import Any
 
 from minirlhf.algorithms.unpaired import single_rows
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.jobs.given_rows import READS
+from minirlhf.jobs.given_rows import reads_of
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.steps import held_out_steps
 from minirlhf.model.config import ModelConfig
@@ -61,7 +61,7 @@ def with_gold_of(stage: Any, name: str) -> Any:
 def rows_of(stage: Any, task: Task, shape: ModelConfig) -> dict[str, list[EncodedRow]]:
     """Part -> the rows of a validation set as ids, as far as the stage can be evaluated on them."""
     samples = ("prompts",) if hasattr(stage, "policy") else ()  # a `PolicyStage` measures completions too
-    parts = dict.fromkeys((*READS.get(stage.section, ())[:1], *samples))
+    parts = dict.fromkeys((*reads_of(stage.job.common, stage.section)[:1], *samples))
     job = replace(stage.job, task=replace(task, validation={}))
     rows = {part: encoded(job, part, shape) for part in parts if len(getattr(task, HELD[part]))}
     rows = {part: part_rows for part, part_rows in rows.items() if part_rows}

@@ -289,6 +289,10 @@ def _text(row: Row, keys: tuple[str, ...]) -> dict:
     return {"prompt": "", "response": row.text(keys[0])}
 
 
+def _labelled_text(row: Row, keys: tuple[str, ...]) -> dict:
+    return _text(row, keys) | {"label": label_of(row.take(keys[1]), keys[1])}
+
+
 # ---- conditions ----
 
 
@@ -392,5 +396,6 @@ LAYOUTS = (  # the first row that fits is taken
     Layout("prompt", (PROMPT,), _prompt_alone),
     Layout("prompt", ("problem",), _prompt_alone),
     Layout("sft", (PROMPT + "|problem", "std_answer|answer"), _question_and_answer),  # --as sft
+    Layout("unpaired", ("text", LABEL), _labelled_text),
     Layout("text", ("text",), _text, other="--as prompts reads each text as a prompt"),
 )

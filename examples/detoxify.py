@@ -1,0 +1,39 @@
+"""Less rude, as grammatical: PPO against a classifier of rude and polite texts.
+
+python examples/detoxify.py                     # the embedded task: reviews by people who swear
+python examples/detoxify.py --data comments     # a folder with clean/ and toxic/, or clean.txt and toxic.txt
+python examples/detoxify.py --data rows.jsonl   # {text, label} or {prompt, response, label}; label: is it polite?
+python examples/detoxify.py --policy DIR --data rows.jsonl --reward DIR     # from your own models
+"""
+
+from minirlhf.algorithms import PPOConfig, PPOTrainer
+from minirlhf.errors import exits_cleanly
+from minirlhf.jobs import Job
+from minirlhf.jobs.labelled import LabelledJobConfig, classifier_for
+from minirlhf.jobs.programs import DETOXIFY_DEFAULTS, load_rudeness
+from minirlhf.tasks import rudeness
+
+
+@exits_cleanly
+def main() -> None:
+    options = {"after": ("sft", "reward"), "job": LabelledJobConfig, "defaults": DETOXIFY_DEFAULTS}
+    with Job.open("detoxify", PPOConfig, section="ppo", task=load_rudeness, help=__doc__, **options) as job:
+        base = job.policy()  # --policy, or SFT on all texts: it learns rude words
+        reward, accuracy = classifier_for(job, base)  # --reward, or a classifier of the labels: its log-odds
+        stage = job.stage(base, "prompts", reward=reward, values=True)
+        before = stage.evaluate(stage.reference)
+        if not stage.finished:
+            trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, seed=job.seed)
+            run = stage.train_on(trainer)
+            for batch in run:
+                run.record(trainer.step(batch))
+        after = stage.evaluate(stage.policy)
+        found = {"classifier_accuracy": accuracy}
+        if job.task.gold is rudeness.gold:  # your own texts have no list of rude words
+            rude = {"rude_before": before, "rude_after": after}
+            found |= {name: rudeness.share_rude(report.completions) for name, report in rude.items()}
+        job.report("PPO", before, after, **found)
+
+
+if __name__ == "__main__":
+    main()
