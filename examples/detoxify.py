@@ -10,8 +10,7 @@ from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job
 from minirlhf.jobs.labelled import LabelledJobConfig, classifier_for
-from minirlhf.jobs.programs import DETOXIFY_DEFAULTS, load_rudeness
-from minirlhf.tasks import rudeness
+from minirlhf.jobs.programs import DETOXIFY_DEFAULTS, load_rudeness, share_rude
 
 
 @exits_cleanly
@@ -23,16 +22,13 @@ def main() -> None:
         stage = job.stage(base, "prompts", reward=reward, values=True)
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, seed=job.seed)
+            options = {"value_model": stage.value_model, "seed": job.seed}
+            trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
             run = stage.train_on(trainer)
             for batch in run:
                 run.record(trainer.step(batch))
         after = stage.evaluate(stage.policy)
-        found = {"classifier_accuracy": accuracy}
-        if job.task.gold is rudeness.gold:  # your own texts have no list of rude words
-            rude = {"rude_before": before, "rude_after": after}
-            found |= {name: rudeness.share_rude(report.completions) for name, report in rude.items()}
-        job.report("PPO", before, after, **found)
+        job.report("PPO", before, after, classifier_accuracy=accuracy, **share_rude(job, before, after))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ python examples/multi_adapter.py --policy DIR --train qlora    # base in 4 bits
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer
 from minirlhf.errors import exits_cleanly
-from minirlhf.jobs import Job, PolicyStage, open_stage
+from minirlhf.jobs import Job, open_stage
 from minirlhf.jobs.given_models import scorer_of
-from minirlhf.jobs.programs import MultiAdapterJobConfig, four_models, with_own_head
+from minirlhf.jobs.programs import MultiAdapterJobConfig, four_models, stage_on_one_base, with_own_head
 from minirlhf.jobs.reward_model import train_reward_model
 from minirlhf.pretrained import load_adapter
 from minirlhf.training import ADAPTER
@@ -30,14 +30,9 @@ def main() -> None:
         accuracy = train_reward_model(job, stage, models.reward)
         reward = scorer_of(job, models.reward)
 
-        rows, prompts = job.rows("prompts", base.config, reserve=job.config.max_tokens)
-        parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value, "reward": reward}
-        parts |= {"rows": rows, "held_out": prompts, "prompts": prompts}
-        stage = PolicyStage(**vars(open_stage(job, "ppo", "ppo")), **parts)
+        stage = stage_on_one_base(job, models, reward)
         before = stage.evaluate(models.reference)
-        if stage.finished:
-            load_adapter(models.policy, stage.folder / ADAPTER, "policy")
-        else:
+        if not stage.finished:
             options = {"value_model": models.value, "seed": job.seed}
             trainer = PPOTrainer(models.policy, models.reference, reward, job.tokenizer, job.config, **options)
             run = stage.train_on(trainer)

@@ -22,7 +22,8 @@ def main() -> None:
         stage = job.stage(base, "prompts", reward=reward, values=True)  # the prompts are beginnings of texts
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, seed=job.seed)
+            options = {"value_model": stage.value_model, "seed": job.seed}
+            trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
             run = stage.train_on(trainer)
             for batch in run:
                 run.record(trainer.step(batch))

@@ -30,14 +30,15 @@ from minirlhf.jobs import best_of_n as best_of
 from minirlhf.jobs import programs
 from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job
+from minirlhf.jobs.labelled import ClassifierStage, LabelledJobConfig
 from minirlhf.jobs.models import choose_threads, compiles, to_device
 from minirlhf.jobs.prepare import prepare
-from minirlhf.jobs.reward_model import untrained_reward_model
+from minirlhf.jobs.reward_model import EVALUATED, untrained_reward_model
 from minirlhf.jobs.settings import PipelineConfig, RLJobConfig
 from minirlhf.jobs.sft import untrained_policy
 from minirlhf.jobs.stage import PolicyStage, Stage, open_stage
 from minirlhf.jobs.steps import encoded_steps
-from minirlhf.model.policy import RewardModel, copy_of
+from minirlhf.model.policy import Policy, RewardModel, copy_of
 from minirlhf.model.process_reward import ProcessRewardModel
 from minirlhf.pretrained import load_adapter
 from minirlhf.rewards.functions import parts_of
@@ -143,26 +144,62 @@ def best_of_n(job: Job) -> Iterator[Work]:
 
 def multi_adapter(job: Job) -> Iterator[Work]:
     job = job if job.common.policy else programs.with_own_head(job)
-    base = job.policy().transformer
-    models = programs.four_models(job, base)
+    yield from on_one_base(job, job.policy(), lambda stage: stage)
+
+
+def llama(job: Job) -> Iterator[Work]:
+    job = job if job.common.policy else programs.with_own_head(job)
+    base, folder = programs.first_base(job)
+    stage = programs.based_on(open_stage(job, "sft", "sft"), folder)
+    if not stage.finished:
+        policy = prepare(base, stage.settings, job.device)
+        rows, held_out = job.rows("sft", policy.transformer.config)
+        batches = stage.batches(rows)
+        yield evaluated(stage, SFTTrainer(policy, job.tokenizer, stage.config, updates=len(batches)), batches, held_out)
+    folder = job.folder / "sft"
+    yield from on_one_base(job, programs.merged_sft(job), lambda stage: programs.based_on(stage, folder))
+    job.say(f"the model, without adapters: {job.folder / 'ppo' / 'model'}")
+
+
+def on_one_base(job: Job, base: Policy, stage_of: Callable[[Stage], Stage]) -> Iterator[Work]:
+    """A reward model and PPO as adapters of one base. stage_of: changes the stages."""
+    models = programs.four_models(job, base.transformer)
     job.say(models.sizes())
-    stage = open_stage(job, "reward", "reward_model")
+    stage = stage_of(open_stage(job, "reward", "reward_model"))
     if stage.finished:
         load_adapter(models.reward, stage.folder / ADAPTER, "reward")
     accuracy = yield from fit_reward(job, stage, models.reward)
     reward = scorer_of(job, models.reward)
-    rows, prompts = job.rows("prompts", base.config, reserve=job.config.max_tokens)
-    parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value, "reward": reward}
-    parts |= {"rows": rows, "held_out": prompts, "prompts": prompts}
-    stage = PolicyStage(**vars(open_stage(job, "ppo", "ppo")), **parts)
+    stage = stage_of(programs.stage_on_one_base(job, models, reward))
     before = stage.evaluate(models.reference)
-    if stage.finished:
-        load_adapter(models.policy, stage.folder / ADAPTER, "policy")
-    else:
+    if not stage.finished:
         options = {"value_model": models.value, "seed": job.seed}
         trainer = PPOTrainer(models.policy, models.reference, reward, job.tokenizer, job.config, **options)
         yield sampled(stage, trainer)
     job.report("PPO", before, stage.evaluate(models.policy), reward_model_accuracy=accuracy)
+
+
+def labelled(job: Job) -> Iterator[Work]:
+    base = job.policy()
+    reward, accuracy = yield from fit_classifier(job, base)
+    stage = job.stage(base, "prompts", reward=reward, values=True)
+    before = stage.evaluate(stage.reference)
+    if not stage.finished:
+        options = {"value_model": stage.value_model, "seed": job.seed}
+        trainer = PPOTrainer(stage.policy, stage.reference, reward, job.tokenizer, job.config, **options)
+        yield sampled(stage, trainer)
+    after = stage.evaluate(stage.policy)
+    job.report("PPO", before, after, classifier_accuracy=accuracy, **programs.share_rude(job, before, after))
+
+
+def fit_classifier(job: Job, base: Policy) -> Iterator[Work]:
+    """The work of a classifier, unless `--reward` is given. Returns (the reward function, its accuracy or None)."""
+    if job.given_reward:
+        return job.given_reward, None
+    parts = ClassifierStage.of(job, base)
+    if not parts.stage.finished:
+        yield evaluated(parts.stage, parts.trainer, parts.batches, parts.held_out[:EVALUATED])
+    return parts.reward(job)
 
 
 def grpo(job: Job) -> Iterator[Work]:
@@ -264,6 +301,8 @@ AFTER_SFT = {"after": ("sft",)}
 AFTER_BOTH = {"after": ("sft", "reward")}
 GRPO = {"job": programs.GRPOJobConfig, "defaults": programs.GRPO_DEFAULTS}
 BEST_OF_N = {"section": "ppo", "job": best_of.BestOfNJobConfig, "defaults": best_of.DEFAULTS}
+LLAMA = {"job": programs.LlamaJobConfig, "defaults": programs.LLAMA_DEFAULTS}
+LABELLED = {**AFTER_BOTH, "section": "ppo", "job": LabelledJobConfig}
 STEPS = {"job": programs.ProcessRewardJobConfig, "task": programs.load_steps, "needs": ("steps",)}
 PROGRAMS = {
     "sft": Program("supervised fine-tuning", SFTConfig, sft, {"needs": ("sft",)}),
@@ -293,6 +332,20 @@ PROGRAMS = {
         online_dpo,
         {**AFTER_BOTH, "job": RLJobConfig},
     ),
+    "sentiment": Program(
+        "positive continuations: PPO against a classifier of sentiment",
+        PPOConfig,
+        labelled,
+        {**LABELLED, "task": programs.load_sentiment, "defaults": programs.SENTIMENT_DEFAULTS},
+        example="--data reviews",
+    ),
+    "detoxify": Program(
+        "less rude texts: PPO against a classifier of rude and polite texts",
+        PPOConfig,
+        labelled,
+        {**LABELLED, "task": programs.load_rudeness, "defaults": programs.DETOXIFY_DEFAULTS},
+        example="--data comments",
+    ),
     "distillation": Program(
         "learn from a teacher: GKD, MiniLLM",
         DistillationConfig,
@@ -305,6 +358,13 @@ PROGRAMS = {
         multi_adapter,
         {**AFTER_BOTH, "section": "ppo", "needs": ("pairs",), "job": programs.MultiAdapterJobConfig},
         example="--policy DIR --data rows.jsonl",
+    ),
+    "llama": Program(
+        "adapters of a base model: SFT, reward model, PPO, and all merged",
+        PPOConfig,
+        llama,
+        {**AFTER_BOTH, **LLAMA, "section": "ppo", "needs": ("sft", "pairs")},
+        example="--policy DIR --data votes.jsonl",
     ),
 }
 

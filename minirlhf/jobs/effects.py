@@ -31,6 +31,8 @@ def check_effects(settings: dict[str, Any], after: tuple[str, ...] | None = None
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
     if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
         raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
+    if job.policy and "base_steps" in changed(job):  # of examples/llama.py
+        raise InputError("--base_steps: --policy is a trained base already; drop one of the two")
     if after == ():
         check_base(job)
 

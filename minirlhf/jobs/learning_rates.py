@@ -41,7 +41,8 @@ def settings_for_model(classes: dict[str, type], job: Any, argv: list[str] | Non
         return settings
     n = parameters(read_config(resolve_model(folder))[0])
     # SFT is skipped, because the folder takes its place; the only stage of a program is never skipped
-    skipped = {"sft", "reward_model"} if job.reward else {"sft"}
+    skipped = {"sft"} if not getattr(job, "tunes_policy", False) else set()
+    skipped |= {"reward_model"} if job.reward else set()
     used = [section for section in RATES if section in classes]
     used = [section for section in used if section not in skipped] or used
     if os.environ.get("RANK", "0") == "0" and job.log_level != "quiet":  # the processes have not joined yet

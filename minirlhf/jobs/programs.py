@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from minirlhf.adapters.select import ALL, HEAD
 from minirlhf.adapters.shared_base import FourModels, put_three_adapters
 from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.data.batches import Batches
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, check_range
+from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.given_models import converted_base, narrower
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.labelled import LabelledJobConfig
-from minirlhf.jobs.models import choose_threads, to_device
+from minirlhf.jobs.models import choose_threads, load_finished, to_device
 from minirlhf.jobs.opened import load_task
 from minirlhf.jobs.prepare import new_policy
 from minirlhf.jobs.settings import JobConfig, RLJobConfig
+from minirlhf.jobs.stage import PolicyStage, Stage, open_stage
 from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
+from minirlhf.pretrained import load_adapter
+from minirlhf.rewards.scoring import Reward
 from minirlhf.runtime.distributed import world_size
 from minirlhf.runtime.randomness import seed_everything
-from minirlhf.tasks.rudeness import rudeness_task
+from minirlhf.tasks import rudeness
 from minirlhf.tasks.sentiment import sentiment_task
 from minirlhf.tasks.steps import steps_task
 from minirlhf.tasks.task import Task
 from minirlhf.tasks.user_rows import both_answers
+from minirlhf.training.run import ADAPTER, finished_model
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,15 @@ def load_sentiment(job: LabelledJobConfig) -> Task:
 
 def load_rudeness(job: LabelledJobConfig) -> Task:
     """The embedded task of examples/detoxify.py."""
-    return rudeness_task(job.rows, job.seed)
+    return rudeness.rudeness_task(job.rows, job.seed)
+
+
+def share_rude(job: Job, before: Report, after: Report) -> dict[str, float | None]:
+    """The share of texts with a rude word before and after a stage. Your own texts have no list of rude words."""
+    if job.task.gold is not rudeness.gold:
+        return {}
+    reports = {"rude_before": before, "rude_after": after}
+    return {name: rudeness.share_rude(report.completions) for name, report in reports.items()}
 
 
 @dataclass(frozen=True)
@@ -144,3 +158,56 @@ def four_models(job: Job, base: Transformer) -> FourModels:
 
         base = shared(base, job.device)
     return FourModels.of(to_device(put_three_adapters(base, job.settings["lora"]), job.common, job.device))
+
+
+def stage_on_one_base(job: Job, models: FourModels, reward: Reward) -> PolicyStage:
+    """The stage that trains the policy's adapter; with the adapter of an earlier start if that has finished it."""
+    rows, prompts = job.rows("prompts", models.reward.config, reserve=job.config.max_tokens)
+    parts = {"policy": models.policy, "reference": models.reference, "value_model": models.value, "reward": reward}
+    parts |= {"rows": rows, "held_out": prompts, "prompts": prompts}
+    stage = PolicyStage(**vars(open_stage(job, "ppo", "ppo")), **parts)
+    if stage.finished:
+        load_adapter(models.policy, stage.folder / ADAPTER, "policy")
+    return stage
+
+
+@dataclass(frozen=True)
+class LlamaJobConfig(MultiAdapterJobConfig):
+    base_steps: int = 800  # [steps] of a new base on the texts of the task, without --policy
+    tunes_policy: ClassVar[bool] = True  # --policy replaces the base; SFT trains an adapter of it
+    later_stages_only: ClassVar[tuple[str, ...]] = (*MultiAdapterJobConfig.later_stages_only, "base_steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "base_steps", least=1)
+
+
+# The steps suffice for a tiny Llama. The base and SFT have the same number of steps.
+LLAMA_DEFAULTS = {"sft.steps": 800, "reward_model.steps": 1500, "ppo.steps": 35}
+
+
+def first_base(job: Job) -> tuple[Policy, Path]:
+    """-> (`--policy`, or a new model that has learned the answers of the task as plain texts; its folder)."""
+    if job.common.policy:
+        base = job.base()
+        choose_threads(base, job.common, job.device)
+        return base, Path(job.common.policy)
+    texts = {
+        part: [{"prompt": "", "response": row["response"]} for row in getattr(job.task, part)]
+        for part in ("sft", "held_out_sft")
+    }
+    settings = {**job.settings, "sft": replace(job.settings["sft"], steps=job.common.base_steps)}
+    job = replace(job, folder=job.folder / "base", task=replace(job.task, **texts), settings=settings, encoded={})
+    return job.policy(), job.folder / "sft"
+
+
+def based_on(stage: Stage, folder: Path) -> Stage:
+    """The stage with adapters of the model in `folder`: their files name it."""
+    common = replace(stage.job.common, policy=str(folder))
+    return replace(stage, job=replace(stage.job, settings={**stage.job.settings, "job": common}))
+
+
+def merged_sft(job: Job) -> Policy:
+    """The base with the adapter of SFT merged, as the stage has written it."""
+    finished = finished_model(job.folder / "sft")
+    return load_finished(finished, job.common, job.device) if finished else job.base()  # `minirlhf check` writes none

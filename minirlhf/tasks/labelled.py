@@ -52,18 +52,18 @@ def labelled_task(dataset: Dataset, held_out: float = HELD_OUT, words: int = 8) 
 
 
 def label_of_file(name: str) -> bool:
-    """The label that a path names: in its ending, its name or its folders, the last of them first.
+    """The label that a path names: by its ending, by the name before it, or by the folder.
 
-    Raises: InputError if no part of the path is a known name.
+    Raises: InputError if no part is a known name, or if two parts name different labels.
     """
     path = PurePath(name.lower())
-    for part in (path.suffix[1:], path.stem, *reversed(path.parent.parts)):
-        if part in NAMES:
-            return NAMES[part]
-    raise InputError(
-        f"{name}: needed a label for these texts, as the name of the file or of a folder: {', '.join(NAMES)}; rename "
-        "it, or write rows {text, label}"
-    )
+    labels = {NAMES[part] for part in (path.suffix[1:], path.stem, path.parent.name) if part in NAMES}
+    if len(labels) != 1:
+        raise InputError(
+            f"{name}: needed one label for these texts, as the name or ending of the file or as its folder, got "
+            f"{len(labels)}; the names are {', '.join(NAMES)}; or write rows {{text, label}}"
+        )
+    return labels.pop()
 
 
 def with_beginning(row: dict, words: int) -> dict:

@@ -228,7 +228,7 @@ def _ranked(row: Row, keys: tuple[str, ...]) -> list[dict]:
 
 
 ANSWER_TEXTS = ("text", "answer", "response", "output", "completion", "content")
-ANSWER_SCORES = ("score", "overall_score", "rating", "reward", "rank")
+ANSWER_SCORES = ("score", "pm_score", "votes", "upvotes", "overall_score", "rating", "reward", "rank")
 
 
 def _answers_with_scores(row: Row, answers: list[dict], key: str) -> tuple[list, list, str]:
