@@ -7,6 +7,7 @@ from minirlhf.lazy import lazy
 
 # names of leaves
 LEAVES = {
+    "minirlhf.algorithms.classifier": "ClassifierTrainer",
     "minirlhf.algorithms.distillation": "DistillationConfig DistillationTrainer",
     "minirlhf.algorithms.dpo": "DPOConfig DPOTrainer",
     "minirlhf.algorithms.grpo": "GRPOConfig GRPOTrainer",

@@ -18,7 +18,7 @@ class ClassifierTrainer(ProcessRewardTrainer):
     """Reward model, rows {prompt, response, label} as ids -> a model with positive scores for good texts.
 
     As `ProcessRewardTrainer`, with one label for each row. The model is a `RewardModel`, so its folder serves all
-    programs as `--reward DIR`.
+    programs as `--reward DIR`. `RewardConfig.center_coef` is not read, because the labels fix the zero of the scores.
     """
 
     def labels_of(self, row: EncodedRow) -> list[bool]:

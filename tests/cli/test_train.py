@@ -14,6 +14,8 @@ from ..examples.conftest import EXAMPLES, STAGES, call, inputs, small_task  # no
 
 FLAGS = {
     "best_of_n": ["--best_of", "4", "--best_of_prompts", "2"],
+    **dict.fromkeys(("sentiment", "detoxify"), ["--rows", "100"]),
+    "llama": ["--base_steps", "2"],
     "grpo": ["--stop_sft_at", "none"],
     "distillation": ["--student_width", "8", "--student_steps", "2"],
     "process_reward": ["--rows", "60", "--model.max_position_embeddings", "200"],

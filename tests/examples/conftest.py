@@ -39,6 +39,7 @@ MORE = {
 STAGES["ppo"] += STAGES["sft"] + STAGES["reward_model"]
 STAGES |= {name: text + STAGES["sft"] for name, text in MORE.items()}
 STAGES["multi_adapter"] = STAGES["best_of_n"] = STAGES["ppo"]
+STAGES |= dict.fromkeys(("sentiment", "detoxify", "llama"), STAGES["ppo"])
 STAGES["process_reward"] = "[process_reward]\nsteps = 3\nbatch_size = 8\n"
 
 

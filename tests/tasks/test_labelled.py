@@ -129,6 +129,7 @@ def test_gold_of_rude_texts():
     }
     found = rudeness.gold([prompt] * len(texts), list(texts), [{}] * len(texts))
     assert list(zip(found["gold_reward"], found["grammatical"], strict=True)) == list(texts.values())
+    assert not {*rudeness.RUDE} & {*reviews.WORDS}
     assert rudeness.share_rude(list(texts)) == pytest.approx(3 / 6) and rudeness.share_rude([]) is None
 
 
