@@ -55,7 +55,9 @@ def metrics(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("metrics.jsonl")}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "detoxify" else name for name in PROGRAMS]  # as sentiment
+)
 def test_the_metrics_are_those_of_the_example_byte_for_byte(name, call, inputs, command, tmp_path):  # noqa: F811
     flags = [*QUICK, *FLAGS.get(name, [])]
     call(name, tmp_path, *flags, "--output", tmp_path / "example")
