@@ -56,8 +56,8 @@ def test_alone_it_tells_of_the_machine(checked):
 def test_every_program_takes_a_step_of_each_stage_and_writes_nothing(name, checked, inputs):  # noqa: F811
     code, findings, out = checked(name, "--config", inputs / f"{name}.toml", *FLAGS.get(name, []))
     assert (code, findings) == (0, [])
-    own = {"reward_model": "reward"} | dict.fromkeys(("multi_adapter", "sentiment", "detoxify", "llama"), "ppo")
-    own = own.get(name, name)
+    section = PROGRAMS[name].options.get("section", name)
+    own = {"reward_model": "reward"}.get(section, section)
     assert f"\n{own}: a step on " in out and "no problems found" in out
     after = PROGRAMS[name].options.get("after", ())
     assert ("\nsft: a step on" in out) == ("sft" in after or name == "sft")
