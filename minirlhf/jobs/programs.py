@@ -108,11 +108,12 @@ def load_unpaired(job: JobConfig) -> Task:
 # The labels fix the zero of the classifier's scores, so nothing else centres them.
 CLASSIFIER = {"reward_model.batch_size": 64, "reward_model.lr": 4e-3, "reward_model.center_coef": 0.0}
 SENTIMENT_DEFAULTS = {**CLASSIFIER, "sft.steps": 1400, "reward_model.steps": 400, "ppo.steps": 60, "ppo.kl_coef": 0.12}
-# Rude words are easy to see, so the scores are soon equal. Advantages are not scaled, because scaling would then make
-# small differences large; a high kl_coef keeps the rest of the text.
+# Rude words are easy to see, so soon all scores are equal. Then scaled advantages would be noise, so they are not
+# scaled. A high kl_coef keeps the rest of the text; so does a low value_coef, because the value head shares the trunk.
 DETOXIFY_DEFAULTS = {
     **{**CLASSIFIER, "sft.steps": 2600, "reward_model.steps": 150, "ppo.steps": 60, "ppo.value_warmup": 4},
-    **{"ppo.kl_coef": 1.0, "ppo.lr": 1e-3, "ppo.whiten_advantages": False},
+    **{"ppo.kl_coef": 1.0, "ppo.lr": 1e-3, "ppo.lam": 1.0, "ppo.value_coef": 0.02},
+    **{"ppo.whiten_advantages": False},
 }
 
 
