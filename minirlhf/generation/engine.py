@@ -102,7 +102,8 @@ def _generate_batch(
     lengths = room.clone()
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
-    cache, logits = _read_prompts(transformer, prompts, columns, config, device)
+    read = getattr(type(transformer), "read_prompts", _read_prompts)  # an encoder-decoder has its own
+    cache, logits = read(transformer, prompts, columns, config, device)
     rows = torch.arange(len(prompts), device=device)  # the running batch: each row's index into `prompts`
     for position in range(longest):
         tokens, token_logps, token_mass = sample(

@@ -54,7 +54,7 @@ class Policy(nn.Module):
         wanted: [B, T] bool, the real tokens whose log-prob, entropy and value are read, such as the completions. The
             others are 0 and take less time; a head must not read them. None: all.
         """
-        hidden = self.transformer.model(input_ids, attention_mask, places=places_before(wanted))
+        hidden = self.hidden(input_ids, attention_mask, wanted)
         weight, cap = self.transformer.head_weight, self.transformer.config.final_logit_softcapping
         if head is not None:
             return head(hidden, weight, softcap=cap)
@@ -62,25 +62,24 @@ class Policy(nn.Module):
             wanted = attention_mask
         options = {"softcap": cap, "mask": wanted, "entropy": entropy}
         logps, entropies = linear_logps_and_entropy(hidden, weight, input_ids, temperature, **options)
-        values = (
-            None if self.value_head is None else self.value_head(hidden, attention_mask if wanted is None else wanted)
-        )
-        return TokenOutputs(
-            *(x if x is None else torch.where(attention_mask, x, 0) for x in (logps, entropies)), values
-        )
+        read = attention_mask if wanted is None else wanted
+        values = None if self.value_head is None else self.value_head(hidden, read)
+        logps, entropies = (x if x is None else torch.where(attention_mask, x, 0) for x in (logps, entropies))
+        return TokenOutputs(logps, entropies, values)
 
     @torch.no_grad()
     def read_values(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor | None = None) -> Tensor:
         """The values [B, T] without gradient, 0 where they are not wanted. The language-model head is not computed."""
-        hidden = self.transformer.model(input_ids, attention_mask, places=places_before(wanted))
+        hidden = self.hidden(input_ids, attention_mask, wanted)
         return self.value_head(hidden, attention_mask if wanted is None else wanted)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor | None) -> Tensor:
+        """[B, T, D] in model order: position t speaks about token t + 1. The only line that reads the batch."""
+        return self.transformer.model(input_ids, attention_mask, places=places_before(wanted))
 
 
 def places_before(wanted: Tensor | None) -> Tensor | None:
-    """The places among all B T of the hidden states that speak about the wanted tokens; None: all.
-
-    None on a GPU too: the host would have to wait for their number.
-    """
+    """Places among all B T, of the hidden states that speak about wanted tokens; None: all, on a GPU to save a wait."""
     if wanted is None or wanted.device.type != "cpu":
         return None
     return predicted_tokens(wanted)[1].flatten().nonzero()[:, 0]
@@ -88,7 +87,7 @@ def places_before(wanted: Tensor | None) -> Tensor | None:
 
 def copy_of(policy: Policy) -> Policy:
     """A reference policy: a frozen copy of all weights, adapters included, without value head."""
-    reference, copied = Policy(policy.transformer), copy.deepcopy
+    reference, copied = type(policy)(policy.transformer), copy.deepcopy
     if world_size() > 1:
         from minirlhf.runtime.parallel.copies import copied  # here, so that the core loads no leaf
 
