@@ -16,7 +16,15 @@ from minirlhf.errors import InputError, writes
 from minirlhf.extras.seq2seq.config import config_from, config_to, read_config
 from minirlhf.extras.seq2seq.model import Seq2Seq
 from minirlhf.pretrained.checked import check_model_folder
-from minirlhf.pretrained.locate import Location, check_all_found, check_shapes, locations, some, weight_files
+from minirlhf.pretrained.locate import (
+    Location,
+    check_all_found,
+    check_shapes,
+    dtype_name,
+    locations,
+    some,
+    weight_files,
+)
 from minirlhf.pretrained.safe import open_weights
 from minirlhf.pretrained.weight_files import Weight, write_weights
 
@@ -48,7 +56,10 @@ def load_seq2seq(folder: str | Path, dtype: torch.dtype | None = None) -> Seq2Se
     own_head = HEAD in found and not _equal(shared, found[HEAD])
     if not own_head:
         found.pop(HEAD, None)
-    config = config_from(raw, own_head)
+    try:
+        config = config_from(raw, own_head)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
     if config.num_hidden_layers + config.num_decoder_layers > len(found):  # before a model of this size is built
         raise InputError(f"{source}: holds {len(found)} weights, too few for the layers that config.json promises")
     with torch.device("meta"):
@@ -72,7 +83,11 @@ def save_seq2seq(model: nn.Module, folder: str | Path, token_ids: dict[str, Any]
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder, weights_of(model))
-        content = {**config_to(model.config), "torch_dtype": str(model.dtype).removeprefix("torch."), **(token_ids or {})}
+        content = {
+            **config_to(model.config),
+            "torch_dtype": dtype_name(model.dtype),
+            **(token_ids or {}),
+        }
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

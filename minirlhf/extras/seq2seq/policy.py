@@ -32,11 +32,11 @@ class Seq2SeqPolicy(Policy):
         wanted: the completions; see `prompt_lengths`.   Raises: InputError as `prompt_lengths`.
         """
         model, (B, T) = self.transformer, input_ids.shape
-        lengths = prompt_lengths(attention_mask, wanted)
-        if T > model.config.max_position_embeddings:
+        lengths, context = prompt_lengths(attention_mask, wanted), model.config.max_position_embeddings
+        if context < T:
             raise InputError(
-                f"Seq2Seq: the context holds {model.config.max_position_embeddings} tokens, got {T}; shorten the "
-                "prompt or the response, or raise n_positions: relative positions have no end"
+                f"Seq2SeqPolicy: the context holds {context} tokens, got {T}; shorten the prompt or the response, or "
+                "raise n_positions: relative positions have no end"
             )
         prompts, mask, owners = distinct_prompts(input_ids, lengths)
         cache = model.cache(model.encode(prompts, mask), mask)
