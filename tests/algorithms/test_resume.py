@@ -9,7 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("grpo", "5"), ("dpo", "4")]
+KILLS = [("sft", "5"), ("ppo", "5"), ("sft", "saving"), ("grpo", "5"), ("dpo", "4"), ("episodes", "5")]
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ from minirlhf.algorithms.ref_logps import precompute_ref_logps
 from minirlhf.data import Batches
 from minirlhf.data.dealing import dealt
 from minirlhf.data.encoding import EncodedRow
+from minirlhf.environments import Episodes, Observation
 from minirlhf.evaluation import evaluate_policy
 from minirlhf.generation import SamplingConfig
 from minirlhf.jobs.measuring import Answer, likelihood_of
@@ -78,7 +79,8 @@ from minirlhf.text.tokenizer import BOS, EOS, PAD, Tokenizer
 from minirlhf.training import Run, RunConfig, checkpoint
 
 STEPS = 3
-COPIED = "sft_experts,reward,ppo_options,grpo_batch,dpo,kto,online_dpo,gkd,process_reward"  # each trainer once
+# each trainer once
+COPIED = "sft_experts,reward,ppo_options,grpo_batch,grpo_episodes,dpo,kto,online_dpo,gkd,process_reward"
 # cases that two processes train in slices too
 SHARDED = "reward,ppo_options,ppo_qlora,ppo_adapters,dpo,gkd"
 FEW = "reward,ppo_head,dapo,kto,gkd"  # cases that two processes train on fewer rows than processes too
@@ -146,6 +148,22 @@ def likes_e(prompts: list[str], completions: list[str], rows: list[dict]) -> lis
     return [0.15 * text.count("e") - 0.05 * len(text) for text in completions]
 
 
+class Echo:
+    """Answers each turn with its letters in order, up to three turns; a turn is worth its e's."""
+
+    def reset(self, row: dict) -> str:
+        self.left = len(row["prompt"]) % 3
+        return row["prompt"]
+
+    def step(self, action: str) -> Observation:
+        self.left -= 1
+        return Observation("".join(sorted(set(action) & {*"abcdefgh"})), 0.3 * action.count("e"), self.left < 0)
+
+
+def episodes() -> Episodes:
+    return Episodes(Echo, tokenizer(), max_turns=2)
+
+
 def sft(dtype: torch.dtype = torch.float64, updates: int = STEPS, shape: dict | None = None, **settings) -> SFTTrainer:
     settings = {"batch_size": 8, "microbatch_tokens": 40, "lr": 3e-2} | settings
     policy = Policy(transformer(dtype=dtype, **(shape or {})))
@@ -159,7 +177,12 @@ def reward(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings)
 
 
 def ppo(
-    dtype: torch.dtype = torch.float64, value_model: bool = False, reward: Callable = likes_e, seed: int = 0, **settings
+    dtype: torch.dtype = torch.float64,
+    value_model: bool = False,
+    reward: Callable = likes_e,
+    seed: int = 0,
+    environment: Episodes | None = None,
+    **settings,
 ) -> PPOTrainer:
     """value_model: train a separate value model instead of a head."""
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "microbatch_tokens": 40, "max_tokens": 10}
@@ -170,7 +193,8 @@ def ppo(
     head = (separate or policy).value_head
     with torch.no_grad():  # a fresh head is 0, so its trunk would have no gradient
         head.weight.normal_(std=0.3)
-    return PPOTrainer(policy, near(policy), reward, tokenizer(), config, value_model=separate, seed=seed)
+    options = {"value_model": separate, "seed": seed, "environment": environment}
+    return PPOTrainer(policy, near(policy), reward, tokenizer(), config, **options)
 
 
 def ppo_adapters(four_bits: bool = False, reward: Callable = likes_e, seed: int = 0, **settings) -> PPOTrainer:
@@ -234,12 +258,19 @@ def short(prompts: list[str], completions: list[str], rows: list[dict]) -> list[
     return [None if len(text) < 3 else -0.2 * len(text) for text in completions]
 
 
-def grpo(dtype: torch.dtype = torch.float64, rewards: Callable | list = likes_e, seed: int = 0, **settings):
+def grpo(
+    dtype: torch.dtype = torch.float64,
+    rewards: Callable | list | None = likes_e,
+    seed: int = 0,
+    environment: Episodes | None = None,
+    **settings,
+):
     defaults = {"steps": STEPS, "batch_size": 8, "minibatch_size": 4, "group_size": 4, "microbatch_tokens": 120}
     config = GRPOConfig(**{**defaults, "max_tokens": 8, "kl_coef": 0.1, "lr": 1e-2, **settings})
     policy = Policy(transformer(dtype=dtype))
     spare = Batches(rows(20, seed=4), batch_size=config.batch_size, steps=3 * config.steps, seed=0, stream="spare")
-    return GRPOTrainer(policy, near(policy), rewards, tokenizer(), config, spare=spare, seed=seed)
+    options = {"spare": spare, "seed": seed, "environment": environment}
+    return GRPOTrainer(policy, near(policy), rewards, tokenizer(), config, **options)
 
 
 def dpo(dtype: torch.dtype = torch.float64, updates: int = STEPS, **settings) -> DPOTrainer:
@@ -308,6 +339,13 @@ CASES: dict[str, Callable] = {
     "remax": lambda: grpo(algorithm="remax", minibatch_size=None, group_size=2),
     "reinforce++": lambda: grpo(algorithm="reinforce++", group_size=1, gamma=0.9, missing_eos_penalty=0.3),
     "reinforce++_baseline": lambda: grpo(algorithm="reinforce++_baseline", sampler_cap=2.0),
+    "ppo_episodes": lambda: ppo(environment=episodes(), max_tokens=5, missing_eos_penalty=0.3),
+    "grpo_episodes": lambda: grpo(
+        rewards=None, environment=episodes(), turn_advantages=True, max_tokens=5, scale_rewards="batch", epochs=2
+    ),
+    "reinforce++_episodes": lambda: grpo(
+        algorithm="reinforce++", environment=episodes(), turn_advantages=True, group_size=2, max_tokens=5
+    ),
     "gspo": lambda: grpo(algorithm="gspo", epochs=2),
     "bnpo": lambda: grpo(algorithm="bnpo", rewards=has_e),
     "gdpo": lambda: grpo(algorithm="gdpo", rewards=[likes_e, short], reward_weights=(1.0, 0.5)),
@@ -406,6 +444,7 @@ def go_on(
     trainer = {
         "sft": lambda: sft(dtype, steps),
         "grpo": lambda: grpo(dtype, has_e, steps=steps, group_size=2, resample=1, **adaptive),
+        "episodes": lambda: ppo(dtype, steps=steps, environment=episodes(), max_tokens=4, minibatch_size=8),
         "dpo": lambda: dpo(dtype, steps, loss="bco_pair", ref_update_every=2),
         "ppo": lambda: ppo(dtype, steps=steps, kl_controller="adaptive", kl_target=4.0, kl_horizon=20),
     }[kind]()
@@ -416,7 +455,7 @@ def go_on(
         batches(8, steps),
         tokenizer=tokenizer(),
         evaluate=(lambda: {name: trainer.steps_done for name in ("model_reward", "gold_reward")})
-        if kind in ("ppo", "grpo")
+        if kind in ("ppo", "grpo", "episodes")
         else lambda: trainer.evaluate(held_out),
     )
     for batch in run:
