@@ -174,7 +174,7 @@ def stage_on_one_base(job: Job, models: FourModels, reward: Reward) -> PolicySta
 
 @dataclass(frozen=True)
 class LlamaJobConfig(MultiAdapterJobConfig):
-    base_steps: int = 800  # [steps] of a new base on the texts of the task, without --policy
+    base_steps: int = 600  # [steps] of a new base on the texts of the task, without --policy
     tunes_policy: ClassVar[bool] = True  # --policy replaces the base; SFT trains an adapter of it
     later_stages_only: ClassVar[tuple[str, ...]] = (*MultiAdapterJobConfig.later_stages_only, "base_steps")
 
@@ -184,7 +184,7 @@ class LlamaJobConfig(MultiAdapterJobConfig):
 
 
 # The steps suffice for a tiny Llama. The base and SFT have the same number of steps.
-LLAMA_DEFAULTS = {"sft.steps": 800, "reward_model.steps": 1500, "ppo.steps": 35}
+LLAMA_DEFAULTS = {"sft.steps": 600, "reward_model.steps": 800, "ppo.steps": 30}
 
 
 def first_base(job: Job) -> tuple[Policy, Path]:

@@ -74,6 +74,7 @@ SECTIONS = {
     "sft": ["model", "sft", "run"],
     "reward_model": ["model", "reward_model", "run"],
     "multi_adapter": ["model", "sft", "reward_model", "ppo", "run"],
+    **dict.fromkeys(("sentiment", "detoxify", "llama"), ["model", "sft", "reward_model", "ppo", "run"]),
     "grpo": ["model", "sft", "reward_model", "grpo", "run"],
     "dpo": ["model", "sft", "dpo", "run"],
     "unpaired": ["model", "sft", "unpaired", "run"],
@@ -81,7 +82,7 @@ SECTIONS = {
     "distillation": ["model", "sft", "distillation", "run"],
     "process_reward": ["model", "process_reward", "run"],
 }
-TOP = {"distillation": {"student_width": 8, "student_steps": 2}}  # settings that stand in no table
+TOP = {"distillation": {"student_width": 8, "student_steps": 2}, "llama": {"base_steps": 2}}  # settings that stand in no table
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
 
 
