@@ -82,7 +82,8 @@ SECTIONS = {
     "distillation": ["model", "sft", "distillation", "run"],
     "process_reward": ["model", "process_reward", "run"],
 }
-TOP = {"distillation": {"student_width": 8, "student_steps": 2}, "llama": {"base_steps": 2}}  # settings that stand in no table
+# settings that stand in no table
+TOP = {"distillation": {"student_width": 8, "student_steps": 2}, "llama": {"base_steps": 2}}
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
 
 
