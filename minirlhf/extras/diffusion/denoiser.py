@@ -1,6 +1,7 @@
-"""A small diffusion transformer: patches of a picture are its tokens, level and label modulate its norms.
+"""A small U-Net for pictures, with attention where they are smallest.   B pictures, C channels.
 
-DiT with adaLN-zero: Peebles & Xie 2022, arXiv:2212.09748.   B pictures, P patches, D width.
+Ho et al. 2020, arXiv:2006.11239, appendix B; level and label scale and shift every block, as in Dhariwal & Nichol 2021,
+arXiv:2105.05233. The U-Net works on 2 x 2 pixels at once: at 16 x 16, full resolution costs four times as much.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 from minirlhf.errors import InputError, check_range
 
+FREQUENCIES = 16  # of a level's features
+GROUPS = 8  # of channels that are normalised together
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -21,17 +25,15 @@ class DenoiserConfig:
 
     size: int = 16  # [pixels] height and width of a picture
     labels: int = 15  # [labels] label 0, no condition, included
-    patch: int = 4  # [pixels] height and width of a patch
-    width: int = 96  # [numbers] of a token
-    layers: int = 3  # [blocks]
-    heads: int = 4  # [heads] of attention
+    channels: int = 32  # [channels] at half resolution; twice as many at a quarter
+    schedule: str = "cosine"  # [-] noise levels of its training
 
     def __post_init__(self) -> None:
-        check_range(self, "size", "labels", "patch", "width", "layers", "heads", least=1, most=4096)
-        if self.size % self.patch or self.width % self.heads:
+        check_range(self, "size", "labels", "channels", least=1, most=4096)
+        if self.size % 4 or self.channels % GROUPS:
             raise InputError(
-                f"DenoiserConfig: patch must divide size and heads must divide width, got size {self.size}, patch "
-                f"{self.patch}, width {self.width}, heads {self.heads}"
+                f"DenoiserConfig: size must be a multiple of 4 and channels of {GROUPS}, got {self.size} and "
+                f"{self.channels}"
             )
 
 
@@ -40,61 +42,66 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
-        self.config, D = config, config.width
-        patches = (config.size // config.patch) ** 2
-        self.embed = nn.Linear(config.patch**2, D)
-        self.position = nn.Parameter(0.02 * torch.randn(patches, D))
-        self.label = nn.Embedding(config.labels, D)
-        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, D), nn.SiLU(), nn.Linear(D, D))
-        self.blocks = nn.ModuleList(Block(D, config.heads) for _ in range(config.layers))
-        self.last_modulation = nn.Linear(D, 2 * D)
-        self.out = nn.Linear(D, config.patch**2)
-        for layer in (self.out, self.last_modulation, *(block.modulation for block in self.blocks)):
-            nn.init.zeros_(layer.weight)  # every block starts as the identity
-            nn.init.zeros_(layer.bias)
+        self.config, C = config, config.channels
+        self.label = nn.Embedding(config.labels, C)
+        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, C), nn.SiLU(), nn.Linear(C, C))
+        self.first = nn.Conv2d(4, C, 3, padding=1)
+        self.down = Block(C, C, C)
+        self.smaller = nn.Conv2d(C, 2 * C, 2, stride=2)
+        self.middle, self.attention, self.middle_too = Block(2 * C, 2 * C, C), Attention(2 * C), Block(2 * C, 2 * C, C)
+        self.larger = nn.ConvTranspose2d(2 * C, C, 2, stride=2)
+        self.up = Block(2 * C, C, C)
+        self.last = nn.Conv2d(C, 4, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, level: Tensor, label: Tensor) -> Tensor:
         """x [B, 1, H, W], level [B] in [0, 1], label [B] int64 -> v [B, 1, H, W].
 
         Raises: InputError for pictures of another mode or size.
         """
-        size, patch = self.config.size, self.config.patch
-        if x.shape[1:] != (1, size, size):
-            raise InputError(f"Denoiser: needed grey pictures [B, 1, {size}, {size}], got {list(x.shape)}")
-        tokens = self.embed(F.unfold(x, patch, stride=patch).transpose(1, 2)) + self.position
+        size = self.config.size
+        if x.shape[1:] != (1, size, size) or not x.is_floating_point():
+            found = f"{list(x.shape)} of {x.dtype}"
+            raise InputError(f"Denoiser: needed grey pictures [B, 1, {size}, {size}] of floats, got {found}")
         condition = F.silu(self.level(level_features(level)) + self.label(label))
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        shift, scale = self.last_modulation(condition)[:, None].chunk(2, -1)
-        patches = self.out(norm(tokens) * (1 + scale) + shift).transpose(1, 2)
-        return F.fold(patches, size, patch, stride=patch)
+        before = self.down(self.first(F.pixel_unshuffle(x, 2)), condition)
+        small = self.middle(self.smaller(before), condition)
+        small = self.middle_too(self.attention(small), condition)
+        after = self.up(torch.cat([self.larger(small), before], 1), condition)
+        return F.pixel_shuffle(self.last(F.silu(after)), 2)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm whose shift, scale and gate come from the condition."""
+    """Two convolutions beside a shortcut; the condition scales and shifts between them."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, inputs: int, outputs: int, condition: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp_in, self.mlp_out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.norm_in, self.conv_in = nn.GroupNorm(GROUPS, inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm_out, self.conv_out = nn.GroupNorm(GROUPS, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(condition, 2 * outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [B, P, D], condition [B, D] -> [B, P, D]."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(condition)[:, None].chunk(6, -1)
-        q, k, v = self.qkv(norm(x) * (1 + scale) + shift).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        x = x + gate * self.attention_out(mixed.transpose(1, 2).flatten(2))
-        hidden = F.gelu(self.mlp_in(norm(x) * (1 + scale_mlp) + shift_mlp))
-        return x + gate_mlp * self.mlp_out(hidden)
+        """x [B, C, H, W], condition [B, D] -> [B, C', H, W]."""
+        shift, scale = self.modulation(condition)[..., None, None].chunk(2, 1)
+        hidden = self.norm_out(self.conv_in(F.silu(self.norm_in(x)))) * (1 + scale) + shift
+        return self.shortcut(x) + self.conv_out(F.silu(hidden))
 
 
-def norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
+class Attention(nn.Module):
+    """Every place reads all places, beside a shortcut. One head."""
 
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
-FREQUENCIES = 16
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> [B, C, H, W]."""
+        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed).transpose(1, 2).unflatten(-1, x.shape[2:])
 
 
 def level_features(level: Tensor) -> Tensor:

@@ -1,0 +1,114 @@
+"""Rewards of pictures, and their gold measures: what the reward stands for, never trained on.
+
+A reward is a function (pictures [B, 1, 16, 16], labels [B]) -> scores [B].
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minirlhf.extras.diffusion.drawings import DIGITS, NAMES, SIZE, drawn
+from minirlhf.extras.diffusion.scoring import ImageReward
+from minirlhf.runtime.randomness import seed_everything
+
+SEVEN = NAMES.index("7")
+
+
+class Goal(NamedTuple):
+    """A reward, the measure that it stands for, and the prompts to train on."""
+
+    reward: ImageReward
+    gold: ImageReward
+    prompts: tuple[str, ...]
+
+
+def ink(pictures: Tensor, label: Tensor) -> Tensor:
+    """The mean darkness, from 0 (paper) to 1 (all ink); differentiable."""
+    return ((pictures.clamp(-1, 1) + 1) / 2).flatten(1).mean(1)
+
+
+def small_size(pictures: Tensor, label: Tensor) -> Tensor:
+    """Minus the number of bytes of the picture in 16 greys, compressed by zlib; it has no gradient.
+
+    It stands for the size of a JPEG in Black et al. 2023, section 5.1.
+    """
+    greys = ((pictures.detach().clamp(-1, 1) + 1) * 7.5).round().to(torch.uint8).cpu()
+    sizes = [-float(len(zlib.compress(bytes(grey.flatten().tolist()), 9))) for grey in greys]
+    return torch.tensor(sizes, device=pictures.device)
+
+
+def seven_by(classifier: nn.Module) -> ImageReward:
+    """The classifier's log-probability of a 7, in nats; differentiable."""
+
+    def seven(pictures: Tensor, label: Tensor) -> Tensor:
+        return classifier(pictures).log_softmax(-1)[:, SEVEN]
+
+    return seven
+
+
+def is_seven_by(classifier: nn.Module) -> ImageReward:
+    """1 if the classifier's first choice is a 7, else 0."""
+    return lambda pictures, label: (classifier(pictures).argmax(-1) == SEVEN).to(pictures.dtype)
+
+
+def as_asked_by(classifier: nn.Module) -> ImageReward:
+    """1 if the classifier's first choice is the drawing that the prompt names, else 0."""
+    return lambda pictures, label: (classifier(pictures).argmax(-1) == label).to(pictures.dtype)
+
+
+def goal_of(name: str, seed: int, device: torch.device) -> Goal:
+    """The goal that `--reward` names; its classifiers are trained now."""
+    gold = trained(GoldClassifier(), 400, 4096, 0.3, seed, "gold").to(device)
+    goals: dict[str, Callable[[], Goal]] = {
+        "ink": lambda: Goal(ink, as_asked_by(gold), DIGITS),
+        "size": lambda: Goal(small_size, as_asked_by(gold), DIGITS),
+        "seven": lambda: Goal(
+            seven_by(trained(FoolableClassifier(), 200, 512, 0.0, seed, "proxy").to(device)),
+            is_seven_by(gold),
+            ("",),
+        ),
+    }
+    return goals[name]()
+
+
+class FoolableClassifier(nn.Sequential):
+    """A small MLP: it reads single pixels, so pictures that are no digits can fool it."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(SIZE * SIZE, 48), nn.ReLU(), nn.Linear(48, len(NAMES)))
+
+
+class GoldClassifier(nn.Sequential):
+    """Convolutions, trained on noisy pictures."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32 * (SIZE // 4) ** 2, 64), nn.ReLU(), nn.Linear(64, len(NAMES)),
+        )  # fmt: skip
+
+
+def trained(classifier: nn.Module, steps: int, pictures: int, noise: float, seed: int, stream: str) -> nn.Module:
+    """Train a classifier on drawings of its own -> frozen. The result is a function of seed and stream.
+
+    noise: largest standard deviation of the noise that is added to a picture.
+    """
+    seed_everything(seed)
+    for layer in classifier:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    images, label = drawn([(i,) for i in range(pictures)], seed, stream)
+    adamw = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
+    for _ in range(steps):
+        rows = torch.randint(pictures, (64,))
+        noisy = images[rows] + noise * torch.rand(64, 1, 1, 1) * torch.randn(64, 1, SIZE, SIZE)
+        adamw.zero_grad()
+        F.cross_entropy(classifier(noisy), label[rows]).backward()
+        adamw.step()
+    return classifier.requires_grad_(False)
