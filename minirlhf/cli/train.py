@@ -26,6 +26,7 @@ from minirlhf.cli.program import program_of
 from minirlhf.data.batches import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.pairwise import win_rate
+from minirlhf.extras.diffusion import commands as diffusion
 from minirlhf.jobs import best_of_n as best_of
 from minirlhf.jobs import programs
 from minirlhf.jobs.given_models import given_student, scorer_of
@@ -369,9 +370,21 @@ PROGRAMS = {
 }
 
 
+# Programs of extras/, with settings and stages of their own: a line of help, and a function of the flags.
+EXTRAS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "ddpo": ("DDPO: a diffusion model, from scores of its pictures", diffusion.ddpo),
+    "alignprop": ("AlignProp: a diffusion model, from the gradient of a reward", diffusion.alignprop),
+}
+
+
 def main(argv: list[str]) -> None:
+    does = {name: program.does for name, program in PROGRAMS.items()}
+    does |= {name: line for name, (line, _) in EXTRAS.items()}
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, PROGRAMS))
-        lines = [f"{name:<{width}}  {program.does}" for name, program in PROGRAMS.items()]
-        return print(__doc__.strip(), "", *lines, sep="\n")
-    train(*program_of("train", argv, PROGRAMS))
+        width = max(map(len, does))
+        return print(__doc__.strip(), "", *(f"{name:<{width}}  {line}" for name, line in does.items()), sep="\n")
+    name, flags = program_of("train", argv, does)
+    if name in EXTRAS:
+        EXTRAS[name][1](flags)
+    else:
+        train(name, flags)

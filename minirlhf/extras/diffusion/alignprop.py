@@ -7,7 +7,7 @@ B chains, T steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,20 @@ class AlignPropConfig(OptimizerConfig):
     microbatch_size: int = 256  # [samples] in one forward and backward
     lr: float = 3e-4  # [per update] peak learning rate
 
+    needs_gradient: ClassVar[bool] = True  # of the reward
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "steps", "batch_size", "last_steps", "microbatch_size", least=1)
         check_range(self, "kl_coef", "mix_coef", least=0)
+
+    def check_chain(self, chain: Chain) -> None:
+        """Raise InputError if the chain has fewer than `last_steps` steps."""
+        if (self.last_steps or 1) > chain.steps:
+            raise InputError(
+                f"AlignPropConfig: last_steps must be at most the number of denoising steps, got {self.last_steps} and "
+                f"{chain.steps}; leave it out for all steps"
+            )
 
 
 class AlignPropTrainer:
@@ -67,16 +77,12 @@ class AlignPropTrainer:
         drawn: Any = None,
         seed: int = 0,
     ) -> None:
+        config.check_chain(chain)
         if reference is not None:
             chain.check_noisy("AlignPropTrainer: the KL to the reference")
         for coefficient, part, name in ((config.kl_coef, reference, "reference"), (config.mix_coef, drawn, "drawn")):
             if coefficient and part is None:
                 raise InputError(f"AlignPropTrainer: a coefficient above 0 needs {name}, got none")
-        if (config.last_steps or 1) > chain.steps:
-            raise InputError(
-                f"AlignPropConfig: last_steps must be at most the number of denoising steps, got {config.last_steps} "
-                f"and {chain.steps}; leave it out for all steps"
-            )
         self.denoiser, self.wrapped, self.reference, self.reward = denoiser, wrap(denoiser), reference, reward
         self.chain, self.config, self.shape, self.drawn, self.seed = chain, config, shape, drawn, seed
         self.models = {"denoiser": denoiser}

@@ -7,7 +7,7 @@ B chains = N prompts times G samples; everything per step is [B, T].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class DDPOConfig(OptimizerConfig):
     microbatch_size: int = 256  # [samples] in one forward, with all their steps
     lr: float = 3e-4  # [per update] peak learning rate
 
+    needs_gradient: ClassVar[bool] = False  # of the reward
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "steps", "batch_size", "updates_per_step", "microbatch_size", least=1)
@@ -53,6 +55,10 @@ class DDPOConfig(OptimizerConfig):
                 "DDPOConfig: loss=reinforce is right for one update on fresh samples only; needed updates_per_step=1, "
                 f"got {self.updates_per_step}; set it to 1, or use loss=clipped"
             )
+
+    def check_chain(self, chain: Chain) -> None:
+        """Raise InputError if a step of the chain has no log-prob."""
+        chain.check_noisy("DDPO")
 
 
 class Chains(NamedTuple):
@@ -87,7 +93,7 @@ class DDPOTrainer:
         shape: tuple[int, ...],
         seed: int = 0,
     ) -> None:
-        chain.check_noisy("DDPOTrainer")
+        config.check_chain(chain)
         if config.kl_coef and reference is None:
             raise InputError("DDPOTrainer: kl_coef needs a reference, got none; pass a copy of the denoiser")
         self.denoiser, self.wrapped, self.reference, self.reward = denoiser, wrap(denoiser), reference, reward

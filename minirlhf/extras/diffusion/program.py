@@ -32,7 +32,7 @@ from minirlhf.extras.diffusion.drawings import SHAPE, drawn, labels_of
 from minirlhf.extras.diffusion.files import load_denoiser
 from minirlhf.extras.diffusion.png import grid, write_png
 from minirlhf.extras.diffusion.pretraining import PretrainingConfig, PretrainingTrainer
-from minirlhf.extras.diffusion.rewards import Goal, goal_of
+from minirlhf.extras.diffusion.rewards import WITHOUT_GRADIENT, Goal, goal_of
 from minirlhf.extras.diffusion.scoring import scored
 from minirlhf.jobs.folder import find_output, take_output
 from minirlhf.runtime.device import session
@@ -172,13 +172,7 @@ class PictureJob:
         """`--base`, or a denoiser pretrained on drawings: now, or by an earlier start of the job."""
         job, config, schedule = self.settings["job"], self.settings["pretraining"], self.chain.config.schedule
         if job.base:
-            base = load_denoiser(job.base)
-            if base.config.schedule != schedule:
-                raise InputError(
-                    f"{job.base}: was trained with the schedule {base.config.schedule}, got --chain.schedule "
-                    f"{schedule}; give --chain.schedule {base.config.schedule}"
-                )
-            return base
+            return check_base(job.base, schedule)
         plain = PicturesConfig()
         settings = {"job": replace(job, reward=plain.reward, train=plain.train), "pretraining": config}
         settings |= {"chain": ChainConfig(schedule=schedule), "run": self.settings["run"]}
@@ -205,6 +199,17 @@ class PictureJob:
         return Run(config, trainer, batches, settings=settings, files=files)
 
 
+def check_base(folder: str, schedule: str) -> Denoiser:
+    """The denoiser in this folder.   Raises: InputError if it was trained with another schedule of noise levels."""
+    base = load_denoiser(folder)
+    if (own := base.config.schedule) != schedule:
+        raise InputError(
+            f"{folder}: was trained with the schedule {own}, got --chain.schedule {schedule}; give --chain.schedule "
+            f"{own}"
+        )
+    return base
+
+
 @contextmanager
 def open_job(name: str, config: type, *, help: str, argv: list[str] | None = None) -> Iterator[PictureJob]:
     """Read the flags, then open device, folder, chain and reward.   name: of the program and of its settings.
@@ -217,9 +222,12 @@ def open_job(name: str, config: type, *, help: str, argv: list[str] | None = Non
     options = {"device": job.device, "precision": "fp32", "seed": job.seed, "threads": job.threads}
     with log_level(job.log_level), session(**options) as device, unlocked_at_end():
         chain = Chain(settings["chain"])
+        settings[name].check_chain(chain)
+        chain.check_noisy("chain")  # evaluations measure the KL to the base
+        if settings[name].needs_gradient and job.reward in WITHOUT_GRADIENT:
+            raise InputError(f"--reward {job.reward}: {job.reward} has no gradient, which {name} needs; use ddpo")
         if job.base:
-            load_denoiser(job.base)  # a folder that cannot be read is refused before anything is written
-        folder = find_output(job, name)
-        folder = take_output(folder, job, name, "base")
+            check_base(job.base, chain.config.schedule)
+        folder = take_output(find_output(job, name), job, name, "base")
         goal = goal_of(job.reward, job.seed, device)
         yield PictureJob(name, settings, folder, device, goal, chain, started, {}, {})

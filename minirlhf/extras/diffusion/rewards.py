@@ -18,6 +18,9 @@ from minirlhf.extras.diffusion.scoring import ImageReward
 from minirlhf.runtime.randomness import seed_everything
 
 SEVEN = NAMES.index("7")
+WITHOUT_GRADIENT = ("size",)  # rewards that are no function for autograd
+# Classifier -> steps of its training, drawings, largest standard deviation of the noise on a drawing.
+CLASSIFIERS = {"gold": (400, 4096, 0.3), "proxy": (200, 512, 0.0)}
 
 
 class Goal(NamedTuple):
@@ -64,12 +67,12 @@ def as_asked_by(classifier: nn.Module) -> ImageReward:
 
 def goal_of(name: str, seed: int, device: torch.device) -> Goal:
     """The goal that `--reward` names; its classifiers are trained now."""
-    gold = trained(GoldClassifier(), 400, 4096, 0.3, seed, "gold").to(device)
+    gold = trained(GoldClassifier(), "gold", seed).to(device)
     goals: dict[str, Callable[[], Goal]] = {
         "ink": lambda: Goal(ink, as_asked_by(gold), DIGITS),
         "size": lambda: Goal(small_size, as_asked_by(gold), DIGITS),
         "seven": lambda: Goal(
-            seven_by(trained(FoolableClassifier(), 200, 512, 0.0, seed, "proxy").to(device)),
+            seven_by(trained(FoolableClassifier(), "proxy", seed).to(device)),
             is_seven_by(gold),
             ("",),
         ),
@@ -94,16 +97,17 @@ class GoldClassifier(nn.Sequential):
         )  # fmt: skip
 
 
-def trained(classifier: nn.Module, steps: int, pictures: int, noise: float, seed: int, stream: str) -> nn.Module:
-    """Train a classifier on drawings of its own -> frozen. The result is a function of seed and stream.
+def trained(classifier: nn.Module, name: str, seed: int) -> nn.Module:
+    """Train a classifier on drawings of its own -> frozen. The result is a function of the seed.
 
-    noise: largest standard deviation of the noise that is added to a picture.
+    name: a key of CLASSIFIERS.
     """
+    steps, pictures, noise = CLASSIFIERS[name]
     seed_everything(seed)
     for layer in classifier:
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
-    images, label = drawn([(i,) for i in range(pictures)], seed, stream)
+    images, label = drawn([(i,) for i in range(pictures)], seed, name)
     adamw = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
     for _ in range(steps):
         rows = torch.randint(pictures, (64,))
