@@ -100,7 +100,7 @@ class GRPOTrainer:
         self.surrogate = maybe_compile(SURROGATES[config.surrogate], compiled)
         adaptive = config.entropy_coef, config.entropy_target, config.entropy_delta
         self.entropy = AdaptiveEntropyController(*adaptive) if config.entropy_target is not None else None
-        self.steps_done = 0
+        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see rollout/recorded.py
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
@@ -157,7 +157,7 @@ class GRPOTrainer:
     def sample(self, batch: list[Draw], stream: str, greedy: bool = False) -> Rollout:
         """A group of completions for each prompt, or the prompt's greedy completion alone."""
         sampling = self.config.sampling(self.tokenizer.eos_ids)
-        return collect(
+        return self.sampler(
             self.policy,
             None if greedy else self.ref_policy,
             None,

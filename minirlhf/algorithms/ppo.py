@@ -130,7 +130,7 @@ class PPOTrainer:
             if config.kl_controller == "adaptive"
             else FixedKLController(config.kl_coef)
         )
-        self.steps_done = 0
+        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see rollout/recorded.py
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
@@ -168,7 +168,7 @@ class PPOTrainer:
         return metrics
 
     def collect(self, batch: list[Draw]) -> Rollout:
-        rollout = collect(
+        rollout = self.sampler(
             self.policy,
             self.ref_policy,
             self.value_model,

@@ -15,6 +15,7 @@ from minirlhf.adapters import apply_lora, freeze
 from minirlhf.algorithms.dpo import DPOConfig, check_models
 from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token
 from minirlhf.errors import InputError, shown
+from minirlhf.jobs.before_training import rollouts_in
 from minirlhf.jobs.data_flags import flags_of
 from minirlhf.jobs.environments import with_environment
 from minirlhf.jobs.folder import take_output, write_refused
@@ -243,7 +244,9 @@ def check_flags(settings: dict[str, Any]) -> None:
     if getattr(job, "reward_weights", ()) and not job.reward:
         raise InputError("--reward_weights: needs rewards to weigh; give --reward")
     if isinstance(job, RewardFlags):
-        check_reward_flags(job)
+        check_reward_flags(job, settings)
+        if job.replay:
+            rollouts_in(job.replay)
 
 
 def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from minirlhf.errors import InputError, check_range
 
@@ -16,6 +16,10 @@ class RewardFlags:
     reward_ensemble: Literal["mean", "min", "mean_minus_std"] | None = None  # [-] the rewards are members of an
     #                             ensemble: their mean, their least, or their mean minus their standard deviation
     reward_timeout: float | None = None  # [seconds] in which a function must score a batch; none: no limit
+    save_rollouts: bool = False  # [-] write each rollout: ids, log-probs, values, scores and texts
+    replay: str | None = None  # [folder] of rollouts that save_rollouts wrote: train on them instead of sampling
+    replay_scores: Literal["recorded", "new"] = "recorded"  # [-] of a replay: as recorded, so that each update is the
+    #                             recorded one bit for bit, or of the reward of this job on the recorded texts
 
 
 def with_reward_flags(cls: type) -> type:
@@ -32,8 +36,15 @@ def reward_flags_of(job: object) -> RewardFlags:
     return job if isinstance(job, RewardFlags) else RewardFlags()
 
 
-def check_reward_flags(job: RewardFlags) -> None:
-    """Refuse flags that would have no effect.   job: the plain flags of a program with `reward`."""
+def check_reward_flags(job: RewardFlags, settings: dict[str, Any]) -> None:
+    """Refuse flags that would have no effect.   job: the plain flags of a program with `reward`, of these settings."""
+    for name in ("save_rollouts", "replay"):
+        if getattr(job, name) and "online_dpo" in settings:
+            raise InputError(f"--{name}: online_dpo compares pairs, which are not recorded; drop the flag")
+    if job.save_rollouts and job.replay:
+        raise InputError("--save_rollouts: a replay samples nothing; drop --save_rollouts or --replay")
+    if job.replay_scores == "new" and not job.replay:
+        raise InputError("--replay_scores: needs recorded rollouts; give --replay DIR")
     check_range(job, "reward_timeout", above=0)
     if job.reward_ensemble and job.reward_weights:
         raise InputError("--reward_weights: an ensemble weighs its members equally; drop one of the two flags")

@@ -139,8 +139,7 @@ class PolicyStage(Stage):
             held_out = {} if isinstance(self.config, OnPolicyConfig) else trainer.evaluate(self.held_out)
             return {**held_out, **self.evaluate(self.policy, prompts).known()}
 
-        if getattr(self.config, "precompute_ref_logps", False):
-            from minirlhf.jobs.reference import precompute  # here, so that the core loads no leaf
+        from minirlhf.jobs.before_training import begin  # here, so that the core loads no leaf
 
-            precompute(self, trainer)
+        begin(self, trainer)
         return self.run(trainer, self.batches(self.rows), evaluate)
