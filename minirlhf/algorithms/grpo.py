@@ -100,7 +100,7 @@ class GRPOTrainer:
         self.surrogate = maybe_compile(SURROGATES[config.surrogate], compiled)
         adaptive = config.entropy_coef, config.entropy_target, config.entropy_delta
         self.entropy = AdaptiveEntropyController(*adaptive) if config.entropy_target is not None else None
-        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see rollout/recorded.py
+        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see training/recorded.py
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:

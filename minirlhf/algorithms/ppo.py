@@ -130,7 +130,7 @@ class PPOTrainer:
             if config.kl_controller == "adaptive"
             else FixedKLController(config.kl_coef)
         )
-        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see rollout/recorded.py
+        self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see training/recorded.py
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 from minirlhf.errors import InputError
 from minirlhf.jobs.reference import precompute
 from minirlhf.jobs.reward_flags import reward_flags_of
-from minirlhf.rollout.recorded import Recorder, Replay, recorded_steps
 from minirlhf.runtime.distributed import say
+from minirlhf.training.recorded import Recorder, Replay, recorded_steps
 
 
 def begin(stage: Any, trainer: Any) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minirlhf.algorithms import GRPOConfig, PPOConfig
 from minirlhf.errors import InputError
-from minirlhf.rollout.recorded import Recorder, Replay, read_rollout, recorded_steps
 from minirlhf.rollout.rollout import Rollout
+from minirlhf.training.recorded import Recorder, Replay, read_rollout, recorded_steps
 
 BATCH = tiny.batches(8, 2)
 MAKERS = {
@@ -133,7 +133,7 @@ def test_other_models_rows_and_vocabularies_are_refused_by_name(recorded, monkey
     found, origin = read_rollout(folder / "step-1" / "rollout.0-of-1")
 
     def refused(changes, reason):
-        monkeypatch.setattr("minirlhf.rollout.recorded.read_rollout", lambda path: (found, origin | changes))
+        monkeypatch.setattr("minirlhf.training.recorded.read_rollout", lambda path: (found, origin | changes))
         with pytest.raises(InputError, match=reason):
             replayed(folder)
 

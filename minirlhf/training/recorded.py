@@ -28,6 +28,7 @@ from minirlhf.rewards.scoring import score_completions
 from minirlhf.rollout.collect import collect
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.runtime.distributed import rank, world_size
+from minirlhf.training.checkpoint import written_whole
 
 TENSORS, TEXTS = "rollout.safetensors", "rollout.json"
 SPEED = ("batch_size", "microbatch_tokens")  # settings of sampling that change no completion
@@ -40,8 +41,6 @@ class Recorder:
         self.folder, self.trainer = Path(folder), trainer
 
     def __call__(self, *parts: Any, stream: str = "rollout", **options: Any) -> Rollout:
-        from minirlhf.training.checkpoint import written_whole
-
         origin = origin_of(self.trainer, *parts, stream=stream, **options)
         rollout = collect(*parts, stream=stream, **options)
         fields = {name: value for name, value in vars(rollout).items() if value is not None}
