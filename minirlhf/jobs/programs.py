@@ -24,6 +24,7 @@ from minirlhf.model.policy import Policy
 from minirlhf.model.transformer import Transformer
 from minirlhf.pretrained import load_adapter
 from minirlhf.rewards.scoring import Reward
+from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import world_size
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks import rudeness
@@ -210,5 +211,7 @@ def based_on(stage: Stage, folder: Path) -> Stage:
 
 def merged_sft(job: Job) -> Policy:
     """The base with the adapter of SFT merged, as the stage has written it."""
-    finished = finished_model(job.folder / "sft")
-    return load_finished(finished, job.common, job.device) if finished else job.base()  # `minirlhf check` writes none
+    finished = agreed(lambda: str(finished_model(job.folder / "sft") or ""))  # the main process has just written it
+    if not finished:  # `minirlhf check` writes no model
+        return job.base()
+    return load_finished(Path(finished), job.common, job.device)

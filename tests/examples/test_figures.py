@@ -28,3 +28,25 @@ def test_grpo_solves_sums_from_a_model_that_hardly_adds(tmp_path, seed):
 def test_dpo_beats_sft_on_four_of_five_prompts(tmp_path, seed):
     found = run("dpo", tmp_path / "job", "--seed", str(seed))
     assert found["win_rate"] >= 0.8 and found["kl"] <= 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sentiment_becomes_positive_and_keeps_its_grammar(tmp_path, seed):
+    found = run("sentiment", tmp_path / "job", "--seed", str(seed))
+    before, after = found["before"], found["after"]
+    assert abs(before["gold_reward"]) <= 0.15 and after["gold_reward"] >= 0.3 and after["grammatical"] >= 0.85
+    assert found["classifier_accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_detoxify_leaves_rude_words_out_and_little_else(tmp_path, seed):
+    found = run("detoxify", tmp_path / "job", "--seed", str(seed))
+    assert found["rude_before"] >= 0.5 and found["rude_after"] <= 0.06
+    assert found["after"]["grammatical"] >= 0.88 and found["kl"] <= 1.6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_adapters_of_a_llama_raise_gold(tmp_path, seed):
+    found = run("llama", tmp_path / "job", "--seed", str(seed))
+    assert found["after"]["gold_reward"] - found["before"]["gold_reward"] >= 0.25
+    assert found["before"]["grammatical"] >= 0.85 and found["after"]["grammatical"] >= 0.85

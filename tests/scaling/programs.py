@@ -54,6 +54,8 @@ FLAGS = {
     "unpaired": SFT + " --unpaired.steps 3 --unpaired.batch_size 8",
     "distillation": SFT + " --distillation.steps 3 --distillation.batch_size 8 --distillation.max_tokens 8" + STUDENT,
     "multi_adapter": SFT + REWARD + ON_POLICY.format("ppo"),
+    "llama": SFT + REWARD + ON_POLICY.format("ppo") + " --base_steps 3",
+    **dict.fromkeys(("sentiment", "detoxify"), SFT + REWARD + ON_POLICY.format("ppo") + " --rows 100"),
 }
 
 
