@@ -9,12 +9,19 @@ samples.jsonl of a run with an environment has such rows. A pair has two of thes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minirlhf.errors import InputError, shown
 
 BY = ("policy", "environment")
 ROLES = ("user", "tool")  # of an environment's text in a chat template
+
+
+def transcript(turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """(by, text) of each turn -> the columns of a row."""
+    parts = [{"by": by, "text": text} for by, text in turns]
+    return {"response": text_of(parts), "response_parts": parts}
 
 
 def is_transcript(value: object) -> bool:
