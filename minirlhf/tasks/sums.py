@@ -18,6 +18,7 @@ from minirlhf.environments.text_environment import CLOSE, OPEN, TextEnvironment
 from minirlhf.environments.tools.calculator import calculator
 from minirlhf.tasks.task import Task
 
+ASK, ASKED = "calculator: ", 0.4  # the beginning of a prompt that asks for a call, and its share of the SFT rows
 CALL = f"<{calculator.__name__}>"
 
 
@@ -41,7 +42,10 @@ def sft_rows(n: int, seed: int, calls: float) -> list[dict]:
         row = problem(rng)
         answer, sum_ = str(row["answer"]), row["prompt"].removesuffix("=")
         turns = [("policy", answer)]
-        if rng.random() < calls:
+        asked = rng.random() < ASKED
+        if asked:
+            row = {**row, "prompt": f"{ASK}{row['prompt']}"}
+        if asked or rng.random() < calls:
             call, result = f"{CALL}{sum_}</{calculator.__name__}>", f"{OPEN}{answer}{CLOSE}"
             turns = [("policy", call), ("environment", result), *turns]
         rows.append({**row, **transcript(turns)})
