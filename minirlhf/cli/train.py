@@ -28,7 +28,7 @@ from minirlhf.data.encoding import EncodedRow
 from minirlhf.evaluation.pairwise import win_rate
 from minirlhf.extras.diffusion import commands as diffusion
 from minirlhf.jobs import best_of_n as best_of
-from minirlhf.jobs import programs
+from minirlhf.jobs import played, programs
 from minirlhf.jobs.given_models import given_student, scorer_of
 from minirlhf.jobs.job import Job
 from minirlhf.jobs.labelled import ClassifierStage, LabelledJobConfig
@@ -221,6 +221,30 @@ def grpo(job: Job) -> Iterator[Work]:
     job.report(config.algorithm, before, stage.evaluate(stage.policy), **gold)
 
 
+def tools(job: Job) -> Iterator[Work]:
+    base = job.policy()
+    job, reward = played.with_calculator(job)
+    stage = job.stage(base, "prompts", reward=reward)
+    before = stage.evaluate(stage.reference)
+    if not stage.finished:
+        options = {"seed": job.seed, "environment": job.environment}
+        trainer = GRPOTrainer(stage.policy, None, reward, job.tokenizer, job.config, **options)
+        yield sampled(stage, trainer, prompts=256)
+    after = stage.evaluate(stage.policy)
+    calls = {"calls_before": played.share_of_calls(job, before), "calls_after": played.share_of_calls(job, after)}
+    job.report("GRPO", before, after, **calls)
+
+
+def game(job: Job) -> Iterator[Work]:
+    stage = job.stage(job.policy(), "prompts")
+    before = stage.evaluate(stage.reference)
+    if not stage.finished:
+        options = {"seed": job.seed, "environment": job.environment}
+        trainer = GRPOTrainer(stage.policy, None, job.given_reward, job.tokenizer, job.config, **options)
+        yield sampled(stage, trainer, prompts=255)
+    job.report(job.config.algorithm, before, stage.evaluate(stage.policy))
+
+
 def online_dpo(job: Job) -> Iterator[Work]:
     base = job.policy()
     reward, accuracy = job.reward(base)
@@ -304,6 +328,8 @@ GRPO = {"job": programs.GRPOJobConfig, "defaults": programs.GRPO_DEFAULTS}
 BEST_OF_N = {"section": "ppo", "job": best_of.BestOfNJobConfig, "defaults": best_of.DEFAULTS}
 LLAMA = {"job": programs.LlamaJobConfig, "defaults": programs.LLAMA_DEFAULTS}
 LABELLED = {**AFTER_BOTH, "section": "ppo", "job": LabelledJobConfig}
+TOOLS = {"job": played.ToolsJobConfig, "defaults": played.TOOLS_DEFAULTS, "task": played.load_sums}
+GAME = {"job": played.GameJobConfig, "defaults": played.GAME_DEFAULTS, "task": played.load_game}
 STEPS = {"job": programs.ProcessRewardJobConfig, "task": programs.load_steps, "needs": ("steps",)}
 PROGRAMS = {
     "sft": Program("supervised fine-tuning", SFTConfig, sft, {"needs": ("sft",)}),
@@ -320,6 +346,20 @@ PROGRAMS = {
     "ppo": Program("SFT, reward model, PPO", PPOConfig, ppo, {**AFTER_BOTH, "job": PipelineConfig}),
     "best_of_n": Program("PPO, then best-of-n at the same KL", PPOConfig, best_of_n, {**AFTER_BOTH, **BEST_OF_N}),
     "grpo": Program("GRPO and its family: groups of completions", GRPOConfig, grpo, {**AFTER_BOTH, **GRPO}),
+    "tools": Program(
+        "GRPO with a calculator that the policy calls",
+        GRPOConfig,
+        tools,
+        {**AFTER_SFT, "section": "grpo", **TOOLS},
+        example="--policy DIR --data rows.jsonl",
+    ),
+    "game": Program(
+        "a game of several turns, with credit for each turn",
+        GRPOConfig,
+        game,
+        {**AFTER_SFT, "section": "grpo", **GAME},
+        example="--policy DIR",
+    ),
     "dpo": Program("DPO and its family: pairs", DPOConfig, dpo, {**AFTER_SFT, "needs": ("pairs",)}),
     "unpaired": Program(
         "KTO, BCO: answers that people liked or not",

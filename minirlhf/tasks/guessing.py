@@ -1,15 +1,15 @@
 """`guessing`: a number from 1 to 15, found by "higher" and "lower".
 
-    number 1 to 15:
+    I think of a number from 1 to 15. Guess it; I say higher or lower.
     4
     higher
     12
     lower
     9
 
-Each turn costs 1. The best player halves the numbers that remain. He needs 1 turn for one number, 2 for two, 3 for four
-and 4 for eight numbers: (1 + 2*2 + 3*4 + 4*8) / 15 = 49 / 15 = 3.27 turns on average. The player of the SFT rows takes
-any number that remains: 4.08 turns.
+Each turn costs 1. The best player halves the numbers that remain: he finds one number in 1 turn, two numbers in 2, four
+in 3 and eight in 4, so (1 + 2*2 + 4*3 + 8*4) / 15 = 49 / 15 = 3.267 turns on average. The player of the SFT rows takes
+any number that remains: 4.079 turns on average.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
+from minirlhf.data.batches import TURNS
 from minirlhf.data.transcripts import transcript
-from minirlhf.environments.environment import Observation
+from minirlhf.environments import Episodes, Observation
+from minirlhf.environments.episodes import REWARD
 from minirlhf.tasks.task import Task
 
 LARGEST = 15
-PROMPT = f"number 1 to {LARGEST}:\n"
+PROMPT = f"I think of a number from 1 to {LARGEST}. Guess it; I say higher or lower.\n"
 END = "\n"  # of a turn, a stop string
+MOST_TURNS = 12
 
 
 class Guessing:
-    """One game. A guess that is wrong, or no number, is a reward of -1; the right guess ends the game."""
+    """One game. Each turn is a reward of -1; the right guess ends the game."""
 
     stop_strings = (END,)
 
-    def reset(self, row: dict) -> str:
+    def reset(self, row: dict) -> str | list[dict]:
         self.number = row["number"]
-        return row["prompt"]
+        return row.get(TURNS) or row["prompt"]
 
     def step(self, action: str) -> Observation:
         guess = number_in(action)
-        if guess == self.number:
-            return Observation(done=True)
-        return Observation(answer(guess, self.number) + END, reward=-1.0)
+        return Observation(answer(guess, self.number) + END, reward=-1.0, done=guess == self.number)
 
 
 def number_in(action: str) -> int | None:
     """The guess of a turn; None if it is no number of the game."""
     text = action.strip()
-    return int(text) if text.isascii() and text.isdigit() and 1 <= int(text[:4]) <= LARGEST and len(text) < 4 else None
+    return next((number for number in range(1, LARGEST + 1) if text == str(number)), None)
 
 
 def answer(guess: int | None, number: int) -> str:
     if guess is None:
         return f"a number from 1 to {LARGEST}"
-    return "higher" if guess < number else "lower"
+    return "right" if guess == number else "higher" if guess < number else "lower"
 
 
 def rows(times: int) -> list[dict]:
@@ -77,17 +79,9 @@ def game(rng: random.Random) -> list[tuple[str, str]]:
         low, high = (guess + 1, high) if guess < number else (low, guess - 1)
 
 
-def turns_of(completion: str) -> int:
-    """The policy's turns in the text of an episode."""
-    lines = completion.split(END)
-    return sum(not line.startswith(("higher", "lower", "a number")) for line in lines if line)
-
-
 def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
-    """gold_reward: minus the number of turns. A number that was not found counts as one turn more."""
-    lasts = [number_in(text.rstrip(END).rpartition(END)[2]) for text in completions]
-    found = [last == row["number"] for last, row in zip(lasts, rows, strict=True)]
-    return {"gold_reward": [-float(turns_of(t) + (not f)) for t, f in zip(completions, found, strict=True)]}
+    """The exact measure of each episode: gold_reward, minus the number of turns."""
+    return {"gold_reward": [row[REWARD] for row in rows]}
 
 
 @cache
@@ -99,6 +93,10 @@ def best_total(n: int) -> int:
 OPTIMUM = Fraction(best_total(LARGEST), LARGEST)  # 49/15 turns
 
 
-def guessing_task(seed: int, *, sft: int = 20_000) -> Task:
-    games = sft_rows(sft + 500, seed)
-    return Task("guessing", games[:sft], (), rows(200), games[sft:], (), rows(68), gold=gold)
+def episodes(tokenizer: Any) -> Episodes:
+    return Episodes(Guessing, tokenizer, max_turns=MOST_TURNS)
+
+
+def guessing_task(seed: int, *, sft: int = 40_000) -> Task:
+    games, asked = sft_rows(sft + 500, seed), rows(68)
+    return Task("guessing", games[:sft], (), asked, games[sft:], (), asked, gold=gold, environment=episodes)

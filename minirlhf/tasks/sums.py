@@ -1,25 +1,28 @@
 """`sums`: additions of four digits, too long for a small model's head, and a calculator.
 
-prompt := A "+" B "="        A, B := 1000..9999
+prompt := ["calculator: "] A "+" B "="        A, B := 1000..9999
 
     1234+5678=<calculator>1234+5678</calculator><result>6912</result>6912
 
-A row of SFT has the answer alone, or with a small probability a call. So the model after SFT knows how a call is
-written, and hardly ever calls. Reinforcement learning on right answers finds the call.
+SFT shows a call after each prompt that asks for it. A bare sum, such as the line above, is nearly always answered from
+the head. So the policy after SFT knows how to call and hardly ever does. The prompts of reinforcement learning are bare
+sums.
 """
 
 from __future__ import annotations
 
 import random
 from functools import partial
+from typing import Any
 
 from minirlhf.data.transcripts import transcript
-from minirlhf.environments.text_environment import CLOSE, OPEN, TextEnvironment
+from minirlhf.environments import Episodes, TextEnvironment
+from minirlhf.environments.text_environment import CLOSE, OPEN
 from minirlhf.environments.tools.calculator import calculator
 from minirlhf.tasks.task import Task
 
 ASK, ASKED = "calculator: ", 0.4  # the beginning of a prompt that asks for a call, and its share of the SFT rows
-CALL = f"<{calculator.__name__}>"
+CALLS = 0.05  # share of the bare sums that SFT answers with a call
 
 
 def problem(rng: random.Random, held_out: bool = False) -> dict:
@@ -35,20 +38,16 @@ def problems(n: int, name: str, held_out: bool = False) -> list[dict]:
     return [problem(rng, held_out) for _ in range(n)]
 
 
-def sft_rows(n: int, seed: int, calls: float) -> list[dict]:
-    """n transcripts; each has a call with the probability `calls`. Every answer is right."""
+def sft_rows(n: int, seed: int, tool: bool = True) -> list[dict]:
+    """n rows, with right answers.   tool: some are transcripts with a call, see the top; False: no row has a call."""
     rng, rows = random.Random(f"sums sft {seed}"), []
     for _ in range(n):
-        row = problem(rng)
-        answer, sum_ = str(row["answer"]), row["prompt"].removesuffix("=")
-        turns = [("policy", answer)]
-        asked = rng.random() < ASKED
-        if asked:
-            row = {**row, "prompt": f"{ASK}{row['prompt']}"}
-        if asked or rng.random() < calls:
-            call, result = f"{CALL}{sum_}</{calculator.__name__}>", f"{OPEN}{answer}{CLOSE}"
-            turns = [("policy", call), ("environment", result), *turns]
-        rows.append({**row, **transcript(turns)})
+        row, asks, calls = problem(rng), rng.random() < ASKED, rng.random() < CALLS
+        answer, turns = str(row["answer"]), [("policy", str(row["answer"]))]
+        if tool and (asks or calls):
+            call = f"<calculator>{row['prompt'].removesuffix('=')}</calculator>"
+            turns = [("policy", call), ("environment", f"{OPEN}{answer}{CLOSE}"), *turns]
+        rows.append({**row, "prompt": ASK * (tool and asks) + row["prompt"], **transcript(turns)})
     return rows
 
 
@@ -57,18 +56,23 @@ def right(answer: str, row: dict) -> float:
     return float(answer.strip() == str(row["answer"]))
 
 
+def reward(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
+    """`right`, for the text after the last answer of a tool."""
+    return [right(text.rpartition(CLOSE)[2], row) for text, row in zip(completions, rows, strict=True)]
+
+
 def gold(prompts: list[str], completions: list[str], rows: list[dict]) -> dict[str, list[float]]:
-    """The exact measure of each episode: gold_reward, 0 or 1, of the text after the last result of a tool."""
-    answers = [text.rpartition(CLOSE)[2] for text in completions]
-    return {"gold_reward": [right(answer, row) for answer, row in zip(answers, rows, strict=True)]}
+    """The exact measure of each answer: gold_reward, 0 or 1."""
+    return {"gold_reward": reward(prompts, completions, rows)}
 
 
-def sums_task(seed: int, *, sft: int = 50_000, calls: float = 0.1) -> Task:
-    """calls: share of the SFT rows that show a call; 0 for a policy without a tool."""
-    held_out = problems(1000, "held out", held_out=True)
-    answers = [{**row, "response": str(row["answer"])} for row in held_out]
-    prompts = problems(20_000, f"prompts {seed}")
-    return Task("sums", sft_rows(sft, seed, calls), (), prompts, answers, (), held_out, gold=gold)
+def episodes(tokenizer: Any) -> Episodes:
+    environment = partial(TextEnvironment, [calculator], reward=right, tokenizer=tokenizer)
+    return Episodes(environment, tokenizer, max_turns=4, max_tool_tokens=32)
 
 
-environment = partial(TextEnvironment, [calculator], reward=right)
+def sums_task(seed: int, *, sft: int = 64_000, tool: bool = True) -> Task:
+    asked = problems(1000, "held out", held_out=True)
+    known = [{**row, **transcript([("policy", str(row["answer"]))])} for row in asked]
+    parts = sft_rows(sft, seed, tool), (), problems(20_000, f"prompts {seed}"), known, (), asked
+    return Task("sums", *parts, reward=reward, gold=gold, environment=episodes if tool else None)

@@ -1,0 +1,33 @@
+"""A game of several turns: find a number by "higher" and "lower", with credit for each turn.
+
+python examples/game.py    # 49/15 = 3.267 turns are the best possible average
+python examples/game.py --grpo.turn_advantages false    # each turn is judged by the whole game
+python examples/game.py --policy DIR    # your model plays
+python examples/game.py --policy DIR --data rows.jsonl --environment my.py:Game    # your game
+
+docs/environments.md shows how to write a game.
+"""
+
+from minirlhf.algorithms import GRPOConfig, GRPOTrainer
+from minirlhf.errors import exits_cleanly
+from minirlhf.jobs import Job
+from minirlhf.jobs.played import GAME_DEFAULTS, GameJobConfig, load_game
+
+
+@exits_cleanly
+def main() -> None:
+    options = {"section": "grpo", "after": ("sft",), "job": GameJobConfig, "task": load_game}
+    with Job.open("game", GRPOConfig, help=__doc__, defaults=GAME_DEFAULTS, **options) as job:
+        stage = job.stage(job.policy(), "prompts")
+        before = stage.evaluate(stage.reference)
+        if not stage.finished:
+            options = {"seed": job.seed, "environment": job.environment}
+            trainer = GRPOTrainer(stage.policy, None, job.given_reward, job.tokenizer, job.config, **options)
+            run = stage.train_on(trainer, prompts=255)
+            for batch in run:
+                run.record(trainer.step(batch))
+        job.report(job.config.algorithm, before, stage.evaluate(stage.policy))
+
+
+if __name__ == "__main__":
+    main()
