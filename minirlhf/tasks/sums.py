@@ -71,8 +71,8 @@ def episodes(tokenizer: Any) -> Episodes:
     return Episodes(environment, tokenizer, max_turns=4, max_tool_tokens=32)
 
 
-def sums_task(seed: int, *, sft: int = 64_000, tool: bool = True) -> Task:
+def sums_task(seed: int, *, sft: int = 64_000, prompts: int = 20_000, tool: bool = True) -> Task:
     asked = problems(1000, "held out", held_out=True)
     known = [{**row, **transcript([("policy", str(row["answer"]))])} for row in asked]
-    parts = sft_rows(sft, seed, tool), (), problems(20_000, f"prompts {seed}"), known, (), asked
+    parts = sft_rows(sft, seed, tool), (), problems(prompts, f"prompts {seed}"), known, (), asked
     return Task("sums", *parts, reward=reward, gold=gold, environment=episodes if tool else None)

@@ -40,6 +40,7 @@ STAGES["ppo"] += STAGES["sft"] + STAGES["reward_model"]
 STAGES |= {name: text + STAGES["sft"] for name, text in MORE.items()}
 STAGES["multi_adapter"] = STAGES["best_of_n"] = STAGES["ppo"]
 STAGES |= dict.fromkeys(("sentiment", "detoxify", "llama"), STAGES["ppo"])
+STAGES["tools"] = STAGES["game"] = f"[grpo]\n{ON_POLICY}group_size = 2\n" + STAGES["sft"]
 STAGES["process_reward"] = "[process_reward]\nsteps = 3\nbatch_size = 8\n"
 
 
