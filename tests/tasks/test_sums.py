@@ -20,14 +20,9 @@ def test_rows_that_ask_show_a_call_and_bare_sums_hardly_ever_do():
     assert 0.02 < sum("<calculator>" in row["response"] for row in bare) / len(bare) < 0.08
     texts = [part["text"] for part in asked[0]["response_parts"]]
     sum_ = asked[0]["prompt"].removeprefix(sums.ASK).removesuffix("=")
-    assert [part["by"] for part in call] == ["policy", "environment", "policy"]
-    assert (
-        call[0]["text"] == f"<calculator>{sum_}</calculator>"
-        and call[1]["text"] == f"<result>{call[2]['text']}</result>"
-    )
-    assert not any(
-        "<" in row["response"] or row["prompt"].startswith(sums.ASK) for row in sums.sft_rows(200, 0, tool=False)
-    )
+    assert [part["by"] for part in asked[0]["response_parts"]] == ["policy", "environment", "policy"]
+    assert texts == [f"<calculator>{sum_}</calculator>", f"<result>{texts[2]}</result>", calculator(sum_)]
+    assert not any("<" in row["response"] or sums.ASK in row["prompt"] for row in sums.sft_rows(200, 0, tool=False))
 
 
 def test_the_answer_stands_after_the_last_result():
