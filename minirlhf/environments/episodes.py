@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -105,6 +106,7 @@ class Episodes:
         for row, action in zip(rows, actions, strict=True):
             dialogue = Played(self, context)
             dialogue.take_prompt(dialogue.begin(row))
+            dialogue.check_room()
             ids = [*self.tokenizer.encode(action), self.tokenizer.eos_id]
             dialogue.ask(Completion(ids, [0.0] * len(ids), "stop"))
             dialogue.hear()
@@ -126,15 +128,29 @@ class Episodes:
             error names file and line. A tool that may fail should answer with the text of its error.
         """
         context = transformer.config.max_position_embeddings
-        dialogues = [Played(self, context) for _ in rows]
-        begun = [dialogue.begin(row.source) for dialogue, row in zip(dialogues, rows, strict=True)]
-        for dialogue, future in zip(dialogues, begun, strict=True):
-            dialogue.take_prompt(future)
+        dialogues = self._begun(rows, context)
+        for dialogue in dialogues:
+            dialogue.check_room()
         stops = (stop for each in dialogues for stop in getattr(each.environment, "stop_strings", ()))
         sampling = replace(sampling, stop_strings=tuple(dict.fromkeys([*sampling.stop_strings, *stops])))
         options = {"seed": seed, "stream": stream, "keys": keys, "tokenizer": self.tokenizer, "plain": plain}
         converse(transformer, dialogues, sampling, **options)
         return [dialogue.episode for dialogue in dialogues]
+
+    def with_room(self, context: int, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+        """The rows to look at: as `room.with_room`, for the first prompts of the environment."""
+        fitting = [each.has_room() for each in self._begun(rows, context)]
+        if n := fitting.count(False):
+            text = f"{n} of {len(rows)} first prompts leave no room in the context of {context}: left out"
+            warnings.warn(text, stacklevel=2)
+        return [row for row, fits in zip(rows, fitting, strict=True) if fits]
+
+    def _begun(self, rows: Sequence[EncodedRow], context: int) -> list[Played]:
+        dialogues = [Played(self, context) for _ in rows]
+        begun = [dialogue.begin(row.source) for dialogue, row in zip(dialogues, rows, strict=True)]
+        for dialogue, future in zip(dialogues, begun, strict=True):
+            dialogue.take_prompt(future)
+        return dialogues
 
     def reward(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
         """The environment as a reward function: the sum of the rewards of each episode."""
@@ -186,10 +202,15 @@ class Played:
         schemas = getattr(self.environment, "schemas", None)
         self.answers = Answers(self.game.tokenizer, first, schemas, self.game.max_tool_tokens)
         self.ids = self.answers.prompt()
-        if len(self.ids) >= self.context:
+        self.episode = Episode([*self.ids], self.row)
+
+    def has_room(self) -> bool:
+        return len(self.ids) < self.context
+
+    def check_room(self) -> None:
+        if not self.has_room():
             needed = f"needed a first prompt that leaves room in the context of {self.context}"
             raise refused(self.name, f"reset: {needed}, got {len(self.ids)} tokens; shorten it")
-        self.episode = Episode([*self.ids], self.row)
 
     def ask(self, turn: Completion) -> None:
         episode, start = self.episode, len(self.episode.ids)

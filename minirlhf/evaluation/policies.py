@@ -73,7 +73,8 @@ def evaluate_policy(
     from minirlhf.runtime.sharing import in_order
 
     started = time.perf_counter()
-    if not (rows := with_room(policy.transformer.config.max_position_embeddings, rows)):
+    fitting = environment.with_room if environment else with_room
+    if not (rows := fitting(policy.transformer.config.max_position_embeddings, rows)):
         return Report(dict.fromkeys(MEASURES), [], [])
     own = local_rows(rows)
     options = {"seed": seed, "stream": "evaluation", "keys": local_rows([(0, i, 0) for i in range(len(rows))])}

@@ -67,6 +67,8 @@ def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Le
     section, config, context = SECTIONS.get(stage, stage), config_of(job, stage), shape.max_position_embeddings
     prompt, answer = row or (0, context)
     new = getattr(config, "max_tokens", 0)  # of completions that are sampled
+    if new and job.environment:  # of an episode; the environment's texts are mostly short
+        new = min(new * job.environment.max_turns, context - 1)
     if isinstance(config, OnPolicyConfig):
         prompt, answer = min(prompt or answer, context - new), new
     pair = SIDES.get(section, 1)

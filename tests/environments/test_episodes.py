@@ -10,6 +10,7 @@ from minirlhf.environments import Episodes, Observation
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
+from minirlhf.generation.conversing import stream_of
 from minirlhf.losses import token_logps
 
 
@@ -195,6 +196,19 @@ def test_megabytes_of_text_are_cut_and_marked(monkeypatch):
         texts = [turn for turn in episode.turns if turn.by == "environment"]
         assert {turn.text for turn in texts} == {"abcabcpp"}
         assert {turn.stop - turn.start for turn in texts} == {6, 0}  # nobody reads the last text
+
+
+def test_a_later_turn_has_noise_of_its_own():
+    """It is the completion of `generate` after all ids so far, with the noise of its number."""
+    sampling, model = SamplingConfig(max_tokens=5, **STOP), model_of()
+    for i, episode in enumerate(played(Endless, sampling, model, n=6, max_turns=3)):
+        assert len(episode.rewards) == 3 and episode.finish == "turns"
+        for number, turn in enumerate(episode.turns[::2]):
+            before = [*episode.prompt, *episode.ids[: turn.start]]
+            options = {"seed": 3, "stream": stream_of("rollout", number), "keys": [(0, i, 0)]}
+            (completion,) = generate(model, [before], sampling, **options)
+            assert completion.ids == episode.ids[turn.start : turn.stop]
+    assert [stream_of("rollout", number) for number in range(3)] == ["rollout", "rollout turn 1", "rollout turn 2"]
 
 
 def test_an_async_environment_is_awaited():

@@ -221,6 +221,14 @@ def test_an_evaluation_plays_episodes():
     assert report.gold == [len(episode.turns) for episode in played] and max(report.gold) > 2
 
 
+def test_an_evaluation_leaves_out_a_prompt_that_fills_the_context():
+    data = [EncodedRow({"prompt": "a" * n, "number": 1}, [], ()) for n in (3, 60, 4)]
+    options = {"environment": Episodes(Echo, TOKENIZER)}
+    with pytest.warns(UserWarning, match="1 of 3 first prompts leave no room in the context of 48: left out"):
+        report = evaluate_policy(policy_of(), TOKENIZER, data, SamplingConfig(max_tokens=3), **options)
+    assert report.prompts == ["aaa", "aaaa"]
+
+
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="PPOTrainer: needed a reward or an environment, got neither"):
         ppo(None)

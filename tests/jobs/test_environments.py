@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from minirlhf.algorithms import OnlineDPOConfig, PPOConfig
 from minirlhf.environments import Episodes
 from minirlhf.errors import InputError
 from minirlhf.jobs.checks import stages_of, with_given_reward
 from minirlhf.jobs.environment_flags import with_environment_flags
 from minirlhf.jobs.environments import with_environment
 from minirlhf.jobs.opened import Opened
+from minirlhf.jobs.plan import step_of
 from minirlhf.jobs.settings import PipelineConfig, sections, stage_settings
 from minirlhf.model import ModelConfig
 from minirlhf.tasks.task import Task
@@ -92,9 +94,16 @@ def test_a_bad_environment_ends_before_training(job, flags, message):
         with_environment(job(**flags), lambda job: SHAPE)
 
 
-def test_only_programs_that_play_environments_have_the_flags():
-    from minirlhf.algorithms import OnlineDPOConfig, PPOConfig
+def test_a_plan_of_memory_counts_all_turns(job):
+    opened = with_environment(job(environment="game.py:Game", max_turns=3), lambda job: SHAPE)
+    opened = dataclasses.replace(opened, settings=opened.settings | {"ppo": PPOConfig(max_tokens=10)})
+    step = step_of(opened, "ppo", SHAPE, 1, (20, 0))
+    assert (step.prompt, step.answer) == (20, 30)
+    opened.environment.max_turns = 30
+    assert step_of(opened, "ppo", SHAPE, 1, (20, 0)).answer == 63
 
+
+def test_only_programs_that_play_environments_have_the_flags():
     flags = {"environment", "max_turns", "max_tool_tokens", "step_timeout"}
     names = {f.name for f in dataclasses.fields(sections("ppo", PPOConfig, job=PipelineConfig)["job"])}
     assert flags <= names
