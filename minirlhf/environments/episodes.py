@@ -36,6 +36,7 @@ class Turn(NamedTuple):
     text: str
     start: int  # the turn's tokens are ids[start:stop] of the episode; an environment's last text has none
     stop: int
+    role: str = "user"  # of an environment's text, in a chat template
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Episode:
 
     def shown(self) -> list[dict[str, str]]:
         """The turns after the prompt, for a file of samples."""
-        return [{"by": turn.by, "text": turn.text} for turn in self.turns]
+        tool = {"role": "tool"}
+        return [{"by": t.by, "text": t.text} | (tool if t.role == "tool" else {}) for t in self.turns]
 
 
 def row_of(source: dict, turns: list[dict[str, str]], reward: float) -> dict:
@@ -233,7 +235,7 @@ class Played:
             role = getattr(self.environment, "role", "user")
             ids = self.answers.after(self.last.ids, self.action, text, role)
             if len(self.ids) + len(ids) < self.context:
-                self._extend(ENVIRONMENT, text, ids, None)
+                self._extend(ENVIRONMENT, text, ids, None, role)
                 return ids
             episode.finish = "context"
         if text:
@@ -241,13 +243,13 @@ class Played:
             episode.turns.append(Turn(ENVIRONMENT, text, stop, stop))
         return None
 
-    def _extend(self, by: str, text: str, ids: list[int], logps: list[float] | None) -> None:
+    def _extend(self, by: str, text: str, ids: list[int], logps: list[float] | None, role: str = "user") -> None:
         episode, start = self.episode, len(self.episode.ids)
         self.ids += ids
         episode.ids += ids
         episode.chosen += [logps is not None] * len(ids)
         episode.logps += [0.0] * len(ids) if logps is None else logps
-        episode.turns.append(Turn(by, text, start, start + len(ids)))
+        episode.turns.append(Turn(by, text, start, start + len(ids), role))
 
     def _observed(self) -> Observation:
         answer = self.waited(self.future, "step")

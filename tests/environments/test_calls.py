@@ -1,7 +1,7 @@
 """Tool calls in the text of a policy, in all the ways in which templates write them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minirlhf.environments.calls import Call, find_calls
@@ -62,6 +62,7 @@ parts = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(max_examples=60)
 @given(st.lists(parts, max_size=20).map("".join))
 def test_no_text_is_too_strange(text):
     for call in find_calls(text, NAMES):

@@ -1,11 +1,13 @@
 """Environments of tools: plain text, chat templates, and a model that has learned to call."""
 
 import time
+from functools import partial
 
 import pytest
+import torch
 
 from minirlhf.algorithms import SFTConfig, SFTTrainer
-from minirlhf.data import Batches, encode_rows
+from minirlhf.data import Batches, EncodedRow, encode_rows
 from minirlhf.environments import Episodes, Observation, TextEnvironment
 from minirlhf.environments.text_environment import told
 from minirlhf.environments.tools.calculator import calculator
@@ -105,6 +107,29 @@ def test_a_template_with_a_tool_format_gets_schemas_and_tool_turns():
     assert environment.step(call) == Observation("3")
 
 
+def test_an_episode_with_a_tool_format_is_a_dialogue_with_tool_turns():
+    """The policy's ids come from a random model; the tokens around them are those of the template."""
+    tokenizer = CHATML.with_template(TOOLS)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
+    transformer = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+
+    class Always(TextEnvironment):
+        def step(self, action):
+            return super().step('[TOOL_CALLS]calculator[ARGS]{"expression": "1+2"}')
+
+    make = partial(Always, [calculator], tokenizer=tokenizer)
+    rows = [EncodedRow({"prompt": "1+2="}, [], ())]
+    sampling = SamplingConfig(max_tokens=2, stop_ids=tokenizer.eos_ids)
+    options = {"seed": 0, "stream": "test", "keys": [(0, 0, 0)]}
+    (episode,) = Episodes(make, tokenizer, max_turns=2).play(transformer, rows, sampling, **options)
+    assert [turn.get("role") for turn in episode.shown()][1] == "tool" and episode.shown()[1]["text"] == "3"
+    forced = [i for i, chosen in zip(episode.ids, episode.chosen, strict=True) if not chosen]
+    after = "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.backend.decode(forced, skip_special_tokens=False).endswith(after)
+    assert '"calculator"' in tokenizer.backend.decode(episode.prompt, skip_special_tokens=False)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="tools of different names, got calculator, calculator"):
         TextEnvironment([calculator, calculator])
@@ -126,13 +151,13 @@ def test_a_model_that_learned_from_transcripts_calls_and_reads_the_answer():
 
     row = [("policy", "a<double>b</double>"), ("environment", "<result>dd</double>b</result>"), ("policy", "c")]
     parts = [{"by": by, "text": text} for by, text in row]
-    rows = [{"prompt": "p", "response": "".join(text for _, text in row), "response_parts": parts}] * 8
+    rows = [{"prompt": "p", "response": "".join(text for _, text in row), "response_parts": parts}] * 4
     with session(device="cpu", seed=0, threads=1):
         tokenizer = Tokenizer.train([rows[0]["response"]] * 2, 300)
         shape = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
         policy = Policy(Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape)))
         encoded = encode_rows(tokenizer, rows, ("response",), context=64).rows
-        config = SFTConfig(steps=40, batch_size=8, lr=1e-2, max_epochs=40)
+        config = SFTConfig(steps=30, batch_size=4, lr=2e-2, max_epochs=30)
         batches = Batches.of(encoded, config, stream="sft")
         trainer = SFTTrainer(policy, tokenizer, config, updates=len(batches))
         for batch in batches:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minirlhf.tasks.guessing import OPTIMUM
+
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -50,3 +52,20 @@ def test_the_adapters_of_a_llama_raise_gold(tmp_path, seed):
     found = run("llama", tmp_path / "job", "--seed", str(seed))
     assert found["after"]["gold_reward"] - found["before"]["gold_reward"] >= 0.25
     assert found["before"]["grammatical"] >= 0.85 and found["after"]["grammatical"] >= 0.85
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_policy_learns_to_call_the_calculator(tmp_path, seed):
+    found = run("tools", tmp_path / "job", "--seed", str(seed))
+    assert found["before"]["gold_reward"] <= 0.15 and found["after"]["gold_reward"] >= 0.9
+    assert found["calls_after"] >= 0.9
+
+
+def test_without_the_calculator_the_sums_stay_wrong(tmp_path):
+    assert run("tools", tmp_path / "job", "--tool", "false")["after"]["gold_reward"] < 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_game_is_played_nearly_as_well_as_possible(tmp_path, seed):
+    found = run("game", tmp_path / "job", "--seed", str(seed))
+    assert -found["after"]["gold_reward"] <= 1.1 * OPTIMUM < -found["before"]["gold_reward"]

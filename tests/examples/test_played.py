@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from minirlhf.cli.main import main
+from minirlhf.data import read_rows
 from minirlhf.jobs import played, stage
 from minirlhf.tasks.guessing import guessing_task
 from minirlhf.tasks.sums import sums_task
@@ -26,7 +27,7 @@ def samples(folder):
     return [json.loads(line) for line in (folder / "grpo" / "samples.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("tool", [True, False])
+@pytest.mark.parametrize("tool", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tools_reports_the_share_of_calls(call, inputs, tmp_path, tool):
     argv = ["--output", tmp_path / "job", "--tool", str(tool).lower()]
     call("tools", tmp_path, *argv)
@@ -56,7 +57,9 @@ def test_rows_without_answers_are_refused(call, inputs, finished, tmp_path, caps
     assert "--task: this program has the task sums, got 'reviews'" in capsys.readouterr().err
 
 
-def test_game_by_the_command_and_its_samples(call, inputs, tmp_path, monkeypatch, capsys):
+def test_game_by_the_command_and_its_samples_are_shown_and_rows_to_train_on(
+    call, inputs, tmp_path, monkeypatch, capsys
+):
     argv = ["train", "game", "--config", inputs / "game.toml", "--output", tmp_path / "job"]
     monkeypatch.setattr(sys, "argv", ["minirlhf", *map(str, argv)])
     main()
@@ -66,11 +69,6 @@ def test_game_by_the_command_and_its_samples(call, inputs, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["minirlhf", "run", "samples", str(tmp_path / "job")])
     main()
     assert "[+" in capsys.readouterr().out
-
-
-def test_samples_of_a_run_are_rows_to_train_on(call, inputs, tmp_path):
-    call("game", tmp_path, "--output", tmp_path / "job")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in samples(tmp_path / "job") * 40))
-    call("sft", tmp_path, "--data", rows, "--output", tmp_path / "again")
-    assert (tmp_path / "again" / "sft" / "model" / "config.json").exists()
+    dataset = read_rows(str(tmp_path / "job" / "grpo" / "samples.jsonl"))
+    parts = dataset.rows[0]["response_parts"]
+    assert dataset.kind == "sft" and parts == samples(tmp_path / "job")[0]["turns"][: len(parts)]

@@ -5,7 +5,7 @@ import operator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minirlhf.environments.tools.calculator import calculator, value_of, written
@@ -96,6 +96,7 @@ expressions = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(expressions)
 def test_it_agrees_with_pythons_grammar(text):
     try:
@@ -107,11 +108,13 @@ def test_it_agrees_with_pythons_grammar(text):
         assert value_of(text) == expected
 
 
+@settings(max_examples=40)
 @given(st.fractions(max_denominator=10**6))
 def test_what_is_written_is_the_value_to_twelve_digits(value):
     assert abs(Fraction(written(value)) - value) <= abs(value) * Fraction(1, 2 * 10**11)
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_has_a_value_or_a_reason(text):
     try:
