@@ -27,10 +27,10 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 @dataclass(frozen=True)
 class AlignPropConfig(OptimizerConfig):
     steps: int = 40  # [steps] of sampling and training, one update each
-    batch_size: int = 32  # [samples] per step, over all processes
+    batch_size: int = 8  # [samples] per step, over all processes
     last_steps: int | None = None  # [steps] K: the gradient goes through so many last denoising steps; none: all
     checkpointing: bool = True  # [-] keep the inputs of a denoising step only, and compute the step again backwards
-    kl_coef: float = 0.0  # [score per nat] price of the KL to the reference, over the last K steps
+    kl_coef: float = 0.1  # [score per nat] price of the KL to the reference, over the last K steps
     mix_coef: float = 0.0  # [-] weight of the pretraining loss on drawn images, against drift
     microbatch_size: int = 256  # [samples] in one forward and backward
     lr: float = 3e-4  # [per update] peak learning rate

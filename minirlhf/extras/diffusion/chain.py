@@ -31,7 +31,7 @@ class ChainConfig:
     schedule: Literal["cosine", "linear"] = "cosine"  # [-] noise levels: cosine (arXiv:2102.09672) or linear (DDPM)
     denoising_steps: int = 10  # [steps] T, from noise to a sample
     eta: float = 1.0  # [-] noise of a step: 1 as in DDPM, 0 as in DDIM
-    min_std: float = 0.05  # [-] least standard deviation of a step; without it the last step has no noise, and so no
+    min_std: float = 0.1  # [-] least standard deviation of a step; without it the last step has no noise, and so no
     #                        log-prob
     guidance: float = 1.0  # [-] classifier-free guidance: 1 is the plain conditional model, more follows the label more
 

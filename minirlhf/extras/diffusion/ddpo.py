@@ -26,16 +26,16 @@ from minirlhf.training.update import Sums, load_state, micro_batches, state_of
 
 @dataclass(frozen=True)
 class DDPOConfig(OptimizerConfig):
-    steps: int = 60  # [steps] of sampling and training
-    batch_size: int = 8  # [prompts] per step, over all processes
+    steps: int = 25  # [steps] of sampling and training
+    batch_size: int = 4  # [prompts] per step, over all processes
     group_size: int = 32  # [samples] of each prompt; their scores are compared
     loss: Literal["clipped", "reinforce"] = "clipped"  # [-] DDPO_IS with the surrogate of PPO, or DDPO_SF
     updates_per_step: int = 2  # [updates] on the samples of a step, each on an equal part of every prompt's samples
     clip_eps: float = 0.2  # [-] half-width of the trust region of the ratio of a denoising step
-    kl_coef: float = 0.0  # [score per nat] price of the KL to the reference
+    kl_coef: float = 0.1  # [score per nat] price of the KL to the reference
     scale: Literal["group", "batch", "none"] = "group"  # [-] standard deviation that divides the advantages
     microbatch_size: int = 256  # [samples] in one forward, with all their steps
-    lr: float = 3e-4  # [per update] peak learning rate
+    lr: float = 2e-4  # [per update] peak learning rate
 
     needs_gradient: ClassVar[bool] = False  # of the reward
 

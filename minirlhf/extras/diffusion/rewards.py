@@ -19,8 +19,8 @@ from minirlhf.runtime.randomness import seed_everything
 
 SEVEN = NAMES.index("7")
 WITHOUT_GRADIENT = ("size",)  # rewards that are no function for autograd
-# Classifier -> steps of its training, drawings, largest standard deviation of the noise on a drawing.
-CLASSIFIERS = {"gold": (400, 4096, 0.3), "proxy": (200, 512, 0.0)}
+# Classifier -> steps of its training, drawings, share of broken drawings (their label is 0).
+CLASSIFIERS = {"gold": (600, 4096, 0.4), "proxy": (200, 512, 0.0)}
 
 
 class Goal(NamedTuple):
@@ -88,7 +88,7 @@ class FoolableClassifier(nn.Sequential):
 
 
 class GoldClassifier(nn.Sequential):
-    """Convolutions, trained on noisy pictures."""
+    """Convolutions, trained on noisy pictures and on broken drawings, so that a bar alone is no 7."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -102,7 +102,7 @@ def trained(classifier: nn.Module, name: str, seed: int) -> nn.Module:
 
     name: a key of CLASSIFIERS.
     """
-    steps, pictures, noise = CLASSIFIERS[name]
+    steps, pictures, share = CLASSIFIERS[name]
     seed_everything(seed)
     for layer in classifier:
         if hasattr(layer, "reset_parameters"):
@@ -111,8 +111,24 @@ def trained(classifier: nn.Module, name: str, seed: int) -> nn.Module:
     adamw = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
     for _ in range(steps):
         rows = torch.randint(pictures, (64,))
-        noisy = images[rows] + noise * torch.rand(64, 1, 1, 1) * torch.randn(64, 1, SIZE, SIZE)
+        seen, target = images[rows], label[rows]
+        if share:
+            is_broken = torch.rand(64) < share
+            seen = torch.where(is_broken[:, None, None, None], broken(seen), seen)
+            seen = seen + 0.2 * torch.rand(64, 1, 1, 1) * torch.randn_like(seen)
+            target = target.masked_fill(is_broken, 0)
         adamw.zero_grad()
-        F.cross_entropy(classifier(noisy), label[rows]).backward()
+        F.cross_entropy(classifier(seen), target).backward()
         adamw.step()
     return classifier.requires_grad_(False)
+
+
+def broken(pictures: Tensor) -> Tensor:
+    """Drawings that are no drawings any more [B, 1, 16, 16]: the upper or lower part is erased, or all ink is faint, or
+    two drawings lie on each other.
+    """
+    kind, cut = torch.randint(4, (len(pictures), 1, 1, 1)), torch.randint(6, 10, (len(pictures), 1, 1, 1))
+    row = torch.arange(SIZE)[:, None]
+    upper, lower = (torch.where(erased, -1.0, pictures) for erased in (row < cut, row >= cut))
+    faint, double = 0.25 * (pictures + 1) - 1, torch.maximum(pictures, pictures.roll(1, 0))
+    return torch.where(kind == 0, upper, torch.where(kind == 1, lower, torch.where(kind == 2, faint, double)))

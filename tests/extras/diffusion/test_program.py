@@ -81,7 +81,7 @@ QUICK += ["--pretraining.steps", "2", "--pretraining.batch_size", "4"]
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minirlhf.extras.diffusion.rewards.CLASSIFIERS", {"gold": (2, 64, 0.3), "proxy": (2, 64, 0.0)})
+    monkeypatch.setattr("minirlhf.extras.diffusion.rewards.CLASSIFIERS", {"gold": (2, 64, 0.4), "proxy": (2, 64, 0.0)})
     monkeypatch.setattr("minirlhf.extras.diffusion.program.EVALUATED", 20)
 
     def command(*words):
