@@ -21,6 +21,7 @@ from minirlhf import losses
 from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli.main import main as minirlhf_command
 from minirlhf.evaluation.human.page import FORMAT, pack_key
+from minirlhf.extras.diffusion import rewards as pictures
 from minirlhf.jobs import opened
 from minirlhf.training.journal import Journal
 from minirlhf.training.vocabulary import METRICS
@@ -84,6 +85,11 @@ SECTIONS = {
 }
 # settings that stand in no table
 TOP = {"distillation": {"student_width": 8, "student_steps": 2}, "llama": {"base_steps": 2}}
+PICTURES = {"chain": {"denoising_steps": 2}, "pretraining": {"steps": 2, "batch_size": 4, "pictures": 64}}
+DIFFUSION = {  # programs without rows and tokenizer
+    "ddpo": PICTURES | {"ddpo": {"steps": 2, "batch_size": 1, "group_size": 2}},
+    "alignprop": PICTURES | {"alignprop": {"steps": 2, "batch_size": 2}},
+}
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs
 
 
@@ -271,6 +277,10 @@ class Workshop:
         """The command with tiny settings, in its own --config or one more flag, and few rows if it names none."""
         flags = {word for word in words if word.startswith("--")}
         program = next((Path(word).stem for word in words if word.startswith("examples/")), None)
+        if program in DIFFUSION:
+            tables = {"": {"device": "cpu"}} | DIFFUSION[program]
+            (self.folder / f"{program}.toml").write_text("\n".join(toml(name, table) for name, table in tables.items()))
+            return [*words, "--config", f"{program}.toml"]
         if "--help" in flags or program not in SECTIONS:
             return words + ["--device", "cpu"] * (words[:2] == ["minirlhf", "chat"])
         top = {"device": "cpu", "vocab_size": 400, **TOP.get(program, {})}
@@ -302,6 +312,7 @@ class Workshop:
             patch.setattr(sys, "argv", words[1:] if words[0] != "minirlhf" else words)
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))  # `minirlhf chat` reads it
             patch.setattr(opened, "embedded_task", small_task)
+            patch.setattr(pictures, "CLASSIFIERS", {"gold": (2, 64, 0.4), "proxy": (2, 64, 0.0)})
             try:
                 if words[0] == "minirlhf":
                     minirlhf_command()
