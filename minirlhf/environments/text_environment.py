@@ -11,7 +11,9 @@ With a chat template the turns stand in the template's own form; see `TextEnviro
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from minirlhf.environments.tool import tool_of
 from minirlhf.errors import InputError, shown
 from minirlhf.rewards.functions import where_it_failed
 from minirlhf.runtime.distributed import say
+from minirlhf.text.tool_turns import tool_form, without_tools
 
 OPEN, CLOSE = "<result>", "</result>"  # around a tool's answer in plain text
 told: set[tuple[str, str]] = set()  # (tool, error) of faulty tools that the user has read about
@@ -33,6 +36,7 @@ class TextEnvironment:
     A turn with calls gets the tools' answers; a turn without a call is the answer, and ends the episode. A call that
     cannot be answered gets a text `error: TOOL: REASON`: an unknown tool, broken JSON, wrong arguments, a tool that
     raises, gives no text, or needs longer than `timeout`. The exception of a tool is also named once on the terminal.
+    In a dialogue a special token inside a tool's answer gets a space, `< |im_end|>`, so that it stays text.
 
     Args:
         tools:     plain or async functions; signature and docstring become the schema of a chat template.
@@ -60,11 +64,8 @@ class TextEnvironment:
             raise InputError(f"TextEnvironment: needed a timeout above 0 seconds, got {shown(timeout)}")
         self.prompt, self.reward, self.timeout = prompt, reward, timeout
         self.in_turns = bool(tokenizer is not None and tokenizer.templates)
-        self.form = None
-        if self.in_turns:
-            from minirlhf.text.tool_turns import tool_form
-
-            self.form = tool_form(tokenizer)
+        self.form = tool_form(tokenizer) if self.in_turns else None
+        self.special = special_tokens(tokenizer) if self.in_turns else None
         self.row: dict = {}
 
     @property
@@ -93,8 +94,6 @@ class TextEnvironment:
             turns.insert(0, {"role": "system", "content": self.prompt})
         if self.form or not self.tools:
             return turns
-        from minirlhf.text.tool_turns import without_tools
-
         return without_tools(turns, [tool.schema for tool in self.tools.values()])
 
     def step(self, action: str) -> Observation:
@@ -102,8 +101,8 @@ class TextEnvironment:
         if not calls:
             return Observation(reward=self._score(action), done=True)
         answers = [self._answer(call) for call in calls]
-        if self.in_turns:
-            return Observation("\n".join(answers))
+        if self.in_turns:  # a passage of a stranger must not end the turn
+            return Observation(self.special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", "\n".join(answers)))
         return Observation("".join(f"{OPEN}{answer}{CLOSE}" for answer in answers))
 
     def _answer(self, call: Call) -> str:
@@ -126,6 +125,13 @@ class TextEnvironment:
         except Exception as error:
             needed = "a function of an answer and its row"
             raise InputError(f"reward: {where_it_failed(error, file_of(self.reward), needed)}") from None
+
+
+@lru_cache(maxsize=4)
+def special_tokens(tokenizer: Any) -> re.Pattern:
+    """Finds the texts that a chat template's encoder would take for special tokens."""
+    texts = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if len(token.content) > 1]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def file_of(function: Callable[..., Any]) -> Path:
