@@ -30,7 +30,7 @@ class ToolsJobConfig(RLJobConfig):
 TOOLS_DEFAULTS = {
     **{name: value for name, value in GRPO_DEFAULTS.items() if name.startswith("model.")},
     **{"vocab_size": 320, "sft.steps": 1000, "sft.batch_size": 64, "sft.lr": 3e-3},
-    **{"grpo.steps": 40, "grpo.group_size": 8, "grpo.lr": 1e-3},
+    **{"grpo.steps": 50, "grpo.group_size": 8, "grpo.lr": 1e-3},
 }
 
 

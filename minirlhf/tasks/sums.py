@@ -21,7 +21,7 @@ from minirlhf.environments.text_environment import CLOSE, OPEN
 from minirlhf.environments.tools.calculator import calculator
 from minirlhf.tasks.task import Task
 
-ASK, ASKED = "calculator: ", 0.4  # the beginning of a prompt that asks for a call, and its share of the SFT rows
+ASK, ASKED = "calculator: ", 0.6  # the beginning of a prompt that asks for a call, and its share of the SFT rows
 CALLS = 0.05  # share of the bare sums that SFT answers with a call
 
 
