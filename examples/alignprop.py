@@ -1,8 +1,8 @@
-"""AlignProp: a diffusion model learns from the gradient of a differentiable reward of its pictures.
+"""AlignProp: a diffusion model learns from the gradient of a reward.
 
-python examples/alignprop.py                            # a classifier rewards pictures of a 7
-python examples/alignprop.py --alignprop.last_steps 1   # the gradient of the last denoising step only
-python examples/alignprop.py --alignprop.kl_coef 0      # the classifier is fooled
+python examples/alignprop.py                            # a classifier is asked
+python examples/alignprop.py --alignprop.last_steps 1   # the last step only
+python examples/alignprop.py --alignprop.kl_coef 0      # it is fooled
 """
 
 from minirlhf.errors import exits_cleanly

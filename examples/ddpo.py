@@ -1,7 +1,7 @@
-"""DDPO: a diffusion model learns from scores of its pictures, by policy gradients.
+"""DDPO: a diffusion model learns from scores of its pictures.
 
-python examples/ddpo.py                     # a classifier rewards pictures of a 7
-python examples/ddpo.py --reward size       # small when compressed: no gradient needed
+python examples/ddpo.py                     # a classifier rewards a 7
+python examples/ddpo.py --reward size       # bytes have no gradient
 python examples/ddpo.py --ddpo.kl_coef 0    # the classifier is fooled
 """
 
