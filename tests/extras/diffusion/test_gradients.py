@@ -46,7 +46,7 @@ def test_ddpos_expected_gradient_is_that_of_the_integral():
     x = chain.step(model, grid[:, :2], 0, label, grid[:, 2:])[0]
     exact = flat_grad((weight / weight.sum()) @ reward(x, label), model)
 
-    config = DDPOConfig(loss="reinforce", updates_per_step=1, group_size=100, batch_size=1, scale="none")
+    config = DDPOConfig(loss="reinforce", updates_per_step=1, group_size=100, batch_size=1, scale="none", kl_coef=0)
     trainer = DDPOTrainer(model, None, reward, chain, config, shape=(2,))
     samples = []  # each chain is a part of its group's mean: the advantages are 99 / 100 of those of the gradient
     for k in range(60):
@@ -128,14 +128,16 @@ def test_checkpointing_changes_no_gradient():
     found = []
     for checkpointing in (True, False):
         model = policy()
-        trainer = AlignPropTrainer(model, None, reward, chain, AlignPropConfig(checkpointing=checkpointing), shape=(2,))
+        trainer = AlignPropTrainer(
+            model, None, reward, chain, AlignPropConfig(checkpointing=checkpointing, kl_coef=0), shape=(2,)
+        )
         samples, _ = trainer.rollout(torch.zeros(4, dtype=torch.long), noise)
         found.append(flat_grad(reward(samples, None).sum(), model))
     torch.testing.assert_close(*found)
 
 
 def test_advantages_compare_the_samples_of_a_prompt():
-    config = DDPOConfig(batch_size=2, group_size=4, updates_per_step=2)
+    config = DDPOConfig(batch_size=2, group_size=4, updates_per_step=2, kl_coef=0)
     chain, model = Chain(ChainConfig(denoising_steps=2)), policy()
     trainer = DDPOTrainer(model, None, reward, chain, config, shape=(2,))
     chains, _ = trainer.collect(draws(2))
@@ -169,8 +171,8 @@ def test_bad_rewards_are_refused_and_no_weight_changes(bad, words):
     model = policy()
     before = [p.clone() for p in model.parameters()]
     chain = Chain(ChainConfig(denoising_steps=2))
-    ddpo = DDPOTrainer(model, None, bad, chain, DDPOConfig(group_size=4), shape=(2,))
-    direct = AlignPropTrainer(model, None, bad, chain, AlignPropConfig(), shape=(2,))
+    ddpo = DDPOTrainer(model, None, bad, chain, DDPOConfig(group_size=4, kl_coef=0), shape=(2,))
+    direct = AlignPropTrainer(model, None, bad, chain, AlignPropConfig(kl_coef=0), shape=(2,))
     for trainer, batch in ((ddpo, draws(1)), (direct, draws(4))):
         with pytest.raises(InputError, match=words):
             trainer.step(batch)
@@ -179,13 +181,17 @@ def test_bad_rewards_are_refused_and_no_weight_changes(bad, words):
 
 def test_settings_that_cannot_work_are_refused():
     model, noisy, silent = policy(), Chain(ChainConfig()), Chain(ChainConfig(min_std=0.0))
+    mixed = AlignPropConfig(mix_coef=1, kl_coef=0)
     for trainer, words in (
         (lambda: DDPOTrainer(model, None, reward, silent, DDPOConfig(), shape=(2,)), "step 9 has no noise"),
         (lambda: DDPOTrainer(model, None, reward, noisy, DDPOConfig(kl_coef=1), shape=(2,)), "needs a reference"),
         (lambda: DDPOConfig(loss="reinforce"), "one update on fresh samples"),
         (lambda: DDPOConfig(group_size=5), "updates_per_step must divide group_size, got 2 and 5"),
         (lambda: AlignPropTrainer(model, None, reward, noisy, AlignPropConfig(last_steps=11), shape=(2,)), "at most"),
-        (lambda: AlignPropTrainer(model, None, reward, noisy, AlignPropConfig(mix_coef=1), shape=(2,)), "needs drawn"),
+        (
+            lambda: AlignPropTrainer(model, None, reward, noisy, AlignPropConfig(mix_coef=1, kl_coef=0), shape=(2,)),
+            "needs drawn",
+        ),
         (lambda: AlignPropConfig(last_steps=0), "last_steps must be at least 1"),
     ):
         with pytest.raises(InputError, match=words):
@@ -195,4 +201,4 @@ def test_settings_that_cannot_work_are_refused():
         return (x.detach() > 0).double().sum(-1)
 
     with pytest.raises(InputError, match="the reward has no gradient"):
-        AlignPropTrainer(model, None, counted, noisy, AlignPropConfig(), shape=(2,)).step(draws(2))
+        AlignPropTrainer(model, None, counted, noisy, AlignPropConfig(kl_coef=0), shape=(2,)).step(draws(2))
