@@ -188,10 +188,7 @@ def test_settings_that_cannot_work_are_refused():
         (lambda: DDPOConfig(loss="reinforce"), "one update on fresh samples"),
         (lambda: DDPOConfig(group_size=5), "updates_per_step must divide group_size, got 2 and 5"),
         (lambda: AlignPropTrainer(model, None, reward, noisy, AlignPropConfig(last_steps=11), shape=(2,)), "at most"),
-        (
-            lambda: AlignPropTrainer(model, None, reward, noisy, AlignPropConfig(mix_coef=1, kl_coef=0), shape=(2,)),
-            "needs drawn",
-        ),
+        (lambda: AlignPropTrainer(model, None, reward, noisy, mixed, shape=(2,)), "needs drawn"),
         (lambda: AlignPropConfig(last_steps=0), "last_steps must be at least 1"),
     ):
         with pytest.raises(InputError, match=words):
