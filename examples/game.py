@@ -12,6 +12,7 @@ from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job
 from minirlhf.jobs.played import GAME_DEFAULTS, GameJobConfig, load_game
+from minirlhf.rewards import parts_of
 
 
 @exits_cleanly
@@ -22,7 +23,7 @@ def main() -> None:
         before = stage.evaluate(stage.reference)
         if not stage.finished:
             options = {"seed": job.seed, "environment": job.environment}
-            trainer = GRPOTrainer(stage.policy, None, job.given_reward, job.tokenizer, job.config, **options)
+            trainer = GRPOTrainer(stage.policy, None, parts_of(job.given_reward), job.tokenizer, job.config, **options)
             run = stage.train_on(trainer, prompts=255)
             for batch in run:
                 run.record(trainer.step(batch))

@@ -12,6 +12,7 @@ from minirlhf.algorithms import GRPOConfig, GRPOTrainer
 from minirlhf.errors import exits_cleanly
 from minirlhf.jobs import Job
 from minirlhf.jobs.played import TOOLS_DEFAULTS, ToolsJobConfig, load_sums, share_of_calls, with_calculator
+from minirlhf.rewards import parts_of
 
 
 @exits_cleanly
@@ -24,7 +25,7 @@ def main() -> None:
         before = stage.evaluate(stage.reference)
         if not stage.finished:
             options = {"seed": job.seed, "environment": job.environment}
-            trainer = GRPOTrainer(stage.policy, None, reward, job.tokenizer, job.config, **options)
+            trainer = GRPOTrainer(stage.policy, None, parts_of(reward), job.tokenizer, job.config, **options)
             run = stage.train_on(trainer, prompts=256)
             for batch in run:
                 run.record(trainer.step(batch))

@@ -228,7 +228,7 @@ def tools(job: Job) -> Iterator[Work]:
     before = stage.evaluate(stage.reference)
     if not stage.finished:
         options = {"seed": job.seed, "environment": job.environment}
-        trainer = GRPOTrainer(stage.policy, None, reward, job.tokenizer, job.config, **options)
+        trainer = GRPOTrainer(stage.policy, None, parts_of(reward), job.tokenizer, job.config, **options)
         yield sampled(stage, trainer, prompts=256)
     after = stage.evaluate(stage.policy)
     calls = {"calls_before": played.share_of_calls(job, before), "calls_after": played.share_of_calls(job, after)}
@@ -240,7 +240,7 @@ def game(job: Job) -> Iterator[Work]:
     before = stage.evaluate(stage.reference)
     if not stage.finished:
         options = {"seed": job.seed, "environment": job.environment}
-        trainer = GRPOTrainer(stage.policy, None, job.given_reward, job.tokenizer, job.config, **options)
+        trainer = GRPOTrainer(stage.policy, None, parts_of(job.given_reward), job.tokenizer, job.config, **options)
         yield sampled(stage, trainer, prompts=255)
     job.report(job.config.algorithm, before, stage.evaluate(stage.policy))
 

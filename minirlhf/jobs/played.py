@@ -42,16 +42,25 @@ def load_sums(job: ToolsJobConfig) -> Task:
 def with_calculator(job: Job) -> tuple[Job, Reward | None]:
     """-> (the job with its environment, its reward function).
 
-    The environment is the one of the flags or of the task, else the calculator for the user's rows {prompt, answer}.
-    Without a tool a right answer is the reward.
+    The environment is the one of the flags or of the task, else the calculator for the user's rows. Without `--reward`
+    a right answer is the reward: the rows are {prompt, answer}.
+    Raises: InputError if a row has no answer, or `--environment` stands beside `--tool false`.
     """
-    if job.environment or job.given_reward:
+    if job.environment and not job.common.tool:
+        raise InputError("--tool: false means no environment, got --environment too; drop one of the flags")
+    if job.environment:
         return job, job.given_reward
-    check_answers([*job.task.prompts, *job.task.held_out_prompts])
+    if not job.given_reward:
+        check_answers([*job.task.prompts, *job.task.held_out_prompts])
     if not job.common.tool:
-        return job, exact_match
-    options = {"reward": lambda answer, row: float(is_right(answer, row["answer"])), "tokenizer": job.tokenizer}
-    return replace(job, environment=Episodes(partial(TextEnvironment, [calculator], **options), job.tokenizer)), None
+        return job, job.given_reward or exact_match
+    options = {"reward": None if job.given_reward else right_of_row, "tokenizer": job.tokenizer}
+    environment = Episodes(partial(TextEnvironment, [calculator], **options), job.tokenizer)
+    return replace(job, environment=environment), job.given_reward
+
+
+def right_of_row(answer: str, row: dict) -> float:
+    return float(is_right(answer, row["answer"]))
 
 
 def share_of_calls(job: Job, report: Report) -> float | None:
@@ -66,8 +75,7 @@ class GameJobConfig(RLJobConfig):
     task: str = "guessing"  # [-] embedded task: guessing
 
 
-# REINFORCE++ compares all games of a batch. GRPO's groups are games with the same number, and each group stands in many
-# states at a turn; docs/tools.md#the-game has the figures of both.
+# REINFORCE++ compares all games of a batch; docs/tools.md#the-game says why groups of games are worse.
 GAME_DEFAULTS = {
     **{"model.tie_word_embeddings": False, "vocab_size": 320},
     **{"sft.steps": 800, "sft.batch_size": 64, "sft.lr": 4e-3},

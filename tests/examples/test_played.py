@@ -2,14 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from minirlhf.cli.main import main
 from minirlhf.data import read_rows
+from minirlhf.errors import InputError
 from minirlhf.jobs import played, stage
+from minirlhf.jobs.opened import Opened
+from minirlhf.rewards.answers import exact_match
 from minirlhf.tasks.guessing import guessing_task
 from minirlhf.tasks.sums import sums_task
+from minirlhf.text import Tokenizer
+
+CHARACTERS = Tokenizer.train(["1+2=3"], 259)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +52,23 @@ def test_a_policy_trains_with_the_calculator_on_rows_of_your_own(call, inputs, f
     argv = ["--policy", finished / "sft", "--data", rows, "--output", tmp_path / "job"]
     call("tools", tmp_path, *argv)
     assert summary(tmp_path / "job")["calls_after"] is not None and "turns" in samples(tmp_path / "job")[0]
+
+
+def test_a_reward_beside_the_calculator_and_a_tool_that_is_switched_off():
+    """`with_calculator` on the parts of a job that it reads."""
+    job = Opened("grpo", {"job": played.ToolsJobConfig()}, None, sums_task(0, sft=2, prompts=2), CHARACTERS, None, 0.0)
+
+    def loud(prompts, completions, rows):
+        return [float(text.isupper()) for text in completions]
+
+    found, reward = played.with_calculator(replace(job, given_reward=loud))
+    assert reward is loud and found.environment.make().reward is None and "calculator" in found.environment.make().tools
+    found, reward = played.with_calculator(job)
+    assert reward is None and found.environment.make().reward("4 apples", {"answer": 4}) == 1.0
+    off = replace(job, settings={"job": played.ToolsJobConfig(tool=False)})
+    assert played.with_calculator(off)[1] is exact_match and played.with_calculator(off)[0].environment is None
+    with pytest.raises(InputError, match="--tool: false means no environment"):
+        played.with_calculator(replace(off, environment=found.environment))
 
 
 def test_rows_without_answers_are_refused(call, inputs, finished, tmp_path, capsys):
