@@ -20,8 +20,10 @@ def main() -> None:
         stage = job.stage(base, "prompts", reward=reward)
         before = stage.evaluate(stage.reference)
         if not stage.finished:
-            judge = judge_by(reward)  # the judge prefers the answer with the higher score
-            trainer = OnlineDPOTrainer(stage.policy, stage.reference, judge, job.tokenizer, job.config, seed=job.seed)
+            # the judge prefers the answer with the higher score; an environment rewards by itself
+            models = stage.policy, stage.reference, judge_by(reward) if reward else None
+            options = {"seed": job.seed, "environment": job.environment}
+            trainer = OnlineDPOTrainer(*models, job.tokenizer, job.config, **options)
             run = stage.train_on(trainer)
             for batch in run:
                 run.record(trainer.step(batch))

@@ -16,11 +16,12 @@ from minirlhf.algorithms.on_policy import OnPolicyConfig, check_stop_token, over
 from minirlhf.algorithms.unused import refuse_changed
 from minirlhf.data.batches import Draw, drawn, microbatches, pad_sequences
 from minirlhf.errors import InputError, check_range
-from minirlhf.generation.engine import Completion, generate
+from minirlhf.generation.engine import Completion
 from minirlhf.losses import dpo_sigmoid_loss, ipo_loss, nash_md_loss, sum_logps, xpo_bonus
 from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.rewards.judges import Judge, judge_pairs
+from minirlhf.rollout.collect import sample_rows
 from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -71,7 +72,11 @@ class Match:
 
 
 class OnlineDPOTrainer:
-    """Policy, frozen reference, judge -> better policy.   Raises: InputError if policy and reference share weights."""
+    """Policy, frozen reference, judge -> better policy.
+
+    environment: `Episodes` to play. Without a judge the episode with more reward wins; a judge reads the texts alone.
+    Raises: InputError if policy and reference share weights, or if there is neither judge nor environment.
+    """
 
     headline = ("win_prob", "kl", "eval/gold_reward")
     best = ("eval/gold_reward", "max")
@@ -81,15 +86,19 @@ class OnlineDPOTrainer:
         self,
         policy: Policy,
         ref_policy: Policy,
-        judge: Judge,
+        judge: Judge | None,
         tokenizer: Tokenizer,
         config: OnlineDPOConfig,
         *,
         seed: int = 0,
+        environment: Any = None,
     ) -> None:
+        if judge is None and environment is None:
+            raise InputError("OnlineDPOTrainer: needed a judge or an environment, got neither")
         check_policy("OnlineDPOTrainer", policy, ref_policy)
         check_stop_token("OnlineDPOTrainer", config, policy.transformer.config.vocab_size)
         self.config, self.tokenizer, self.judge, self.seed = config, tokenizer, judge, seed
+        self.environment = environment
         self.ref_policy = ref_policy.requires_grad_(False).eval()
         disable_dropout(policy)
         self.policy, self.wrapped_policy = policy, wrap(policy)
@@ -102,7 +111,7 @@ class OnlineDPOTrainer:
         """Sample two answers to each prompt, ask the judge, learn from the result."""
         match = self.play(batch)
         metrics = over_minibatches("OnlineDPOTrainer", self.config, len(batch), lambda rows: self.update(match, rows))
-        tokens = sum(len(completion.ids) for completion in match.by_policy)
+        tokens = sum(sum(completion.chosen or [True] * len(completion.ids)) for completion in match.by_policy)
         tokens, n = all_sum(torch.tensor([float(tokens), float(len(batch))], device=self.device)).tolist()
         return {**metrics, "response_length": tokens / n}
 
@@ -115,10 +124,15 @@ class OnlineDPOTrainer:
             opponent = reference
         elif config.algorithm == "nash_md":
             opponent = GeometricMixture(policy, reference, config.mixture)
-        sides = self._sample(policy, batch, sample=0), self._sample(opponent, batch, sample=1)
-        texts = [self.tokenizer.decode_completions([completion.ids for completion in side]) for side in sides]
-        prompts = [row["prompt"] for row in rows]
-        chances = torch.tensor(judge_pairs(self.judge, prompts, *texts, rows), device=self.device)
+        samples = [self._sample(model, batch, sample) for sample, model in enumerate((policy, opponent))]
+        ids, sides, inputs, episodes = zip(*samples, strict=True)
+        (prompts, *_), texts = inputs[0], [texts for _, texts, _ in inputs]
+        if self.judge:
+            chances = judge_pairs(self.judge, prompts, *texts, rows)
+        else:
+            rewards = (self.environment.reward(*each) for each in inputs)
+            chances = [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(*rewards, strict=True)]
+        chances = torch.tensor(chances, device=self.device)
         cut, cut_opponent = (
             torch.tensor([float(completion.finish != "stop") for completion in side], device=self.device)
             for side in sides
@@ -126,7 +140,10 @@ class OnlineDPOTrainer:
         chances = (chances - config.missing_eos_penalty * (cut - cut_opponent)).clamp(0, 1)
         results = zip(prompts, *texts, chances.tolist(), strict=True)
         self.samples = [{"prompt": p, "completion": a, "other": b, "win_prob": c} for p, a, b, c in results][:4]
-        return Match([draw.row.prompt for draw in batch], *sides, chances)
+        if self.environment:
+            for sample, episode in zip(self.samples, episodes[0], strict=False):
+                sample["turns"] = episode.shown()
+        return Match(ids[0], *sides, chances)
 
     def update(self, match: Match, rows: range) -> dict[str, float]:
         """One optimizer step on some prompts, taken in micro-batches of similar length."""
@@ -144,11 +161,12 @@ class OnlineDPOTrainer:
     def losses(self, match: Match, rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """-> (losses [B], terms to report [B])."""
         config, wins = self.config, match.win_prob[rows]
-        answers = [match.by_policy[i].ids for i in rows]
+        answers = [match.by_policy[i] for i in rows]
         if config.algorithm != "nash_md":  # in Nash-MD only the judge reads the opponent's answer
-            answers += [match.by_opponent[i].ids for i in rows]
+            answers += [match.by_opponent[i] for i in rows]
         prompts = [match.prompts[i] for i in rows] * (1 if config.algorithm == "nash_md" else 2)
-        batch = pad_sequences(prompts, answers, self.tokenizer.pad_id, self.device)
+        ids, chosen = [answer.ids for answer in answers], [answer.chosen for answer in answers if answer.chosen]
+        batch = pad_sequences(prompts, ids, self.tokenizer.pad_id, self.device, chosen)
         options = {"temperature": config.temperature, "wanted": batch.completion_mask, "entropy": False}
         logps = self.wrapped_policy(batch.input_ids, batch.attention_mask, **options).logps
         with torch.no_grad():
@@ -173,11 +191,12 @@ class OnlineDPOTrainer:
             losses = losses + xpo_bonus(opponent_logps, mask=mask, alpha=config.xpo_alpha)
         return losses, terms
 
-    def _sample(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> list[Completion]:
+    def _sample(self, transformer: torch.nn.Module, batch: list[Draw], sample: int) -> tuple:
+        """The result of `sample_rows` for one side."""
         keys = [(draw.epoch, draw.index, sample) for draw in batch]
-        prompts, sampling = [draw.row.prompt for draw in batch], self.config.sampling(self.tokenizer.eos_ids)
-        options = {"seed": self.seed, "stream": "rollout", "keys": keys, "tokenizer": self.tokenizer}
-        return generate(transformer, prompts, sampling, **options)
+        rows, sampling = [draw.row for draw in batch], self.config.sampling(self.tokenizer.eos_ids)
+        options = {"seed": self.seed, "stream": "rollout", "keys": keys}
+        return sample_rows(transformer, self.tokenizer, self.environment, rows, sampling, **options)
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self, self.saved)

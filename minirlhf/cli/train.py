@@ -251,8 +251,9 @@ def online_dpo(job: Job) -> Iterator[Work]:
     stage = job.stage(base, "prompts", reward=reward)
     before = stage.evaluate(stage.reference)
     if not stage.finished:
-        models = stage.policy, stage.reference, judge_by(reward)
-        yield sampled(stage, OnlineDPOTrainer(*models, job.tokenizer, job.config, seed=job.seed))
+        models = stage.policy, stage.reference, judge_by(reward) if reward else None
+        options = {"seed": job.seed, "environment": job.environment}
+        yield sampled(stage, OnlineDPOTrainer(*models, job.tokenizer, job.config, **options))
     compare(job, stage, job.config.algorithm, before, reward_model_accuracy=accuracy)
 
 

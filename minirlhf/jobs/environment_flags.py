@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, fields
 
-PROGRAMS = ("ppo", "grpo")  # sections of the programs that play environments
+PROGRAMS = ("ppo", "grpo", "online_dpo")  # sections of the programs that play environments
 
 
 @dataclass(frozen=True)

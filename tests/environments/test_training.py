@@ -7,7 +7,14 @@ import torch
 from games import TOKENIZER, Echo, model_of, rows, tokenizer
 from torch.testing import assert_close
 
-from minirlhf.algorithms import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer
+from minirlhf.algorithms import (
+    GRPOConfig,
+    GRPOTrainer,
+    OnlineDPOConfig,
+    OnlineDPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+)
 from minirlhf.data import Batches
 from minirlhf.data.encoding import EncodedRow
 from minirlhf.environments import Episodes, Observation
@@ -88,6 +95,26 @@ def test_a_game_of_two_turns_is_learned(make):
     sample = trainer.samples[0]
     assert [turn["by"] for turn in sample["turns"]] == ["policy", "environment", "policy"]
     assert sample["completion"] == "".join(turn["text"] for turn in sample["turns"])
+
+
+def online_dpo(make=Move, judge=None, max_turns=4, **settings):
+    config = {"max_tokens": 1, "batch_size": 64, "minibatch_size": 64, "lr": 3e-2, "missing_eos_penalty": 0.0}
+    policy, environment = policy_of(**MOVE), make and Episodes(make, MOVES, max_turns=max_turns)
+    config = OnlineDPOConfig(**{**config, **settings})
+    return OnlineDPOTrainer(policy, copy_of(policy), judge, MOVES, config, environment=environment)
+
+
+def test_online_dpo_prefers_the_episode_with_more_reward():
+    trainer = online_dpo()
+    batch = batches(64, 1)[0]
+    match = trainer.play(batch)
+    sides = zip(*[(sample["completion"], sample["other"]) for sample in trainer.samples], strict=True)
+    totals = [[0.2 * text.startswith("b") + 1.8 * (text == "bcd") for text in texts] for texts in sides]
+    expected = [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(*totals, strict=True)]
+    assert match.win_prob[:4].tolist() == expected
+    assert any(completion.chosen == [True, False, True] for completion in match.by_policy)
+    lengths = [trainer.step(batch)["response_length"] for batch in batches(64, 20)]
+    assert lengths[0] < 1.4 and lengths[-1] > 1.7  # it enters the second turn; forced tokens do not count
 
 
 def test_the_score_is_the_sum_of_the_rewards_and_of_a_reward_function():
@@ -232,6 +259,8 @@ def test_an_evaluation_leaves_out_a_prompt_that_fills_the_context():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="PPOTrainer: needed a reward or an environment, got neither"):
         ppo(None)
+    with pytest.raises(InputError, match="OnlineDPOTrainer: needed a judge or an environment, got neither"):
+        online_dpo(None)
     with pytest.raises(InputError, match="GRPOTrainer: turn_advantages needs an environment, got none; leave it out"):
         grpo(None, lambda p, c, rows: [0.0] * len(c), turn_advantages=True)
     with pytest.raises(InputError, match="turn_advantages needs one of the advantages group, .*, got greedy"):

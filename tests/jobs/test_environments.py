@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minirlhf.algorithms import OnlineDPOConfig, PPOConfig
+from minirlhf.algorithms import DPOConfig, PPOConfig
 from minirlhf.environments import Episodes
 from minirlhf.errors import InputError
 from minirlhf.jobs.checks import stages_of, with_given_reward
@@ -107,7 +107,7 @@ def test_only_programs_that_play_environments_have_the_flags():
     flags = {"environment", "max_turns", "max_tool_tokens", "step_timeout"}
     names = {f.name for f in dataclasses.fields(sections("ppo", PPOConfig, job=PipelineConfig)["job"])}
     assert flags <= names
-    others = sections("online_dpo", OnlineDPOConfig, job=PipelineConfig)["job"]
+    others = sections("dpo", DPOConfig, job=PipelineConfig)["job"]
     assert not flags & {f.name for f in dataclasses.fields(others)}
     assert issubclass(others, PipelineConfig)
 
