@@ -149,23 +149,23 @@ class PictureJob:
         return means
 
     def report(self) -> None:
-        """Print base and tuned denoiser side by side; write pictures.png: rows of base, half-way and end."""
+        """Print base and tuned denoiser side by side; write pictures.png: a row of each, and one between."""
         steps = self.config.steps
         if steps not in self.measured:
             self.measure(steps, self.tuned["denoiser"])
         if 0 not in self.measured:
             self.measure(0, self.tuned["reference"])
-        order = sorted(self.measured)
-        rows = [self.measured[step][1] for step in (0, min(order, key=lambda step: abs(step - steps / 2)), steps)]
+        middle = min(self.measured, key=lambda step: abs(step - steps / 2))
+        rows = sorted({0, middle, steps})  # a resumed job may have no evaluation between
         if is_main():
-            write_png(self.folder / "pictures.png", grid(torch.cat(rows), SHOWN))
+            write_png(self.folder / "pictures.png", grid(torch.cat([self.measured[step][1] for step in rows]), SHOWN))
         before, after = self.measured[0][0], self.measured[steps][0]
         names = {"score": f"score ({self.settings['job'].reward})", "gold": "gold", "kl": "KL to the base (nats)"}
         cells = [[text, before[name], after[name]] for name, text in names.items()]
         samples = steps * self.config.batch_size * getattr(self.config, "group_size", 1)
         seconds = time.perf_counter() - self.started
         say(f"\n{table([f'on {EVALUATED} new pictures', 'base', self.name], cells)}\n")
-        say(f"{samples:,} samples; pictures.png shows base, half-way and end; {seconds:.0f} s")
+        say(f"{samples:,} samples; the rows of pictures.png: after {', '.join(map(str, rows))} steps; {seconds:.0f} s")
         say(f"everything is in {self.folder}", "quiet")
 
     def _base(self) -> Denoiser:
