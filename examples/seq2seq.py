@@ -19,6 +19,7 @@ from minirlhf.training import parse_settings
 @dataclass(frozen=True)
 class ExampleConfig:
     seed: int = 0  # [-] of the rows, the weights and the samples
+    rows: int = 8000  # [rows] demonstrations
     sft_steps: int = 800  # [steps] of 32 demonstrations
     ppo_steps: int = 30  # [steps] of 128 completions
 
@@ -29,7 +30,7 @@ def main() -> None:
     sft = SFTConfig(steps=config.sft_steps, batch_size=32, lr=4e-3, max_epochs=100)
     ppo = PPOConfig(steps=config.ppo_steps, batch_size=128, minibatch_size=64, max_tokens=40, lr=1e-3, kl_coef=0.02)
     with session(device="cpu", seed=config.seed, threads=1):
-        demonstrations = task.rows(8000, config.seed)
+        demonstrations = task.rows(config.rows, config.seed)
         tokenizer = Seq2SeqTokenizer.train((text for row in demonstrations for text in row.values()), vocab_size=600)
         shape = {"num_hidden_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
         model = Seq2Seq(Seq2SeqConfig(vocab_size=tokenizer.vocab_size, **shape))

@@ -8,7 +8,8 @@ from .conftest import EXAMPLES
 
 def test_the_example_trains_and_reports(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(sys, "argv", ["seq2seq.py", "--seed", "3", "--sft_steps", "2", "--ppo_steps", "1"])
+    tiny = ["--seed", "3", "--rows", "200", "--sft_steps", "2", "--ppo_steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["seq2seq.py", *tiny])
     importlib.import_module("seq2seq").main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sft step    0") and any(line.startswith("ppo step    0") for line in lines)
