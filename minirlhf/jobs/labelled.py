@@ -28,6 +28,10 @@ class LabelledJobConfig(RLJobConfig):
         super().__post_init__()
         check_range(self, "rows", least=100)
         check_range(self, "prompt_words", least=2)
+        if self.data and self.rows != type(self).rows:
+            raise InputError(
+                "--rows: the embedded task has this many rows, and --data replaces it; drop one of the two"
+            )
         if self.task != JobConfig.task:
             raise InputError("--task: this program has a task of its own; drop the flag")
 

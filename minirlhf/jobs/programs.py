@@ -125,6 +125,8 @@ def load_sentiment(job: LabelledJobConfig) -> Task:
 
 def load_rudeness(job: LabelledJobConfig) -> Task:
     """The embedded task of examples/detoxify.py."""
+    if job.prompt_words != type(job).prompt_words:
+        raise InputError("--prompt_words: the texts of this task have prompts; drop the flag, or give --data")
     return rudeness.rudeness_task(job.rows, job.seed)
 
 
@@ -177,7 +179,6 @@ def stage_on_one_base(job: Job, models: FourModels, reward: Reward) -> PolicySta
 class LlamaJobConfig(MultiAdapterJobConfig):
     base_steps: int = 600  # [steps] of a new base on the texts of the task, without --policy
     tunes_policy: ClassVar[bool] = True  # --policy replaces the base; SFT trains an adapter of it
-    later_stages_only: ClassVar[tuple[str, ...]] = (*MultiAdapterJobConfig.later_stages_only, "base_steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,6 +95,8 @@ def test_texts_without_labels_of_one_label_or_none_at_all_are_refused(refusal, r
     rows.write_text('{"text": "a b c d", "label": "maybe"}\n')
     assert "label: needed true or false" in refusal("detoxify", "--data", rows)
     assert refusal("sentiment", "--task", "reviews-").startswith("--task: this program has a task of its own")
+    assert refusal("sentiment", "--rows", "200", "--data", positive).startswith("--rows: the embedded task has this")
+    assert refusal("detoxify", "--prompt_words", "4").startswith("--prompt_words: the texts of this task have prompts")
     text = refusal("sentiment", "--reward_model.center_coef", "0.1")
     assert text == "--reward_model.center_coef: labels fix the zero of a classifier's scores; drop the flag"
 
