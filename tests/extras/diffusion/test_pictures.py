@@ -133,4 +133,4 @@ def test_the_gold_classifier_knows_drawings_and_the_other_can_be_fooled():
     gold = trained(GoldClassifier(), "gold", 0)
     proxy = trained(FoolableClassifier(), "proxy", 0)
     right = [(net(pictures).argmax(-1) == label).float().mean() for net in (gold, proxy)]
-    assert right[0] > 0.95 and 0.6 < right[1] < right[0]
+    assert right[0] > 0.9 and 0.5 < right[1] < right[0] - 0.1
