@@ -26,7 +26,8 @@ from minirlhf.model.transformer import MLP, Block, Transformer
 from minirlhf.runtime.distributed import world_size
 
 JOINED = 2**28  # parameters; copies of a larger model would take too much memory
-PACKED, ROWS = 2**18, 16  # numbers in the smallest weight that is packed (the call costs 15 us); rows of a product
+PACKED, ROWS = 2**16, 16  # numbers in the smallest weight that is packed (the call costs 13 us); rows of a product
+MANY = 64  # rows; oneDNN writes code for each number of rows, 0.6 ms, and keeps 1,024 such codes
 
 
 def can_decode(transformer: nn.Module) -> bool:
@@ -246,7 +247,9 @@ class Product:
             return whole if self.order is None else whole.index_select(-1, self.order)
         x = x.to(self.dtype)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            if (N := len(x)) > MANY and N % 8:  # so that the numbers of rows are few
+                return self(F.pad(x, (0, 0, 0, -N % 8)))[:N]
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
         out = self.buffer and self.buffer.rows(len(x), self.weight)
         if self.bias is None:
             return torch.mm(x, self.weight, out=out)
