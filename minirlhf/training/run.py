@@ -151,10 +151,12 @@ class Run:
             check_metric(self)
         options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
         bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
+        noise = keyed_uniforms(self.config.seed, "dropout", torch.arange(len(self.batches)), rank())  # of all steps
+        seeds = (noise * 2**53).long().tolist()
         with caught_signals(where(self)) as self._signals, bar, unlocks(self.folder):
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
-                torch.manual_seed(int(2**53 * keyed_uniforms(self.config.seed, "dropout", self.step, rank())))
+                torch.manual_seed(seeds[self.step])
                 yield dealt(self.batches[self.step], getattr(self.trainer, "config", None))
                 if self.step != expected:
                     raise RuntimeError("Run: each step must end with run.record(trainer.step(batch))")
