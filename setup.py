@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.7", "hypothesis>=6.100", "ruff>=0.8"]
+PAGE = ["page.html"]
 
 setup(
     name="minirlhf",
@@ -16,7 +17,7 @@ setup(
     license_files=["LICENSE"],
     classifiers=["Operating System :: POSIX"],  # Linux and macOS; on Windows in WSL
     packages=find_packages(include=["minirlhf", "minirlhf.*"]),
-    package_data={"minirlhf": ["py.typed"], "minirlhf.evaluation.human": ["page.html"]},
+    package_data={"minirlhf": ["py.typed"], "minirlhf.evaluation.human": PAGE, "minirlhf.seeing": PAGE},
     entry_points={"console_scripts": ["minirlhf = minirlhf.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],

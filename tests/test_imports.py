@@ -26,7 +26,7 @@ ROOMS = [
     "text",
 ]
 ROOMS += ["data", "generation", "rewards", "rollout", "environments", "training", "algorithms", "tasks", "evaluation"]
-ROOMS += ["jobs", "extras", "cli", "__main__"]
+ROOMS += ["seeing", "jobs", "extras", "cli", "__main__"]
 # The core: all that examples/ppo.py needs on the embedded task. A learner reads these files and no others.
 CORE_FILES = {
     "lazy": "",

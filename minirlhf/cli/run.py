@@ -1,10 +1,11 @@
-"""`minirlhf run`: list runs, show a run, find the best run, read samples.
+"""`minirlhf run`: list runs, show a run, find the best run, read samples, look at pictures.
 
 minirlhf run list runs                                # steps, time, metric, differences, checkpoints
 minirlhf run best runs                                # the best run and its checkpoint, by the runs' own metric
 minirlhf run best runs --metric eval/gold_reward      # by another metric
 minirlhf run show runs/ppo-001                        # settings, metrics, checkpoints, samples
 minirlhf run samples runs/ppo-001                     # the newest samples: who wrote what, in colours
+minirlhf run page runs/ppo-001 runs/ppo-002           # one HTML page: curves, samples, settings
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from minirlhf.cli.run_pictures import add_pictures, show_pictures
 from minirlhf.errors import InputError, shown
 from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.nearest import nearest
@@ -276,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "minirlhf run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples")
+    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples | page")
     modes = {
         "choices": ("max", "min"),
         "help": "the better end of the metric; default: min for losses and KL, else max",
@@ -295,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     samples.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")
     samples.add_argument("--step", type=int, help="samples after this number of steps; default: the last samples")
     samples.add_argument("--n", type=int, default=4, help="samples of each run, at most")
+    add_pictures(commands)
     return top
 
 
@@ -311,3 +314,5 @@ def main(arguments: list[str]) -> None:
             from minirlhf.cli.run_samples import show_samples
 
             print(show_samples(asked.folder, asked.step, asked.n))
+        case _:
+            show_pictures(asked)

@@ -1,0 +1,26 @@
+"""`minirlhf run page`: pictures of runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from minirlhf.seeing.page import write_page
+
+
+def add_pictures(commands: Any) -> None:
+    """Add these commands to the parser of `minirlhf run`."""
+    page = commands.add_parser("page", help="one HTML page about runs: curves, samples, time, settings")
+    page.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, or the folder of a pipeline")
+    page.add_argument("-o", "--output", type=Path, help="default: page.html, in DIR if there is one DIR")
+
+
+def show_pictures(asked: argparse.Namespace) -> None:
+    match asked.command:
+        case "page":
+            alone = asked.folders[0] if len(asked.folders) == 1 else Path()
+            path = asked.output or alone / "page.html"
+            for note in write_page(asked.folders, path):
+                print(note)
+            print(f"open {path} in a browser")

@@ -1,0 +1,1 @@
+"""Pictures of runs: read from their folders, without torch."""
