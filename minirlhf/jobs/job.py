@@ -69,6 +69,7 @@ class Job(Opened):
         from minirlhf.jobs.effects import check_effects  # here, so that the core loads no leaf
         from minirlhf.jobs.learning_rates import settings_for_model, trained_parameters
         from minirlhf.jobs.out_of_memory import advised
+        from minirlhf.jobs.pictures import pictured
         from minirlhf.jobs.strategies import in_parallel
         from minirlhf.runtime.log_level import log_level
         from minirlhf.training.lock import unlocked_at_end
@@ -85,7 +86,7 @@ class Job(Opened):
         with log_level(common.log_level), session(**options) as device, unlocked_at_end():
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
-                with in_parallel(opened, after), advised(opened, after):
+                with pictured(opened), in_parallel(opened, after), advised(opened, after):
                     yield opened
             except Stopped as stage:
                 say(f"stopped after {stage}; go on with --output {opened.folder} --resume")

@@ -57,6 +57,7 @@ def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages
         "ppo",
         "inputs.json",
         "summary.json",
+        "page.html",
     }
     for stage, steps in (("sft", 4), ("reward", 4), ("ppo", 2)):
         names = {path.name for path in (folder / stage).iterdir()}
@@ -66,7 +67,8 @@ def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages
         assert text in output
     assert output.count("prompt  ") == 1 and "ppo-001" in output.splitlines()[-1]
     assert output.count("stages: sft -> reward -> ppo; results in runs/ppo-001") == 1
-    assert re.search(r"\d+ s, \d+% of them for evaluations; everything is in runs/ppo-001\n$", output)
+    assert re.search(r"\d+ s, \d+% of them for evaluations; everything is in runs/ppo-001\n", output)
+    assert output.endswith("curves and samples: runs/ppo-001/page.html\n")
     for stage in ("sft", "reward", "ppo"):
         assert output.count(f"{stage} step  ") == 1
 
@@ -112,10 +114,11 @@ def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
 def test_a_job_stopped_after_each_stage_and_resumed_is_the_whole_job(call, inputs, finished, tmp_path, capsys):
     data, output = ("--data", inputs / "pairs.jsonl"), tmp_path / "job"
     call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft")
-    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json"}
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json", "page.html"}
     call("ppo", tmp_path, *data, "--output", output, "--stop_after", "reward", "--resume")
-    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "reward", "inputs.json"}
-    first = contents(output)
+    both = {"tokenizer", "sft", "reward", "inputs.json", "page.html"}
+    assert {path.name for path in output.iterdir()} == both
+    first = {name: text for name, text in contents(output).items() if name != "page.html"}
     capsys.readouterr()
     call("ppo", tmp_path, *data, "--output", output, "--resume")
     printed = capsys.readouterr().out
@@ -132,7 +135,11 @@ def test_a_finished_job_resumes_to_the_same_summary_and_trains_nothing(call, inp
     call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", "--output", finished, "--resume")
     after = contents(finished)
     assert after.keys() == before.keys()
-    assert [name for name in after if after[name] != before[name]] in ([], ["summary.json"])
+    assert [name for name in after if after[name] != before[name]] in (
+        [],
+        ["page.html", "summary.json"],
+        ["summary.json", "page.html"],
+    )
     kept = [{**json.loads(text["summary.json"]), "seconds": 0} for text in (before, after)]
     assert kept[0] == kept[1]
 
@@ -151,7 +158,8 @@ def test_each_job_without_output_gets_a_fresh_folder_and_resume_takes_the_last(c
 def test_ppo_alone_from_the_models_of_another_job(call, inputs, finished, tmp_path, place):
     models = "--policy", finished / "sft" / place, "--reward", finished / "reward" / place
     call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", *models, "--output", tmp_path / "job")
-    assert {path.name for path in (tmp_path / "job").iterdir()} == {"ppo", "inputs.json", "summary.json"}
+    names = {path.name for path in (tmp_path / "job").iterdir()}
+    assert names == {"ppo", "inputs.json", "summary.json", "page.html"}
     found, whole = summary(tmp_path / "job"), summary(finished)
     assert found["reward_model_accuracy"] is None
     assert (found["before"], found["after"], found["kl"]) == (whole["before"], whole["after"], whole["kl"])

@@ -10,7 +10,7 @@ from ..evaluation.human.picture import ROOT, browser
 
 
 def draw(path, *folders):
-    with tempfile.TemporaryDirectory() as folder, browser(1280, 1100, folder) as chromium:
+    with tempfile.TemporaryDirectory() as folder, browser(1280, 1500, folder) as chromium:
         page = Path(folder, "page.html")
         write_page([Path(each) for each in folders], page)
         chromium.get(page.as_uri())
