@@ -10,7 +10,8 @@ import importlib
 __version__ = "0.1.0"
 
 _ROOMS = ("losses", "runtime", "model", "adapters", "pretrained", "text", "data", "generation", "rewards", "rollout",
-          "environments", "training", "algorithms", "tasks", "evaluation", "seeing", "jobs", "extras", "cli")  # fmt: skip
+          "environments", "training", "algorithms", "tasks", "evaluation", "seeing", "jobs", "extras",
+          "cli")  # fmt: skip
 
 
 def __getattr__(name: str):
