@@ -1,8 +1,8 @@
-"""Best-of-n against PPO at equal KL: how far is each from the SFT model, and how good is it there?
+"""Best-of-n against PPO: the gold reward of both, at the same KL.
 
-python examples/best_of_n.py                             # the embedded task, n up to 64
+python examples/best_of_n.py                       # the embedded task, n <= 64
 python examples/best_of_n.py --best_of 16 --data rows.jsonl
-python examples/best_of_n.py --policy DIR --reward DIR   # your own models
+python examples/best_of_n.py --policy DIR --reward DIR       # your own models
 """
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer

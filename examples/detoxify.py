@@ -1,9 +1,11 @@
-"""Less rude, as grammatical: PPO against a classifier of rude and polite texts.
+"""Less rude, as grammatical: PPO against a classifier of polite texts.
 
-python examples/detoxify.py                     # the embedded task: reviews by people who swear
-python examples/detoxify.py --data comments     # a folder with clean/ and toxic/, or clean.txt and toxic.txt
-python examples/detoxify.py --data rows.jsonl   # {text, label} or {prompt, response, label}; label: is it polite?
-python examples/detoxify.py --policy DIR --data rows.jsonl --reward DIR     # from your own models
+python examples/detoxify.py                      # reviews by people who swear
+python examples/detoxify.py --data comments      # a folder with clean/, toxic/
+python examples/detoxify.py --data rows.jsonl    # {text, label}: is it polite?
+python examples/detoxify.py --policy DIR --data rows.jsonl --reward DIR
+
+The last command begins with your own models.
 """
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer

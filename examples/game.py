@@ -1,11 +1,11 @@
-"""A game of several turns: find a number by "higher" and "lower", with credit for each turn.
+"""A game of several turns, with credit for each turn: guess a number.
 
-python examples/game.py    # 49/15 = 3.267 turns are the best possible average
-python examples/game.py --grpo.turn_advantages false    # each turn is judged by the whole game
-python examples/game.py --policy DIR    # your model plays
-python examples/game.py --policy DIR --data rows.jsonl --environment my.py:Game    # your game
+python examples/game.py            # 49/15 = 3.267 turns are the best average
+python examples/game.py --grpo.turn_advantages false    # judge whole games
+python examples/game.py --policy DIR                    # your model plays
+python examples/game.py --policy DIR --data FILE --environment my.py:Game
 
-docs/environments.md shows how to write a game.
+docs/environments.md shows how to write your own game.
 """
 
 from minirlhf.algorithms import GRPOConfig, GRPOTrainer

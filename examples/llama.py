@@ -1,10 +1,12 @@
-"""A Llama from base model to RLHF with adapters alone: SFT, reward model, PPO; then all is merged into a plain folder.
+"""From a base model to RLHF with adapters alone, merged at the end.
 
-python examples/llama.py --policy DIR --data votes.jsonl    # {question, answers: [{text, votes}, ...]} or any pairs
-python examples/llama.py --policy DIR --train qlora         # the base is held in 4 bits
-python examples/llama.py                                    # the embedded task, on a tiny Llama that is made first
+python examples/llama.py --policy DIR --data votes.jsonl
+python examples/llama.py --policy DIR --train qlora    # a base in 4 bits
+python examples/llama.py      # the embedded task, on a tiny Llama made first
 
-The journey of StackLLaMA (Beeching et al. 2023). The last model is in OUTPUT/ppo/model: it loads without adapters.
+The journey of StackLLaMA (Beeching et al. 2023): SFT, reward model, PPO. Rows
+are {question, answers: [{text, votes}, ...]} or pairs. The last model is in
+OUTPUT/ppo/model; it loads without adapters.
 """
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer, SFTTrainer

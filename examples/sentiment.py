@@ -1,9 +1,11 @@
 """Positive continuations: PPO against a classifier of sentiment.
 
-python examples/sentiment.py                    # the embedded task: beginnings of product reviews
-python examples/sentiment.py --data reviews     # a folder with pos/ and neg/, or reviews.pos and reviews.neg
-python examples/sentiment.py --data rows.jsonl  # {text, label} or {prompt, response, label}
-python examples/sentiment.py --policy DIR --data rows.jsonl --reward DIR    # from your own models
+python examples/sentiment.py                     # beginnings of reviews
+python examples/sentiment.py --data reviews      # a folder with pos/ and neg/
+python examples/sentiment.py --data rows.jsonl   # {text, label}
+python examples/sentiment.py --policy DIR --data rows.jsonl --reward DIR
+
+The last command begins with your own models.
 """
 
 from minirlhf.algorithms import PPOConfig, PPOTrainer

@@ -1,6 +1,6 @@
-"""An encoder-decoder with a value head: it rewrites reviews to the opposite sentiment, keeping the product.
+"""An encoder-decoder rewrites reviews to the opposite sentiment.
 
-python examples/seq2seq.py             # SFT on careless demonstrations, then PPO
+python examples/seq2seq.py        # SFT on careless demonstrations, then PPO
 python examples/seq2seq.py --seed 1
 """
 

@@ -1,9 +1,9 @@
-"""GRPO with a tool: sums beyond the model's head, solved by calling a calculator.
+"""GRPO with a tool: sums of four digits, solved by calling a calculator.
 
-python examples/tools.py    # sums of four digits
-python examples/tools.py --tool false    # the same without the calculator
-python examples/tools.py --policy DIR --data rows.jsonl    # your model, your rows {prompt, answer}
-python examples/tools.py --policy DIR --data rows.jsonl --environment my.py:Tools    # your tools
+python examples/tools.py
+python examples/tools.py --tool false     # the same without the calculator
+python examples/tools.py --policy DIR --data rows.jsonl    # {prompt, answer}
+python examples/tools.py --policy DIR --data FILE --environment my.py:Tools
 
 docs/tools.md explains how a call is written, answered and masked.
 """

@@ -13,6 +13,7 @@ from minirlhf.jobs.stage import PolicyStage
 from minirlhf.rewards.best_of import REASON, BestOfN, best_of_each, kl_bound
 from minirlhf.runtime.distributed import is_main, world_size
 from minirlhf.training.checkpoint import write_whole
+from minirlhf.training.run import finished_model
 from minirlhf.training.table import table
 
 
@@ -36,6 +37,8 @@ DEFAULTS = {
 def compare_with_ppo(stage: PolicyStage, before: Report, after: Report) -> str:
     """Sample the reference, print both curves, and write best_of_n.json into the folder of the job."""
     job, common = stage.job, stage.job.common
+    if not finished_model(stage.folder):
+        return ""  # a rehearsal trains nothing
     if world_size() > 1:
         raise InputError("best_of_n: needed a single process, got several; start it without torchrun")
     sampler = BestOfN(stage.reference, stage.reward, common.best_of, job.tokenizer, stage.sampling, job.seed)

@@ -119,7 +119,7 @@ def stage_settings(settings: dict[str, Any], section: str, *more: str) -> dict[s
     job = settings["job"]
     if section in ("sft", "reward_model"):
         later = [field for field in fields(job) if field.name in job.later_stages_only]
-        job = replace(job, **{field.name: field.default for field in later})
+        job = replace(job, **{field.name: None for field in later})
     used = ("model", "sharding", *(() if job.train == "all" else ("lora",)), section, "run", *more)
     return {"job": job, **{name: settings[name] for name in used if name in settings}}
 

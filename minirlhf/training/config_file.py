@@ -25,7 +25,9 @@ TABLES = (
 )
 KEYS = (
     *("reward", "reward_weights", "stop_after", "stop_sft_at", "student", "student_width", "student_steps"),
-    *("kind", "rows", "value", "parallel"),
+    *("kind", "rows", "value", "parallel", "base_steps", "best_of", "best_of_prompts", "prompt_words", "tool"),
+    *("reward_ensemble", "reward_timeout", "save_rollouts", "replay", "replay_scores"),
+    *("environment", "max_turns", "max_tool_tokens", "step_timeout"),
 )
 
 

@@ -70,8 +70,8 @@ def settings_to_toml(settings: dict[str, Any]) -> str:
     for section, instance in sorted(settings.items(), key=lambda item: item[0] != TOP):  # top-level keys come first
         lines = [f"[{section}]"] if section != TOP else []
         for name, field, hint in fields_of(section, type(instance)):
-            value, read_back = getattr(instance, field.name), ...
-            if value is None and default_of(field) is None:
+            value, default, read_back = getattr(instance, field.name), default_of(field), ...
+            if value is None and (default is None or field.name in getattr(instance, "later_stages_only", ())):
                 continue
             lines.append(f"{(key := name.rpartition('.')[2])} = {as_toml(value)}")
             with suppress(ValueError, OverflowError):  # encode() refuses half a surrogate pair, as writing a file does

@@ -45,7 +45,6 @@ DROPPED = {  # row, the name in the error
     "label of a prompt": ({"prompt": "p", "label": True}, "label"),
     "replies": ({"prompt": "p", "replies": [{"text": "r"}]}, "replies"),
     "summaries": ({"prompt": "p", "summaries": ["s"]}, "summaries"),
-    "label of a text": ({"text": "p", "label": 1}, "label"),
     "label of a pair": (PAIR | {"label": 1}, "label"),
     "rating": (SFT | {"rating": 1}, "rating"),
     "score": (SFT | {"score": -1.0}, "score"),

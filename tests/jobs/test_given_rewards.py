@@ -23,6 +23,7 @@ class Job:
     task: Any = field(default_factory=lambda: SimpleNamespace(prompts=ROWS, held_out_prompts=ROWS))
     section: str = "ppo"
     given_reward: Any = None
+    environment: Any = None
 
 
 def reward_of(**flags):
