@@ -110,10 +110,16 @@ class InUse(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.change(storage.nbytes())
-                weakref.finalize(storage, self.change, -storage.nbytes())
+            if isinstance(x, torch.Tensor) and x.is_mkldnn:  # a packed weight has no storage that torch knows
+                holder, size = x, x.nbytes
+            elif isinstance(x, torch.Tensor):
+                holder, size = x.untyped_storage(), x.untyped_storage().nbytes()
+            else:
+                continue
+            if holder not in self.known:
+                self.known.add(holder)
+                self.change(size)
+                weakref.finalize(holder, self.change, -size)
         return result
 
     def change(self, size: int) -> None:
