@@ -26,7 +26,7 @@ from minirlhf.model.transformer import MLP, Block, Transformer
 from minirlhf.runtime.distributed import world_size
 
 JOINED = 2**28  # parameters; copies of a larger model would take too much memory
-PACKED, ROWS = 2**16, 16  # numbers in the smallest weight that is packed (the call costs 13 us); rows of a product
+PACKED, ROWS = 2**18, 16  # numbers in the smallest weight that is packed (the call costs 13 us); rows of a product
 MANY = 64  # rows; oneDNN writes code for each number of rows, 0.6 ms, and keeps 1,024 such codes
 
 
@@ -265,7 +265,8 @@ class Product:
 
 def packs(weight: Tensor) -> bool:
     """True if a CPU multiplies a few rows by this weight sooner once the weight lies in oneDNN's own order."""
-    if weight.device.type != "cpu" or weight.numel() < PACKED or not torch.backends.mkldnn.is_available():
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    if weight.device.type != "cpu" or weight.numel() < PACKED or not known:
         return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return bf16 or weight.dtype == torch.float32
