@@ -160,7 +160,7 @@ def _beta(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
 
 
 def _best(scores: Tensor, by_function: Tensor, config: Any) -> Tensor:
-    """1 for the best completion of a group, of equal scores the first, and 0 for the others, which add no loss."""
+    """1 for the best completion of each group, 0 for the others. Of equal scores the first is the best."""
     groups = scores.view(-1, config.group_size)
     best = groups.nan_to_num(nan=-inf).argmax(-1, keepdim=True)
     return torch.zeros_like(groups).scatter(-1, best, 1.0).masked_fill(groups.isnan(), 0.0).flatten()

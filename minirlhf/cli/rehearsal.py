@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from minirlhf.cli import train
+from minirlhf.cli.work import Work, fit_reward, sft
 from minirlhf.data.batches import Draw
 from minirlhf.data.dealing import dealt, length
 from minirlhf.errors import InputError
@@ -59,7 +59,7 @@ class Rehearsal(Job):
             return load_finished(stage.finished, self.common, self.device)
         policies = []
         with noted(self.findings, "sft: "):
-            for work in train.sft(self):
+            for work in sft(self):
                 policies.append(work.trainer.models["policy"])
                 self.take_step(work)
         return policies[0] if policies else untrained_policy(self, stage)
@@ -71,7 +71,7 @@ class Rehearsal(Job):
         stage = open_stage(self, "reward", "reward_model")
         model = untrained_reward_model(self, stage, copy_of(policy).requires_grad_(True).transformer)
         with noted(self.findings, "reward: "):
-            self.take_steps(train.fit_reward(self, stage, model))
+            self.take_steps(fit_reward(self, stage, model))
         return scorer_of(self, model), None
 
     def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
@@ -84,7 +84,7 @@ class Rehearsal(Job):
         for work in works:
             self.take_step(work)
 
-    def take_step(self, work: train.Work) -> None:
+    def take_step(self, work: Work) -> None:
         """One step on the longest rows: if they fit into memory, so do the others.
 
         Note a loss or gradient that is not a finite number, as a run would.

@@ -96,7 +96,7 @@ class Dialogues:
     def _answer(
         self, turns: list[dict], prompt: list[int], answer: list[dict], learned: list[bool], sampled: bool, tools: Any
     ) -> tuple[list[int], list[bool]]:
-        """-> (ids of an answer of one or more turns, which of them are learned)."""
+        """-> (ids of an answer of one or more turns, True for each id that is learned)."""
         if not any(learned):
             raise InputError(f"needed an answer to learn, got {WEIGHT} 0 on all its turns; drop the row")
         before, wanted = [*turns, *answer[:-1]], [len(turns) + k for k, is_learned in enumerate(learned) if is_learned]
@@ -120,8 +120,9 @@ class Dialogues:
         return [*filter(None, rows), _up_to_the_last(row, [*ids, *last], [*mask, *[True] * len(last)])]
 
     def _marked(self, turns: list[dict], wanted: list[int], tools: Any) -> tuple[list[int], list[bool]] | None:
-        """(ids, which are learned) by the template's {% generation %} blocks. None unless each answer has a block, and
-        the last block an end token: a model must learn to stop.
+        """-> (ids, True for each id that is learned), by the template's {% generation %} blocks.
+
+        None unless each answer has a block, and the last block an end token: a model must learn to stop.
         """
         text, spans = render(self.tokenizer, turns, False, tools, None)
         answers = [k for k, turn in enumerate(turns) if turn["role"] == "assistant"]

@@ -55,7 +55,7 @@ def as_turns(parts: list[dict]) -> list[dict]:
 
 
 def encode_parts(tokenizer: Any, parts: list[dict]) -> tuple[list[int], list[bool]]:
-    """-> (ids, which of them are learned) without a chat template. EOS follows the last turn.
+    """Turns without a chat template -> (ids, True for each id that is learned). EOS follows the last turn.
 
     Each turn is encoded for itself, as the engine encodes the texts of an environment.
     """

@@ -42,7 +42,7 @@ class Dialogue(Protocol):
         """Take the policy's turn, and begin to answer."""
 
     def hear(self) -> list[int] | None:
-        """Wait for the answer -> its ids, which now end `ids` and leave room for a token; None: the dialogue ends."""
+        """Wait for the answer, append its ids to `ids` -> these ids; None: the dialogue ends. A token more has room."""
 
 
 def converse(

@@ -25,7 +25,7 @@ class FileEnvironment(FileReward):
 
 
 def with_environment(job: Opened, shape_of: Callable[[Opened], ModelConfig]) -> Opened:
-    """The job with its environment, which is tried on two prompts before anything is trained.
+    """The job with its environment. An environment of the user plays two episodes first, so that its faults show early.
 
     shape_of: job -> the shape of the policy that it trains.
     Raises: InputError if the file has no such class, the environment fails, or its flags have no environment.

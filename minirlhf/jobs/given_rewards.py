@@ -76,7 +76,7 @@ def named_rewards(reward: str, weights: tuple[float, ...] | None) -> tuple[list[
 
 
 def reward_of(name: str, load: Callable[[str], Reward]) -> Reward:
-    """The reward of one name: FILE.py:FUNCTION, a name in NAMED, or a reward model's folder, which `load` opens."""
+    """The reward of FILE.py:FUNCTION, of a name in NAMED, or of a folder. `load` opens the folder's reward model."""
     if Path(name).is_dir() or (is_model_name(name) and not name.endswith(".py")):
         check_no_pipeline(Path(name))
         return load(name)

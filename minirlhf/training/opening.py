@@ -13,12 +13,12 @@ from minirlhf.runtime.distributed import barrier, is_main, restarted, shows
 from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
 from minirlhf.training.checkpoint import holds_anything, remove_leftovers, write_whole
 from minirlhf.training.journal import Journal
+from minirlhf.training.loading import load_checkpoint, newest
 from minirlhf.training.lock import lock, unlocks
 from minirlhf.training.overwrite import delete_run
 from minirlhf.training.progress import EvaluationTable
 from minirlhf.training.runs import flat
 from minirlhf.training.same_settings import check_same_settings
-from minirlhf.training.saving import load_checkpoint, newest
 
 
 def open_run(run: Any, settings: str) -> tuple[dict[str, Any], Journal | None, EvaluationTable | None]:

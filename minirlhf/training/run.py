@@ -245,15 +245,15 @@ class Run:
 
     def _finish(self) -> None:
         """Write the last checkpoint, then the folders of the final model."""
-        from minirlhf.training.saving import load_models, save_final, wait  # here, so that the core loads no leaf
+        from minirlhf.training import loading, saving  # here, so that the core loads no leaf
 
         if self.saved != self.step:
             self.save()
-        wait(self)
+        saving.wait(self)
         if self.config.final == "best" and self._best:
-            load_models(self, self._checkpoint(self._best["step"]))
+            loading.load_models(self, self._checkpoint(self._best["step"]))
         if not is_complete(self.folder / FINAL):
-            save_final(self, self.folder / ADAPTER, self.folder / FINAL)
+            saving.save_final(self, self.folder / ADAPTER, self.folder / FINAL)
         barrier()
 
     def _checkpoint(self, step: int) -> Path:

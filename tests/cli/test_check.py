@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from minirlhf.cli import check, train
+from minirlhf.algorithms.sft import SFTTrainer
+from minirlhf.cli import check
 from minirlhf.cli.main import main
 from minirlhf.cli.train import PROGRAMS
 from minirlhf.jobs import opened
@@ -148,7 +149,7 @@ def test_models_beyond_the_memory_are_told_and_not_tried(checked, inputs, monkey
 
 
 def test_a_loss_that_is_no_number_is_found(checked, inputs, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(train.SFTTrainer, "step", lambda trainer, batch: {"loss": float("nan"), "grad_norm": 1.0})
+    monkeypatch.setattr(SFTTrainer, "step", lambda trainer, batch: {"loss": float("nan"), "grad_norm": 1.0})
     code, findings, _ = checked("sft", "--config", inputs / "sft.toml")
     assert code == 2 and findings == ["sft: needed a finite loss, got nan; look at the longest rows"]
 

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 import torch
 
+from minirlhf.algorithms.sft import SFTTrainer
 from minirlhf.cli import train
 from minirlhf.errors import InputError
 from minirlhf.jobs import footprint, out_of_memory
@@ -35,7 +36,7 @@ def sft(tmp_path, rows, *flags):
 
 def fails(monkeypatch, make_error, step=2):
     """The trainer's step number `step` raises an error."""
-    steps, real = [], train.SFTTrainer.step
+    steps, real = [], SFTTrainer.step
 
     def broken(trainer, batch):
         steps.append(1)
@@ -43,7 +44,7 @@ def fails(monkeypatch, make_error, step=2):
             make_error()
         return real(trainer, batch)
 
-    monkeypatch.setattr(train.SFTTrainer, "step", broken)
+    monkeypatch.setattr(SFTTrainer, "step", broken)
 
 
 def too_large():

@@ -21,7 +21,7 @@ from minirlhf.model import Policy
 from minirlhf.pretrained import load_policy, trained
 from minirlhf.runtime.parallel.sharding import shard
 from minirlhf.runtime.parallel.strategy import Strategy, using
-from minirlhf.training import saving
+from minirlhf.training import loading, saving
 from minirlhf.training.checkpoint import save_state, written_whole
 from minirlhf.training.host_copies import HostCopies
 from minirlhf.training.shards import collected, stored_tensors, write_shard
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_weights_in_slices_is_read_into_slices_and_into_whole_we
     write()
     assert is_complete(folder) and [path.name for path in tmp_path.iterdir()] == ["step-1"]
     for again in (run_in(tmp_path, mesh, seed=1), run_in(tmp_path, seed=1)):
-        loaded = saving.load_checkpoint(again, folder)
+        loaded = loading.load_checkpoint(again, folder)
         assert (loaded["step"], loaded["done"]) == (1, False)
         assert_close(numbers(again), before, rtol=0, atol=0)
         assert again.trainer.optimizer.update == 1
@@ -208,7 +208,7 @@ def test_a_whole_checkpoint_is_read_into_slices(tmp_path, mesh):
         trained.save_trained(run.trainer.policy, aside / "policy", run.tokenizer)
         save_state(aside, {"step": 1, "done": False, "best": {}, "trainer": run.trainer.state_dict()})
     again = run_in(tmp_path, mesh, seed=1)
-    saving.load_checkpoint(again, folder)
+    loading.load_checkpoint(again, folder)
     assert_close(numbers(again), numbers(run), rtol=0, atol=0)
 
 
@@ -218,7 +218,7 @@ def test_shards_of_a_model_with_other_weights_are_refused(tmp_path, mesh):
         state, folder = {"step": 1, "trainer": {}}, tmp_path / f"step-{number}"
         saving._prepared_shards(run, folder, state)()
         with pytest.raises(InputError, match=f"layers.1.* of policy is not in {where}; it is .* another model"):
-            saving.load_models(other, folder)
+            loading.load_models(other, folder)
 
 
 def test_the_finished_model_of_weights_in_slices_is_whole(tmp_path, mesh):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from minirlhf.data.columns import PLACES, has_meaning, is_empty, names_of
 from minirlhf.data.encoding import TURNS
+from minirlhf.data.formats.converters import LIST
 from minirlhf.data.formats.kinds import CONVERSIONS
-from minirlhf.data.formats.layouts import LAYOUTS, LIST, Layout, filling
+from minirlhf.data.formats.layouts import LAYOUTS, Layout, filling
 from minirlhf.data.formats.row import Row
 from minirlhf.data.formats.turns import got
 from minirlhf.errors import InputError

@@ -28,7 +28,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def save_trained(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
-    """Write the trained weights: those of the adapter, or all."""
+    """Write the weights that training changes: the adapter's weights if the model has an adapter, else all."""
     _save(model, folder, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 

@@ -73,7 +73,7 @@ class PicturesConfig:
 
 @dataclass(frozen=True)
 class PictureJob:
-    """What a program has opened."""
+    """The settings, the folder and the models of a program that has begun."""
 
     name: str
     settings: dict[str, Any]  # section -> dataclass

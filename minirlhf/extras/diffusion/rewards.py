@@ -1,5 +1,6 @@
-"""Rewards of pictures, and their gold measures: what the reward stands for, never trained on.
+"""Rewards of pictures, and their gold measures.
 
+A gold measure is the true aim of a reward. It is reported and never trained on, so it shows if a reward was fooled.
 A reward is a function (pictures [B, 1, 16, 16], labels [B]) -> scores [B].
 """
 

@@ -36,7 +36,7 @@ PROJECTIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gate
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    vocab_size: int = 2048  # [tokens] rows of the embedding, which encoder and decoder share
+    vocab_size: int = 2048  # [tokens] rows of the embedding; encoder and decoder share the embedding
     hidden_size: int = 64  # [numbers] width of the residual streams
     num_hidden_layers: int = 2  # [blocks] of the encoder
     num_decoder_layers: int = 2  # [blocks] of the decoder

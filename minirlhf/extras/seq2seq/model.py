@@ -46,7 +46,7 @@ class Attention(nn.Module):
     """x [B, T, D] attends to keys and values -> [B, T, D]. Scores are not divided by the root of E."""
 
     def __init__(self, config: Seq2SeqConfig, positions: bool = False) -> None:
-        """positions: this attention has the table of position biases, which all blocks of its stack use."""
+        """positions: make the table of position biases in this attention. All blocks of the stack use this table."""
         super().__init__()
         self.head_dim, inner = config.head_dim, config.num_attention_heads * config.head_dim
         self.q, self.k, self.v = (nn.Linear(config.hidden_size, inner, bias=False) for _ in range(3))
@@ -172,7 +172,7 @@ class Cache:
 
 
 class Seq2Seq(nn.Module):
-    """Encoder, decoder and language-model head, which may be the embedding."""
+    """An encoder, a decoder and a language-model head. The head may share its weight with the embedding."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()

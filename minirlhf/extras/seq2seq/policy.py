@@ -46,7 +46,7 @@ class Seq2SeqPolicy(Policy):
         ids = input_ids.gather(1, places)
         ids[:, 0] = model.config.start_id
         decoded = model.decode(ids, cache)
-        # several places beyond a row's end may be T - 1, which speaks about no token
+        # places beyond a row's end become T - 1, and nobody reads position T - 1, because no token follows
         return decoded.new_zeros(B, T, decoded.shape[-1]).scatter(1, places[..., None].expand_as(decoded), decoded)
 
 
