@@ -40,8 +40,8 @@ class Call:
 def find_calls(text: str, names: Collection[str]) -> list[Call]:
     """The calls of a turn, in their order; [] for a turn without a call.   names: of the known tools."""
     text = text.strip()
-    tags = "|".join(map(re.escape, names))
-    marked = rf"<(?P<tool>{tags})>|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>" if tags else "<tool_call>"
+    tags = "|".join(map(re.escape, names)) or "(?!)"  # without names no tag is a tool's
+    marked = rf"<(?P<tool>{tags})>|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>"
     calls, position = [], 0
     while found := re.compile(marked).search(text, position):
         reader = partial(_tagged, name=found["tool"]) if found["tool"] else READERS[found[0]]

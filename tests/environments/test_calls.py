@@ -56,6 +56,16 @@ def test_a_wrong_call_has_a_sentence(text, error):
     assert call.error.startswith(error)
 
 
+def test_without_tools_a_call_is_still_a_call():
+    """Its answer says that no tool has the name. A tag without a name, < >, is no call."""
+    for call in ('<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>',
+                 '[TOOL_CALLS]calculator[ARGS]{"expression": "1+2"}',
+                 '<|python_tag|>{"name": "calculator", "parameters": {"expression": "1+2"}}',
+                 '{"name": "calculator", "parameters": {"expression": "1+2"}}'):  # fmt: skip
+        assert find_calls(call, ()) == [SUM]
+    assert find_calls("<calculator>1+2</calculator> <> </>", ()) == []
+
+
 parts = st.sampled_from(
     ["<calculator>", "</calculator>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "{",
      "}", "[", "]", '"name"', ":", '"arguments"', ",", "1", " ", "calculator", '"']
@@ -63,7 +73,7 @@ parts = st.sampled_from(
 
 
 @settings(max_examples=60)
-@given(st.lists(parts, max_size=20).map("".join))
-def test_no_text_is_too_strange(text):
-    for call in find_calls(text, NAMES):
+@given(st.lists(parts, max_size=20).map("".join), st.sampled_from([NAMES, ()]))
+def test_no_text_is_too_strange(text, names):
+    for call in find_calls(text, names):
         assert call.error or call.name

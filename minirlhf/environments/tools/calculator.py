@@ -10,7 +10,7 @@ atom    := number | "(" sum ")"
 from __future__ import annotations
 
 import re
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Overflow, Underflow
 from fractions import Fraction
 
 from minirlhf.environments.tools.failure import ToolError
@@ -20,6 +20,9 @@ DEPTH = 20  # of brackets, signs and powers inside one another
 BITS = 4096  # of a numerator or a denominator, about 1,200 digits
 DIGITS = 12  # places of an exact number, and significant digits of a rounded number
 TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)|(\*\*|//|[-+*/%()]))", re.ASCII)
+# A float would take 10**-400 for 0, and 64**(1/3) for 3.9999999999999996. A root is computed with twice as many digits
+# as it keeps, so a root that is a short number is exact.
+ROOTS, KEPT = Context(prec=32, Emin=-1300, Emax=1300, traps=[Overflow, Underflow]), Context(prec=16)
 SIGNS = str.maketrans("×÷−–", "*/--")  # as people write them
 
 
@@ -33,7 +36,7 @@ def calculator(expression: str) -> str:
 
 
 def value_of(expression: str) -> Fraction:
-    """The exact value of an expression. A power with a broken exponent, such as 2**0.5, has the precision of a float.
+    """The exact value of an expression. A power with a broken exponent, such as 2**0.5, has 16 digits.
 
     Raises: ToolError, a sentence for the policy, if the text is no expression, has no value, or is too large.
     """
@@ -122,9 +125,13 @@ def power(base: Fraction, exponent: Fraction) -> Fraction:
     if base < 0:
         raise ToolError("a negative number has no power with a broken exponent")
     try:
-        return Fraction(float(base) ** float(exponent))
-    except OverflowError:
-        raise ToolError("the power is too large") from None
+        return bounded(Fraction(KEPT.plus(ROOTS.power(quotient(base, ROOTS), quotient(exponent, ROOTS)))))
+    except (Overflow, Underflow):
+        raise ToolError("the power is too large or too small") from None
+
+
+def quotient(value: Fraction, context: Context) -> Decimal:
+    return context.divide(Decimal(value.numerator), Decimal(value.denominator))
 
 
 def bounded(value: Fraction) -> Fraction:
@@ -144,5 +151,4 @@ def written(value: Fraction) -> str:
     if scaled.denominator == 1:
         whole, places = divmod(abs(scaled.numerator), 10**DIGITS)
         return f"{'-' * (value < 0)}{whole}.{places:0{DIGITS}d}".rstrip("0")
-    rounded = Context(prec=DIGITS).divide(Decimal(value.numerator), Decimal(value.denominator))
-    return str(rounded.normalize())
+    return str(quotient(value, Context(prec=DIGITS)).normalize())
