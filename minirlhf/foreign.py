@@ -16,6 +16,19 @@ def one_line(text: str, most: int = 4000) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def message_of(error: BaseException) -> str:
+    """str(error). The class of the error may be a user's, so this may fail too."""
+    try:
+        return str(error)
+    except Exception:
+        return "its message cannot be read"
+
+
+def unicode_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair: a tokenizer refuses it, and no file can hold it."""
+    return SURROGATE.sub("\ufffd", text)
+
+
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads`: an object. Raises: ValueError for a key that stands twice, because readers differ in the value
     that they take.

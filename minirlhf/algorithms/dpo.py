@@ -210,7 +210,5 @@ def check_models(policy: Policy, ref_policy: Policy | None, config: DPOConfig) -
             f"DPOTrainer: ref_update_mix must be 1 if adapters are trained, got {config.ref_update_mix}: "
             "mixing the matrices A and B does not mix their product"
         )
-    if LOSSES[config.loss].sorts and world_size() > 1:
-        raise InputError(
-            f"DPOTrainer: {config.loss} sorts the whole batch, so one process must hold it; start a single process"
-        )
+    if config.one_process and (world := world_size()) > 1:
+        raise InputError(f"DPOTrainer: {config.one_process}: got {world} processes; start it without torchrun")

@@ -77,6 +77,12 @@ class DPOConfig(OfflineConfig):
         check(self)
 
     @property
+    def one_process(self) -> str:
+        """The reason that several processes are refused; "" if they are not."""
+        sorts = LOSSES[self.loss].sorts
+        return f"the loss {self.loss} sorts the whole batch, so one process must hold it" if sorts else ""
+
+    @property
     def uses_reference(self) -> bool:
         return LOSSES[self.loss].reference and not self.reference_free
 

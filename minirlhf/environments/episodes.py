@@ -20,9 +20,10 @@ from minirlhf.environments.answers import Answers
 from minirlhf.environments.environment import Environment, Observation
 from minirlhf.environments.threads import Threads
 from minirlhf.errors import InputError, shown
+from minirlhf.foreign import unicode_text
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.conversing import converse
-from minirlhf.rewards.calling import awaited, refused
+from minirlhf.rewards.calling import TookTooLong, awaited, refused
 from minirlhf.rewards.functions import RewardSum, where_it_failed
 from minirlhf.rewards.scoring import LARGEST, Reward, as_number
 from minirlhf.text.tokenizer import Tokenizer
@@ -203,7 +204,10 @@ class Played:
             raise refused(self.name, f"reset needed to return text or a list of turns, got {shown(first)}")
         schemas = getattr(self.environment, "schemas", None)
         self.answers = Answers(self.game.tokenizer, first, schemas, self.game.max_tool_tokens)
-        self.ids = self.answers.prompt()
+        try:
+            self.ids = self.answers.prompt()
+        except InputError as error:
+            raise refused(self.name, f"reset: {error}") from None
         self.episode = Episode([*self.ids], self.row)
 
     def has_room(self) -> bool:
@@ -261,13 +265,13 @@ class Played:
         if not abs(number := as_number(reward)) <= LARGEST or math.isnan(number):
             needed = f"needed a finite reward of at most {LARGEST:g} in size"
             raise refused(self.name, f"step: {needed}, got {shown(reward)} for {shown(self.action, 40)}")
-        return Observation(text, number, bool(done))
+        return Observation(unicode_text(text), number, bool(done))
 
     def waited(self, future: Future, method: str) -> Any:
         """The answer of the environment. An error of its code becomes an InputError with its file and line."""
         try:
             return self.game.threads.wait(future)
-        except TimeoutError:
+        except TookTooLong:
             seconds = f"{self.game.timeout:g} s"
             advice = "end it sooner and answer with a text, or raise the timeout"
             raise refused(self.name, f"{method}: needed an answer within {seconds}, got none; {advice}") from None

@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+from minirlhf.rewards.calling import TookTooLong
 
 THREADS = 16  # calls at a time: more child processes of tools would only wait for one another
 
@@ -29,26 +32,39 @@ class Threads:
         self.calls.put((future, call))
         if self.started < THREADS:
             self.started += 1
-            threading.Thread(target=self._work, daemon=True, name="environment").start()
+            self._start()
         return future
 
     def wait(self, future: Future) -> Any:
-        """The result of a call, or its error.   Raises: TimeoutError if this call or an earlier one takes too long."""
+        """The result of a call, or its error.   Raises: TookTooLong if the call takes too long."""
         while not future.done():
-            ends = [began + self.seconds for began in [*self.began.values()]]
-            now = time.monotonic()
-            if ends and min(ends) < now:
-                raise TimeoutError
-            concurrent.futures.wait([future], min(ends, default=now + 1) - now)
+            next_end = self._give_up() + self.seconds
+            concurrent.futures.wait([future], max(0.0, next_end - time.monotonic()))
         return future.result()
+
+    def _give_up(self) -> float:
+        """End the wait for each call that takes too long -> the time at which the oldest other call began.
+
+        Its thread is lost, so a new thread takes its place. Who removes a call from `began` alone sets its result.
+        """
+        now = time.monotonic()
+        for future, began in self.began.copy().items():
+            if began + self.seconds < now and self.began.pop(future, None) is not None:
+                future.set_exception(TookTooLong())
+                self._start()
+        return min(self.began.copy().values(), default=now)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, daemon=True, name="environment").start()
 
     def _work(self) -> None:
         while True:
             future, call = self.calls.get()
             self.began[future] = time.monotonic()
             try:
-                future.set_result(call())
+                settle = partial(future.set_result, call())
             except BaseException as error:  # the thread that waits raises it
-                future.set_exception(error)
-            finally:
-                del self.began[future]
+                settle = partial(future.set_exception, error)
+            if self.began.pop(future, None) is None:
+                return  # the call was given up, and another thread has taken this thread's place
+            settle()

@@ -16,7 +16,7 @@ from typing import Any
 from minirlhf.environments.calls import Call
 from minirlhf.environments.tools.failure import ToolError
 from minirlhf.errors import InputError, shown
-from minirlhf.foreign import one_line
+from minirlhf.foreign import message_of, one_line, unicode_text
 from minirlhf.rewards.calling import awaited
 
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -86,9 +86,10 @@ class Tool:
         text, error = found
         if error is None:
             return text, None
+        reason = message_of(error)
         if isinstance(error, ToolError):
-            return self.failed(str(error)), None
-        return self.failed(f"{type(error).__name__}: {error}"), error
+            return self.failed(reason), None
+        return self.failed(f"{type(error).__name__}: {reason}"), error
 
     def failed(self, reason: str) -> str:
         return f"error: {self.name}: {one_line(' '.join(reason[: 4 * LETTERS].split()), LETTERS)}"
@@ -179,10 +180,10 @@ def text_of(result: Any) -> str:
     if inspect.isawaitable(result):
         result = awaited(result)
     if isinstance(result, str):
-        return result
+        return unicode_text(result)
     if result is not None:
         try:
-            return json.dumps(result, ensure_ascii=False, allow_nan=False)
+            return unicode_text(json.dumps(result, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError):
             pass
     raise ToolError(f"needed a text as the tool's answer, got {type(result).__name__}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from minirlhf.errors import InputError, check_range
+from minirlhf.errors import check_range
 from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.settings import PipelineConfig
 from minirlhf.jobs.stage import PolicyStage
 from minirlhf.rewards.best_of import REASON, BestOfN, best_of_each, kl_bound
-from minirlhf.runtime.distributed import is_main, world_size
 from minirlhf.training.checkpoint import write_whole
 from minirlhf.training.run import finished_model
 from minirlhf.training.table import table
@@ -21,6 +21,7 @@ from minirlhf.training.table import table
 class BestOfNJobConfig(PipelineConfig):
     best_of: int = 64  # [completions] of each prompt, at most
     best_of_prompts: int = 256  # [prompts] held out
+    one_process: ClassVar[str] = "best_of_n samples in one process"  # the reason for `check_parallel`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +40,6 @@ def compare_with_ppo(stage: PolicyStage, before: Report, after: Report) -> str:
     job, common = stage.job, stage.job.common
     if not finished_model(stage.folder):
         return ""  # a rehearsal trains nothing
-    if world_size() > 1:
-        raise InputError("best_of_n: needed a single process, got several; start it without torchrun")
     sampler = BestOfN(stage.reference, stage.reward, common.best_of, job.tokenizer, stage.sampling, job.seed)
     samples = sampler(stage.prompts[: common.best_of_prompts])
     scores = best_of_each(samples.scores).tolist()
@@ -52,8 +51,7 @@ def compare_with_ppo(stage: PolicyStage, before: Report, after: Report) -> str:
     found = [
         {"n": n, "kl_bound": kl_bound(n), "reward": scores[n - 1], "gold": golds[n - 1]} for n in powers(common.best_of)
     ]
-    if is_main():
-        write_whole(job.folder / "best_of_n.json", json.dumps({"best_of_n": found, "ppo": ppo}, indent=1) + "\n")
+    write_whole(job.folder / "best_of_n.json", json.dumps({"best_of_n": found, "ppo": ppo}, indent=1) + "\n")
     header = ["best of n", "KL bound", "reward", "gold", "PPO's gold at this KL"]
     rows = [[str(row["n"]), row["kl_bound"], row["reward"], row["gold"], at_kl(ppo, row["kl_bound"])] for row in found]
     steps = [[str(row["steps"]), row["kl"], row["reward"], row["gold"]] for row in ppo]

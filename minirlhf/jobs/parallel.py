@@ -88,6 +88,9 @@ def check_parallel(settings: dict[str, Any]) -> None:
             f"--parallel none: needed one process, got {world} that would all do the same; start without torchrun, or "
             "give --parallel auto"
         )
+    for config in settings.values():
+        if world > 1 and (reason := getattr(config, "one_process", "")):
+            raise InputError(f"{reason}: got {world} processes; start it without torchrun")
     sharding = settings.get("sharding") or ShardingConfig()
     for name in [field.name for field in dataclasses.fields(sharding)]:
         if getattr(sharding, name) != getattr(ShardingConfig, name) and mode not in EFFECTS[name]:

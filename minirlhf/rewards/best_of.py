@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.generation.engine import SamplingConfig, generate
 from minirlhf.model.policy import Policy
 from minirlhf.rewards.scoring import Reward, score_completions
@@ -49,14 +49,24 @@ def best_of_each(scores: Tensor, measure: Tensor | None = None) -> Tensor:
     Args:
         scores:  [N, n], which decide the best sample; of equal scores the first sample is the best.
         measure: [N, n], what is measured on the best sample, such as a gold reward; None: the score itself.
+    A score may be nan: a sample without a score is the best of no subset with a scored sample.
     Returns: [n], float64; entry k - 1 is the mean over the N prompts of the best of k.
+    Raises: InputError if a measure is nan.
     """
-    n = scores.shape[1]
-    order = scores.flip(1).argsort(dim=1, stable=True)  # flipped: of equal scores the first sample comes last
-    sorted_measure = (scores if measure is None else measure).flip(1).gather(1, order).double()
+    n, measure = scores.shape[1], scores if measure is None else measure
+    if missing := int(measure.isnan().sum()):
+        needed = f"needed a score for each completion, got none for {missing} of {measure.numel()}"
+        raise InputError(f"best of n: {needed}; give every completion a number")
+    order = _ranked(scores).flip(1).argsort(dim=1, stable=True)  # flipped: of equal scores the first sample comes last
+    sorted_measure = measure.flip(1).gather(1, order).double()
     below = torch.arange(n, dtype=torch.float64)  # i - 1: the number of samples with a lower score
     log_shares = _log_comb(below, below[:, None]) - _log_comb(torch.full_like(below, n), below + 1)[:, None]
     return log_shares.exp() @ sorted_measure.mean(0)
+
+
+def _ranked(scores: Tensor) -> Tensor:
+    """The scores with -inf for nan: torch takes nan for the largest number."""
+    return scores.nan_to_num(nan=-math.inf)
 
 
 def _log_comb(n: Tensor, k: Tensor) -> Tensor:
@@ -71,12 +81,19 @@ class Samples:
 
     rows: list[EncodedRow]  # N prompts
     texts: list[list[str]]  # [N][n]
-    scores: Tensor  # [N, n], float64
+    scores: Tensor  # [N, n], float64; nan for a completion that the reward does not apply to
 
     @property
     def best(self) -> list[str]:
-        """The text with the highest score of each prompt; of equal scores the first."""
-        return [own[i] for own, i in zip(self.texts, self.scores.argmax(1).tolist(), strict=True)]
+        """The text with the highest score of each prompt; of equal scores the first.
+
+        Raises: InputError if no completion of a prompt has a score.
+        """
+        for row, scores in zip(self.rows, self.scores, strict=True):
+            if scores.isnan().all():
+                needed = f"needed a score for a completion of {shown(row.source['prompt'], 40)}"
+                raise InputError(f"best of n: {needed}, got none of {len(scores)}; give every prompt a score")
+        return [own[i] for own, i in zip(self.texts, _ranked(self.scores).argmax(1).tolist(), strict=True)]
 
     def rows_for_sft(self) -> list[dict]:
         """Rows {prompt, response, ...} of the best texts: SFT on them is RAFT (Dong et al. 2023, arXiv:2304.06767)."""
@@ -127,6 +144,7 @@ class BestOfN:
         )
         texts = self.tokenizer.decode_completions([completion.ids for completion in completions])
         sources = [row.source for row in rows for _ in range(self.n)]
-        scores = score_completions(self.reward, [source["prompt"] for source in sources], texts, sources)
+        asked = [source["prompt"] for source in sources], texts, sources
+        scores = score_completions(self.reward, *asked, optional=True)
         groups = [texts[i : i + self.n] for i in range(0, len(texts), self.n)]
         return Samples(rows, groups, torch.tensor(scores, dtype=torch.float64).view(-1, self.n))

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from minirlhf.errors import InputError
+from minirlhf.foreign import message_of
 from minirlhf.nearest import nearest
 from minirlhf.rewards.calling import call_reward, refused
 from minirlhf.rewards.scoring import Reward, score_completions
@@ -116,7 +117,7 @@ def where_it_failed(
     error: BaseException, path: Path, needed: str = "a function of prompts, completions and rows"
 ) -> str:
     """One line: the user's file and line, the error, and the text of the line.   needed: if none of his lines ran."""
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(message_of(error).split())[:300]
     if isinstance(error, InputError):
         return text
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,5 +1,6 @@
 """Episodes: the engine's slots and the plain path play the same dialogues, and no id is encoded twice."""
 
+import threading
 import time
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from games import TOKENIZER, Echo, Endless, model_of, rows
 
 from minirlhf.environments import Episodes, Observation
+from minirlhf.environments.threads import THREADS, Threads
 from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
 from minirlhf.generation.conversing import stream_of
 from minirlhf.losses import token_logps
+from minirlhf.rewards.calling import TookTooLong
 
 
 def played(make, sampling, model=None, n=24, plain=False, data=None, **options):
@@ -198,6 +201,29 @@ def test_megabytes_of_text_are_cut_and_marked(monkeypatch):
         assert {turn.stop - turn.start for turn in texts} == {6, 0}  # nobody reads the last text
 
 
+def test_half_of_a_surrogate_pair_in_a_text_is_replaced_and_in_a_prompt_refused(monkeypatch):
+    monkeypatch.setattr(Bad, "act", staticmethod(lambda action: Observation("a\udc00b")))
+    for episode in played(Bad, SamplingConfig(max_tokens=3), n=3, max_turns=2):
+        assert [turn.text for turn in episode.turns if turn.by == "environment"] == ["a\ufffdb"] * 2
+    for first in ("a\udc00", [{"role": "user", "content": "a\udc00"}]):
+        monkeypatch.setattr(Bad, "reset", lambda self, row, first=first: first)
+        with pytest.raises(InputError, match="^environment Bad: reset: "):
+            played(Bad, SamplingConfig(max_tokens=3), n=1)
+
+
+def test_an_error_that_cannot_say_its_message_ends_with_one_line(monkeypatch):
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError("no words")
+
+    def fails(action):
+        raise Mute
+
+    monkeypatch.setattr(Bad, "act", staticmethod(fails))
+    with pytest.raises(InputError, match="test_episodes.py, line .*: Mute: its message cannot be read"):
+        played(Bad, SamplingConfig(max_tokens=3), n=1)
+
+
 def test_a_later_turn_has_noise_of_its_own():
     """It is the completion of `generate` after all ids so far, with the noise of its number."""
     sampling, model = SamplingConfig(max_tokens=5, **STOP), model_of()
@@ -209,6 +235,34 @@ def test_a_later_turn_has_noise_of_its_own():
             (completion,) = generate(model, [before], sampling, **options)
             assert completion.ids == episode.ids[turn.start : turn.stop]
     assert [stream_of("rollout", number) for number in range(3)] == ["rollout", "rollout turn 1", "rollout turn 2"]
+
+
+def test_a_time_out_of_the_environment_itself_is_an_error_of_its_code(monkeypatch):
+    def asks(action):
+        raise TimeoutError("the server is away")
+
+    monkeypatch.setattr(Bad, "act", staticmethod(asks))
+    with pytest.raises(InputError, match="step: test_episodes.py, line .*: TimeoutError: the server is away"):
+        played(Bad, SamplingConfig(max_tokens=3), n=1)
+
+
+def test_a_call_that_hangs_ends_no_later_call():
+    before = sum(thread.name == "environment" for thread in threading.enumerate())
+    hang, threads = threading.Event(), Threads(0.2)
+    late = [threads.submit(hang.wait) for _ in range(THREADS)]  # every thread hangs
+    assert threads.wait(threads.submit(lambda: "next")) == "next"
+    for call in late:
+        with pytest.raises(TookTooLong):
+            threads.wait(call)
+    hang.set()  # late answers are dropped, and their threads end
+    for number in range(2 * THREADS):
+        assert threads.wait(threads.submit(lambda number=number: number)) == number
+    deadline = time.monotonic() + 5
+    while sum(thread.name == "environment" for thread in threading.enumerate()) > before + THREADS:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(TookTooLong):
+        threads.wait(late[0])
 
 
 def test_an_async_environment_is_awaited():

@@ -129,6 +129,41 @@ def test_a_bad_tool_answers_with_an_error(kind, text):
     assert answer(bad, {"kind": kind}, seconds=0.05 if kind == "hangs" else 5.0) == text
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+class MuteTool(ToolError):
+    __str__ = Mute.__str__
+
+
+@pytest.mark.parametrize(("error", "kind"), [(Mute, "Mute: "), (MuteTool, "")])
+def test_an_error_that_cannot_say_its_message_is_an_answer(error, kind):
+    def mute(text: str):
+        raise error
+
+    assert answer(mute, "a") == f"error: mute: {kind}its message cannot be read"
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_is_no_text():
+    """A model can write it in JSON, and a web page can hold it; a tokenizer refuses it."""
+
+    def echo(text: str):
+        return text
+
+    def pages(text: str):
+        return [text, {text: 1}]
+
+    def raises(text: str):
+        raise KeyError(text)
+
+    for function in (echo, pages, raises):
+        found = answer(function, {"text": "a\ud800b"})
+        assert "a" in found and "b" in found and found.encode()
+    assert answer(echo, {"text": "a\ud800b"}) == "a\ufffdb"
+
+
 def test_a_long_error_is_cut():
     assert len(answer(bad, "long")) < 250
 

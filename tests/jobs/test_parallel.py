@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from minirlhf.algorithms import PPOConfig, SFTConfig
+from minirlhf.algorithms import DPOConfig, PPOConfig, SFTConfig
 from minirlhf.errors import InputError
 from minirlhf.jobs import strategies
+from minirlhf.jobs.best_of_n import BestOfNJobConfig
 from minirlhf.jobs.effects import check_effects
 from minirlhf.jobs.footprint import Footprint
 from minirlhf.jobs.parallel import EFFECTS, ShardingConfig, strategy_of
@@ -49,6 +50,21 @@ def test_several_processes_without_a_strategy_are_refused(torchrun):
     check_effects(settings())
     with pytest.raises(InputError, match="--parallel none: needed one process, got 2"):
         check_effects(settings("none"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"job": BestOfNJobConfig()}, "best_of_n samples in one process"),
+        ({"dpo": DPOConfig(loss="aot")}, "the loss aot sorts the whole batch, so one process must hold it"),
+    ],
+)
+def test_a_program_of_one_process_refuses_several_before_its_first_stage(torchrun, changes, reason):
+    given = settings() | changes
+    check_effects(given)
+    torchrun(2)
+    with pytest.raises(InputError, match=f"{reason}: got 2 processes; start it without torchrun"):
+        check_effects(given)
 
 
 OTHER = {"replicas": 2, "cpu_offload": True, "reshard_after_forward": False, "gather": "whole"}

@@ -79,6 +79,30 @@ def test_of_equal_scores_the_first_is_the_best():
     assert samples.best == ["y"] and samples.rows_for_sft() == [{"prompt": "p", "response": "y"}]
 
 
+def test_a_completion_without_a_score_never_wins_over_a_scored_completion(parts):
+    policy, tokenizer, rows = parts
+    nan = math.nan
+    samples = Samples(rows, [["x", "y", "z"], ["u", "v", "w"]], torch.tensor([[nan, -5.0, nan], [1.0, nan, 2.0]]))
+    assert samples.best == ["y", "w"]
+    # of 3 samples with the scores none, -5, none and the measures 1, 2, 3: the best is 2, or 1 where only the unscored
+    # ones are drawn: k = 1: 2; k = 2: (2 + 2 + 1) / 3; k = 3: 2
+    found = best_of_each(torch.tensor([[nan, -5.0, nan]]), torch.tensor([[1.0, 2.0, 3.0]]))
+    assert found.tolist() == pytest.approx([2, 5 / 3, 2])
+    odd = lambda text: sum(map(ord, text)) % 2  # noqa: E731
+    reward = lambda completions: [None if odd(text) else -1.0 for text in completions]  # noqa: E731
+    sampled = BestOfN(policy, reward, 8, tokenizer, SamplingConfig(max_tokens=5, stop_ids=tokenizer.eos_ids))(rows)
+    assert sampled.scores.isnan().any() and not any(map(odd, sampled.best))
+
+
+def test_a_prompt_without_any_score_has_no_best_completion():
+    rows = [EncodedRow({"prompt": "p"}, [1], ())]
+    samples = Samples(rows, [["x", "y"]], torch.tensor([[math.nan, math.nan]]))
+    with pytest.raises(InputError, match="^best of n: needed a score for a completion of 'p', got none of 2; give"):
+        samples.rows_for_sft()
+    with pytest.raises(InputError, match="^best of n: needed a score for each completion, got none for 2 of 2; give"):
+        best_of_each(samples.scores)
+
+
 def test_bad_input_is_refused(parts):
     policy, tokenizer, rows = parts
     with pytest.raises(InputError, match="n must be at least 1, got 0"):

@@ -45,11 +45,13 @@ def test_a_huge_gap_gives_certainty_without_overflow(gap):
 
 
 def test_a_broken_reward_is_refused_by_its_name():
-    def broken(prompts, completions, rows):
-        return [math.nan] * len(completions)
+    for score in (math.nan, None):
 
-    with pytest.raises(InputError, match="^reward broken: needed a finite number"):
-        judge_by(broken)(PROMPTS, FIRSTS, SECONDS, ROWS)
+        def broken(prompts, completions, rows, score=score):
+            return [score] * len(completions)
+
+        with pytest.raises(InputError, match="^reward broken: needed a finite number"):
+            judge_by(broken)(PROMPTS, FIRSTS, SECONDS, ROWS)
 
 
 @pytest.mark.parametrize("answer", [(1, 0), (True, 0.5), torch.tensor([0.25, 1.0])], ids=str)
