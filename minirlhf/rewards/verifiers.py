@@ -91,10 +91,12 @@ def unit_tests(completions: list[str], rows: list[dict]) -> list[float | None]:
     "tests" is Python text, or a list of texts; each is run after the code in a child process with the limits of
     `run_python`. It passes if it runs to its end: code that exits early, or is stopped, passes nothing. A program that
     reads its own file can still cheat, as it can with any test that it can read. None if the row has no tests.
-    Raises: InputError if tests are no texts, or the machine cannot isolate a process.
+    Raises: InputError if tests are no texts, or the machine cannot run an isolated program.
     """
     tests = [tests_of(row) if "tests" in row else [] for row in rows]
     asked = [(code_of(text), test) for text, own in zip(completions, tests, strict=True) for test in own]
+    if asked:
+        check_isolation()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the order of the answers is the order of the programs
         passed = iter(list(pool.map(lambda pair: passes(*pair), asked)))
     return [sum(next(passed) for _ in own) / len(own) if own else None for own in tests]

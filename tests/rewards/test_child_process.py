@@ -1,6 +1,8 @@
 """The limits of a child process, each met by a program that runs into it."""
 
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -87,6 +89,83 @@ def test_a_machine_that_cannot_isolate_refuses_and_names_the_way_out(tmp_path, m
     with pytest.raises(InputError, match="unshare: Invalid argument.*isolated=False"):
         run_python("print('must not run')")
     assert run_python("print(1)", isolated=False).stdout == "1\n"
+
+
+@pytest.fixture
+def changed_start(tmp_path, monkeypatch):
+    """change(old, new): the next programs start with a changed child_start.py."""
+
+    def change(old: str, new: str) -> None:
+        start = child_process.START.read_text()
+        assert old in start
+        (tmp_path / "start.py").write_text(start.replace(old, new))
+        monkeypatch.setattr(child_process, "START", tmp_path / "start.py")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("import ctypes\n", "import absent\n", "ended before the program"),
+        ("    limit(", "    os.kill(os.getpid(), 9)\n    limit(", "ended before the program"),
+        ("    limit(", "    os.setgroups(-1)\n    limit(", "must be a sequence"),
+        ("NOFILE=64", "NOFILE=1 << 40", "setrlimit NOFILE 1099511627776: "),
+        ("os.execve(sys.executable,", "os.execve('absent',", "No such file"),
+    ],
+)
+def test_a_step_before_the_program_that_fails_is_no_failure_of_the_program(changed_start, old, new, reason):
+    changed_start(old, new)
+    with pytest.raises(InputError, match=f"^run_python: .*({reason})"):
+        run_python("print('must not run')", isolated=False)
+
+
+def test_addresses_that_the_machine_wants_random_are_no_error(changed_start):
+    changed_start('call("personality", ', 'call("unshare", -1 or ')  # Docker refuses this personality
+    assert run_python("print(1)", isolated=False) == Result("1\n")
+
+
+def test_a_python_in_which_the_empty_program_fails_is_refused(isolated, changed_start):
+    if isolated:
+        changed_start('*options, "program.py"]', '*options, "absent.py"]')
+        with pytest.raises(InputError, match="needed a Python that runs the empty program.*absent.py"):
+            check_isolation.__wrapped__()
+
+
+def test_programs_do_not_count_the_processes_of_each_other(isolated):
+    threads = "import threading, time\nfor _ in range(20): threading.Thread(target=time.sleep, args=(0.5,)).start()"
+    processes = "import os, time\nfor _ in range(20): os.fork() or (time.sleep(0.5), os._exit(0))"
+    with ThreadPoolExecutor(4) as pool:
+        programs = [threads, processes, threads, processes]
+        assert list(pool.map(lambda code: run_python(code, isolated=isolated), programs)) == [Result("")] * 4
+
+
+def test_numpy_needs_the_memory_of_a_thread_only():
+    program = "import numpy, os; print(numpy.ones((300, 300)) @ numpy.ones(300), os.environ['OPENBLAS_NUM_THREADS'])"
+    assert run_python(program, isolated=False).stdout.endswith("1\n")
+
+
+OTHERS = """
+import os, socket
+pairs = socket.socketpair()
+try: print(socket.socket(socket.AF_UNIX).connect({path!r}))
+except OSError as error: print(error.errno)
+print(sorted(filter(str.isdigit, os.listdir("/proc"))), os.path.exists("/proc/self/fd"))
+"""
+
+
+def test_an_isolated_program_meets_no_other_process(isolated, tmp_path, changed_start):
+    if not isolated:
+        pytest.skip("this machine cannot isolate")
+    tmp_path.chmod(0o777)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        (tmp_path / "s").chmod(0o777)
+        assert run_python(OTHERS.format(path=path)) == Result("1\n['1', '2'] True\n")  # 1: not permitted
+        changed_start('b"proc", b"/proc", b"proc"', 'b"proc", b"/proc", b"absent"')  # as where /proc has masks
+        assert run_python(OTHERS.format(path=path)) == Result("1\n[] False\n")
 
 
 @pytest.mark.parametrize("given", [{"seconds": 0}, {"seconds": float("nan")}, {"megabytes": 0}, {"output_bytes": 0}])

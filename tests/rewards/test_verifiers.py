@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 
 from minirlhf.errors import InputError
-from minirlhf.rewards import verifiers
-from minirlhf.rewards.child_process import check_isolation, run_python
+from minirlhf.rewards import child_process, verifiers
+from minirlhf.rewards.child_process import Result, check_isolation, run_python
 from minirlhf.rewards.named import CHECKS, NAMED, check_rows
 from minirlhf.rewards.verifiers import json_shape, unit_tests
 
@@ -53,6 +53,7 @@ def runs(monkeypatch):
         check_isolation()
     except InputError:
         monkeypatch.setattr(verifiers, "run_python", partial(run_python, isolated=False))
+        monkeypatch.setattr(verifiers, "check_isolation", lambda: None)
 
 
 def test_code_is_scored_by_the_share_of_tests_that_run_to_their_end(runs):
@@ -74,6 +75,14 @@ def test_code_that_hangs_passes_nothing(runs, monkeypatch):
     quick = verifiers.run_python
     monkeypatch.setattr(verifiers, "run_python", lambda code, **options: quick(code, seconds=0.2, **options))
     assert unit_tests(["import time\ntime.sleep(60)"], [{"tests": "pass"}]) == [0]
+
+
+def test_a_machine_on_which_every_program_fails_gives_no_scores(monkeypatch):
+    monkeypatch.setattr(child_process, "run_python", lambda code, **options: Result("", "No module named 'encodings'"))
+    check_isolation.cache_clear()
+    with pytest.raises(InputError, match="needed a Python that runs the empty program.*No module named"):
+        unit_tests(["x = 1"], [{"tests": "assert x"}])
+    assert unit_tests(["x = 1"], [{}]) == [None]
 
 
 @pytest.mark.parametrize("tests", [None, [], "", ["assert 1", 2], 5])
