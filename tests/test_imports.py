@@ -15,6 +15,7 @@ ROOMS = [
     "torchrun",
     "pipe",
     "nearest",
+    "columns",
     "foreign",
     "errors",
     "manifest",

@@ -12,9 +12,9 @@ import argparse
 import math
 from pathlib import Path
 
+from minirlhf.columns import aligned, printable, shortened, wrapped
 from minirlhf.data.tools.manifest import write_new
 from minirlhf.errors import InputError, shown
-from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.evaluation.human.analysis import (
     Comment,
     Rating,

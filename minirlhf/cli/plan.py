@@ -17,8 +17,8 @@ import torch
 from minirlhf.cli.check import words_of_flags
 from minirlhf.cli.program import program_of
 from minirlhf.cli.train import PROGRAMS
+from minirlhf.columns import aligned
 from minirlhf.errors import InputError, check_range
-from minirlhf.evaluation.columns import aligned
 from minirlhf.jobs.checks import own_stage, shape_of, stages_of
 from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
 from minirlhf.jobs.learning_rates import trained_parameters

@@ -6,6 +6,7 @@ minirlhf run best runs --metric eval/gold_reward      # by another metric
 minirlhf run show runs/ppo-001                        # settings, metrics, checkpoints, samples
 minirlhf run samples runs/ppo-001                     # the newest samples: who wrote what, in colours
 minirlhf run page runs/ppo-001 runs/ppo-002           # one HTML page: curves, samples, settings
+minirlhf run watch runs/ppo-001                       # follow a run from another terminal
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.cli.run_pictures import add_pictures, show_pictures
+from minirlhf.columns import aligned, printable, shortened, wrapped
 from minirlhf.errors import InputError, shown
-from minirlhf.evaluation.columns import aligned, printable, shortened, wrapped
 from minirlhf.nearest import nearest
 from minirlhf.training.fields import as_text
 from minirlhf.training.progress import EvaluationTable
@@ -278,7 +279,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "minirlhf run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples | page")
+    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples | page | watch")
     modes = {
         "choices": ("max", "min"),
         "help": "the better end of the metric; default: min for losses and KL, else max",

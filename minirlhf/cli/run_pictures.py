@@ -1,4 +1,4 @@
-"""`minirlhf run page`: pictures of runs."""
+"""`minirlhf run page` and `minirlhf run watch`: pictures of runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minirlhf.cli.run_watch import watch
 from minirlhf.seeing.page import write_page
 
 
@@ -14,6 +15,9 @@ def add_pictures(commands: Any) -> None:
     page = commands.add_parser("page", help="one HTML page about runs: curves, samples, time, settings")
     page.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, or the folder of a pipeline")
     page.add_argument("-o", "--output", type=Path, help="default: page.html, in DIR if there is one DIR")
+    watching = commands.add_parser("watch", help="follow a run from another terminal until it ends; Ctrl-C stops that")
+    watching.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")
+    watching.add_argument("--once", action="store_true", help="print the present state, and end")
 
 
 def show_pictures(asked: argparse.Namespace) -> None:
@@ -24,3 +28,5 @@ def show_pictures(asked: argparse.Namespace) -> None:
             for note in write_page(asked.folders, path):
                 print(note)
             print(f"open {path} in a browser")
+        case "watch":
+            watch(asked.folder, asked.once)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from minirlhf.columns import printable
 from minirlhf.data.colours import Kind, in_colour, rendered
 from minirlhf.errors import InputError
-from minirlhf.evaluation.columns import printable
 from minirlhf.training.runs import runs_below, samples_of
 
 KINDS: dict[str, Kind] = {"policy": "learned", "environment": "masked"}

@@ -69,7 +69,7 @@ def read_job(folder: Path, points: int = 500, samples: bool = True) -> SeenJob:
     """
     if not folder.is_dir():
         raise InputError(f"{shown(str(folder))}: needed the folder of a run or a pipeline, found none; check the path")
-    runs = [read_run(path, points, samples) for path in _run_folders(folder)]
+    runs = [read_run(path, points, samples) for path in run_folders(folder)]
     if not runs:
         raise InputError(f"{shown(str(folder))}: needed a folder with a run in it, found none; a run has metrics.jsonl")
     runs.sort(key=lambda run: (not run.started, run.started))
@@ -89,12 +89,22 @@ def read_run(folder: Path, points: int = 500, samples: bool = True) -> SeenRun:
     return run
 
 
+def planned_stages(folder: Path) -> list[str]:
+    """The names of a job's stages in their order, by its stages.json. Empty without a whole file."""
+    try:
+        names = json.loads((folder / "stages.json").read_bytes()[: 1 << 16])["stages"]
+        return [name for name in names if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 line", "2,000 lines"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folder and all below it, as far as they hold a run."""
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # an evaluation has a config.toml too, so that name alone does not mark a run
@@ -192,6 +202,15 @@ class _Step:
     bytes: int = 0  # of the rows in their file
 
 
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The row that a line of a file holds. None for a line that is broken or has no step."""
+    try:
+        row = json.loads(line)
+        return row if type(row["step"]) is int and 0 <= row["step"] < 2**53 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _rows(run: SeenRun, name: str) -> Iterator[tuple[dict[str, Any], int]]:
     """-> (row, its bytes) for each line of the file with a step. A note counts the lines that cannot be read."""
     number = faults = first = 0
@@ -200,14 +219,10 @@ def _rows(run: SeenRun, name: str) -> Iterator[tuple[dict[str, Any], int]]:
         with (run.folder / name).open("rb") as file:
             while line := file.readline(MOST_LINE):
                 number, is_whole = number + 1, line.endswith(b"\n")
-                try:
-                    row = json.loads(line)
-                    if type(row["step"]) is not int or not 0 <= row["step"] < 2**53:
-                        raise ValueError
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    faults, first = faults + 1, first or number
-                else:
+                if row := row_of(line):
                     yield row, len(line)
+                else:
+                    faults, first = faults + 1, first or number
     except OSError as error:
         run.notes.append(f"{name} cannot be read ({error.strerror})")
     if faults == 1 and first == number and not is_whole:

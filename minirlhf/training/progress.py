@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from minirlhf.columns import beginning, columns_of, padded, printable
+
 WIDTH = 80  # columns
 # Columns of the table in their order, as far as a run has them and they fit: metric -> label.
 LABELS = {
@@ -33,7 +35,7 @@ class EvaluationTable:
     """
 
     def __init__(self, name: str, headline: Iterable[str], earlier: Path | None = None) -> None:
-        self.first = f"{name[:12]} step"
+        self.first = f"{beginning(printable(name), 12)} step"
         self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
         self.has_header = False
@@ -49,10 +51,10 @@ class EvaluationTable:
         if not self.widths:
             self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
         if not self.has_header:
-            lines = [self._line(self.first, {name: LABELS.get(name, name) for name in self.widths})]
+            lines = [self._line(self.first, {name: _label(name) for name in self.widths})]
             self.has_header = True
         for subset, numbers in rows.items():
-            first = (subset or str(step))[: len(self.first)]
+            first = printable(subset) or str(step)
             lines.append(self._line(first, {name: _number(x) for name, x in numbers.items()}))
         return "\n".join(lines)
 
@@ -67,16 +69,21 @@ class EvaluationTable:
 
     def _choose_columns(self, names: Iterable[str]) -> None:
         known = list(LABELS)  # measures of the user's own come first
-        room = WIDTH - len(self.first)
+        room = WIDTH - columns_of(self.first)
         for name in sorted(names, key=lambda name: known.index(name) if name in known else -1):
-            width = max(7, len(LABELS.get(name, name)))
+            width = max(7, columns_of(_label(name)))
             if width + 2 <= room:
                 self.widths[name] = width
                 room -= width + 2
 
     def _line(self, first: str, cells: dict[str, str]) -> str:
-        cut = [cells.get(name, "-").rjust(width) for name, width in self.widths.items()]
-        return "  ".join([first.rjust(len(self.first)), *cut])
+        cut = [padded(cells.get(name, "-"), width, right=True) for name, width in self.widths.items()]
+        width = columns_of(self.first)
+        return "  ".join([padded(beginning(first, width), width, right=True), *cut])
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name) or printable(name)
 
 
 def _first_evaluation(path: Path) -> dict[str, float] | None:
@@ -101,5 +108,5 @@ def evaluation_seconds(folder: Path) -> tuple[float, float]:
 
 def _number(value: object) -> str:
     if not isinstance(value, int | float):  # of the user's own evaluation
-        return str(value)[:7]
+        return beginning(printable(str(value)), 7)
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.0e}"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from minirlhf.cli.eval_human import main
+from minirlhf.columns import columns_of
 from minirlhf.errors import InputError
-from minirlhf.evaluation.columns import columns_of
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from minirlhf.algorithms import PPOConfig
 from minirlhf.cli.main import main
-from minirlhf.evaluation.columns import columns_of
+from minirlhf.columns import columns_of
 from minirlhf.jobs.settings import JobConfig
 from minirlhf.model import ModelConfig
 from minirlhf.training import RunSettings, checkpoint

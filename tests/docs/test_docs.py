@@ -357,7 +357,7 @@ def test_a_pipeline_looks_as_runs_md_says(workshop):
     """After all commands: the files that docs/runs.md names are there, and no others."""
     workshop.run(COMMANDS[-1])
     folder = workshop.folder / "runs/mine"
-    expected = {"tokenizer", "sft", "reward", "ppo", "summary.json", "inputs.json", "page.html"}
+    expected = {"tokenizer", "sft", "reward", "ppo", "summary.json", "inputs.json", "stages.json", "page.html"}
     assert {path.name for path in folder.iterdir()} == expected
     run = {"config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "log.txt", "checkpoints", "model"}
     for stage in ("sft", "reward", "ppo"):

@@ -56,6 +56,7 @@ def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages
         "reward",
         "ppo",
         "inputs.json",
+        "stages.json",
         "summary.json",
         "page.html",
     }
@@ -114,9 +115,9 @@ def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
 def test_a_job_stopped_after_each_stage_and_resumed_is_the_whole_job(call, inputs, finished, tmp_path, capsys):
     data, output = ("--data", inputs / "pairs.jsonl"), tmp_path / "job"
     call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft")
-    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json", "page.html"}
+    assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json", "stages.json", "page.html"}
     call("ppo", tmp_path, *data, "--output", output, "--stop_after", "reward", "--resume")
-    both = {"tokenizer", "sft", "reward", "inputs.json", "page.html"}
+    both = {"tokenizer", "sft", "reward", "inputs.json", "stages.json", "page.html"}
     assert {path.name for path in output.iterdir()} == both
     first = {name: text for name, text in contents(output).items() if name != "page.html"}
     capsys.readouterr()
@@ -159,7 +160,7 @@ def test_ppo_alone_from_the_models_of_another_job(call, inputs, finished, tmp_pa
     models = "--policy", finished / "sft" / place, "--reward", finished / "reward" / place
     call("ppo", tmp_path, "--data", inputs / "pairs.jsonl", *models, "--output", tmp_path / "job")
     names = {path.name for path in (tmp_path / "job").iterdir()}
-    assert names == {"ppo", "inputs.json", "summary.json", "page.html"}
+    assert names == {"ppo", "inputs.json", "stages.json", "summary.json", "page.html"}
     found, whole = summary(tmp_path / "job"), summary(finished)
     assert found["reward_model_accuracy"] is None
     assert (found["before"], found["after"], found["kl"]) == (whole["before"], whole["after"], whole["kl"])

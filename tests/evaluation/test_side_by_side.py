@@ -2,8 +2,9 @@
 
 import pytest
 
+from minirlhf.columns import columns_of
 from minirlhf.evaluation import side_by_side
-from minirlhf.evaluation.columns import aligned, columns_of, in_columns, printable, shortened, wrapped
+from minirlhf.evaluation.columns import in_columns
 
 
 def test_layout():  # prompts 0 and 2 of 3
@@ -67,45 +68,6 @@ def test_every_line_fits_the_terminal_and_columns_stay_aligned(monkeypatch, name
     assert all(letter.isprintable() or letter == "\u200d" for line in lines for letter in line)
 
 
-@pytest.mark.parametrize(
-    ("text", "columns"),
-    [("abc", 3), ("", 0), ("暖气", 4), ("ｆ", 2), ("e\u0301", 1), ("각", 2), ("\u1100\u1161\u11a8", 2)],
-)
-def test_columns_of_known_letters(text, columns):
-    assert columns_of(text) == columns
-
-
-def test_no_mark_is_cut_from_its_letter():
-    assert wrapped("e\u0301" * 5, 2) == ["e\u0301" * 2, "e\u0301" * 2, "e\u0301"]
-    assert wrapped("暖气ab", 3) == ["暖", "气a", "b"]
+def test_no_mark_of_a_cell_is_cut_from_its_letter():
     shown = in_columns(["a"], [["e\u0301" * 41]], width=10)
     assert shown.count("e\u0301") == 40 and "\n\u0301" not in shown
-
-
-def test_letters_that_a_terminal_obeys_are_escaped():
-    assert printable("a\x1b[31m\n\tb\x9b\ud800\u202e") == "a\\x1b[31m b\\x9b\\ud800\\u202e"
-    assert printable("क्\u200dष é 😀") == "क्\u200dष é 😀"
-
-
-def test_a_table_is_as_wide_as_its_texts_and_numbers_stand_right():
-    assert aligned(["name", "n", "share"], [["ab", "5", "0.25"], ["暖气好", "123", "-"]]).splitlines() == [
-        "name      n  share",
-        "------  ---  -----",
-        "ab        5   0.25",
-        "暖气好  123      -",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "width", "expected"),
-    [
-        ("abcdefghij", 10, "abcdefghij"),
-        ("abcdefghij", 9, "abc...hij"),
-        ("abcdefghij", 8, "abc...ij"),  # the middle is not in the middle of an even width
-        ("暖气很好吗啊", 9, "暖气...啊"),  # two wide letters would be one column too many at the end
-        ("e\u0301" * 10, 9, "e\u0301" * 3 + "..." + "e\u0301" * 3),
-        ("", 5, ""),
-    ],
-)
-def test_the_middle_of_a_long_text_is_left_out(text, width, expected):
-    assert shortened(text, width) == expected and columns_of(expected) <= width
