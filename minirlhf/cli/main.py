@@ -16,6 +16,8 @@ plan     the memory of a job on each GPU, and settings that fit
          minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80
 run      list runs, show a run, find the best run
          minirlhf run list runs
+doctor   name the faults of a run in words
+         minirlhf doctor runs/ppo-001
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ COMMANDS = {
     "check": "minirlhf.cli.check",
     "plan": "minirlhf.cli.plan",
     "run": "minirlhf.cli.run",
+    "doctor": "minirlhf.cli.doctor",
 }
 
 

@@ -17,7 +17,6 @@ import torch
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.encoding import EncodedRow
-from minirlhf.evaluation.policies import Report
 from minirlhf.jobs.models import choose_threads, load_finished, reference_for
 from minirlhf.jobs.opened import Opened, load_task, load_tokenizer
 from minirlhf.jobs.prepare import first_policy, prepare
@@ -175,9 +174,7 @@ class Job(Opened):
         models = {"policy": policy, "reference": reference, "value_model": value_model, "reward": reward}
         return PolicyStage(**vars(stage), **models, rows=rows, held_out=held_out, prompts=prompts)
 
-    def report(self, title: str, before: Report, after: Report, **extra: float | None) -> None:
-        """Print the measures before and after the stage, and write summary.json. See `jobs.report`."""
-        report(self, title, before, after, **extra)
+    report = report  # (title, before, after, **extra): a method
 
     def _stop_after(self, stage: str) -> None:
         if self.common.stop_after == stage:

@@ -74,7 +74,9 @@ class Stage:
             base=os.path.abspath(resolve_model(common.policy or job.folder / "sft")),
             seed=job.seed,
         )
-        parts = {"settings": self.settings, "tokenizer": job.tokenizer}
+        from minirlhf.jobs.warnings import warner  # here, so that the core loads no leaf
+
+        parts = {"settings": self.settings, "tokenizer": job.tokenizer, "on_metrics": warner(self.folder, len(batches))}
         return Run(config, trainer, batches, evaluate=evaluate, until=until, **parts)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from minirlhf.errors import InputError, writes
 from minirlhf.foreign import SURROGATE
+from minirlhf.seeing.doctor import Finding, examine
 from minirlhf.seeing.reading import SeenJob, SeenRun, read_job
 from minirlhf.seeing.series import Series
 from minirlhf.seeing.story import sentences
@@ -21,6 +22,7 @@ from minirlhf.training.runs import differences
 from minirlhf.training.vocabulary import METRICS
 
 TEMPLATE = Path(__file__).with_name("page.html")
+DOCS = Path(__file__).parents[2] / "docs"  # of a source checkout
 TITLE = b"<title>minirlhf run page</title>"  # only a file with this title is overwritten
 MOST_RUNS = 40
 MOST_POINTS = 40_000  # of all curves
@@ -35,7 +37,7 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
     Raises: InputError for a folder without a run, for more than 40 runs, and for a path that holds another file.
     """
     jobs = [read_job(folder) for folder in folders]
-    text, whole = page_of(jobs), path.with_name(f".{path.name}.part")
+    text, whole = page_of(jobs, path.absolute().parent), path.with_name(f".{path.name}.part")
     with writes(path):
         if path.exists() and not is_page(path):
             raise InputError(f"{path}: holds another file already; choose another --output")
@@ -49,10 +51,12 @@ def is_page(path: Path) -> bool:
         return TITLE in file.read(2000)
 
 
-def page_of(jobs: Sequence[SeenJob]) -> str:
+def page_of(jobs: Sequence[SeenJob], folder: Path | None = None) -> str:
+    """folder: of the page, for links into docs/; without docs/ or a folder the page names its documents only."""
     runs = [run for job in jobs for run in job.runs]
     if len(runs) > MOST_RUNS:
         raise InputError(f"run page: needed at most {MOST_RUNS} runs on a page, got {len(runs)}; name fewer folders")
+    findings = [[[run.name, *finding_facts(each)] for run in job.runs for each in examine(run)] for job in jobs]
     fit_points(runs)
     fit_samples(runs)
     names = names_of([job.folder for job in jobs])
@@ -64,7 +68,10 @@ def page_of(jobs: Sequence[SeenJob]) -> str:
     stages = list(dict.fromkeys(map(stage_of, runs)))
     data = {
         "title": ", ".join(names),
-        "jobs": [job_facts(job, name) for job, name in zip(jobs, names, strict=True)],
+        "docs": os.path.relpath(DOCS.parent, folder) if folder and DOCS.is_dir() else None,
+        "jobs": [
+            {**job_facts(job, name), "findings": found} for job, name, found in zip(jobs, names, findings, strict=True)
+        ],
         "stages": stages,
         "runs": [run_facts(run, label, stages) for run, label in zip(runs, labels, strict=True)],
         "differences": [different(runs, labels, stage) for stage in stages],
@@ -84,6 +91,12 @@ def job_facts(job: SeenJob, name: str) -> dict[str, Any]:
         "measures": [[measure, before.get(measure), after.get(measure)] for measure in {**before, **after}],
         "rest": summary,
     }
+
+
+def finding_facts(finding: Finding) -> list[Any]:
+    """[step, title, evidence, remedy, page of docs/]"""
+    past = "" if finding.lasting else "; the last steps no longer show it"
+    return [finding.step, finding.of.title, finding.evidence + past, finding.of.remedy, finding.of.docs]
 
 
 def run_facts(run: SeenRun, label: str, stages: list[str]) -> dict[str, Any]:

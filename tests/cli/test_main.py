@@ -26,7 +26,7 @@ def test_an_unknown_command_names_the_nearest(monkeypatch, capsys, word, near):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    known = "data, train, eval, chat, adapter, check, plan, run"
+    known = "data, train, eval, chat, adapter, check, plan, run, doctor"
     message = f"error: minirlhf: needed a command ({known}), got '{word}'; the nearest is {near}\n"
     assert capsys.readouterr().err == message
 

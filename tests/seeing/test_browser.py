@@ -1,6 +1,8 @@
 """The page about runs in a real browser, from a file, without network. pytest -m browser"""
 
 import json
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -50,6 +52,17 @@ def test_a_pipeline_is_shown_with_all_its_parts(browser, tmp_path):
     assert texts(browser, "#times tbody tr td:first-child") == ["job sft", "job reward", "job ppo"]
     assert len(texts(browser, "#timeCharts .chart")) == 6 and len(texts(browser, "#bars .chart")) == 6
     assert len(texts(browser, "#tables table")) == 3
+
+
+def test_a_finding_of_the_doctor_links_into_the_docs(browser, tmp_path):
+    folder = make_run(tmp_path / "a folder/ppo", steps=1)
+    lines(folder / "metrics.jsonl", [{"step": k, "clip_fraction": 0.5} for k in range(9)])
+    show(browser, tmp_path, folder)
+    (finding,) = texts(browser, ".finding")
+    assert finding.startswith("ppo, step 5: the clip acts on too many tokens. in the last 5 steps the clip took")
+    link = browser.find_element("css selector", ".finding a").get_attribute("href")
+    assert link.startswith("file:///") and link.endswith("/docs/metrics.md#clip_fraction")
+    assert Path(unquote(urlparse(link).path)).is_file()
 
 
 def test_the_values_of_a_curve_are_read_with_the_keyboard(browser, tmp_path):

@@ -68,6 +68,18 @@ def test_a_pipeline_stands_on_one_page_in_three_sentences(tmp_path):
     assert job["measures"] == [["gold_reward", -0.25, 0.75]] and job["rest"] == {"seconds": 30.0, "kl": 2.0}
 
 
+def test_the_doctor_s_findings_stand_on_the_page_with_links_into_the_docs(tmp_path):
+    folder = make_run(tmp_path / "ppo", steps=1)
+    lines(folder / "metrics.jsonl", [{"step": k, "clip_fraction": 0.5} for k in range(9)])
+    write_page([folder], tmp_path / "my page.html")
+    data = data_of((tmp_path / "my page.html").read_text(encoding="utf-8"))
+    evidence = "in the last 5 steps the clip took the gradient from 50% of the tokens"
+    found = ["ppo", 5, "the clip acts on too many tokens", evidence, "lower lr or epochs"]
+    assert data["jobs"][0]["findings"] == [[*found, "docs/metrics.md#clip_fraction"]]
+    assert (tmp_path / data["docs"] / "docs/metrics.md").is_file() and not data["docs"].startswith("/")
+    assert drawn(folder)["docs"] is None
+
+
 def test_an_unfinished_run_without_a_summary_tells_its_own_evaluations(tmp_path):
     folder = make_run(tmp_path / "ppo", steps=20, planned=50, finished=False)
     assert sentences(read_job(folder))[:2] == [

@@ -1,0 +1,64 @@
+"""Rules about gradients, learning rates and the value function. Each returns its evidence in words, or None."""
+
+from __future__ import annotations
+
+from minirlhf.seeing.rules.record import Record, change_of, mean
+from minirlhf.seeing.story import number
+
+
+def gradient_always_clipped(r: Record) -> str | None:
+    values, most = r.last("grad_norm", 20), r.setting("max_grad_norm", 1.0)
+    if not values or sum(x > most for x in values) < 19 or sorted(values)[10] < 3 * most:
+        return None
+    return (
+        f"in {sum(x > most for x in values)} of the last 20 steps the gradient was clipped: its median is "
+        f"{number(sorted(values)[10])}, max_grad_norm is {number(most)}"
+    )
+
+
+def gradient_grows(r: Record) -> str | None:
+    change = change_of(r.values("grad_norm"))
+    if not change or change.after < 10 * change.before or change.sigmas < 4:
+        return None
+    return f"the length of the gradient grew from {number(change.before)} to {number(change.after)}"
+
+
+def rate_too_high(r: Record) -> str | None:
+    moved = r.last("approx_kl", 5) if r.values("score_mean") else []
+    if moved and mean(moved) > 0.1:
+        return f"each step moved the policy by {number(mean(moved))} nats per token (approx_kl, last 5 steps)"
+    losses = r.values("loss") if not r.values("score_mean") else []
+    change = change_of(losses, least=10)
+    if change and change.sigmas > 4 and change.after > 1.1 * change.before and change.before > 0:
+        return f"the loss rose from {number(change.before)} to {number(change.after)}"
+    return None
+
+
+def rate_too_low(r: Record) -> str | None:
+    """Neither the policy nor the loss has moved."""
+    if r.values("score_mean"):
+        kl, entropy = r.last("kl", 10), change_of(r.values("entropy"))
+        score = change_of(r.values("score_mean"))
+        if not kl or not entropy or not score or abs(score.sigmas) > 3 or len(r.values("kl")) < 20:
+            return None
+        if abs(mean(kl)) > 0.02 or abs(entropy.by) > 0.01 * abs(entropy.before):
+            return None
+        return (
+            f"after {len(r.values('kl'))} steps the policy is still its reference: the KL is {number(mean(kl))} "
+            f"and the entropy {number(entropy.after)} (at first {number(entropy.before)})"
+        )
+    change = change_of(r.values("loss"), least=20)
+    if not change or change.before <= 0 or abs(change.by) > 0.01 * change.before or abs(change.sigmas) > 3:
+        return None
+    return f"the loss stayed at {number(change.after)} (at first {number(change.before)})"
+
+
+def dead_critic(r: Record) -> str | None:
+    values = r.last("explained_variance", 10)
+    if not values or len(r.values("explained_variance")) < 20:
+        return None
+    if max(map(abs, values)) < 0.001:
+        return "explained_variance stays at 0: the value function is a constant"
+    if max(values) < 0 and mean(values) < -0.25:
+        return f"explained_variance is {number(mean(values))}: the value function is worse than a constant"
+    return None
