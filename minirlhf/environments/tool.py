@@ -92,7 +92,9 @@ class Tool:
         return self.failed(f"{type(error).__name__}: {reason}"), error
 
     def failed(self, reason: str) -> str:
-        return f"error: {self.name}: {one_line(' '.join(reason[: 4 * LETTERS].split()), LETTERS)}"
+        if len(reason) > 8 * LETTERS:  # megabytes of text would take long below
+            reason = f"{reason[: 4 * LETTERS]} {reason[-4 * LETTERS :]}"
+        return f"error: {self.name}: {one_line(' '.join(reason.split()), LETTERS)}"
 
 
 @lru_cache(maxsize=256)

@@ -26,8 +26,8 @@ CHECKS: dict[Reward, tuple[str, Callable[[list[dict]], None]]] = {
 
 def check_rows(reward: Reward, rows: list[dict], alone: bool) -> None:
     """Raise InputError unless a named reward can judge completions of the rows. If it is alone, each row needs its
-    column; else other rewards judge the rows without the column.
+    column; else other rewards judge the rows without the column. A column that is null is none.
     """
     if reward in CHECKS:
         column, check = CHECKS[reward]
-        check(rows if alone else [row for row in rows if column in row])
+        check(rows if alone else [row for row in rows if row.get(column) is not None])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minirlhf.errors import InputError, shown
 from minirlhf.rewards.child_process import check_isolation, run_python
+from minirlhf.rewards.fenced import code_of
 
 # Name of a type -> test of a JSON value
 TYPES: dict[str, Callable[[Any], bool]] = {
@@ -22,20 +22,19 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
     "any": lambda value: True,
 }
-FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)```", re.DOTALL)
 
 
 def json_shape(completions: list[str], rows: list[dict]) -> list[float | None]:
-    """1 for a completion that is JSON of the row's "shape", else 0. Text around a ``` block is ignored.
+    """1 for a completion that is JSON of the row's "shape", else 0. Text around a fenced block is ignored.
 
-    None if the row has no shape.
+    None if the row has no shape, or null.
 
     A shape is JSON too: the name of a type in TYPES, several names with | between them, an object {key: shape}, or a
     list [shape] of any length. An object needs each key, except keys that end with ?, and may have no other key:
     {"name": "string", "age?": "integer | null", "tags": ["string"]}
     Raises: InputError if a shape is broken.
     """
-    shapes = [shape_of(row) if "shape" in row else None for row in rows]
+    shapes = [None if row.get("shape") is None else shape_of(row) for row in rows]
     return [
         None if shape is None else float(_has_shape(text, shape))
         for text, shape in zip(completions, shapes, strict=True)
@@ -86,14 +85,15 @@ def matches(value: Any, shape: Any) -> bool:
 
 
 def unit_tests(completions: list[str], rows: list[dict]) -> list[float | None]:
-    """The share of the row's "tests" that the completion passes; its code is its last ``` block, or the whole text.
+    """The share of the row's "tests" that the completion passes; its code is its last fenced block, or the whole text.
 
     "tests" is Python text, or a list of texts; each is run after the code in a child process with the limits of
     `run_python`. It passes if it runs to its end: code that exits early, or is stopped, passes nothing. A program that
-    reads its own file can still cheat, as it can with any test that it can read. None if the row has no tests.
+    reads its own file can still cheat, as it can with any test that it can read. None if the row has no tests, or null,
+    or an empty list.
     Raises: InputError if tests are no texts, or the machine cannot run an isolated program.
     """
-    tests = [tests_of(row) if "tests" in row else [] for row in rows]
+    tests = [[] if row.get("tests") in (None, []) else tests_of(row) for row in rows]
     asked = [(code_of(text), test) for text, own in zip(completions, tests, strict=True) for test in own]
     if asked:
         check_isolation()
@@ -126,12 +126,6 @@ def tests_of(row: dict) -> list[str]:
             f"{shown(row.get('tests'))}; add the tests, or choose another reward"
         )
     return tests
-
-
-def code_of(text: str) -> str:
-    """The last ``` block of a text, or the whole text."""
-    blocks = FENCED.findall(text)
-    return blocks[-1] if blocks else text
 
 
 def _has_shape(text: str, shape: Any) -> bool:

@@ -74,6 +74,10 @@ def test_python_runs_where_the_machine_can_shut_it_in():
         environment = begun(TextEnvironment([python_tool(seconds=2, isolated=False)]))
     assert environment.step("<python>print(2**10)</python>").text == "<result>1024</result>"
     assert "ZeroDivisionError" in environment.step("<python>1/0</python>").text
+    deep = "print('x' * 5000)\ndef f(n):\n    if n: return f(n - 1)\n    raise ValueError('the last line')\nf(30)"
+    text = environment.step(f"<python>{deep}</python>").text
+    assert text.endswith("in f raise ValueError('the last line') ValueError: the last line</result>"), text
+    assert len(text) < 250
 
 
 CHATML = Tokenizer.train(["ab"], 259).with_special_tokens(["<|im_start|>", "<|im_end|>"]).with_template("chatml")

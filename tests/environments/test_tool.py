@@ -35,6 +35,14 @@ def answer(function, arguments, seconds=5.0):
     return tool.answer(Call(tool.name, arguments), seconds)[0]
 
 
+def test_a_long_error_keeps_its_ends():
+    def broken(text: str):
+        raise ValueError(text)
+
+    text = answer(broken, {"text": f"first {'x ' * 5000} last"})
+    assert text.startswith("error: broken: ValueError: first x x") and text.endswith("x x last") and len(text) < 250
+
+
 def test_the_schema_of_a_signature_and_its_docstring():
     assert tool_of(weather).schema == {
         "type": "function",

@@ -1,5 +1,6 @@
 """JSON of a shape, and code that passes tests."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -42,8 +43,13 @@ def test_numbers_that_are_no_json_and_rows_without_a_shape():
 
 @pytest.mark.parametrize("shape", ["text", {"a": "int"}, ["string", "null"], [], 5, None, '{"a": ', "string |"])
 def test_a_broken_shape_is_refused_with_its_line(shape):
+    row = {"shape": shape, "file": "rows.jsonl", "line": 7}
     with pytest.raises(InputError, match='^json_shape: rows.jsonl line 7: needed a JSON shape under "shape", got'):
-        check_rows(json_shape, [{"shape": shape, "file": "rows.jsonl", "line": 7}], alone=False)
+        check_rows(json_shape, [row], alone=True)
+    with pytest.raises(InputError) if shape is not None else nullcontext():  # null is no shape: other rewards judge
+        check_rows(json_shape, [row], alone=False)
+    if shape is None:
+        assert json_shape(["1"], [row]) == [None]
 
 
 @pytest.fixture
@@ -68,7 +74,8 @@ def test_code_is_scored_by_the_share_of_tests_that_run_to_their_end(runs):
         "print = None\ndef add(a, b): return a + b",
     ]
     assert unit_tests(texts, [{"tests": tests}] * len(texts)) == [1, 0.5, 0, 0, 0, 0, 1]
-    assert unit_tests(["x = 1", ""], [{"tests": "assert x"}, {}]) == [1, None]
+    rows = [{"tests": "assert x"}, {}, {"tests": None}, {"tests": []}]
+    assert unit_tests(["x = 1"] * 4, rows) == [1, None, None, None]
 
 
 def test_code_that_hangs_passes_nothing(runs, monkeypatch):

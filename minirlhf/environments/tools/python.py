@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minirlhf.environments.tool import LETTERS
 from minirlhf.environments.tools.failure import ToolError
 from minirlhf.rewards.child_process import check_isolation, run_python
 
@@ -33,9 +34,17 @@ def python_tool(
         """
         limits = {"seconds": seconds, "megabytes": megabytes, "output_bytes": 4 * letters}
         result = run_python(code, isolated=isolated, **limits)
-        output = result.stdout if len(result.stdout) <= letters else f"{result.stdout[:letters]}..."
         if result.error:
-            raise ToolError(f"{output}\n{result.error[-letters:]}".strip())
+            raise ToolError(end_of(f"{result.stdout}\n{result.error}"))
+        output = result.stdout if len(result.stdout) <= letters else f"{result.stdout[:letters]}..."
         return output.strip() or "(no output)"
 
     return python
+
+
+def end_of(text: str) -> str:
+    """The end of a text, as long as an error of a tool may be. A longer last line stays whole: it is the error."""
+    last, text = (" ".join(part.split()) for part in (text.splitlines()[-1], text))
+    if len(text) <= LETTERS:
+        return text
+    return last if len(last) > LETTERS - 4 else f"... {text[4 - LETTERS :]}"
