@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from html.parser import HTMLParser
 
 import pytest
 
@@ -14,6 +13,7 @@ from minirlhf.seeing.page import TEMPLATE, names_of, page_of, plain, write_page
 from minirlhf.seeing.reading import read_job
 from minirlhf.seeing.story import duration, number, sentences
 
+from ..html import data_of
 from .made import lines, make_pipeline, make_run
 
 STRANGE = {
@@ -23,23 +23,6 @@ STRANGE = {
     "كيف حالك؟": "x" * 5000,
     "an empty answer": "",
 }
-
-
-def data_of(html):
-    """The data of a page, found as a browser finds it: the text of the element until the first </script."""
-    found = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            self.inside = dict(attrs).get("id") == "data"
-
-        def handle_data(self, text):
-            if getattr(self, "inside", False):
-                found.append(text)
-                self.inside = False
-
-    Reader().feed(html)
-    return json.loads("".join(found))
 
 
 def drawn(*folders):

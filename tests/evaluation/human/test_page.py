@@ -3,12 +3,13 @@
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
 import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.evaluation.human.page import compare, pack_key, page_of, read_answers, unpack_key
+
+from ...html import data_of
 
 
 @pytest.fixture
@@ -25,23 +26,6 @@ def write(tmp_path, monkeypatch):
 
 def row(prompt, completion, **more):
     return {"prompt": prompt, "completion": completion, **more}
-
-
-def data_of(html):
-    """The data of a page, found as a browser finds it: the text of the element until the first </script."""
-    found = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            self.inside = dict(attrs).get("id") == "data"
-
-        def handle_data(self, text):
-            if getattr(self, "inside", False):
-                found.append(text)
-                self.inside = False
-
-    Reader().feed(html)
-    return json.loads("".join(found))
 
 
 def test_files_are_matched_by_prompt_not_by_place(write):

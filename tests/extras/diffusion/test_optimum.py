@@ -52,6 +52,7 @@ def test_a_linear_reward_shifts_a_gaussian_by_its_variance_over_the_coefficient(
     scores, kl, ref_scores = trained(method, Ring(modes=1, std=0.5), chain, 50)
     variance = ref_scores.double().var().item()
     assert scores.mean() - ref_scores.mean() == pytest.approx(variance / KL_COEF, rel=0.08)
+    # the KL grows with the square of the shift, so it may miss by twice as much
     assert kl == pytest.approx(variance / (2 * KL_COEF**2), rel=0.16)
     assert scores.std() == pytest.approx(variance**0.5, rel=0.05)
 
