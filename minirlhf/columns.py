@@ -6,6 +6,8 @@ is cut inside a cluster.
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -90,6 +92,11 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         right = [padded(text, width, right=True) for text, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([padded(first, widths[0]), *right]).rstrip())
     return "\n".join(lines)
+
+
+def in_colour() -> bool:
+    """True on a terminal, unless the user sets NO_COLOR (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _length(parts: Iterator[tuple[str, int]], columns: int) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minirlhf.cli.data_flags import ReadFlags, parsed
-from minirlhf.data.colours import in_colour, pieces, rendered
+from minirlhf.columns import in_colour
+from minirlhf.data.colours import pieces, rendered
 from minirlhf.data.columns import check_asked
 from minirlhf.data.encoding import TrainOn, encode_rows
 from minirlhf.data.formats import Dataset

@@ -7,6 +7,7 @@ minirlhf run show runs/ppo-001                        # settings, metrics, check
 minirlhf run samples runs/ppo-001                     # the newest samples: who wrote what, in colours
 minirlhf run page runs/ppo-001 runs/ppo-002           # one HTML page: curves, samples, settings
 minirlhf run watch runs/ppo-001                       # follow a run from another terminal
+minirlhf run plot runs/ppo-001 runs/ppo-002           # curves in the terminal
 """
 
 from __future__ import annotations
@@ -279,7 +280,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "minirlhf run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="list | best | show | samples | page | watch")
+    names = "list | best | show | samples | page | watch | plot"
+    commands = top.add_subparsers(dest="command", required=True, metavar=names)
     modes = {
         "choices": ("max", "min"),
         "help": "the better end of the metric; default: min for losses and KL, else max",

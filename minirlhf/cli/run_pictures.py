@@ -1,4 +1,4 @@
-"""`minirlhf run page` and `minirlhf run watch`: pictures of runs."""
+"""`minirlhf run page`, `watch` and `plot`: pictures of runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.cli.run_watch import watch
+from minirlhf.columns import in_colour
 from minirlhf.seeing.page import write_page
+from minirlhf.seeing.plot import plots
 
 
 def add_pictures(commands: Any) -> None:
@@ -18,6 +20,9 @@ def add_pictures(commands: Any) -> None:
     watching = commands.add_parser("watch", help="follow a run from another terminal until it ends; Ctrl-C stops that")
     watching.add_argument("folder", type=Path, metavar="DIR", help="a run, or the folder of a pipeline")
     watching.add_argument("--once", action="store_true", help="print the present state, and end")
+    plotting = commands.add_parser("plot", help="curves of runs in the terminal")
+    plotting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, or the folder of a pipeline")
+    plotting.add_argument("--metric", nargs="+", default=[], help="such as eval/gold_reward kl; default: usual metrics")
 
 
 def show_pictures(asked: argparse.Namespace) -> None:
@@ -30,3 +35,5 @@ def show_pictures(asked: argparse.Namespace) -> None:
             print(f"open {path} in a browser")
         case "watch":
             watch(asked.folder, asked.once)
+        case "plot":
+            print(plots(asked.folders, asked.metric, in_colour()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minirlhf.columns import printable
-from minirlhf.data.colours import Kind, in_colour, rendered
+from minirlhf.columns import in_colour, printable
+from minirlhf.data.colours import Kind, rendered
 from minirlhf.errors import InputError
 from minirlhf.training.runs import runs_below, samples_of
 

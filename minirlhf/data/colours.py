@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal
@@ -36,11 +34,6 @@ def pieces(tokenizer: Any, row: EncodedRow, side: int = 0) -> list[tuple[str, Ki
         found.append((text[len(before) :], kind))
         before = text
     return found
-
-
-def in_colour() -> bool:
-    """True on a terminal, unless the user sets NO_COLOR (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def rendered(parts: Sequence[tuple[str, Kind]], colour: bool) -> str:
