@@ -86,14 +86,16 @@ def dies_with_parent() -> None:
         call("prctl", 1, signal.SIGKILL)
 
 
-def own_user(number: int) -> int:
-    """The id of a user for one program, from the last range of ids that this machine or container maps.
+def own_user(number: int, uid_map: str) -> int:
+    """The id of a user for the program of a process `number`, from the last range of ids that the machine maps.
 
     The limit of processes counts all processes of a user, so two programs of one user would take from each other.
+    Raises: OSError if root cannot become such a user, as in a namespace of root alone.
     """
-    with open("/proc/self/uid_map") as file:
-        first, _, length = map(int, file.read().split()[-3:])
-    return min(first + length, 1 << 31) - 2 - number % max(length // 2, 1)
+    first, _, length = map(int, uid_map.split()[-3:])
+    if length < 1000:
+        raise OSError(f"{length} ids of users (uid_map)")
+    return min(first + length, 1 << 31) - 2 - number % (length // 2)
 
 
 def become(user: int) -> None:
@@ -126,7 +128,7 @@ def shut_in(folder: str, isolated: bool, user: int) -> None:
     os.chdir(folder)
     if isolated:
         hide_processes()
-        if not os.getuid():
+        if user:
             become(user)
         call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no program such as sudo gives rights
         forbid_sockets_of_files()
@@ -138,7 +140,10 @@ def shut_in(folder: str, isolated: bool, user: int) -> None:
 def start(folder: str, report: int, isolated: bool, seconds: int, megabytes: int) -> int:
     """Start the program. -> its process id."""
     os.set_inheritable(report, False)
-    user = own_user(os.getpid()) if isolated else 0
+    user = 0
+    if isolated and not os.getuid():
+        with open("/proc/self/uid_map") as file:
+            user = own_user(os.getpid(), file.read())
     if isolated:
         isolate(folder)
         if not os.fork():  # the first process of its namespace: when it dies, the kernel ends all others

@@ -1,5 +1,6 @@
 """The limits of a child process, each met by a program that runs into it."""
 
+import runpy
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,15 @@ def test_programs_do_not_count_the_processes_of_each_other(isolated):
     with ThreadPoolExecutor(4) as pool:
         programs = [threads, processes, threads, processes]
         assert list(pool.map(lambda code: run_python(code, isolated=isolated), programs)) == [Result("")] * 4
+
+
+def test_each_program_of_root_has_a_user_in_the_range_of_the_machine():
+    own_user = runpy.run_path(str(child_process.START))["own_user"]
+    assert own_user(5, "0 0 4294967295\n") == 2**31 - 7
+    assert own_user(5, "0 1000 1\n1 100000 65536\n") == 65530
+    assert len({own_user(number, "0 100000 65536") for number in range(32768)}) == 32768
+    with pytest.raises(OSError, match="^1 ids"):  # unshare --map-root-user
+        own_user(5, "0 1000 1\n")
 
 
 def test_numpy_needs_the_memory_of_a_thread_only():
