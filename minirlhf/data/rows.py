@@ -70,7 +70,7 @@ def check_prompts(who: str, prompts: object, vocabulary: int, context: int) -> N
             advice = "write prompt.tolist()" if hasattr(prompt, "tolist") else "use tokenizer.encode_prompts(texts)"
             raise InputError(f"{who}: needed lists of ids, got {with_type(prompt)} as prompt {i}; {advice}")
         if not prompt:
-            raise InputError(f"{who}: prompt {i} is empty; begin it with the BOS token")
+            raise InputError(f"{who}: prompt {i} is empty; tokenizer.encode_prompts(texts) gives each a token")
         if wrong := [token for token in prompt if not isinstance(token, Integral)]:
             came = f"{with_type(wrong[0])} in prompt {i}"
             raise InputError(f"{who}: needed lists of ids, got {came}; use tokenizer.encode_prompts(texts)")

@@ -41,14 +41,15 @@ class Answers:
         # the plain layout is plain text, and `encode_rendered` would begin it with BOS
         return (self.tokenizer.encode_rendered if self.tokenizer.templates else self.tokenizer.encode)(following)
 
-    def cut(self, text: str) -> str:
-        """The text, or its beginning and CUT."""
+    def cut(self, text: str, closing: str = "") -> str:
+        """The text, or its beginning, CUT and the text that closes it."""
         start = text[: LETTERS * self.most]
         ids = self.tokenizer.encode(start)
         if start == text and len(ids) <= self.most:
             return text
-        kept = max(0, self.most - len(self.tokenizer.encode(CUT)))
-        return self.tokenizer.decode(ids[:kept]).rstrip("\ufffd") + CUT  # the last token may end inside a character
+        kept = max(0, self.most - len(self.tokenizer.encode(CUT + closing)))
+        beginning = self.tokenizer.decode(ids[:kept]).rstrip("\ufffd")  # the last token may end inside a character
+        return beginning + CUT + closing
 
     def _following(self, text: str, role: str) -> str:
         """The text that the chat template writes after an answer: the end of the answer, this turn, the next prompt.

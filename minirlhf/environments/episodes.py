@@ -229,7 +229,7 @@ class Played:
 
     def hear(self) -> list[int] | None:
         text, reward, done = self._observed()
-        episode, text = self.episode, self.answers.cut(text)
+        episode, text = self.episode, self.answers.cut(text, getattr(self.environment, "closing", ""))
         episode.rewards[-1] = episode.rewards[-1][0], reward
         if done:
             episode.finish, episode.whole = "done", self.last.finish == "stop"

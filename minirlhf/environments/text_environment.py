@@ -83,6 +83,11 @@ class TextEnvironment:
         """Texts that end a turn: the closing tags of plain calls. A chat template has an end token instead."""
         return () if self.in_turns else tuple(f"</{name}>" for name in self.tools)
 
+    @property
+    def closing(self) -> str:
+        """The end of an answer in plain text, also after a cut; a chat template ends the turn itself."""
+        return "" if self.in_turns else CLOSE
+
     def reset(self, row: dict) -> str | list[dict]:
         self.row = row
         if not self.in_turns:

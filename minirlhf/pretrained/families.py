@@ -251,13 +251,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# model_type -> the function that reads its folders: models of another shape
+ELSEWHERE = dict.fromkeys(("t5", "mt5"), "minirlhf.extras.seq2seq.load_seq2seq")
+
+
 def family_of(model_type: object) -> Family:
     """The row of a model_type. Raises: InputError for an unknown model_type; it names the nearest known model_type."""
     check_type("model_type", model_type, str)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    known = ", ".join(FAMILIES)
-    raise InputError(f"model_type must be one of {known}, got {shown(model_type)}{nearest(model_type, FAMILIES)}")
+    reader = ELSEWHERE.get(model_type)
+    advice = f"; {reader} reads this folder" if reader else nearest(model_type, FAMILIES)
+    raise InputError(f"model_type must be one of {', '.join(FAMILIES)}, got {shown(model_type)}{advice}")
 
 
 def is_transposed(model_type: str, name_in_family: str) -> bool:

@@ -97,6 +97,19 @@ def test_a_tool_gets_a_turn_of_its_own_where_the_template_has_one():
         assert expected in found
 
 
+@pytest.mark.parametrize("most", [1, 12, 40])
+def test_a_text_that_was_cut_is_closed(most):
+    """Else the policy would read an answer without an end, and its next turn would stand inside the answer."""
+    answers = Answers(WORDS, "text", None, most)
+    long = "<result>" + "kettle is good " * 99 + "</result>"
+    found = answers.cut(long, "</result>")
+    assert found.endswith(" [...]</result>") and found.count("</result>") == 1
+    assert found.startswith("<result>" if most > 12 else "")
+    assert len(WORDS.encode(found)) <= max(most, len(WORDS.encode(" [...]</result>")))
+    whole = "<result>9</result>"
+    assert answers.cut(whole, "</result>") == (whole if len(WORDS.encode(whole)) <= most else " [...]</result>")
+
+
 class Guess:
     """A dialogue by turns."""
 

@@ -89,6 +89,29 @@ TOOLS = (  # a template with a tool format, in the manner of Hermes
 )
 
 
+def test_an_answer_that_is_cut_keeps_its_end():
+    """In plain text the closing tag; with a chat template the template's end of the turn."""
+
+    def page(name: str):
+        return "word " * 200
+
+    transformer = Transformer(ModelConfig(vocab_size=CHATML.vocab_size, hidden_size=16, num_attention_heads=2))
+
+    class Always(TextEnvironment):
+        def step(self, action):
+            return super().step("<page>x</page>")
+
+    for tokenizer, end in ((CHATML.with_template(TOOLS), "<|im_end|>\n<|im_start|>assistant\n"), (None, "</result>")):
+        make = partial(Always, [page], tokenizer=tokenizer)
+        rows, sampling = [EncodedRow({"prompt": "p"}, [], ())], SamplingConfig(max_tokens=2)
+        options = {"seed": 0, "stream": "test", "keys": [(0, 0, 0)]}
+        episodes = Episodes(make, tokenizer or CHATML, max_turns=2, max_tool_tokens=40)
+        (episode,) = episodes.play(transformer, rows, sampling, **options)
+        turn = episode.turns[1]
+        read = CHATML.backend.decode(episode.ids[turn.start : turn.stop], skip_special_tokens=False)
+        assert " [...]" in turn.text and read.endswith(end)
+
+
 def test_a_template_without_a_tool_format_gets_tools_as_text():
     environment = TextEnvironment([calculator], "Be brief.", tokenizer=CHATML)
     system, user = environment.reset({"prompt": "1+2="})

@@ -373,7 +373,7 @@ def test_prompts_are_lists_of_ids(make, prompts, text):
 
 
 def test_empty_prompt_is_refused(transformer):
-    with refuses("generate: prompt 1 is empty; begin it with the BOS token"):
+    with refuses("generate: prompt 1 is empty; tokenizer.encode_prompts(texts) gives each a token"):
         generate(transformer, [[3], []], SamplingConfig(max_tokens=1))
 
 

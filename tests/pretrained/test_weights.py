@@ -190,6 +190,14 @@ def test_an_unknown_family_is_refused_with_the_nearest(folder):
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_a_folder_of_an_encoder_decoder_is_refused_with_its_reader(folder, family):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": family}))
+    with pytest.raises(InputError, match=f"got '{family}'; minirlhf.extras.seq2seq.load_seq2seq reads this folder$"):
+        load_pretrained(folder)
+
+
 def test_unknown_architecture_is_refused_with_the_known_ones(folder):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["GPT2LMHeadModel"]}))
