@@ -28,9 +28,13 @@ from minirlhf.rewards.scoring import score_completions
 from minirlhf.rollout.collect import collect
 from minirlhf.rollout.rollout import Rollout
 from minirlhf.runtime.distributed import rank, world_size
+from minirlhf.runtime.randomness import splitmix64
 from minirlhf.training.checkpoint import written_whole
 
 TENSORS, TEXTS = "rollout.safetensors", "rollout.json"
+OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> its bits
+# Numbers whose hashes are in memory at a time. On a CPU they stay in its caches, which is ten times as fast.
+AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
 SPEED = ("batch_size", "microbatch_tokens")  # settings of sampling that change no completion
 
 
@@ -157,14 +161,23 @@ def origin_of(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A checksum of the first numbers of each parameter of a model, or of this process's slices of it.
-
-    An update of the optimizer changes nearly every number, so a few of them tell two policies apart; to read all would
-    take seconds for a large model.
-    """
+    """A checksum of every number of a model, or of this process's slices of it."""
     slices = [p.detach().to_local() if hasattr(p, "to_local") else p.detach() for p in model.parameters()]
-    first = [x.flatten()[:16].contiguous().view(torch.uint8) for x in slices]
-    return _digest(torch.cat(first).cpu().numpy().tobytes())
+    return _digest(torch.stack([checksum(x).cpu() for x in slices]).numpy().tobytes())
+
+
+def checksum(x: Tensor) -> Tensor:
+    """An int64: the sum of a hash of each number's bits and place, modulo 2^64.
+
+    A sum of integers is exact in any order, so it is taken on the device where the tensor lies: to copy a large model
+    takes longer than to read it. splitmix64 is one to one, so a single number that differs always changes the sum.
+    """
+    bits = x.contiguous().view(OF_SIZE[x.element_size()]).flatten()
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for start in range(0, len(bits), at_once := AT_ONCE.get(x.device.type, 1 << 20)):
+        words = bits[start : start + at_once].to(torch.int64)
+        total += splitmix64(words ^ splitmix64(torch.arange(start, start + len(words), device=x.device))).sum()
+    return total
 
 
 def place(folder: Path, step: int, stream: str) -> Path:

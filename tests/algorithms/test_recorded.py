@@ -11,7 +11,7 @@ from torch import Tensor
 from minirlhf.algorithms import GRPOConfig, PPOConfig
 from minirlhf.errors import InputError
 from minirlhf.rollout.rollout import Rollout
-from minirlhf.training.recorded import Recorder, Replay, read_rollout, recorded_steps
+from minirlhf.training.recorded import Recorder, Replay, fingerprint, read_rollout, recorded_steps
 
 BATCH = tiny.batches(8, 2)
 MAKERS = {
@@ -127,7 +127,7 @@ def test_other_models_rows_and_vocabularies_are_refused_by_name(recorded, monkey
         replayed(folder, batch=BATCH[1])
     trainer = silent("ppo")
     with torch.no_grad():
-        next(trainer.policy.parameters()).view(-1)[3] += 1e-12
+        next(trainer.policy.parameters()).view(-1)[-1] += 1e-12
     with pytest.raises(InputError, match="the policy's weights are not those that wrote this rollout"):
         replayed(folder, trainer)
     found, origin = read_rollout(folder / "step-1" / "rollout.0-of-1")
@@ -141,6 +141,26 @@ def test_other_models_rows_and_vocabularies_are_refused_by_name(recorded, monkey
     refused({"reference": "other"}, "the reference's weights are not those of the recorded run")
     shape = origin["model"] | {"hidden_size": 99}
     refused({"model": shape}, "recorded with model.hidden_size 99, replayed with")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8])
+def test_the_fingerprint_of_a_model_reads_every_number(dtype, monkeypatch):
+    monkeypatch.setattr("minirlhf.training.recorded.AT_ONCE", {"cpu": 7})
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Module()
+    for name, shape in {"embedding": (9, 5), "scale": (3,)}.items():
+        numbers = torch.randint(0, 256, shape, generator=generator).to(dtype)
+        model.register_parameter(name, torch.nn.Parameter(numbers, requires_grad=False))
+    before, seen = fingerprint(model), set()
+    for p in model.parameters():
+        for i in range(p.numel()):
+            bits = p.view(-1).view(torch.uint8)
+            bits[i * p.element_size()] ^= 1  # the smallest change
+            seen.add(fingerprint(model))
+            bits[i * p.element_size()] ^= 1
+    assert len(seen) == 48 and before not in seen and fingerprint(model) == before
+    model.embedding[[0, 4]] = model.embedding[[4, 0]]  # the same numbers in another order
+    assert fingerprint(model) != before
 
 
 def test_missing_damaged_and_partial_files_are_named(recorded):
