@@ -23,6 +23,7 @@ setup(
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "parquet": ["pyarrow>=15"],
+        "vision": ["Pillow>=10"],
         "test": TEST,
         "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
         "parity": [

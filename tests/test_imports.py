@@ -147,6 +147,7 @@ OF_ONE_FILE = {  # file -> a further package that it loads when it is called
     "training.yaml_file": {"yaml"},  # comes with tokenizers
     "pretrained.hub": {"huggingface_hub"},  # comes with tokenizers
     "data.reading.parquet": {"pyarrow"},  # an extra
+    "extras.vision.images": {"PIL"},  # an extra
 }
 
 

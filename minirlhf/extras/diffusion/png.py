@@ -1,21 +1,14 @@
-"""Grey pictures as PNG files: grids of samples, and a reader for the same kind of file.
-
-PNG: a signature, then chunks of (length, type, data, checksum): IHDR, IDAT (rows compressed by zlib), IEND. See
-https://www.w3.org/TR/png.
-"""
+"""Grey pictures as PNG files, and grids of pictures."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minirlhf.errors import InputError, writes
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from minirlhf.extras.png import png_bytes
 
 
 def write_png(path: Path, pixels: Tensor) -> None:
@@ -23,17 +16,9 @@ def write_png(path: Path, pixels: Tensor) -> None:
     if pixels.dim() != 2 or not pixels.numel() or not pixels.isfinite().all():
         raise InputError(f"{path}: needed a picture [H, W] of finite numbers, got {list(pixels.shape)}")
     grey = ((1 - pixels.detach().float().cpu().clamp(-1, 1)) * 127.5).round().to(torch.uint8)
-    rows = b"".join(b"\0" + bytes(row.tolist()) for row in grey)  # filter 0: the bytes as they are
-    height, width = grey.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey, no interlacing
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
     with writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(SIGNATURE + b"".join(_chunk(*chunk) for chunk in chunks))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        path.write_bytes(png_bytes(grey.numpy()))
 
 
 def grid(pictures: Tensor, columns: int, scale: int = 3) -> Tensor:

@@ -10,8 +10,9 @@ from minirlhf.errors import InputError
 from minirlhf.extras.diffusion.denoiser import Denoiser, DenoiserConfig
 from minirlhf.extras.diffusion.drawings import NAMES, drawn, labels_of
 from minirlhf.extras.diffusion.files import load_denoiser, load_trained, save_final, save_trained
-from minirlhf.extras.diffusion.png import SIGNATURE, grid, write_png
+from minirlhf.extras.diffusion.png import grid, write_png
 from minirlhf.extras.diffusion.rewards import FoolableClassifier, GoldClassifier, ink, small_size, trained
+from minirlhf.extras.png import SIGNATURE
 
 TINY = DenoiserConfig(channels=8)
 

@@ -1,0 +1,153 @@
+"""Rows with images -> rows of ids. In texts `MARK` stands for an image, so templates, rewards and reports see its place.
+
+    {"image": "a.png", "prompt": "how many?", "answer": "2"}
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "how many?"}]}]}
+
+Both become rows with "images", a list, and a prompt with a MARK for each image.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import tokenizers
+
+from minirlhf.data.columns import Columns
+from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows
+from minirlhf.data.formats.convert import Wishes
+from minirlhf.data.formats.dataset import Dataset, Reading
+from minirlhf.data.formats.layouts import PROMPT
+from minirlhf.data.reading import Source, Values, open_values
+from minirlhf.errors import InputError
+from minirlhf.extras.vision.images import read_image
+from minirlhf.extras.vision.model import VisionModel
+from minirlhf.text.tokenizer import Tokenizer
+
+MARK = "\ufffc"  # U+FFFC, "object replacement character": Unicode's letter for an object inside a text
+IMAGES = "images"  # key of a row: its images, in the order of the marks
+
+
+def with_image_mark(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, in which MARK is a token of its own wherever it stands."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.add_tokens([tokenizers.AddedToken(MARK, normalized=False)])
+    return type(tokenizer).of(replace(tokenizer.parts, backend=backend))
+
+
+def marked(row: Any) -> Any:
+    """The row with a MARK for each image, and the list "images".
+
+    An image beside a prompt of text stands before the text. Raises: InputError for a row without an image.
+    """
+    if not isinstance(row, dict):
+        return row  # `read_rows` has the words to refuse it
+    if MARK in json.dumps(row, ensure_ascii=False, default=str):
+        raise InputError("the letter U+FFFC stands for images; remove it from the texts")
+    images: list[Any] = []
+    found = {name: _without_images(value, images) for name, value in row.items() if name not in ("image", IMAGES)}
+    if beside := [row[name] for name in ("image", IMAGES) if name in row]:
+        prompt = next((name for name in PROMPT.split("|") if isinstance(row.get(name), str)), None)
+        if images or len(beside) > 1 or prompt is None:
+            raise InputError("needed the image beside a prompt of text, or as parts of turns, got another mixture")
+        images = beside[0] if isinstance(beside[0], list) else beside
+        found[prompt] = MARK * len(images) + found[prompt]
+    if not images:
+        raise InputError("needed a row with an image, got none; name it image, or write it as a part of a turn")
+    return found | {IMAGES: images}
+
+
+def _without_images(value: Any, images: list[Any]) -> Any:
+    """Turns with text parts in the place of image parts; each image joins the list."""
+    if isinstance(value, list):
+        return [_without_images(part, images) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if (kind := value.get("type")) in ("image", "image_url"):
+        image = value.get(kind)
+        images.append(image.get("url") if isinstance(image, dict) else image)
+        return {"type": "text", "text": MARK}
+    return {name: _without_images(part, images) for name, part in value.items()}
+
+
+def read_image_rows(path: str, *, max_refused: float = 0.01) -> Dataset:
+    """`read_rows` for a file of rows with images. The images are not opened.
+
+    Raises: InputError as `read_rows`; rows without an image are refused.
+    """
+    columns = Columns()
+    reading = Reading(_Marked(open_values(path)), Wishes(None, {}, (IMAGES,), False), columns, None)
+    columns.check(path)
+    reading.check(path, max_refused)
+    return Dataset(path, reading.kind, reading.layout, reading.rows, reading.refused, reading.notes(), reading.unit)
+
+
+class _Marked:
+    """The values of a file, marked."""
+
+    size = 0  # the rows stay in memory
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.values, name)
+
+    def __iter__(self) -> Iterator[Source]:
+        for source in self.values:
+            try:
+                yield source._replace(value=marked(source.value))
+            except InputError as error:
+                yield source._replace(value=error)
+
+
+def encode_image_rows(
+    model: VisionModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[dict],
+    responses: tuple[str, ...],
+    *,
+    folder: str = ".",
+    reserve: int = 1,
+    max_refused: float = 0.01,
+    train_on: Literal["last", "all_turns"] = "all_turns",
+) -> Encoded:
+    """`encode_rows` for rows of `marked` or `read_image_rows`. The images join the gallery of the model.
+
+    folder: of relative paths.   reserve: tokens that must remain after the prompt.
+    Raises: InputError as `encode_rows`, and for an image that cannot be read.
+    """
+    mark, P = tokenizer.backend.token_to_id(MARK), model.vision.patches
+    if mark is None:
+        raise InputError("encode_image_rows: the tokenizer has no token for images; use with_image_mark(tokenizer)")
+    longer = (P - 1) * max((len(row[IMAGES]) for row in rows), default=0)  # a mark becomes P tokens
+    context = model.config.max_position_embeddings - longer
+    if context <= reserve:
+        raise InputError(f"encode_image_rows: the images alone have {longer:,} tokens, more than the context holds")
+    options = {"context": context, "reserve": reserve, "max_refused": max_refused, "train_on": train_on}
+    encoded = encode_rows(tokenizer, rows, responses, **options)
+    return replace(encoded, rows=[_expanded(model, mark, row, folder) for row in encoded.rows])
+
+
+def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> EncodedRow:
+    """The row with the ids of its images in the place of the marks."""
+    source = row.source
+    try:
+        images = [model.ids_of(read_image(image, model.vision.image_size, folder)) for image in source[IMAGES]]
+    except InputError as error:
+        raise InputError(f"line {source['line']}: {error}" if "line" in source else error) from None
+
+    def expand(ids: list[int], first: int) -> list[list[int]]:
+        """For each id, the ids in its place."""
+        following = iter(images[first:])
+        return [next(following) if id == mark else [id] for id in ids]
+
+    prompt, before = expand(row.prompt, 0), row.prompt.count(mark)
+    answers = [expand(ids, before) for ids in row.responses]
+    learned = row.learned and tuple(
+        [is_learned for part, is_learned in zip(answer, mask, strict=True) for _ in part]
+        for answer, mask in zip(answers, row.learned, strict=True)
+    )
+    return EncodedRow(source, sum(prompt, []), tuple(sum(answer, []) for answer in answers), learned)
