@@ -112,7 +112,10 @@ class OnlineDPOTrainer:
         match = self.play(batch)
         metrics = over_minibatches("OnlineDPOTrainer", self.config, len(batch), lambda rows: self.update(match, rows))
         tokens = sum(sum(completion.chosen or [True] * len(completion.ids)) for completion in match.by_policy)
-        tokens, n = all_sum(torch.tensor([float(tokens), float(len(batch))], device=self.device)).tolist()
+        changed = len(batch) * getattr(self.judge, "disagreement", 0.0)  # pairs
+        tokens, changed, n = all_sum(torch.tensor([tokens, changed, len(batch)], device=self.device)).tolist()
+        if hasattr(self.judge, "disagreement"):
+            metrics["disagreement"] = changed / n
         return {**metrics, "response_length": tokens / n}
 
     def play(self, batch: list[Draw]) -> Match:
@@ -142,7 +145,7 @@ class OnlineDPOTrainer:
         self.samples = [{"prompt": p, "completion": a, "other": b, "win_prob": c} for p, a, b, c in results][:4]
         if self.environment:
             for sample, episode in zip(self.samples, episodes[0], strict=False):
-                sample["turns"] = episode.shown()
+                sample |= {"prompt": episode.first, "turns": episode.shown()}
         return Match(ids[0], *sides, chances)
 
     def update(self, match: Match, rows: range) -> dict[str, float]:

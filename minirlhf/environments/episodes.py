@@ -26,6 +26,7 @@ from minirlhf.generation.conversing import converse
 from minirlhf.rewards.calling import TookTooLong, awaited, refused
 from minirlhf.rewards.functions import RewardSum, where_it_failed
 from minirlhf.rewards.scoring import LARGEST, Reward, as_number
+from minirlhf.text.chat import render_chat
 from minirlhf.text.tokenizer import Tokenizer
 
 POLICY, ENVIRONMENT = "policy", "environment"
@@ -46,6 +47,7 @@ class Episode:
 
     prompt: list[int]
     source: dict  # the row of the data
+    first: str = ""  # the prompt as text; turns as `render_chat` writes them
     ids: list[int] = field(default_factory=list)  # after the prompt: turns of the policy and texts of the environment
     chosen: list[bool] = field(default_factory=list)  # for each id, whether the policy chose it
     logps: list[float] = field(default_factory=list)  # nats, as in a `Completion`; 0 where the policy did not choose
@@ -75,6 +77,14 @@ class Episode:
 def row_of(source: dict, turns: list[dict[str, str]], reward: float) -> dict:
     """A row of the data with its turns and the sum of their rewards."""
     return {**source, "turns": turns, REWARD: reward}
+
+
+def as_text(first: str | list[dict], schemas: list[dict] | None) -> str:
+    """The first prompt of an environment, for people."""
+    try:
+        return first if isinstance(first, str) else render_chat(first, True, schemas)
+    except InputError:  # a content that is no text
+        return str(first)
 
 
 class Episodes:
@@ -164,7 +174,7 @@ class Episodes:
         return RewardSum([reward, self.reward]) if reward else self.reward
 
     def fields(self, episodes: Sequence[Episode], like: Tensor) -> dict[str, Any]:
-        """Fields of a `Rollout`: `turn_rewards`, `turn_numbers` and `turns`.   like: [B, T], for dtype and device."""
+        """Fields of a `Rollout`: turn_rewards, turn_numbers, first_prompts, turns.   like: [B, T] (dtype, device)."""
         rewards = torch.zeros(like.shape, dtype=like.dtype)
         numbers = torch.zeros(like.shape, dtype=torch.int64)
         for row, episode in enumerate(episodes):
@@ -173,8 +183,8 @@ class Episodes:
             for number, (turn, (last, reward)) in enumerate(zip(own, episode.rewards, strict=True), start=1):
                 rewards[row, before + last] = reward
                 numbers[row, before + turn.start : before + turn.stop] = number
-        turns = [episode.shown() for episode in episodes]
-        return {"turn_rewards": rewards.to(like.device), "turn_numbers": numbers.to(like.device), "turns": turns}
+        texts = {"first_prompts": [e.first for e in episodes], "turns": [e.shown() for e in episodes]}
+        return {"turn_rewards": rewards.to(like.device), "turn_numbers": numbers.to(like.device), **texts}
 
 
 class Played:
@@ -208,7 +218,7 @@ class Played:
             self.ids = self.answers.prompt()
         except InputError as error:
             raise refused(self.name, f"reset: {error}") from None
-        self.episode = Episode([*self.ids], self.row)
+        self.episode = Episode([*self.ids], self.row, as_text(first, schemas))
 
     def has_room(self) -> bool:
         return len(self.ids) < self.context

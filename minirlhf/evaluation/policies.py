@@ -63,10 +63,10 @@ def evaluate_policy(
 
     The noise of a completion is keyed by `seed` and the row's index, so it does not depend on the number of processes.
 
-    Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens, EOS
-    included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions that ended with a stop
-    token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None. The kl of greedy samples is
-    None too. A prompt that leaves no room in the context is left out. Without prompts, all measures are None. With an
+    Measures: gold_reward and grammatical (from `gold`), model_reward (mean score of `reward`), length (tokens that the
+    policy chose, EOS included), distinct_2, kl (nats per sequence to `ref_policy`), ended (share of completions with a
+    stop token or stop string). Without `gold`, `reward` or `ref_policy` their measures are None; the kl of greedy
+    samples is None too. A prompt that leaves no room in the context is left out. Without prompts, all are None. With an
     `environment`, an `Episodes`, a completion is an episode, and model_reward includes the environment's rewards.
     """
     from minirlhf.generation.room import with_room  # here, so that the core loads no leaf
@@ -83,7 +83,7 @@ def evaluate_policy(
     reward = environment.with_reward(reward) if environment else reward
     measured: dict[str, list] = {
         "text": inputs[1],
-        "length": [len(completion.ids) for completion in completions],
+        "length": [sum(c.chosen) if c.chosen else len(c.ids) for c in completions],
         "ended": [float(completion.finish == "stop") for completion in completions],
     }
     if reward:

@@ -32,6 +32,7 @@ class BothOrders:
     Zheng et al. 2023, arXiv:2306.05685, Section 3.4: judges that are language models favour an answer for its place.
 
     disagreement: of the last call, the share of pairs for which the judge names another winner in the other order.
+    Online preference learning reports it as a metric.
     """
 
     def __init__(self, judge: Judge) -> None:

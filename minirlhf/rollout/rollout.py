@@ -34,6 +34,7 @@ class Rollout:
     # with an environment:
     turn_rewards: Tensor | None = None  # [B, T] score units, on the last token of each turn; `scores` has their sum
     turn_numbers: Tensor | None = None  # [B, T] 1 on the tokens of the policy's first turn, 2 on its second, ...
+    first_prompts: list[str] | None = None  # B texts that the environment began with
     turns: list[list[dict]] | None = None  # B lists of {"by": "policy" or "environment", "text": ...}
 
     def select(self, rows: Sequence[int]) -> Rollout:
@@ -45,6 +46,5 @@ class Rollout:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Rollout(
-            **tensors, completions=[self.completions[i] for i in rows], lengths=[self.lengths[i] for i in rows]
-        )
+        texts = {name: [getattr(self, name)[i] for i in rows] for name in ("completions", "lengths")}
+        return Rollout(**tensors, **texts)

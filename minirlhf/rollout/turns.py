@@ -40,7 +40,8 @@ def samples_of(batch: Sequence[Draw], rollout: Rollout, group_size: int = 1, mos
     samples = []
     for draw, row in zip(batch[:most], range(0, len(rollout.lengths), group_size), strict=False):
         score = float(rollout.scores[row])
-        sample = {"prompt": draw.row.source["prompt"], "completion": rollout.completions[row]}
+        prompt = rollout.first_prompts[row] if rollout.first_prompts else draw.row.source["prompt"]
+        sample = {"prompt": prompt, "completion": rollout.completions[row]}
         sample["score"] = score if score == score else None  # NaN is no JSON
         if rollout.turns is not None:
             sample["turns"] = rollout.turns[row]

@@ -33,6 +33,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "rejected_logps": ("nats", "log-prob of the rejected answers"),
     "reward_mean": ("score", "mean implicit reward of single answers, good and bad"),
     "win_prob": ("share", "the judge's probability that the policy's answer beats the other answer"),
+    "disagreement": ("share", "pairs for which a judge that is asked in both orders names another winner in each"),
     "on_policy": ("-", "1 if the student wrote this step's answers, 0 if they came from the data"),
     "router_loss": ("-", "imbalance of experts: num_experts_per_tok if all are used equally, at most num_experts"),
     "grad_norm": ("norm", "length of the gradient before clipping"),

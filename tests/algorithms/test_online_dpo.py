@@ -15,6 +15,7 @@ from minirlhf.generation import generate
 from minirlhf.losses import token_logps
 from minirlhf.model import Policy
 from minirlhf.model.mixture import GeometricMixture
+from minirlhf.rewards.judges import BothOrders
 from minirlhf.training.vocabulary import METRICS
 
 ALGORITHMS = ("online_dpo", "xpo", "nash_md")
@@ -228,3 +229,13 @@ def test_a_judge_without_probabilities_is_refused_before_training(batch):
     with pytest.raises(InputError, match="needed 8 probabilities"):
         trainer.step(batch)
     assert_close(tiny.weights(trainer), before, rtol=0, atol=0)
+
+
+def test_the_disagreement_of_a_judge_with_itself_is_a_metric(batch):
+    def by_place(prompts, firsts, seconds, rows):  # the order decides every second pair
+        pairs = zip(firsts, seconds, strict=True)
+        return [0.9 if i % 2 else 0.5 + 0.1 * (a > b) - 0.1 * (a < b) for i, (a, b) in enumerate(pairs)]
+
+    metrics = tiny.online_dpo(judge=BothOrders(by_place)).step(batch)
+    assert metrics["disagreement"] == 0.5 and metrics.keys() <= METRICS.keys()
+    assert "disagreement" not in tiny.online_dpo().step(batch)

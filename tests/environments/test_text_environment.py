@@ -168,6 +168,7 @@ def test_an_episode_with_a_tool_format_is_a_dialogue_with_tool_turns():
     after = "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.backend.decode(forced, skip_special_tokens=False).endswith(after)
     assert '"calculator"' in tokenizer.backend.decode(episode.prompt, skip_special_tokens=False)
+    assert episode.first.startswith('Tools:\n{"type": "function"') and episode.first.endswith("1+2=\n\nAssistant:\n")
 
 
 def test_bad_settings_are_refused():

@@ -117,6 +117,19 @@ def test_online_dpo_prefers_the_episode_with_more_reward():
     assert lengths[0] < 1.4 and lengths[-1] > 1.7  # it enters the second turn; forced tokens do not count
 
 
+@pytest.mark.parametrize("maker", ["ppo", "grpo", "online_dpo"])
+def test_a_sample_has_the_prompt_that_the_policy_read(maker):
+    class Shown(Move):
+        def reset(self, row):
+            return f"ab{super().reset(row)}"  # a few-shot prefix
+
+    trainer = {"ppo": ppo, "grpo": grpo, "online_dpo": online_dpo}[maker](Shown)
+    batch = batches(trainer.config.batch_size, 1)[0]
+    trainer.play(batch) if maker == "online_dpo" else trainer.collect(batch)
+    expected = ["ab" + draw.row.source["prompt"] for draw in batch[:4]]
+    assert [sample["prompt"] for sample in trainer.samples] == expected
+
+
 def test_the_score_is_the_sum_of_the_rewards_and_of_a_reward_function():
     data, longest = rows(8), []
 
@@ -243,6 +256,8 @@ def test_an_evaluation_plays_episodes():
     played = options["environment"].play(policy.transformer, data, sampling, seed=0, stream="evaluation", keys=keys)
     assert report.completions == TOKENIZER.decode_completions([episode.ids for episode in played])
     assert report.measures["model_reward"] == pytest.approx(sum(r for e in played for _, r in e.rewards) / 6)
+    tokens = sum(sum(episode.chosen) for episode in played) / 6
+    assert report.measures["length"] == tokens < sum(len(episode.ids) for episode in played) / 6
     assert report.measures["ended"] == sum(episode.whole for episode in played) / 6
     assert report.measures["kl"] == pytest.approx(0, abs=1e-4)  # forced tokens have no part in it
     assert report.gold == [len(episode.turns) for episode in played] and max(report.gold) > 2
