@@ -29,6 +29,13 @@ def unicode_text(text: str) -> str:
     return SURROGATE.sub("\ufffd", text)
 
 
+def copied(value: Any) -> Any:
+    """A JSON value with lists and objects of its own, for a user's code: it may change them."""
+    if isinstance(value, dict):
+        return {key: copied(part) for key, part in value.items()}
+    return [copied(part) for part in value] if isinstance(value, list) else value
+
+
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads`: an object. Raises: ValueError for a key that stands twice, because readers differ in the value
     that they take.

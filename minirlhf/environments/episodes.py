@@ -20,7 +20,7 @@ from minirlhf.environments.answers import Answers
 from minirlhf.environments.environment import Environment, Observation
 from minirlhf.environments.threads import Threads
 from minirlhf.errors import InputError, shown
-from minirlhf.foreign import unicode_text
+from minirlhf.foreign import copied, unicode_text
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.conversing import converse
 from minirlhf.rewards.calling import TookTooLong, awaited, refused
@@ -203,7 +203,7 @@ class Played:
             for name in ("reset", "step"):
                 if not callable(getattr(self.environment, name, None)):
                     raise InputError(f"needed an object with reset and step, got {shown(self.environment)}")
-            return awaited(self.environment.reset(dict(row)))
+            return awaited(self.environment.reset(copied(row)))
 
         return self.game.threads.submit(reset)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from minirlhf.data.columns import names_of
 from minirlhf.errors import InputError
+from minirlhf.foreign import copied
 from minirlhf.runtime import ending
 
 NAMES = ("prompts", "completions", "rows")
@@ -27,7 +28,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     A parameter with a default value keeps it, unless it has one of the three names. An async function is awaited.
     Raises: InputError if a parameter names a column that a row does not have.
     """
-    given = dict(zip(NAMES, (list(prompts), list(completions), [dict(row) for row in rows]), strict=True))
+    given = dict(zip(NAMES, (list(prompts), list(completions), copied(list(rows))), strict=True))
     try:
         parameters = inspect.signature(reward).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature
@@ -42,7 +43,7 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
     if by_position:
         return awaited(reward(*given.values()))
     arguments = {name: value for name, value in given.items() if open_ended or name in names}
-    return awaited(reward(**arguments, **{name: _column(rows, name) for name in columns}))
+    return awaited(reward(**arguments, **{name: _column(given["rows"], name) for name in columns}))
 
 
 def awaited(answer: Any) -> Any:

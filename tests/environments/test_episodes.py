@@ -7,6 +7,7 @@ import pytest
 import torch
 from games import TOKENIZER, Echo, Endless, model_of, rows
 
+from minirlhf.data import EncodedRow
 from minirlhf.environments import Episodes, Observation
 from minirlhf.environments.threads import THREADS, Threads
 from minirlhf.errors import InputError
@@ -263,6 +264,24 @@ def test_a_call_that_hangs_ends_no_later_call():
         time.sleep(0.01)
     with pytest.raises(TookTooLong):
         threads.wait(late[0])
+
+
+def test_an_environment_cannot_change_its_row():
+    """Else a deck of cards would be empty in the second epoch, and the episodes of a group would share a deck."""
+
+    class Deck(Echo):
+        def reset(self, row):
+            super().reset(row)
+            self.cards = row["cards"]
+            return row["prompt"]
+
+        def step(self, action):
+            return super().step(action)._replace(text=self.cards.pop())
+
+    data = [EncodedRow({"prompt": "a", "number": 4, "cards": ["a", "b", "c", "d", "e"]}, [], ())] * 2
+    first, second = (played(Deck, SamplingConfig(max_tokens=2), data=data, max_turns=4) for _ in range(2))
+    texts = [[turn.text for turn in episode.turns if turn.by == "environment"] for episode in (*first, *second)]
+    assert texts == [["e", "d", "c", "b"]] * 4
 
 
 def test_an_async_environment_is_awaited():

@@ -113,6 +113,20 @@ def test_what_a_function_does_to_its_arguments_stays_with_it():
     assert (prompts, completions, rows) == (P, C, ROWS)
 
 
+def drawing(cards, rows):
+    for hand, row in zip(cards, rows, strict=True):
+        hand.pop()
+        row["deck"]["left"].clear()
+    return [0.0] * len(cards)
+
+
+def test_the_lists_inside_a_row_are_copies_too():
+    rows = [{"cards": [1, 2], "deck": {"left": [3, {"suit": 4}]}}] * 2  # the completions of a group share a row
+    for _ in range(2):
+        score_completions(drawing, P, C, rows)
+    assert rows == [{"cards": [1, 2], "deck": {"left": [3, {"suit": 4}]}}] * 2
+
+
 async def one_by_one(completion):
     await asyncio.sleep(0)
     return float(len(completion))
