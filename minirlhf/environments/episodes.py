@@ -147,7 +147,8 @@ class Episodes:
         stops = (stop for each in dialogues for stop in getattr(each.environment, "stop_strings", ()))
         sampling = replace(sampling, stop_strings=tuple(dict.fromkeys([*sampling.stop_strings, *stops])))
         options = {"seed": seed, "stream": stream, "keys": keys, "tokenizer": self.tokenizer, "plain": plain}
-        converse(transformer, dialogues, sampling, **options)
+        limits = {"turns": self.max_turns, "answer_tokens": self.max_tool_tokens}
+        converse(transformer, dialogues, sampling, **options, **limits)
         return [dialogue.episode for dialogue in dialogues]
 
     def with_room(self, context: int, rows: Sequence[EncodedRow]) -> list[EncodedRow]:

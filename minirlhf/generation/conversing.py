@@ -54,11 +54,15 @@ def converse(
     stream: str,
     keys: Sequence[tuple[int, int, int]],
     tokenizer: Tokenizer,
+    turns: int,
+    answer_tokens: int,
     plain: bool = False,
 ) -> None:
-    """Sample the turns of each dialogue until its other writer ends it. The arguments are those of `generate`.
+    """Sample the turns of each dialogue until its other writer ends it. The other arguments are those of `generate`.
 
     config: `max_tokens` bounds a turn. Stop strings are looked for in the tokens of the turn alone.
+    turns:  of the policy in a dialogue, at most.   answer_tokens: of the other writer between two turns, about. Both
+            bound the memory of the slots, no dialogue: the context may be much longer than any dialogue.
     plain:  sample turn by turn with `generate`, which reads a dialogue anew for each turn; the slots give the same
             tokens sooner.
     """
@@ -66,14 +70,15 @@ def converse(
     check_prompts("converse", [d.ids for d in dialogues], shape.vocab_size, shape.max_position_embeddings)
     with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
         if not plain and can_decode(transformer):
-            DialogueSlots(transformer, dialogues, keys, config, seed, stream).complete(tokenizer)
+            slots = DialogueSlots(transformer, dialogues, keys, config, seed, stream, turns, answer_tokens)
+            slots.complete(tokenizer)
             return
         running, turn = list(range(len(dialogues))), 0
         while running:
             options = {"seed": seed, "stream": stream_of(stream, turn), "keys": [keys[i] for i in running]}
             prompts = [dialogues[i].ids for i in running]
-            turns = generate(transformer, prompts, config, tokenizer=tokenizer, plain=plain, **options)
-            for i, completion in zip(running, turns, strict=True):
+            completions = generate(transformer, prompts, config, tokenizer=tokenizer, plain=plain, **options)
+            for i, completion in zip(running, completions, strict=True):
                 dialogues[i].ask(completion)
             running, turn = [i for i in running if dialogues[i].hear() is not None], turn + 1
 
@@ -105,11 +110,14 @@ class DialogueSlots(Slots):
         config: SamplingConfig,
         seed: int,
         stream: str,
+        turns: int,
+        answer_tokens: int,
     ) -> None:
         super().__init__(transformer, [dialogue.ids for dialogue in dialogues], keys, config, seed, stream)
         self.context = transformer.config.max_position_embeddings
-        self.longest = [self.context] * len(dialogues)
         self.dialogues, self.turns = dialogues, [0] * len(dialogues)  # the number of the turn of each dialogue
+        self.max_turns, self.answer_tokens = turns, answer_tokens
+        self.longest = [self._longest(i) for i in range(len(dialogues))]
         self.pauses: dict[int, Pause] = {}  # by dialogue
 
     def draw(self, logits: Tensor) -> Tensor:
@@ -163,12 +171,19 @@ class DialogueSlots(Slots):
             i = self.prompt_of[slot]
             self.turns[i] += 1
             self.room[slot] = min(self.config.max_tokens, self.context - len(self.dialogues[i].ids))
+            self.longest[i] = self._longest(i)  # anew, because an answer may have had more tokens
             by_turn.setdefault(self.turns[i], []).append(slot)
         positions = torch.arange(self.uniforms.shape[1], device=self.device)
         for turn, group in by_turn.items():
             keys = torch.tensor([self.keys[self.prompt_of[slot]] for slot in group], device=self.device).unbind(-1)
             keys, stream = [k[:, None] for k in keys], stream_of(self.stream, turn)
             self.uniforms[group] = keyed_uniforms(self.seed, stream, *keys, positions, device=self.device)
+
+    def _longest(self, i: int) -> int:
+        """The tokens that a dialogue can come to have, if no answer has more than `answer_tokens`."""
+        left = max(1, self.max_turns - self.turns[i])  # turns
+        more = left * self.config.max_tokens + (left - 1) * self.answer_tokens
+        return min(self.context, len(self.dialogues[i].ids) + more)
 
     def _paused(self) -> Iterator[tuple[int, Pause]]:
         """(slot, its pause) of the slots between two turns."""

@@ -14,6 +14,7 @@ from minirlhf.errors import InputError
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.generation import slots as slots_module
 from minirlhf.generation.conversing import stream_of
+from minirlhf.generation.slot_cache import SlotCache
 from minirlhf.losses import token_logps
 from minirlhf.rewards.calling import TookTooLong
 
@@ -264,6 +265,26 @@ def test_a_call_that_hangs_ends_no_later_call():
         time.sleep(0.01)
     with pytest.raises(TookTooLong):
         threads.wait(late[0])
+
+
+@pytest.mark.parametrize(("max_turns", "tokens"), [(2, 30), (9, 30), (2, 1)])
+def test_the_slots_are_as_large_as_the_episodes_can_become(max_turns, tokens, monkeypatch):
+    """A model of 128,000 tokens has short episodes too. A template's own tokens may exceed the estimate."""
+    sizes, grow = [], SlotCache.grow
+    monkeypatch.setattr(SlotCache, "grow", lambda self, columns: sizes.append(columns) or grow(self, columns))
+    monkeypatch.setattr(slots_module, "FIRST_COLUMNS", 200)
+
+    class Long(Endless):
+        def step(self, action):
+            return Observation("a" * 30)
+
+    model, sampling = model_of(max_position_embeddings=100_000), SamplingConfig(max_tokens=20)
+    options = {"n": 4, "max_turns": max_turns, "max_tool_tokens": 30}
+    monkeypatch.setattr("minirlhf.environments.episodes.Answers.cut", lambda self, text, closing: text)
+    episodes = played(Long, sampling, model, **options | {"max_tool_tokens": tokens})
+    needed = max(len(episode.prompt) + len(episode.ids) for episode in episodes)
+    assert needed == 5 + max_turns * 20 + (max_turns - 1) * 30 and sizes[-1] >= needed
+    assert sizes[-1] <= needed + 50 and len(sizes) <= 2 + max_turns
 
 
 def test_an_environment_cannot_change_its_row():
