@@ -38,6 +38,7 @@ from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
 from minirlhf.training.checkpoint import holds_anything, is_complete, write_whole, written_whole
 from minirlhf.training.fields import as_toml
 from minirlhf.training.going_back import check_step, go_back
+from minirlhf.training.recorded import PLAYED
 from minirlhf.training.runs import flat
 from minirlhf.training.same_settings import MAY_CHANGE
 from minirlhf.training.settings import settings_to_toml
@@ -255,6 +256,8 @@ def check_flags(settings: dict[str, Any]) -> None:
 def check_stages(job: Opened, after: tuple[str, ...], stages: list[str]) -> None:
     """Refuse a stage that is not there, a folder in a stage's place, and sizes that the processes cannot share."""
     common = job.common
+    if job.environment and getattr(common, "replay_scores", None) == "new":
+        raise InputError(f"--replay_scores new: {PLAYED}; drop the flag")
     if common.stop_after in after and common.stop_after not in stages:
         raise InputError(
             f"--stop-after {common.stop_after}: this job has no such stage, because the task checks its "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minirlhf.errors import InputError, check_range
+from minirlhf.training.recorded import CHOSEN
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def check_reward_flags(job: RewardFlags, settings: dict[str, Any]) -> None:
         raise InputError("--save_rollouts: a replay samples nothing; drop --save_rollouts or --replay")
     if job.replay_scores == "new" and not job.replay:
         raise InputError("--replay_scores: needs recorded rollouts; give --replay DIR")
+    if job.replay_scores == "new" and "grpo" in settings and settings["grpo"].recipe.resample:
+        raise InputError(f"--replay_scores new: {CHOSEN}; set --grpo.resample 0")
     check_range(job, "reward_timeout", above=0)
     if job.reward_ensemble and job.reward_weights:
         raise InputError("--reward_weights: an ensemble weighs its members equally; drop one of the two flags")

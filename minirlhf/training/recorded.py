@@ -35,6 +35,8 @@ TENSORS, TEXTS = "rollout.safetensors", "rollout.json"
 OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> its bits
 # Numbers whose hashes are in memory at a time. On a CPU they stay in its caches, which is ten times as fast.
 AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
+PLAYED = "an environment gives its rewards while it is played"  # so nothing can compute them from the texts
+CHOSEN = "dynamic sampling has chosen prompts by the recorded scores"  # so new scores would choose others
 SPEED = ("batch_size", "microbatch_tokens")  # settings of sampling that change no completion
 
 
@@ -70,6 +72,8 @@ class Replay:
 
     def __call__(self, policy: Any, ref_policy: Any, value_model: Any, rewards: Any, *parts: Any, **options: Any):
         stream, step = options.setdefault("stream", "rollout"), self.trainer.steps_done + 1
+        if self.rescore and stream.startswith("spare"):
+            raise InputError(f"replay: {CHOSEN}; set resample to 0")
         path = place(self.folder, step, stream)
         if not path.is_dir():
             raise InputError(f"{path}: needed the rollout of step {step}, found none; {self._known(step)}")
@@ -98,7 +102,7 @@ class Replay:
 
     def _scored_again(self, rollout: Rollout, rewards: Any, batch: Sequence[Any], options: dict[str, Any]) -> Rollout:
         if options.get("environment"):
-            raise InputError("replay: an environment gives its rewards while it is played; replay with recorded scores")
+            raise InputError(f"replay: {PLAYED}; replay with recorded scores")
         functions, weights = [rewards] if callable(rewards) else list(rewards), options.get("weights")
         rows = [draw.row.source for draw in batch for _ in range(options.get("group_size", 1))]
         asked = [row["prompt"] for row in rows], rollout.completions, rows

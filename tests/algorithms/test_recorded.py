@@ -107,6 +107,16 @@ def test_another_reward_scores_the_recorded_texts(recorded):
     assert torch.equal(found.logps, live.logps) and torch.equal(found.values, live.values)
 
 
+def test_new_scores_do_not_choose_the_prompts_of_dynamic_sampling(tmp_path):
+    live = MAKERS["dapo"]()
+    live.sampler = Recorder(tmp_path, live)
+    live.step(BATCH[0])
+    again = MAKERS["dapo"](rewards=lambda prompts, completions, rows: [0.0] * len(rows))  # all groups are equal
+    again.sampler = Replay(tmp_path, again, rescore=True)
+    with pytest.raises(InputError, match="^replay: dynamic sampling has chosen prompts by the recorded scores"):
+        again.step(BATCH[0])
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

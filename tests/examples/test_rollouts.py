@@ -48,6 +48,11 @@ def test_two_processes_replay_two_processes(forks, inputs, finished, tmp_path):
         ("ppo", ["--replay", "nothing"], "--replay nothing: needed a folder with rollouts that --save_rollouts wrote"),
         ("ppo", ["--replay", "x", "--save_rollouts"], "--save_rollouts: a replay samples nothing"),
         ("ppo", ["--replay_scores", "new"], "--replay_scores: needs recorded rollouts; give --replay DIR"),
+        (
+            "grpo",
+            ["--replay", "x", "--replay_scores", "new", "--grpo.algorithm", "dapo"],
+            "--replay_scores new: dynamic sampling has chosen prompts by the recorded scores; set --grpo.resample 0",
+        ),
         ("online_dpo", ["--save_rollouts"], "--save_rollouts: online_dpo compares pairs, which are not recorded"),
     ],
 )
