@@ -138,7 +138,9 @@ def _colours(samples: np.ndarray, depth: int, colour: int, palette: bytes, trans
         alpha = colour in (GREY_ALPHA, RGB_ALPHA)
         hidden, samples = (samples[..., -1] < most, samples[..., :-1]) if alpha else (np.zeros(1, bool), samples)
         if transparent is not None and not alpha:  # this colour is transparent
-            hidden = (samples == np.frombuffer(transparent, dtype=">u2")[: samples.shape[-1]]).all(-1)
+            if len(transparent) != 2 * samples.shape[-1]:
+                raise InputError("broken PNG: its chunk tRNS is cut short")
+            hidden = (samples == np.frombuffer(transparent, dtype=">u2")).all(-1)
         pixels = np.round(samples * (255 / most)).astype(np.uint8) if depth != 8 else samples
     if hidden.any():
         raise InputError("needed a picture without transparent pixels, got some; put it on a background")

@@ -22,6 +22,8 @@ ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
 QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of folders with quantised weights
 # Files beside config.json in which older tools wrote these settings -> the tool's method
 QUANTISED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Keys that only vision-language models have: LLaVA, Qwen-VL, Gemma 3, Idefics, ...; Phi-3 vision; Qwen-VL of 2023
+VISION = ("vision_config", "vision_tower", "mm_vision_tower", "img_processor", "visual")
 # The only values that the transformer supports. Any other value would give other logits, so it is refused.
 SUPPORTED = {
     "partial_rotary_factor": 1.0,
@@ -46,6 +48,11 @@ TYPES: dict[str, tuple[type, int]] = {
 def config_from(raw: dict[str, Any]) -> ModelConfig:
     """config.json -> ModelConfig. Raises: InputError if a setting is missing, has a wrong type or is not supported."""
     model_type = raw.get("model_type", "llama")
+    if any(key in raw for key in VISION):
+        raise InputError(
+            f"model_type {shown(model_type)}: a vision-language model, and a decoder would not see its images; take "
+            "the folder of a model of text, or train a small model with images: docs/vision.md"
+        )
     family = family_of(model_type)
     raw = _with_one_name(raw)
     _check_supported(raw, family)

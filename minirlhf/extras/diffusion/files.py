@@ -11,16 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minirlhf.adapters.lora import active_adapter, merge_lora
 from minirlhf.errors import InputError
 from minirlhf.extras.diffusion.denoiser import Denoiser, DenoiserConfig
-from minirlhf.manifest import check_files
+from minirlhf.extras.weights import load_weights, save_weights
 
-KIND, CONFIG, WEIGHTS = "minirlhf_denoiser", "config.json", "model.safetensors"
+KIND, CONFIG = "minirlhf_denoiser", "config.json"
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -34,7 +32,7 @@ def save_trained(model: nn.Module, folder: Path, tokenizer: Any = None, base: st
 
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Load a folder of `save_trained` into the model, in place."""
-    _load(model, folder, [name for name, p in model.named_parameters() if p.requires_grad])
+    load_weights(model, folder, [name for name, p in model.named_parameters() if p.requires_grad], "denoiser")
 
 
 def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
@@ -54,29 +52,12 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder / CONFIG}: needed the settings of a denoiser, got: {error}") from None
     model = Denoiser(config)
-    _load(model, folder, [name for name, _ in model.named_parameters()])
+    load_weights(model, folder, [name for name, _ in model.named_parameters()], "denoiser")
     return model
 
 
 def _save(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, folder / WEIGHTS)
+    save_weights(weights, folder)
     if isinstance(model, Denoiser):
         text = json.dumps({"kind": KIND, **asdict(model.config)}, indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def _load(model: nn.Module, folder: Path, names: list[str]) -> None:
-    path = folder / WEIGHTS
-    try:
-        if (folder / "manifest.json").exists():
-            check_files(folder, "take another folder")
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: needed the weights of a denoiser, got: {error}") from None
-    own = dict(model.named_parameters())
-    wrong = [name for name in names if name not in found or found[name].shape != own[name].shape]
-    if wrong or found.keys() - set(names):
-        name = (wrong or sorted(found.keys() - set(names)))[0]
-        raise InputError(f"{path}: needed the weights of this denoiser, got another set or shape: {name}")
-    model.load_state_dict(found, strict=False)

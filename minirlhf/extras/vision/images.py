@@ -48,14 +48,16 @@ def _bytes_of(value: str, folder: Path) -> bytes:
         except (binascii.Error, ValueError) as error:
             raise InputError(f"broken base64: {error}") from None
     path = folder / value
+    if not path.is_file():
+        raise InputError("needed a file, got none under this path")
     try:
-        if not path.is_file():
-            raise InputError("needed a file, got none under this path")
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"needed at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}; resize the picture")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"needed a readable file, got: {getattr(error, 'strerror', None) or error}") from None
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"needed a readable file, got: {error.strerror}") from None
+    if len(data) > MOST_BYTES:
+        raise InputError(f"needed at most {MOST_BYTES:,} bytes, got more; resize the picture")
+    return data
 
 
 def _by_pillow(data: bytes, size: int) -> np.ndarray:

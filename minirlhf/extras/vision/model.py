@@ -23,6 +23,7 @@ from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, TokenOutputs
 from minirlhf.model.transformer import Transformer
 
+MODEL_TYPE = "minirlhf_vision"
 MOST_IDS = 2**24  # of text and patches, the bound of ModelConfig
 
 
@@ -78,9 +79,13 @@ class VisionModel(Transformer):
 
     @property
     def config(self) -> ModelConfig:
-        """The decoder's config; its vocab_size counts all ids that the model reads, those of patches too."""
+        """The decoder's config with two changes: vocab_size counts the ids of patches too, and model_type is no family.
+
+        So `save_pretrained` refuses the model, instead of writing a decoder that lacks its eyes.
+        """
         text, images = self.model.config, self.model.embed_tokens
-        return replace(text, vocab_size=text.vocab_size + len(images.gallery) * images.encoder.config.patches)
+        ids = text.vocab_size + len(images.gallery) * images.encoder.config.patches
+        return replace(text, vocab_size=ids, model_type=MODEL_TYPE)
 
     @property
     def vision(self) -> VisionConfig:

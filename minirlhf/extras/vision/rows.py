@@ -122,10 +122,10 @@ def encode_image_rows(
     mark, P = tokenizer.backend.token_to_id(MARK), model.vision.patches
     if mark is None:
         raise InputError("encode_image_rows: the tokenizer has no token for images; use with_image_mark(tokenizer)")
-    longer = (P - 1) * max((len(row[IMAGES]) for row in rows), default=0)  # a mark becomes P tokens
-    context = model.config.max_position_embeddings - longer
+    most = max((len(row[IMAGES]) for row in rows), default=0)
+    context = model.config.max_position_embeddings - (P - 1) * most  # a mark becomes P tokens
     if context <= reserve:
-        raise InputError(f"encode_image_rows: the images alone have {longer:,} tokens, more than the context holds")
+        raise InputError(f"encode_image_rows: {most} images alone have {P * most:,} tokens, too many for the context")
     options = {"context": context, "reserve": reserve, "max_refused": max_refused, "train_on": train_on}
     encoded = encode_rows(tokenizer, rows, responses, **options)
     return replace(encoded, rows=[_expanded(model, mark, row, folder) for row in encoded.rows])

@@ -103,7 +103,7 @@ def test_adapters_are_saved_alone_and_merged_at_the_end(tmp_path, loud):
     load_trained(other, tmp_path / "adapter")
     assert torch.equal(other(*given), out)
     torch.testing.assert_close(load_denoiser(tmp_path / "final")(*given), out, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="needed the weights of this denoiser, got another set or shape"):
+    with pytest.raises(InputError, match="needed the weights of this denoiser, got another set, shape or dtype"):
         load_trained(tiny(loud), tmp_path / "adapter")
 
 
