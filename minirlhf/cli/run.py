@@ -159,6 +159,7 @@ def _evaluations(run: FoundRun) -> str:
     chosen = [rows[k * (len(rows) - 1) // max(1, count - 1)] for k in range(count)]
     shape = EvaluationTable(shortened(printable(run.folder.name), 12), ("score_mean",))
     lines = [shape.row(row["step"] + 1, {k: x for k, x in row.items() if k != "step"}) for row in chosen]
+    lines += [trend] if (trend := shape.trend()) else []
     title = "evaluations" if count == len(rows) else f"{count} of {len(rows)} evaluations"
     return "\n".join([title, *lines])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -35,7 +34,7 @@ from minirlhf.pretrained.weights import Uninitialised, empty_policy, read_config
 from minirlhf.runtime.agreed import agreed
 from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.runtime.same_on_ranks import check_same_settings_on_ranks
-from minirlhf.training.checkpoint import holds_anything, is_complete, write_whole, written_whole
+from minirlhf.training.checkpoint import holds_anything, is_complete, written_whole
 from minirlhf.training.fields import as_toml
 from minirlhf.training.going_back import check_step, go_back
 from minirlhf.training.recorded import PLAYED
@@ -61,11 +60,9 @@ def begun(job: Opened, name: str, needs: tuple[str, ...], after: tuple[str, ...]
     Raises: InputError, before anything is written.
     """
     job, refused, _ = checked(job, needs, after)
-    stages, files = [*stages_of(job, after), own_stage(job)], fingerprints(job.settings)
-    job = replace(job, folder=take_output(job.folder, job.common, name, stages[0]))
+    first, files = [*stages_of(job, after), own_stage(job)][0], fingerprints(job.settings)
+    job = replace(job, folder=take_output(job.folder, job.common, name, first))
     keep_inputs(job.folder, files)
-    if is_main():
-        write_whole(job.folder / "stages.json", json.dumps({"stages": stages}) + "\n")
     if step := step_to_resume(job):
         say(agreed(lambda: go_back(job.folder / own_stage(job), step)))
     write_refused(job.folder, [*job.task.refused, *refused])

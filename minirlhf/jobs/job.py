@@ -85,7 +85,7 @@ class Job(Opened):
         with log_level(common.log_level), session(**options) as device, unlocked_at_end():
             opened = cls.make(name, section, settings, device, task, needs, after)
             try:
-                with pictured(opened), in_parallel(opened, after), advised(opened, after):
+                with pictured(opened, after), in_parallel(opened, after), advised(opened, after):
                     yield opened
             except Stopped as stage:
                 say(f"stopped after {stage}; go on with --output {opened.folder} --resume")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from minirlhf.adapters import LoRAConfig, apply_lora, count_parameters
 from minirlhf.algorithms.on_policy import OnPolicyConfig
 from minirlhf.data.dealing import length
+from minirlhf.data.encoding import EncodedRow
 from minirlhf.jobs.checks import SECTIONS, empty, own_stage, part_of, stages_of
 from minirlhf.jobs.footprint import FP32, MOMENTS, Footprint, Step, footprint
 from minirlhf.jobs.given_models import computes_in_bf16, narrower
@@ -105,11 +106,16 @@ def longest_rows(job: Opened, after: tuple[str, ...]) -> dict[str, Lengths | Non
 
 def longest_row(job: Opened, stage: str) -> Lengths | None:
     """The lengths of the longest of the first rows that a stage trains on; None if they are not in ids."""
-    for (part, *_), (rows, _) in job.encoded.items():
-        if part == (part_of(job, stage) or PARTS_OF.get(stage)) and len(rows):
-            row = max(rows[:LOOKED_AT], key=length)
-            return len(row.prompt), length(row) - len(row.prompt)
-    return None
+    if not len(rows := rows_of_stage(job, stage)):
+        return None
+    row = max(rows[:LOOKED_AT], key=length)
+    return len(row.prompt), length(row) - len(row.prompt)
+
+
+def rows_of_stage(job: Opened, stage: str) -> Sequence[EncodedRow]:
+    """The rows that a stage trains on; none if they are not in ids, or if the stage has taken them."""
+    wanted = part_of(job, stage) or PARTS_OF.get(stage)
+    return next((rows for (part, *_), (rows, _) in job.encoded.items() if part == wanted and len(rows)), [])
 
 
 def rank_of(job: Opened) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig
+from minirlhf.jobs.checks import shape_of
 from minirlhf.jobs.footprint import Step
 from minirlhf.jobs.given_models import computes_in_bf16
 from minirlhf.jobs.opened import Opened
-from minirlhf.jobs.plan import config_of, rank_of
+from minirlhf.jobs.plan import config_of, longest_rows, rank_of, rows_of_stage, step_of
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.footprint import BF16, FP32, parameters
+from minirlhf.runtime.distributed import world_size
 
 # (operations, bytes of memory) a second: about half of what the makers promise
 GPU_BF16, GPU_FP32, CPU_CORE = (3e14, 1.5e12), (3e13, 1.5e12), (5e10, 1e10)
@@ -21,6 +23,23 @@ def time_class(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: boo
     """The time of a step of a stage in words: seconds, minutes, hours."""
     seconds = seconds_of_step(job, shape, stage, step, gpu)
     return next((name for most, name in CLASSES if seconds < most), "days")
+
+
+def seconds_of_stages(job: Opened, after: tuple[str, ...]) -> dict[str, float | None]:
+    """Stage -> roughly its seconds, without evaluations; None if its rows are not in ids.
+
+    The rate is that of one processor core or one GPU: only the ratios of the stages are of use.
+    """
+    shape, processes, gpu = shape_of(job), world_size(), job.device.type == "cuda"
+    found: dict[str, float | None] = {}
+    for stage, longest in longest_rows(job, after).items():
+        if longest is None:
+            found[stage] = None
+            continue
+        steps = config_of(job, stage).steps_for(len(rows_of_stage(job, stage)))
+        step = step_of(job, stage, shape, processes, longest)
+        found[stage] = float(f"{steps * seconds_of_step(job, shape, stage, step, gpu):.3g}")
+    return found
 
 
 def seconds_of_step(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: bool) -> float:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.errors import InputError, shown
-from minirlhf.seeing.reading import MOST_LINE, ROWS, planned_stages, row_of, run_folders
+from minirlhf.seeing.reading import MOST_LINE, ROWS, row_of, run_folders
 from minirlhf.training.runs import STARTED, is_complete
+from minirlhf.training.stage_plan import planned_stages
 
 LOCK = ".lock"  # of training/lock.py, which needs torch
 MOST_BYTES = 64 << 20  # of a file of numbers at the first look; the lines before them are not read
@@ -135,7 +136,7 @@ class Followed:
         if not folder.is_dir():
             raise InputError(f"{shown(str(folder))}: needed the folder of a run or a job, found none; check the path")
         self.folder = folder
-        self.stages: list[str] = []  # planned
+        self.stages: dict[str, float | None] = {}  # planned, see training/stage_plan.py
         self.runs: list[FollowedRun] = []
 
     def look(self) -> None:

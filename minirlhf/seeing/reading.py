@@ -89,15 +89,6 @@ def read_run(folder: Path, points: int = 500, samples: bool = True) -> SeenRun:
     return run
 
 
-def planned_stages(folder: Path) -> list[str]:
-    """The names of a job's stages in their order, by its stages.json. Empty without a whole file."""
-    try:
-        names = json.loads((folder / "stages.json").read_bytes()[: 1 << 16])["stages"]
-        return [name for name in names if isinstance(name, str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
 def counted(number: int, noun: str) -> str:
     """ "1 line", "2,000 lines"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from minirlhf.columns import printable, shortened
 from minirlhf.seeing.following import Followed, FollowedRun
 from minirlhf.seeing.story import duration
 from minirlhf.training.progress import LABELS, EvaluationTable
+from minirlhf.training.stage_plan import job_seconds_left, later_stages
 
 WIDTH = 80  # columns
 BAR = 24  # columns
@@ -53,26 +55,39 @@ def end(job: Followed) -> str:
 
 
 class Rows:
-    """The tables of evaluations of a job: each call gives the lines that are new, below a header for each stage."""
+    """The tables of evaluations of a job: each call gives the lines that are new, below a header for each stage.
+
+    most: rows of a stage at its first call.
+    """
 
     def __init__(self, most: int = 20) -> None:
-        self.most = most  # rows of a stage at the first call
-        self._tables: dict[str, EvaluationTable] = {}
-        self._shown: dict[str, int] = {}  # stage -> step of the last row
+        self.most = most
+        self._stages: dict[Path, _StageRows] = {}
 
     def new(self, job: Followed) -> list[str]:
         lines: list[str] = []
         for run in job.runs:
-            first = run.name not in self._tables
-            table = self._tables.setdefault(run.name, EvaluationTable(printable(run.name), FIRST))
-            rows = [row for row in run.evaluations if row[0] > self._shown.get(run.name, 0)]
-            if first and len(rows) > self.most:
-                lines.append(f"{len(rows) - self.most:,} earlier evaluations of {printable(run.name)} are not shown")
-                rows = rows[-self.most :]
-            for step, metrics in rows:
-                lines += table.row(step, metrics).split("\n")
-                self._shown[run.name] = step
+            stage = self._stages.setdefault(run.folder, _StageRows(run.name, self.most))
+            lines += [line for row in stage.new(run) for line in row.split("\n")]
         return lines
+
+
+class _StageRows:
+    def __init__(self, name: str, most: int) -> None:
+        self.table, self.most = EvaluationTable(name, FIRST), most
+        self.step = 0  # of the last row
+        self.has_ended = False
+
+    def new(self, run: FollowedRun) -> list[str]:
+        rows = [self.table.row(step, metrics) for step, metrics in run.evaluations if step > self.step]
+        if self.step == 0 and len(rows) > self.most:
+            note = f"{len(rows) - self.most:,} earlier evaluations of {printable(run.name)} are not shown"
+            rows = [note, rows[0].split("\n")[0], *rows[-self.most :]]
+        self.step = max([self.step, *(step for step, _ in run.evaluations)])
+        if run.finished and not self.has_ended:
+            self.has_ended = True
+            rows += [trend] if (trend := self.table.trend()) else []
+        return rows
 
 
 def bar(share: float, width: int = BAR) -> str:
@@ -84,7 +99,7 @@ def bar(share: float, width: int = BAR) -> str:
 def _place(job: Followed, run: FollowedRun) -> str:
     stage = printable(run.name)
     if run.name in job.stages and len(job.stages) > 1:
-        stage = f"stage {job.stages.index(run.name) + 1} of {len(job.stages)}: {stage}"
+        stage = f"stage {list(job.stages).index(run.name) + 1} of {len(job.stages)}: {stage}"
     if not run.planned:
         return f"{stage}: step {run.step:,}"
     return f"{stage} |{bar(run.step / run.planned)}| {run.step:,} of {run.planned:,} steps"
@@ -96,8 +111,10 @@ def _time(job: Followed, run: FollowedRun) -> str:
         parts.append("this stage has finished")
     elif (left := run.seconds_left) is not None:
         parts.append(f"about {duration(left)} left of the stage")
-    later = job.stages[job.stages.index(run.name) + 1 :] if run.name in job.stages else []
-    if later:
+        whole = run.planned * run.seconds_of_step
+        if (of_job := job_seconds_left(job.stages, run.name, whole, left)) is not None and of_job > left:
+            parts.append(f"{duration(of_job)} of the job")
+    if later := later_stages(job.stages, run.name):
         parts.append(f"then {' and '.join(map(printable, later))}")
     if (pace := run.seconds_of_step) is not None:
         parts.append(f"{pace:.2g} s a step" if pace < 10 else f"{duration(pace)} a step")

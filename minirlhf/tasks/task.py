@@ -77,7 +77,7 @@ def embedded_task(name: str, seed: int, *, sft_rows: int = 20_000, pair_rows: in
         "held_out_pairs": lambda: task.preference_rows(1024, seed, flipped=0.0, held_out=True),
         "held_out_prompts": task.held_out_prompts,
     }
-    bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=not shows())
+    bar = tqdm(writers.items(), desc=f"{name}: writing rows", disable=None if shows() else True)
     parts = {part: write() for part, write in bar}
     held_out_sft = [row | {"response": row["chosen"]} for row in parts["held_out_pairs"]]
     reward = getattr(task, "reward", None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from minirlhf.columns import beginning, columns_of, padded, printable
 
 WIDTH = 80  # columns
+BARS = "▁▂▃▄▅▆▇█"
 # Columns of the table in their order, as far as a run has them and they fit: metric -> label.
 LABELS = {
     "loss": "loss",
@@ -31,7 +33,7 @@ LABELS = {
 
 class EvaluationTable:
     """name: of the run.   headline: metrics of a step that the table shows too, such as score_mean.
-    earlier: the metrics of a run that is resumed; the table keeps the columns of their first evaluation.
+    earlier: the metrics of a run that is resumed; the table goes on with their columns and trends.
     """
 
     def __init__(self, name: str, headline: Iterable[str], earlier: Path | None = None) -> None:
@@ -39,17 +41,16 @@ class EvaluationTable:
         self.wanted = {*(metric.removeprefix("eval/") for metric in headline), "entropy"}
         self.widths: dict[str, int] = {}  # the columns, once the first evaluation shows which numbers come
         self.has_header = False
-        if earlier and (first := _first_evaluation(earlier)):
-            self._choose_columns(dict.fromkeys(name for numbers in self._rows(first).values() for name in numbers))
+        self.history: dict[str, list[float]] = {}  # column -> its values so far
+        for metrics in _evaluations(earlier) if earlier else ():
+            self._add(metrics)
 
     def row(self, step: int, metrics: dict[str, float]) -> str:
         """The line of one evaluation, below the header if it is the first. eval/NAME goes before NAME.
 
         Each validation set has a line of its own below it, with the set's name instead of the step.
         """
-        rows, lines = self._rows(metrics), []
-        if not self.widths:
-            self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+        rows, lines = self._add(metrics), []
         if not self.has_header:
             lines = [self._line(self.first, {name: _label(name) for name in self.widths})]
             self.has_header = True
@@ -58,13 +59,24 @@ class EvaluationTable:
             lines.append(self._line(first, {name: _number(x) for name, x in numbers.items()}))
         return "\n".join(lines)
 
-    def _rows(self, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-        """The name of a validation set -> its measures. "" is the step itself."""
+    def trend(self) -> str:
+        """A last line: small bars below each column, from its first to its last evaluation. "" below 3 evaluations."""
+        cells = {name: sparkline(self.history.get(name, []), width) for name, width in self.widths.items()}
+        is_long = any(len(values) > 2 for values in self.history.values())
+        return self._line("trend", cells) if self.has_header and is_long else ""
+
+    def _add(self, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+        """Remember an evaluation -> the name of a validation set -> its measures. "" is the step itself."""
         rows: dict[str, dict[str, float]] = {"": {n: x for n, x in metrics.items() if n in self.wanted}}
         for name, value in metrics.items():
             if name.startswith("eval/"):
                 subset, _, short = name.removeprefix("eval/").rpartition("/")
                 rows.setdefault(subset, {})[short] = value
+        if not self.widths:
+            self._choose_columns(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+        for name, value in rows[""].items():
+            if type(value) in (int, float) and abs(value) < 1e300:
+                self.history.setdefault(name, []).append(value)
         return rows
 
     def _choose_columns(self, names: Iterable[str]) -> None:
@@ -86,13 +98,21 @@ def _label(name: str) -> str:
     return LABELS.get(name) or printable(name)
 
 
-def _first_evaluation(path: Path) -> dict[str, float] | None:
-    """The first row of metrics.jsonl with an evaluation. None without such a row, and in a file that is broken."""
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Small bars of at most `width` columns: the lowest value is ▁, the highest is █. Neighbours are averaged."""
+    count = min(width, len(values))
+    ends = [k * len(values) // count for k in range(count + 1)] if count else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    return "".join(BARS[round(7 * (mean - low) / (high - low))] if high > low else BARS[0] for mean in means)
+
+
+def _evaluations(path: Path) -> Iterator[dict[str, float]]:
+    """The rows of metrics.jsonl with an evaluation, as far as the file can be read."""
     with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
             if isinstance(row, dict) and any(name.startswith("eval/") for name in row):
-                return {name: value for name, value in row.items() if name != "step"}
-    return None
+                yield {name: value for name, value in row.items() if name != "step"}
 
 
 def evaluation_seconds(folder: Path) -> tuple[float, float]:

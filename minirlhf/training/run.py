@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from minirlhf.errors import InputError, check_range
 from minirlhf.runtime.distributed import any_rank, barrier, gather, is_main, rank, shows
@@ -30,7 +28,6 @@ from minirlhf.training.settings import settings_to_toml
 
 FINAL = "model"  # folder of the final weights and tokenizer, in the Hugging Face layout, with adapters merged
 ADAPTER = "adapter"  # folder of the final adapter alone, in PEFT's layout; absent if no adapter was trained
-BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
 @dataclass(frozen=True)
@@ -141,6 +138,7 @@ class Run:
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's rows of each remaining batch; at the end write a checkpoint and the final model."""
         from minirlhf.data.dealing import dealt  # here, so that the core loads no leaf
+        from minirlhf.training.bar import progress
         from minirlhf.training.lock import unlocks
         from minirlhf.training.saving import where
         from minirlhf.training.signals import caught_signals
@@ -149,11 +147,9 @@ class Run:
             from minirlhf.training.best import check_metric
 
             check_metric(self)
-        options = {"bar_format": BAR, "disable": not shows(), "mininterval": 0.2 if sys.stderr.isatty() else 10}
-        bar = tqdm(total=len(self.batches), initial=self.step, desc=self.folder.name[:12], **options)
         noise = keyed_uniforms(self.config.seed, "dropout", torch.arange(len(self.batches)), rank())  # of all steps
         seeds = (noise * 2**53).long().tolist()
-        with caught_signals(where(self)) as self._signals, bar, unlocks(self.folder):
+        with caught_signals(where(self)) as self._signals, progress(self) as bar, unlocks(self.folder):
             while self.step < len(self.batches) and not self._done:
                 expected = self.step + 1
                 torch.manual_seed(seeds[self.step])

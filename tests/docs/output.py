@@ -3,7 +3,8 @@
 python examples/ppo.py > printed.txt
 python tests/docs/output.py printed.txt
 
-The block is shortened: of each table of evaluations the first and the last row, and of the samples the first two.
+The block is shortened: of each table of evaluations the first and the last row, without its trends, and of the samples
+the first two.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MORE_SAMPLES = re.compile(rf"^({SAMPLES}.*\n[- ]+\n(?:(?:.+\n)+\n){{2}})(?:(?:.+
 
 def shortened(printed: str) -> str:
     """The output with the first and the last row of each table of evaluations, and the first two samples."""
+    printed = re.sub(r"(?m)^ *trend  .*\n", "", printed)
     few_rows = ROWS.sub(lambda found: f"{found[1]}{'...'.rjust(len(found[2]))}\n{found[3]}", printed)
     return MORE_SAMPLES.sub(r"\1", few_rows).strip() + "\n"
 

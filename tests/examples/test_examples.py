@@ -60,6 +60,8 @@ def test_the_whole_job_runs_as_a_program_into_a_fresh_folder_with_all_its_stages
         "summary.json",
         "page.html",
     }
+    planned = json.loads((folder / "stages.json").read_text())
+    assert list(planned) == ["sft", "reward", "ppo"] and all(seconds > 0 for seconds in planned.values())
     for stage, steps in (("sft", 4), ("reward", 4), ("ppo", 2)):
         names = {path.name for path in (folder / stage).iterdir()}
         assert names >= {"config.toml", "metrics.jsonl", "timings.jsonl", "log.txt", "checkpoints", "model"}

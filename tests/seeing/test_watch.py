@@ -65,11 +65,13 @@ def test_the_bar_has_eighths_of_a_column():
 
 def test_a_finished_pipeline_is_shown_once(tmp_path, capsys):
     folder = make_pipeline(tmp_path / "job")
-    (folder / "stages.json").write_text('{"stages": ["sft", "reward", "ppo"]}')
+    (folder / "stages.json").write_text('{"sft": 1, "reward": null, "ppo": "long"}')
     main(["watch", str(folder)])
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "sft step     loss     gold       KL    score"
     assert out[1].split() == ["5", "0.200", "0.050", "0.500", "2.000"]
+    # of the range of the loss 0.2, 0.1, 0.067, 0.05 the third value is at 0.11: round(7 x 0.11) = 1, the second bar
+    assert out[5] == "   trend     █▃▂▁     ▁▃▆█     ▁▃▆█     ▁▃▆█"
     assert [line.split()[0] for line in out if " step  " in line] == ["sft", "reward", "ppo"]
     assert "stage 3 of 3: ppo |████████████████████████| 20 of 20 steps" in out
     assert "10 s, this stage has finished, 0.5 s a step" in out and "memory 119 MB at the peak" in out
@@ -85,15 +87,15 @@ def test_a_finished_pipeline_is_shown_once(tmp_path, capsys):
 
 
 def test_the_time_left_is_that_of_the_last_steps(tmp_path):
-    # 4 steps of 0.5 s, 6 are left: 3 s
+    # 4 steps of 0.5 s, 6 are left: 3 s. By the rough numbers PPO takes 4 times as long as the 5 s of SFT: 23 s
     folder = make_run(tmp_path / "sft", steps=4, planned=10, finished=False)
     hold(folder)
-    (folder / "stages.json").write_text('{"stages": ["sft", "ppo"]}')
+    (folder / "stages.json").write_text('{"sft": 30, "ppo": 120}')
     job = Followed(folder)
     job.look()
     assert status(job)[:2] == [
         "stage 1 of 2: sft |█████████▋              | 4 of 10 steps",
-        "2 s, about 3 s left of the stage, then ppo, 0.5 s a step",
+        "2 s, about 3 s left of the stage, 23 s of the job, then ppo, 0.5 s a step",
     ]
     os.utime(folder / "metrics.jsonl", (0, 0))
     assert "no step for" in status(job)[1]
@@ -167,7 +169,7 @@ def test_long_tables_are_shown_from_their_end(tmp_path):
     job.look()
     shown = Rows(most=3).new(job)
     assert shown[0] == "37 earlier evaluations of ppo are not shown"
-    assert [line.split()[0] for line in shown[2:]] == ["190", "195", "200"]
+    assert [line.split()[0] for line in shown[2:]] == ["190", "195", "200", "trend"]
 
 
 def test_folders_without_runs_and_with_many_are_refused(tmp_path):
@@ -196,7 +198,7 @@ def test_texts_of_strangers_fit_80_columns_and_move_no_cursor(tmp_path):
     metrics = {f"名\x1b{k}": 1e299 for k in range(50)} | {"eval/名\x1b": "text\x1b", "loss": "text", "kl": None}
     lines(folder / "metrics.jsonl", [{"step": 3, **metrics}])
     lines(folder / "timings.jsonl", [{"step": 3, "seconds": "x", "memory_mb": None}, {"step": 4, "seconds": -1}])
-    (folder / "stages.json").write_text('{"stages": ["如何学习强化学习如何学习强化学习", 1, "\\u001b"]}')
+    (folder / "stages.json").write_text('{"如何学习强化学习如何学习强化学习": 1, "x": 1e999, "\\u001b": -1}')
     job = Followed(folder)
     job.look()
     for line in [*Rows().new(job), *status(job)]:

@@ -7,8 +7,9 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from minirlhf.training.progress import LABELS, EvaluationTable, _number, evaluation_seconds
-from minirlhf.training.run import BAR
+from minirlhf.columns import columns_of
+from minirlhf.training.bar import BAR
+from minirlhf.training.progress import LABELS, EvaluationTable, _number, evaluation_seconds, sparkline
 
 from .test_run import go, lines
 
@@ -48,7 +49,7 @@ def test_every_trainers_table_and_bar_fit_80_columns(case):
     assert len(header) == len(row) <= 80 and "gold" in header
     name = type(trainer).__module__.rpartition(".")[2][:12]
     shown = ", ".join(f"{name}=-0.0123" for name in trainer.headline if not name.startswith("eval/"))
-    bar = tqdm.format_meter(300, 800, 22.0, ncols=80, prefix=name, bar_format=BAR, postfix=shown)
+    bar = tqdm.format_meter(300, 800, 22.0, ncols=80, prefix=name, bar_format=BAR, job="", postfix=shown)
     assert len(bar) <= 80 and bar.endswith(f"{shown}]")
 
 
@@ -60,6 +61,7 @@ def test_a_run_prints_a_row_after_each_evaluation_on_stdout(tmp_path, capsys):
         ["2", "0.500", "0.125"],
         ["4", "0.500", "0.042"],
         ["6", "0.500", "0.021"],
+        ["trend", "▁▁▁", "█▂▁"],
     ]
     assert "goodness" not in err and "eval/" not in err  # the bar has the numbers of steps
 
@@ -79,7 +81,8 @@ def test_a_resumed_run_goes_on_with_the_table_and_a_run_without_numbers_has_none
     go(tmp_path / "sum", resume=True, **options)
     second = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in first] == ["sum", "1", "2", "3", "4"]
-    assert [line.split()[0] for line in second] == ["sum", "5", "6"] and first[0] == second[0]
+    assert [line.split()[0] for line in second] == ["sum", "5", "6", "trend"] and first[0] == second[0]
+    assert second[-1].split()[1] == "▁" * 6  # also the evaluations before the stop
     go(tmp_path / "none", evaluate=dict, eval_every=1)
     assert capsys.readouterr().out == ""
 
@@ -134,6 +137,19 @@ def test_evaluations_leave_training_as_it_is(tmp_path):
     without, _ = go(tmp_path / "b")
     strip = [{name: x for name, x in row.items() if "/" not in name} for row in lines(with_table.folder)]
     assert strip == lines(without.folder)
+
+
+def test_small_bars_average_neighbours_and_equal_values_are_low():
+    # a third and two thirds of the range: round(7 / 3) = 2 and round(14 / 3) = 5 of the bars 0 to 7
+    assert sparkline([0, 1, 2, 3], 7) == "▁▃▆█" and sparkline([5.0, 5.0], 7) == "▁▁" and sparkline([], 7) == ""
+    assert sparkline([0, 2, 2, 4, 8, 8], 3) == "▁▃█"  # means 1, 3, 8
+    assert len(sparkline(range(1000), 7)) == 7 and set(sparkline([-1e299, 1e299], 2)) == {"▁", "█"}
+
+
+def test_a_name_of_wide_letters_keeps_the_columns_in_line_and_controls_are_escaped():
+    table = EvaluationTable("如何学习强化学习", ())
+    lines = table.row(1, {"eval/名\x1b[2J": 1.0, "eval/如何/loss": 2.0}).split("\n")
+    assert len({columns_of(line) for line in lines}) == 1 and "\x1b" not in "".join(lines)
 
 
 def test_large_numbers_have_fewer_digits():
