@@ -148,6 +148,7 @@ OF_ONE_FILE = {  # file -> a further package that it loads when it is called
     "pretrained.hub": {"huggingface_hub"},  # comes with tokenizers
     "data.reading.parquet": {"pyarrow"},  # an extra
     "extras.vision.images": {"PIL"},  # an extra
+    "seeing.trackers": {"wandb", "trackio", "mlflow"},  # if --tracker names them
 }
 
 

@@ -8,6 +8,7 @@ minirlhf run samples runs/ppo-001                     # the newest samples: who 
 minirlhf run page runs/ppo-001 runs/ppo-002           # one HTML page: curves, samples, settings
 minirlhf run watch runs/ppo-001                       # follow a run from another terminal
 minirlhf run plot runs/ppo-001 runs/ppo-002           # curves in the terminal
+minirlhf run csv runs/ppo-001 -o metrics.csv          # all numbers as a table for other programs
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "minirlhf run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = "list | best | show | samples | page | watch | plot"
+    names = "list | best | show | samples | page | watch | plot | csv"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     modes = {
         "choices": ("max", "min"),

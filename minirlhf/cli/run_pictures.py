@@ -1,4 +1,4 @@
-"""`minirlhf run page`, `watch` and `plot`: pictures of runs."""
+"""`minirlhf run page`, `watch`, `plot` and `csv`: pictures of runs, and their numbers for other programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from minirlhf.cli.run_watch import watch
 from minirlhf.columns import in_colour
 from minirlhf.seeing.page import write_page
 from minirlhf.seeing.plot import plots
+from minirlhf.seeing.table_file import write_csv
 
 
 def add_pictures(commands: Any) -> None:
@@ -23,6 +24,9 @@ def add_pictures(commands: Any) -> None:
     plotting = commands.add_parser("plot", help="curves of runs in the terminal")
     plotting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, or the folder of a pipeline")
     plotting.add_argument("--metric", nargs="+", default=[], help="such as eval/gold_reward kl; default: usual metrics")
+    table = commands.add_parser("csv", help="one CSV file: a row for each step, a column for each metric")
+    table.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, or the folder of a pipeline")
+    table.add_argument("-o", "--output", type=Path, required=True, help="such as metrics.csv")
 
 
 def show_pictures(asked: argparse.Namespace) -> None:
@@ -37,3 +41,5 @@ def show_pictures(asked: argparse.Namespace) -> None:
             watch(asked.folder, asked.once)
         case "plot":
             print(plots(asked.folders, asked.metric, in_colour()))
+        case "csv":
+            print(*write_csv(asked.folders, asked.output), sep="\n")

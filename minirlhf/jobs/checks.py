@@ -25,6 +25,7 @@ from minirlhf.jobs.models import resolve_model
 from minirlhf.jobs.opened import RESPONSES, Opened
 from minirlhf.jobs.reward_flags import RewardFlags, check_reward_flags
 from minirlhf.jobs.settings import changed
+from minirlhf.jobs.tracking import check_trackers
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.policy import Policy, RewardModel
 from minirlhf.model.transformer import Transformer
@@ -240,6 +241,7 @@ def check_flags(settings: dict[str, Any]) -> None:
     job = settings["job"]
     for name in [field.name for field in fields(job) if getattr(job, field.name) == ""]:
         raise InputError(f"--{name.rstrip('_')}: needed a value, got empty text; give a value, or drop the flag")
+    check_trackers(job.tracker)
     if hasattr(job, "prompt_words") and settings["reward_model"].center_coef:
         raise InputError("--reward_model.center_coef: labels fix the zero of a classifier's scores; drop the flag")
     if getattr(job, "reward_weights", ()) and not job.reward:

@@ -39,6 +39,7 @@ class JobConfig:
     #                             block (selective) or of each block (full); compute them again in the backward pass
     compile: bool | None = None  # [-] fuse blocks and losses with torch.compile; default: on a GPU only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # [-] auto: bf16 from a million parameters on, if device has it
+    tracker: tuple[str, ...] = ()  # [-] tensorboard, wandb, trackio, mlflow or FILE.py:FUNCTION: gets the metrics too
     log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step
 
     trained: ClassVar[str] = "policy"  # the flag that names the model to train

@@ -74,9 +74,10 @@ class Stage:
             base=os.path.abspath(resolve_model(common.policy or job.folder / "sft")),
             seed=job.seed,
         )
-        from minirlhf.jobs.warnings import warner  # here, so that the core loads no leaf
+        from minirlhf.jobs.tracking import on_metrics  # here, so that the core loads no leaf
 
-        parts = {"settings": self.settings, "tokenizer": job.tokenizer, "on_metrics": warner(self.folder, len(batches))}
+        parts = {"settings": self.settings, "tokenizer": job.tokenizer}
+        parts |= {"on_metrics": on_metrics(common.tracker, self.folder, len(batches))}
         return Run(config, trainer, batches, evaluate=evaluate, until=until, **parts)
 
 

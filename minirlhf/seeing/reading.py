@@ -133,7 +133,7 @@ def _read_series(run: SeenRun, name: str, points: int) -> dict[str, Series]:
     found: dict[str, Series] = {}
     others: set[str] = set()
     last = repeated = 0
-    for row, _ in _rows(run, name):
+    for row, _ in rows_of(run, name):
         if (step := row["step"] + 1) <= last:
             repeated += 1
             continue
@@ -161,7 +161,7 @@ def _read_samples(run: SeenRun) -> None:
     """Keep every k-th step with samples, and the last; k doubles when the kept rows are too many."""
     kept: list[_Step] = []
     every, count, cut = 1, 0, 0
-    for row, size in _rows(run, "samples.jsonl"):
+    for row, size in rows_of(run, "samples.jsonl"):
         if not kept or kept[-1].step != row["step"] + 1:
             if kept and kept[-1].number % every:
                 kept.pop()
@@ -202,7 +202,7 @@ def row_of(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _rows(run: SeenRun, name: str) -> Iterator[tuple[dict[str, Any], int]]:
+def rows_of(run: SeenRun, name: str) -> Iterator[tuple[dict[str, Any], int]]:
     """-> (row, its bytes) for each line of the file with a step. A note counts the lines that cannot be read."""
     number = faults = first = 0
     is_whole = True

@@ -7,10 +7,10 @@ from pathlib import Path
 from minirlhf.errors import InputError, shown
 
 # settings that may change in a resumed run
-MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "async_save", "export")
+MAY_CHANGE = ("resume", "overwrite", "output", "stop_after", "device", "threads", "log_level", "tracker")
 # the strategy of several processes, in runs that began with a section [sharding] or before there was one
 MAY_CHANGE += ("parallel", "[sharding]", "", "replicas", "cpu_offload", "reshard_after_forward", "gather")
-MAY_CHANGE += ("shard_optimizer", "save_rollouts", "reward_timeout")
+MAY_CHANGE += ("shard_optimizer", "save_rollouts", "reward_timeout", "async_save", "export")
 MAY_CHANGE += ("microbatch_tokens", "gradient_checkpointing")  # how a step fits into memory; only rounding differs
 
 
