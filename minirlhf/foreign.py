@@ -74,7 +74,10 @@ def _pieces(value: Any, most: int) -> Iterator[str]:
     elif isinstance(value, int) and abs(value) >= 1 << 999:  # Python refuses to write more than 4,300 digits
         yield hex(value)
     else:
-        yield repr(value[: most + 1] if isinstance(value, str) else value)
+        try:
+            yield repr(value[: most + 1] if isinstance(value, str) else value)
+        except Exception:  # the class may be a user's
+            yield f"<{type(value).__name__}>"
 
 
 def system_error(error: Exception) -> str | None:

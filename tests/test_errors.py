@@ -23,6 +23,14 @@ def test_what_is_shown_is_printable_ascii_where_the_value_is_not(value):
     assert shown(value, 500).isascii()
 
 
+def test_an_object_that_cannot_be_written_is_shown_by_its_class():
+    class Broken:
+        def __repr__(self):
+            raise ValueError
+
+    assert shown([Broken(), 3]) == "[<Broken>, 3]"
+
+
 def deep(levels):
     value = []
     for _ in range(levels):

@@ -20,8 +20,8 @@ class Environment(Protocol):
     `step` runs in a thread of its own, beside the steps of other episodes.
 
     An environment may have attributes. Two are for chat templates: `schemas`, the JSON schemas of its tools, and
-    `role`, whose turn its texts are: "user" (default) or "tool". `stop_strings` are further texts that end a turn.
-    `closing` is text that also ends a text that was cut to `max_tool_tokens`.
+    `role`, whose turn its texts are: "user" (default) or "tool". `stop_strings` are further texts that end a turn,
+    the same in every episode. `closing` is text that also ends a text that was cut to `max_tool_tokens`.
     """
 
     def reset(self, row: dict) -> str | list[dict]:

@@ -26,7 +26,6 @@ from minirlhf.generation.conversing import converse
 from minirlhf.rewards.calling import TookTooLong, awaited, refused
 from minirlhf.rewards.functions import RewardSum, where_it_failed
 from minirlhf.rewards.scoring import LARGEST, Reward, as_number
-from minirlhf.text.chat import render_chat
 from minirlhf.text.tokenizer import Tokenizer
 
 POLICY, ENVIRONMENT = "policy", "environment"
@@ -47,7 +46,7 @@ class Episode:
 
     prompt: list[int]
     source: dict  # the row of the data
-    first: str = ""  # the prompt as text; turns as `render_chat` writes them
+    first: str = ""  # the prompt as text
     ids: list[int] = field(default_factory=list)  # after the prompt: turns of the policy and texts of the environment
     chosen: list[bool] = field(default_factory=list)  # for each id, whether the policy chose it
     logps: list[float] = field(default_factory=list)  # nats, as in a `Completion`; 0 where the policy did not choose
@@ -79,12 +78,9 @@ def row_of(source: dict, turns: list[dict[str, str]], reward: float) -> dict:
     return {**source, "turns": turns, REWARD: reward}
 
 
-def as_text(first: str | list[dict], schemas: list[dict] | None) -> str:
-    """The first prompt of an environment, for people."""
-    try:
-        return first if isinstance(first, str) else render_chat(first, True, schemas)
-    except InputError:  # a content that is no text
-        return str(first)
+def as_text(first: str | list[dict]) -> str:
+    """The first prompt of an environment: its text, or the contents of its turns."""
+    return first if isinstance(first, str) else "\n\n".join(str(turn.get("content", "")) for turn in first)
 
 
 class Episodes:
@@ -144,8 +140,12 @@ class Episodes:
         dialogues = self._begun(rows, context)
         for dialogue in dialogues:
             dialogue.check_room()
-        stops = (stop for each in dialogues for stop in getattr(each.environment, "stop_strings", ()))
-        sampling = replace(sampling, stop_strings=tuple(dict.fromkeys([*sampling.stop_strings, *stops])))
+        stops = [*dict.fromkeys(tuple(getattr(each.environment, "stop_strings", ())) for each in dialogues)]
+        if len(stops) > 1:  # an episode would depend on the others of its batch
+            got = f"{shown(stops[0])} and {shown(stops[1])}"
+            raise refused(dialogues[0].name, f"needed the same stop_strings in every episode, got {got}")
+        stops = dict.fromkeys([*sampling.stop_strings, *(stops[0] if stops else ())])
+        sampling = replace(sampling, stop_strings=tuple(stops))
         options = {"seed": seed, "stream": stream, "keys": keys, "tokenizer": self.tokenizer, "plain": plain}
         limits = {"turns": self.max_turns, "answer_tokens": self.max_tool_tokens}
         converse(transformer, dialogues, sampling, **options, **limits)
@@ -219,7 +219,7 @@ class Played:
             self.ids = self.answers.prompt()
         except InputError as error:
             raise refused(self.name, f"reset: {error}") from None
-        self.episode = Episode([*self.ids], self.row, as_text(first, schemas))
+        self.episode = Episode([*self.ids], self.row, as_text(first))
 
     def has_room(self) -> bool:
         return len(self.ids) < self.context

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +45,7 @@ class TextEnvironment:
         reward:    (answer, row) -> the score of the last turn; None leaves scores to the reward functions.
         tokenizer: of a checkpoint. With a chat template the episode is a dialogue: the template writes the schemas and
                    the tool turns, if it has a tool format; else both stand as text in system and user turns.
-        timeout:   seconds that a tool may need.
+        timeout:   seconds that the calls of a turn may need together.
     Raises: InputError if two tools have the same name, or a function cannot be a tool.
     """
 
@@ -105,18 +106,26 @@ class TextEnvironment:
         calls = find_calls(action, self.tools)
         if not calls:
             return Observation(reward=self._score(action), done=True)
-        answers = [self._answer(call) for call in calls]
+        answers, left = [], self.timeout
+        for call in calls:
+            began = time.monotonic()
+            answers.append(self._answer(call, left))
+            left -= time.monotonic() - began
         if self.in_turns:  # a passage of a stranger must not end the turn
             return Observation(self.special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", "\n".join(answers)))
         return Observation("".join(f"{OPEN}{answer}{CLOSE}" for answer in answers))
 
-    def _answer(self, call: Call) -> str:
+    def _answer(self, call: Call, seconds: float) -> str:
+        """The answer to a call.   seconds: that are left for the calls of the turn."""
         if call.error:
             return f"error: {call.error}"
         if not (tool := self.tools.get(call.name)):
             known = ", ".join(self.tools) or "none"
             return f"error: no tool has the name {shown(call.name, 40)}; tools: {known}"
-        text, fault = tool.answer(call, self.timeout)
+        if seconds > 0:
+            text, fault = tool.answer(call, seconds)
+        else:
+            text, fault = tool.failed("the calls before it have taken the time of this turn"), None
         if fault is not None and (tool.name, type(fault).__name__) not in told:
             told.add((tool.name, type(fault).__name__))
             say(f"tool {tool.name}: it raised an error, and the policy reads it as the answer {shown(text, 200)}")

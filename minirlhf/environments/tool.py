@@ -82,7 +82,7 @@ class Tool:
         except ToolError as error:
             return self.failed(str(error)), None
         if (found := within(seconds, lambda: text_of(self.function(**arguments)))) is None:
-            return self.failed(f"no answer after {seconds:g} seconds"), None
+            return self.failed(f"no answer after {round(seconds, 2):g} seconds"), None
         text, error = found
         if error is None:
             return text, None

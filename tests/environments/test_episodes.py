@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from games import TOKENIZER, Echo, Endless, model_of, rows
+from games import LETTERS, TOKENIZER, Echo, Endless, model_of, rows
 
 from minirlhf.data import EncodedRow
 from minirlhf.environments import Episodes, Observation
@@ -285,6 +285,20 @@ def test_the_slots_are_as_large_as_the_episodes_can_become(max_turns, tokens, mo
     needed = max(len(episode.prompt) + len(episode.ids) for episode in episodes)
     assert needed == 5 + max_turns * 20 + (max_turns - 1) * 30 and sizes[-1] >= needed
     assert sizes[-1] <= needed + 50 and len(sizes) <= 2 + max_turns
+
+
+def test_stop_strings_that_differ_between_episodes_are_refused():
+    """All episodes of a batch stop at the same texts, so an episode would depend on the others."""
+
+    class Stops(Echo):
+        def reset(self, row):
+            self.stop_strings = (LETTERS[row["number"] // 2],)
+            return super().reset(row)
+
+    message = r"^environment Stops: needed the same stop_strings in every episode, got \('a',\) and \('b',\)"
+    with pytest.raises(InputError, match=message):
+        played(Stops, SamplingConfig(max_tokens=3), n=3)
+    assert len(played(Stops, SamplingConfig(max_tokens=3), n=2)) == 2 and played(Stops, SamplingConfig(), n=0) == []
 
 
 def test_an_environment_cannot_change_its_row():

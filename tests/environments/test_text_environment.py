@@ -66,6 +66,26 @@ def test_a_faulty_tool_is_named_once_and_a_late_tool_is_left_alone(capsys):
     assert capsys.readouterr().out.count("tool broken: it raised an error") == 1
 
 
+def test_all_calls_of_a_turn_share_the_time():
+    """Else a turn with a few slow calls would exceed the time of a step, and what a policy writes would end the run."""
+    called = []
+
+    def hangs(text: str):
+        called.append(text)
+        time.sleep(1)
+
+    def quick(text: str):
+        return text
+
+    environment = begun(TextEnvironment([hangs, quick], timeout=0.05))
+    started = time.monotonic()
+    found = environment.step("<hangs>b</hangs><hangs>c</hangs><quick>d</quick>").text
+    assert time.monotonic() - started < 0.9 and called == ["b"]
+    late = "<result>error: {}: the calls before it have taken the time of this turn</result>"
+    first = "<result>error: hangs: no answer after 0.05 seconds</result>"
+    assert found == first + late.format("hangs") + late.format("quick")
+
+
 def test_python_runs_where_the_machine_can_shut_it_in():
     try:
         environment = begun(TextEnvironment([python_tool(seconds=2)]))
@@ -168,7 +188,9 @@ def test_an_episode_with_a_tool_format_is_a_dialogue_with_tool_turns():
     after = "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.backend.decode(forced, skip_special_tokens=False).endswith(after)
     assert '"calculator"' in tokenizer.backend.decode(episode.prompt, skip_special_tokens=False)
-    assert episode.first.startswith('Tools:\n{"type": "function"') and episode.first.endswith("1+2=\n\nAssistant:\n")
+    make = partial(Always, [calculator], "Be brief.", tokenizer=tokenizer)
+    (episode,) = Episodes(make, tokenizer, max_turns=1).play(transformer, rows, sampling, **options)
+    assert episode.first == "Be brief.\n\n1+2="
 
 
 def test_bad_settings_are_refused():
