@@ -1,59 +1,35 @@
 """An encoder-decoder rewrites reviews to the opposite sentiment.
 
-python examples/seq2seq.py        # SFT on careless demonstrations, then PPO
-python examples/seq2seq.py --seed 1
+python examples/seq2seq.py                # SFT on careless demonstrations, PPO
+python examples/seq2seq.py --train lora   # PPO trains adapters only
+python examples/seq2seq.py --policy DIR --data rows.jsonl --reward my.py:score
 """
 
-from dataclasses import dataclass
-
-from minirlhf.algorithms import PPOConfig, PPOTrainer, SFTConfig, SFTTrainer
-from minirlhf.data import Batches, encode_rows
+from minirlhf.algorithms import PPOTrainer, SFTTrainer
 from minirlhf.errors import exits_cleanly
-from minirlhf.evaluation import evaluate_policy
-from minirlhf.extras.seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqPolicy, Seq2SeqTokenizer, task
-from minirlhf.model import copy_of
-from minirlhf.runtime import session
-from minirlhf.training import parse_settings
-
-
-@dataclass(frozen=True)
-class ExampleConfig:
-    seed: int = 0  # [-] of the rows, the weights and the samples
-    rows: int = 8000  # [rows] demonstrations
-    sft_steps: int = 800  # [steps] of 32 demonstrations
-    ppo_steps: int = 30  # [steps] of 128 completions
+from minirlhf.extras.seq2seq.program import open_job
 
 
 @exits_cleanly
 def main() -> None:
-    config = parse_settings({"job": ExampleConfig}, description=__doc__)["job"]
-    sft = SFTConfig(steps=config.sft_steps, batch_size=32, lr=4e-3, max_epochs=100)
-    ppo = PPOConfig(steps=config.ppo_steps, batch_size=128, minibatch_size=64, max_tokens=40, lr=1e-3, kl_coef=0.02)
-    with session(device="cpu", seed=config.seed, threads=1):
-        demonstrations = task.rows(config.rows, config.seed)
-        tokenizer = Seq2SeqTokenizer.train((text for row in demonstrations for text in row.values()), vocab_size=600)
-        shape = {"num_hidden_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
-        model = Seq2Seq(Seq2SeqConfig(vocab_size=tokenizer.vocab_size, **shape))
-        rows = encode_rows(tokenizer, demonstrations, ("response",), context=128).rows
-        held_out = encode_rows(tokenizer, task.rows(256, config.seed, held_out=True), (), context=128).rows
-
-        def gold(policy: Seq2SeqPolicy) -> float:
-            sampling = ppo.sampling(tokenizer.eos_ids)
-            report = evaluate_policy(policy, tokenizer, held_out, sampling, gold=task.gold, seed=config.seed)
-            print(f"    {report.prompts[0]}\n -> {report.completions[0]}")
-            return report.measures["gold_reward"]
-
-        trainer = SFTTrainer(Seq2SeqPolicy(model), tokenizer, sft, updates=sft.steps)
-        for step, batch in enumerate(Batches.of(rows, sft, seed=config.seed, stream="sft")):
-            loss = trainer.step(batch)["loss"]
-            if step % 100 == 0:
-                print(f"sft step {step:4}  loss {loss:.3f}")
-        before, policy = gold(Seq2SeqPolicy(model)), Seq2SeqPolicy(model, value_head=True)
-        trainer = PPOTrainer(policy, copy_of(policy), task.reward, tokenizer, ppo, seed=config.seed)
-        for step, batch in enumerate(Batches.of(rows, ppo, seed=config.seed, stream="ppo")):
-            metrics = trainer.step(batch)
-            print(f"ppo step {step:4}  reward {metrics['score_mean']:.3f}  KL {metrics['kl']:.3f}")
-        print(f"gold reward on {len(held_out)} held-out reviews: before PPO {before:.3f}, after {gold(policy):.3f}")
+    with open_job(help=__doc__) as job:
+        if not (job.common.skip_sft or job.finished("sft")):
+            policy = job.first()  # --policy, or a small model with random weights
+            rows, held_out = job.rows("sft", policy.transformer.config)
+            updates = len(job.batches("sft", rows))
+            trainer = SFTTrainer(policy, job.tokenizer, job.settings["sft"], updates)
+            run = job.run("sft", trainer, rows, lambda: trainer.evaluate(held_out))
+            for batch in run:
+                run.record(trainer.step(batch))
+        policy, reference = job.tuned()
+        before = job.evaluate(reference, reference)
+        if not job.finished("ppo"):
+            rows, _ = job.rows("prompts", policy.transformer.config, reserve=job.config.max_tokens)
+            tuner = PPOTrainer(policy, reference, job.given_reward, job.tokenizer, job.config, seed=job.seed)
+            run = job.run("ppo", tuner, rows, lambda: job.evaluate(policy, reference, 128).known())
+            for batch in run:
+                run.record(tuner.step(batch))
+        job.report("PPO", before, job.evaluate(job.trained("ppo"), reference))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from minirlhf.algorithms.unpaired import UnpairedConfig
 from minirlhf.cli import work
 from minirlhf.cli.program import program_of
 from minirlhf.extras.diffusion import commands as diffusion
+from minirlhf.extras.seq2seq import commands as seq2seq
 from minirlhf.jobs import best_of_n as best_of
 from minirlhf.jobs import played, programs
 from minirlhf.jobs.job import Job
@@ -141,6 +142,7 @@ PROGRAMS = {
 
 # Programs of extras/, with settings and stages of their own: a line of help, and a function of the flags.
 EXTRAS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "seq2seq": ("an encoder-decoder such as T5: SFT, PPO", seq2seq.seq2seq),
     "ddpo": ("DDPO: a diffusion model, from scores of its pictures", diffusion.ddpo),
     "alignprop": ("AlignProp: a diffusion model, from the gradient of a reward", diffusion.alignprop),
 }

@@ -9,10 +9,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minirlhf.adapters.lora import active_adapter
 from minirlhf.errors import InputError, writes
 from minirlhf.manifest import check_files
 
 WEIGHTS = "model.safetensors"
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """True if a checkpoint of the model holds the weights of its adapter only."""
+    return active_adapter(model) is not None
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes: the adapter's weights if the model has an adapter, else all."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_weights(weights: dict[str, Tensor], folder: Path) -> None:

@@ -1,16 +1,110 @@
-"""examples/seq2seq.py, with sizes that take a second."""
+"""examples/seq2seq.py and `minirlhf train seq2seq`, with sizes that take a second."""
 
 import importlib
+import json
 import sys
+
+import pytest
+import torch
+
+from minirlhf.algorithms import PPOTrainer
+from minirlhf.cli import train
+from minirlhf.errors import InputError
+from minirlhf.extras.seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqTokenizer, load_seq2seq, program, save_seq2seq, task
 
 from .conftest import EXAMPLES
 
+TINY = ["--sft.steps", "2", "--ppo.steps", "3", "--ppo.batch_size", "8", "--ppo.minibatch_size", "4"]
+TINY += ["--run.save_every", "1", "--run.eval_every", "2", "--ppo.max_tokens", "6", "--threads", "1"]
 
-def test_the_example_trains_and_reports(monkeypatch, capsys):
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    monkeypatch.setattr(task, "ROWS", 60)
+    monkeypatch.setattr(task, "HELD_OUT", 4)
+
+
+def lines(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def weights(folder):
+    return load_seq2seq(folder / "ppo" / "model").state_dict()
+
+
+def test_the_example_and_the_command_train_the_same_and_report(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    tiny = ["--seed", "3", "--rows", "200", "--sft_steps", "2", "--ppo_steps", "1"]
-    monkeypatch.setattr(sys, "argv", ["seq2seq.py", *tiny])
+    monkeypatch.setattr(sys, "argv", ["seq2seq.py", *TINY, "--output", str(tmp_path / "a")])
     importlib.import_module("seq2seq").main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("sft step    0") and any(line.startswith("ppo step    0") for line in lines)
-    assert lines[-1].startswith("gold reward on 256 held-out reviews: before PPO -")
+    said = capsys.readouterr().out
+    assert "gold reward" in said and "share grammatical" in said
+    assert {"sft", "ppo", "summary.json", "page.html"} <= {path.name for path in (tmp_path / "a").iterdir()}
+    train.main(["seq2seq", *TINY, "--output", str(tmp_path / "b")])
+    assert lines(tmp_path / "a" / "ppo") == lines(tmp_path / "b" / "ppo")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert -1 <= summary["after"]["gold_reward"] <= 1 and summary["kl"] > 0
+
+
+@pytest.mark.parametrize("how", ["all", "lora"])
+def test_a_job_that_was_killed_goes_on_to_the_same_weights(monkeypatch, tmp_path, how):
+    flags = ["seq2seq", *TINY, "--train", how]
+    train.main([*flags, "--output", str(tmp_path / "whole")])
+    real = PPOTrainer.step
+
+    def killed(trainer, batch):
+        if trainer.steps_done == 2:
+            raise KeyboardInterrupt
+        return real(trainer, batch)
+
+    monkeypatch.setattr(PPOTrainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, "--output", str(tmp_path / "killed")])
+    monkeypatch.setattr(PPOTrainer, "step", real)
+    train.main([*flags, "--output", str(tmp_path / "killed"), "--resume"])
+    assert lines(tmp_path / "killed" / "ppo") == lines(tmp_path / "whole" / "ppo")
+    one, other = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_own_rows_an_own_reward_and_a_t5_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"turn {i} around", "response": f"{i} is turned"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my.py").write_text("def score(completions): return [float(len(text)) for text in completions]\n")
+    tokenizer = Seq2SeqTokenizer.train([row["prompt"] for row in rows], vocab_size=300)
+    save_seq2seq(Seq2Seq(Seq2SeqConfig(vocab_size=tokenizer.vocab_size)), "t5", tokenizer.token_ids)
+    tokenizer.save("t5")
+    flags = [
+        "--policy",
+        "t5",
+        "--data",
+        "rows.jsonl",
+        "--reward",
+        "my.py:score",
+        "--output",
+        "job",
+        "--skip_sft",
+        "true",
+    ]
+    train.main(["seq2seq", *TINY, *flags])
+    assert (
+        not (tmp_path / "job" / "sft" / "metrics.jsonl").exists()
+        and lines(tmp_path / "job" / "ppo")[0]["score_mean"] >= 0
+    )
+    with pytest.raises(InputError, match="needed FILE.py:FUNCTION, got a folder"):
+        train.main(["seq2seq", *flags[:-6], "--reward", "t5", "--output", "other"])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"data": "rows.jsonl"}, "--data: needed --reward"),
+        ({"reward": "my.py:score"}, "--reward: the embedded task has its own reward"),
+        ({"skip_sft": True}, "--skip_sft: needed --policy DIR"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_flags_that_have_no_effect_or_miss_another_are_refused(flags, text):
+    with pytest.raises(InputError, match=text):
+        program.Seq2SeqJobConfig(**flags)

@@ -13,26 +13,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minirlhf.adapters.lora import active_adapter, merge_lora
+from minirlhf.adapters.lora import merge_lora
 from minirlhf.errors import InputError
 from minirlhf.extras.diffusion.denoiser import Denoiser, DenoiserConfig
-from minirlhf.extras.weights import load_weights, save_weights
+from minirlhf.extras.weights import has_adapter, load_weights, save_weights, trained
 
 KIND, CONFIG = "minirlhf_denoiser", "config.json"
 
 
-def has_adapter(model: nn.Module) -> bool:
-    return active_adapter(model) is not None
-
-
 def save_trained(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
-    """Write the weights that training changes: the adapter's weights if the model has an adapter, else all."""
-    _save(model, folder, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    _save(model, folder, trained(model))
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Load a folder of `save_trained` into the model, in place."""
-    load_weights(model, folder, [name for name, p in model.named_parameters() if p.requires_grad], "denoiser")
+    load_weights(model, folder, trained(model), "denoiser")
 
 
 def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:

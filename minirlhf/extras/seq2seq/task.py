@@ -13,10 +13,19 @@ import random
 import zlib
 
 from minirlhf.tasks.reviews import PRODUCTS, sentiment, write_review
+from minirlhf.tasks.task import Task
 
 CLEAR = 0.5  # the sentiment of each review in the rows has at least this size
 CARELESS = 0.2  # the share of the demonstrations that keep the sentiment
+ROWS, HELD_OUT = 8000, 256
 HELD_OUT_EVERY = 9  # about every ninth prompt, chosen by a checksum of its text, is never trained on
+
+
+def embedded(seed: int) -> Task:
+    """The rows, the reward and the gold measures as a task."""
+    train, held_out = rows(ROWS, seed), rows(HELD_OUT, seed, held_out=True)
+    parts = {"sft": train, "prompts": train, "held_out_sft": held_out, "held_out_prompts": held_out}
+    return Task("opposite", **parts, pairs=[], held_out_pairs=[], reward=reward, gold=gold)
 
 
 def rows(n: int, seed: int, *, careless: float = CARELESS, held_out: bool = False) -> list[dict]:
