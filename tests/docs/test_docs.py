@@ -86,7 +86,8 @@ SECTIONS = {
 # settings that stand in no table
 TOP = {"distillation": {"student_width": 8, "student_steps": 2}, "llama": {"base_steps": 2}}
 PICTURES = {"chain": {"denoising_steps": 2}, "pretraining": {"steps": 2, "batch_size": 4, "pictures": 64}}
-DIFFUSION = {  # programs without rows and tokenizer
+EXTRAS = {  # programs of extras/, with settings of their own
+    "seq2seq": {name: TINY[name] for name in ("sft", "ppo", "run")},
     "ddpo": PICTURES | {"ddpo": {"steps": 2, "batch_size": 1, "group_size": 2}},
     "alignprop": PICTURES | {"alignprop": {"steps": 2, "batch_size": 2}},
 }
@@ -277,8 +278,8 @@ class Workshop:
         """The command with tiny settings, in its own --config or one more flag, and few rows if it names none."""
         flags = {word for word in words if word.startswith("--")}
         program = next((Path(word).stem for word in words if word.startswith("examples/")), None)
-        if program in DIFFUSION:
-            tables = {"": {"device": "cpu"}} | DIFFUSION[program]
+        if program in EXTRAS:
+            tables = {"": {"device": "cpu"}} | EXTRAS[program]
             (self.folder / f"{program}.toml").write_text("\n".join(toml(name, table) for name, table in tables.items()))
             return [*words, "--config", f"{program}.toml"]
         if "--help" in flags or program not in SECTIONS:

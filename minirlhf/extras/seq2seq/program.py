@@ -85,6 +85,11 @@ class Seq2SeqJobConfig:
             raise InputError("--skip_sft: needed --policy DIR, because a new model has learned nothing; drop the flag")
 
     @property
+    def tunes_policy(self) -> bool:
+        """True if SFT comes before PPO, also with `policy`."""
+        return not self.skip_sft
+
+    @property
     def resumes(self) -> bool:
         return self.resume or restarted()
 
@@ -173,7 +178,7 @@ def open_job(*, help: str, argv: list[str] | None = None) -> Iterator[Seq2SeqJob
         reward = reward_for(common.reward, rows) if common.reward else rows.reward
         folder = take_output(find_output(common, "seq2seq"), common, "seq2seq", "ppo" if common.skip_sft else "sft")
         job = Seq2SeqJob("ppo", settings, folder, rows, tokenizer, device, started, given_reward=reward)
-        with pictured(job):
+        with pictured(job, ("sft",)):
             yield job
 
 
