@@ -67,7 +67,7 @@ RULES: dict[str, Rule] = {
         "the length of the answers drifts",
         policy.length_drifts,
         ("response_length",),
-        "read samples: does the reward pay for length, or for short answers?",
+        "read samples; the reward may pay for length, or for short answers",
         "docs/troubleshooting.md#answers-become-longer",
     ),
     "equal_scores": Rule(
@@ -83,6 +83,13 @@ RULES: dict[str, Rule] = {
         ("ended",),
         "look for cut answers in the SFT rows; raise max_tokens or missing_eos_penalty; check the end token",
         "docs/troubleshooting.md#answers-do-not-end",
+    ),
+    "score_stays": Rule(
+        "the score does not rise",
+        policy.score_stays,
+        ("score_mean",),
+        "check that good and bad answers get different scores; then raise lr, lower kl_coef, train longer",
+        "docs/troubleshooting.md#the-reward-does-not-rise",
     ),
     "kl_explodes": Rule(
         "the KL explodes",
@@ -144,7 +151,7 @@ RULES: dict[str, Rule] = {
         "the gradient grows",
         updates.gradient_grows,
         ("grad_norm",),
-        "lower lr; with a loop of your own, are the gradients set to zero after each update?",
+        "lower lr; in a loop of your own, set the gradients to zero after each update",
         "docs/troubleshooting.md#the-loss-is-not-finite",
     ),
     "rate_too_high": Rule(
@@ -158,7 +165,7 @@ RULES: dict[str, Rule] = {
         "nothing moves",
         updates.rate_too_low,
         ("loss",),
-        "raise lr; is anything frozen?",
+        "raise lr, or look for a part that is frozen by mistake",
         "docs/troubleshooting.md#the-loss-is-0-or-does-not-move",
     ),
     "dead_critic": Rule(
@@ -167,6 +174,20 @@ RULES: dict[str, Rule] = {
         ("explained_variance",),
         "try separate_value_model, value_warmup, a larger value_coef",
         "docs/metrics.md#explained_variance",
+    ),
+    "advantages_not_centred": Rule(
+        "the whitened advantages have another mean than 0",
+        updates.advantages_not_centred,
+        ("policy_loss", "approx_kl"),
+        "take mean and variance over the tokens of the completions alone, without padding",
+        "docs/metrics.md#policy_loss",
+    ),
+    "dpo_starts_elsewhere": Rule(
+        "policy and reference differ before the first update",
+        rows.dpo_starts_elsewhere,
+        ("loss", "margin"),
+        "check that the reference reads the same rows, and that dropout is off",
+        "docs/metrics.md#chosen_reward",
     ),
     "chosen_falls": Rule(
         "the chosen answers lose probability",
@@ -179,7 +200,7 @@ RULES: dict[str, Rule] = {
         "pairs are ranked like a coin would",
         rows.at_chance,
         ("accuracy", "margin"),
-        "are chosen and rejected exchanged in a part of the rows? raise lr or steps",
+        "look for rows with chosen and rejected exchanged; raise lr or steps",
         "docs/troubleshooting.md#the-accuracy-stays-at-a-half",
     ),
     "overfits": Rule(
@@ -193,7 +214,7 @@ RULES: dict[str, Rule] = {
         "the loss is too good",
         rows.loss_near_zero,
         ("loss",),
-        "does the model see the token that it predicts? else the rows are few and learned by heart",
+        "look for a model that sees the token it predicts; else the rows are few and learned by heart",
         "docs/metrics.md#loss",
     ),
 }

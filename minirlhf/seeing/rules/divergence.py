@@ -47,10 +47,17 @@ def sampler_and_trainer_disagree(r: Record) -> str | None:
     if gaps and mean(gaps) > 0.1:
         return f"the log-probs of sampler and trainer differ by {number(mean(gaps))} nats per token (sampler_gap)"
     kl, lengths = r.values("kl"), r.values("response_length")
-    if kl and lengths and r.steps("kl")[0] == 1 and abs(kl[0]) > 0.01 * lengths[0]:
+    if kl and lengths and r.steps("kl")[0] == r.steps("response_length")[0] == 1 and abs(kl[0]) > 0.01 * lengths[0]:
         return (
             f"at step 1 the policy is still the reference, but the KL is {number(kl[0])} nats per sequence of "
             f"{number(lengths[0])} tokens instead of 0"
+        )
+    first, rates = r.values("approx_kl")[:2], r.values("lr")[:2]
+    begins = r.steps("approx_kl")[:2] == r.steps("lr")[:2] == [1, 2]
+    if begins and 1.5 * rates[0] < rates[1] and first[0] > 0.002 and first[1] < 2 * first[0]:
+        return (
+            f"the updates of step 1 moved the policy by {number(first[0])} nats per token (approx_kl) and those of "
+            f"step 2, at a higher rate, by {number(first[1])}: so most of it lies between sampler and trainer"
         )
     moved, updates = r.last("approx_kl", 5), r.last("updates", 5)
     if moved and updates and max(updates) == 1 and mean(moved) > 0.001:

@@ -31,7 +31,8 @@ def objective_falls(r: Record) -> str | None:
     if len(scores := r.values("score_mean")) < 20:
         return None
     kl = r.values("kl") or [0.0] * len(scores)
-    price = r.values("kl_coef") or [0.0] * len(scores)
+    in_reward = r.kind == "ppo" or r.settings.get(f"{r.kind}.kl_in") == "reward"  # a KL in the loss is biased
+    price = (in_reward and r.values("kl_coef")) or [0.0] * len(scores)
     ended, penalty = r.values("ended") or [1.0] * len(scores), r.setting("missing_eos_penalty", MISSING)
     if not len(scores) == len(kl) == len(price) == len(ended):
         return None
@@ -63,7 +64,7 @@ def entropy_collapses(r: Record) -> str | None:
 
 
 def length_drifts(r: Record) -> str | None:
-    change = change_of(r.values("response_length"))
+    change = change_of(r.values("response_length"), least=10)
     if not change or abs(change.sigmas) < 6 or 0.5 * change.before < change.after < 1.5 * change.before:
         return None
     if abs(change.by) < 2:
@@ -85,9 +86,21 @@ def equal_scores(r: Record) -> str | None:
 
 
 def never_ends(r: Record) -> str | None:
-    """Without a penalty and without an end at the start, the user does not ask for ends."""
-    ended = r.values("ended")
+    """No end is written any more. Without a penalty and without an end at the start, the user does not ask for ends."""
+    ended, change = r.values("ended"), change_of(r.values("ended"))
     asked = r.setting("missing_eos_penalty", MISSING) > 0 or max(ended[:3], default=0.0) > 0.5
-    if not asked or len(ended) < 20 or max(ended[-10:]) > 0.01:
+    if not asked or len(ended) < 20 or not change:
         return None
-    return f"in the last 10 steps {max(ended[-10:]):.1%} of the completions ended; all others reached max_tokens"
+    if max(ended[-10:]) <= 0.01:
+        return f"in the last 10 steps {max(ended[-10:]):.1%} of the completions ended; all others reached max_tokens"
+    if change.after < 0.5 * min(change.before, 1) and change.sigmas < -6:
+        return f"the share of completions that end fell from {change.before:.0%} to {change.after:.0%}"
+    return None
+
+
+def score_stays(r: Record) -> str | None:
+    """Nothing is learned, although the policy moves."""
+    change, planned = change_of(r.values("score_mean")), r.setting("steps", 0)
+    if not change or len(r.values("score_mean")) < max(40, planned / 2) or abs(change.sigmas) > 3:
+        return None
+    return f"score_mean stayed at {number(change.after)} (at first {number(change.before)})"

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from minirlhf.seeing.reading import SeenRun
 
+MOST = 1e100  # products of larger numbers overflow
+
 
 @dataclass(frozen=True)
 class Record:
@@ -40,9 +42,9 @@ class Record:
         return list(steps[: bisect_right(steps, self.until)])
 
     def values(self, name: str) -> list[float]:
-        """The values of a metric so far; [] if the run does not record it."""
+        """The values of a metric so far, at most `MOST` in size; [] if the run does not record it."""
         steps, values = self.curves.get(name, ((), ()))
-        return list(values[: bisect_right(steps, self.until)])
+        return [max(-MOST, min(MOST, x)) for x in values[: bisect_right(steps, self.until)]]
 
     def last(self, name: str, count: int) -> list[float]:
         """The last `count` values; [] if there are fewer."""
@@ -83,7 +85,7 @@ def mean(values: Sequence[float]) -> float:
 def error_of(values: Sequence[float]) -> float:
     """The standard error of the mean, as if the values were independent."""
     middle = mean(values)
-    return math.sqrt(math.fsum((x - middle) ** 2 for x in values) / (len(values) - 1) / len(values))
+    return math.hypot(*(x - middle for x in values)) / math.sqrt((len(values) - 1) * len(values))
 
 
 def change_of(values: Sequence[float], share: float = 0.2, least: int = 5) -> Change | None:

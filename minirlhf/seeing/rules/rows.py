@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from minirlhf.seeing.rules.record import Record, change_of, mean
 from minirlhf.seeing.story import number
 
@@ -41,7 +43,7 @@ def overfits(r: Record) -> str | None:
     best = min(range(len(held_out)), key=held_out.__getitem__)
     trained = [x for step, x in zip(r.steps("loss"), r.values("loss"), strict=True) if step >= steps[best]]
     change = change_of(trained, least=3)
-    if best > len(held_out) - 3 or min(held_out[-2:]) < 1.1 * held_out[best] or not change or change.by >= 0:
+    if best > len(held_out) - 3 or min(held_out[-2:]) < 1.2 * held_out[best] or not change or change.by >= 0:
         return None
     return (
         f"since step {steps[best]} the loss on held-out rows rose from {number(held_out[best])} to "
@@ -55,3 +57,18 @@ def loss_near_zero(r: Record) -> str | None:
     if r.kind != "sft" or not losses or mean(losses) > 0.02:
         return None
     return f"the loss is {number(mean(losses))} nats per token: the model is never surprised by its rows"
+
+
+def dpo_starts_elsewhere(r: Record) -> str | None:
+    """Before the first update the policy is the reference: all log-ratios are 0, and -log sigmoid(0) = log 2."""
+    losses, margins = r.values("loss"), r.values("margin")
+    if r.kind != "dpo" or not losses or r.steps("loss")[0] != 1 or not margins:
+        return None
+    plain = r.settings.get("dpo.loss", "sigmoid") == "sigmoid" and not r.setting("nll_coef", 0)
+    if plain and abs(losses[0] - math.log(2)) > 0.01:
+        return (
+            f"at step 1 the policy is still the reference, but the loss is {number(losses[0])} instead of log 2 = 0.693"
+        )
+    if abs(margins[0]) > 0.01:
+        return f"at step 1 the policy is the reference, but the margin is {number(margins[0])} instead of 0"
+    return None

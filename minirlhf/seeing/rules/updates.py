@@ -7,12 +7,12 @@ from minirlhf.seeing.story import number
 
 
 def gradient_always_clipped(r: Record) -> str | None:
-    values, most = r.last("grad_norm", 20), r.setting("max_grad_norm", 1.0)
-    if not values or sum(x > most for x in values) < 19 or sorted(values)[10] < 3 * most:
+    values, most = r.last("grad_norm", 30), r.setting("max_grad_norm", 1.0)
+    if not values or min(values) < most or sorted(values)[15] < 3 * most:
         return None
     return (
-        f"in {sum(x > most for x in values)} of the last 20 steps the gradient was clipped: its median is "
-        f"{number(sorted(values)[10])}, max_grad_norm is {number(most)}"
+        f"in all of the last 30 steps the gradient was clipped: its median is {number(sorted(values)[15])}, "
+        f"max_grad_norm is {number(most)}"
     )
 
 
@@ -62,3 +62,12 @@ def dead_critic(r: Record) -> str | None:
     if max(values) < 0 and mean(values) < -0.25:
         return f"explained_variance is {number(mean(values))}: the value function is worse than a constant"
     return None
+
+
+def advantages_not_centred(r: Record) -> str | None:
+    """Whitened advantages have mean 0, so at a ratio near 1 the policy loss is near 0 too."""
+    losses, moved = r.last("policy_loss", 10), r.last("approx_kl", 10)
+    whitened = r.kind == "ppo" and r.settings.get("ppo.whiten_advantages", True)
+    if not whitened or not losses or not moved or mean(moved) > 0.02 or mean([abs(x) for x in losses]) < 0.1:
+        return None
+    return f"policy_loss is {number(mean([abs(x) for x in losses]))} away from 0 in the last 10 steps"
