@@ -48,14 +48,15 @@ class Screen:
     def __init__(self) -> None:
         self.is_terminal = sys.stdout.isatty()
         self.width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns - 1)
-        self.below = 0  # lines of the state
+        self.state: list[str] = []  # the lines below
         self.last = -PLAIN_SECONDS
 
     def show(self, lines: list[str], state: list[str]) -> None:
         if self.is_terminal:
-            back = f"\x1b[{self.below}A\x1b[J" if self.below else ""
-            print(back, *[f"{line}\n" for line in [*lines, *state]], sep="", end="", flush=True)
-            self.below = len(state)
+            back = f"\x1b[{len(self.state)}A\x1b[J" if self.state else ""
+            if lines or state != self.state:
+                print(back, *[f"{line}\n" for line in [*lines, *state]], sep="", end="", flush=True)
+            self.state = state
             return
         now = time.monotonic()
         if now >= self.last + PLAIN_SECONDS:

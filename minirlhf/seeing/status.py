@@ -10,7 +10,7 @@ from minirlhf.columns import printable, shortened
 from minirlhf.seeing.following import Followed, FollowedRun
 from minirlhf.seeing.story import duration
 from minirlhf.training.progress import LABELS, EvaluationTable
-from minirlhf.training.stage_plan import job_seconds_left, later_stages
+from minirlhf.training.stage_plan import job_seconds_left
 
 WIDTH = 80  # columns
 BAR = 24  # columns
@@ -18,6 +18,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 SILENT = 60  # seconds and, in steps, the silence that is worth a word
 SILENT_STEPS = 10
 SAMPLES = 2  # that are shown
+HEADLINE = ("score_mean",)  # of a step, in the table of evaluations
 # Numbers of a step that are shown first; all others follow in the order of their file.
 FIRST = ("loss", "score_mean", "accuracy", "kl", "entropy", "response_length", "margin")
 LETTERS = 2000  # of a text that are read
@@ -74,7 +75,7 @@ class Rows:
 
 class _StageRows:
     def __init__(self, name: str, most: int) -> None:
-        self.table, self.most = EvaluationTable(name, FIRST), most
+        self.table, self.most = EvaluationTable(name, HEADLINE), most
         self.step = 0  # of the last row
         self.has_ended = False
 
@@ -114,8 +115,6 @@ def _time(job: Followed, run: FollowedRun) -> str:
         whole = run.planned * run.seconds_of_step
         if (of_job := job_seconds_left(job.stages, run.name, whole, left)) is not None and of_job > left:
             parts.append(f"{duration(of_job)} of the job")
-    if later := later_stages(job.stages, run.name):
-        parts.append(f"then {' and '.join(map(printable, later))}")
     if (pace := run.seconds_of_step) is not None:
         parts.append(f"{pace:.2g} s a step" if pace < 10 else f"{duration(pace)} a step")
         if job.going_on and not run.finished and run.silence > max(SILENT, SILENT_STEPS * pace):

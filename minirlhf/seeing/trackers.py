@@ -54,7 +54,7 @@ class Wandb:
         import wandb
 
         # reinit: a stage that stopped early has not closed its run
-        options = {"dir": str(run.folder), "group": run.folder.parent.name, "reinit": True}
+        options = {"dir": str(run.folder.absolute()), "group": run.folder.parent.name, "reinit": True}
         self.run = wandb.init(project=PROJECT, name=run.title, config=run.settings, **options)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -86,7 +86,7 @@ class MLflow:
         mlflow.set_experiment(PROJECT)
         mlflow.end_run()  # of a stage that stopped early
         mlflow.start_run(run_name=run.title)
-        mlflow.log_params({name: str(value)[:500] for name, value in run.settings.items()})
+        mlflow.log_params({name: str(value)[:250] for name, value in run.settings.items()})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.mlflow.log_metrics(

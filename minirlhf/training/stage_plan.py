@@ -29,13 +29,8 @@ def job_seconds_left(stages: dict[str, float | None], name: str, whole: float, l
 
     whole: seconds of this stage at its present pace; `left` of them are left.
     """
-    later = later_stages(stages, name)
+    names = list(stages)
+    own, *later = [stages[each] for each in names[names.index(name) :]] if name in stages else [None]
     if not later:
         return left
-    rough = [stages[stage] for stage in (name, *later)]
-    return None if None in rough else left + whole * sum(rough[1:]) / rough[0]
-
-
-def later_stages(stages: dict[str, float | None], name: str) -> list[str]:
-    names = list(stages)
-    return names[names.index(name) + 1 :] if name in stages else []
+    return None if None in (own, *later) else left + whole * sum(later) / own

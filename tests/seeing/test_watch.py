@@ -68,10 +68,10 @@ def test_a_finished_pipeline_is_shown_once(tmp_path, capsys):
     (folder / "stages.json").write_text('{"sft": 1, "reward": null, "ppo": "long"}')
     main(["watch", str(folder)])
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "sft step     loss     gold       KL    score"
-    assert out[1].split() == ["5", "0.200", "0.050", "0.500", "2.000"]
-    # of the range of the loss 0.2, 0.1, 0.067, 0.05 the third value is at 0.11: round(7 x 0.11) = 1, the second bar
-    assert out[5] == "   trend     █▃▂▁     ▁▃▆█     ▁▃▆█     ▁▃▆█"
+    assert out[0] == "sft step     gold    score"
+    assert out[1].split() == ["5", "0.050", "2.000"]
+    # thirds of the range: round(7 / 3) = 2 and round(14 / 3) = 5 of the bars 0 to 7
+    assert out[5] == "   trend     ▁▃▆█     ▁▃▆█"
     assert [line.split()[0] for line in out if " step  " in line] == ["sft", "reward", "ppo"]
     assert "stage 3 of 3: ppo |████████████████████████| 20 of 20 steps" in out
     assert "10 s, this stage has finished, 0.5 s a step" in out and "memory 119 MB at the peak" in out
@@ -95,7 +95,7 @@ def test_the_time_left_is_that_of_the_last_steps(tmp_path):
     job.look()
     assert status(job)[:2] == [
         "stage 1 of 2: sft |█████████▋              | 4 of 10 steps",
-        "2 s, about 3 s left of the stage, 23 s of the job, then ppo, 0.5 s a step",
+        "2 s, about 3 s left of the stage, 23 s of the job, 0.5 s a step",
     ]
     os.utime(folder / "metrics.jsonl", (0, 0))
     assert "no step for" in status(job)[1]
@@ -115,7 +115,7 @@ def test_a_run_is_followed_until_its_process_has_ended(tmp_path, capsys, monkeyp
     main(["watch", str(tmp_path / "job")])
     out = capsys.readouterr().out.splitlines()
     rows = [line.split()[:2] for line in out if line.startswith("    ")]
-    assert rows == [["5", "0.200"], ["7", "0.500"], ["8", "0.500"], ["9", "0.500"]]
+    assert rows == [["5", "0.050"], ["7", "0.600"], ["8", "0.700"], ["9", "0.800"]]
     assert len([line for line in out if line.startswith("ppo |")]) == 1  # a pipe gets a state once a minute
     assert out[-1] == "job: ppo ended at step 9 of 20 before its last step"
 
@@ -136,6 +136,7 @@ def test_on_a_terminal_a_new_state_replaces_the_last(tmp_path, capsys, monkeypat
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     screen = run_watch.Screen()
     screen.show(["row 1"], ["a", "b"])
+    screen.show([], ["a", "b"])  # nothing is new
     screen.show(["row 2"], ["c"])
     assert capsys.readouterr().out == "row 1\na\nb\n\x1b[2A\x1b[Jrow 2\nc\n"
 
