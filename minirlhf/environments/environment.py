@@ -16,8 +16,9 @@ class Observation(NamedTuple):
 class Environment(Protocol):
     """One episode. `Episodes` makes a new object for each.
 
-    The methods may be async. Random numbers must come from the row: a run that is resumed plays the same episodes.
-    `step` runs in a thread of its own, beside the steps of other episodes.
+    The methods may be async; each call has an event loop of its own, so a client of a server must be opened in the
+    call. Random numbers must come from the row: a run that is resumed plays the same episodes. `step` runs in a thread
+    of its own, beside the steps of other episodes.
 
     An environment may have attributes. Two are for chat templates: `schemas`, the JSON schemas of its tools, and
     `role`, whose turn its texts are: "user" (default) or "tool". `stop_strings` are further texts that end a turn,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import threading
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from minirlhf.environments.calls import Call
 from minirlhf.environments.tools.failure import ToolError
 from minirlhf.errors import InputError, shown
 from minirlhf.foreign import message_of, one_line, unicode_text
-from minirlhf.rewards.calling import awaited
+from minirlhf.rewards.calling import TookTooLong, awaited, in_thread
 
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 LETTERS = 200  # of an error's message
@@ -81,9 +80,17 @@ class Tool:
             arguments = self.arguments(call)
         except ToolError as error:
             return self.failed(str(error)), None
-        if (found := within(seconds, lambda: text_of(self.function(**arguments)))) is None:
+
+        def act() -> tuple[str, BaseException | None]:
+            try:
+                return text_of(self.function(**arguments)), None
+            except BaseException as error:  # a tool may even call sys.exit
+                return "", error
+
+        try:
+            text, error = in_thread(act, seconds)
+        except TookTooLong:
             return self.failed(f"no answer after {round(seconds, 2):g} seconds"), None
-        text, error = found
         if error is None:
             return text, None
         reason = message_of(error)
@@ -153,25 +160,6 @@ def check_type(name: str, value: Any, schema: dict[str, Any]) -> None:
         raise ToolError(f"needed {wanted} as {name}, got {shown(value, 40)}")
     if "enum" in schema and value not in schema["enum"]:
         raise ToolError(f"needed {' or '.join(map(str, schema['enum']))} as {name}, got {shown(value, 40)}")
-
-
-def within(seconds: float, act: Callable[[], Any]) -> tuple[Any, BaseException | None] | None:
-    """-> (the result of a function that runs in a thread of its own, its error), or None after `seconds`.
-
-    A thread cannot be ended from outside, so a late thread is left alone; it ends with the program at the latest.
-    """
-    found: list[tuple[Any, BaseException | None]] = []
-
-    def work() -> None:
-        try:
-            found.append((act(), None))
-        except BaseException as error:  # a tool may even call sys.exit
-            found.append((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return found[0] if found else None
 
 
 def text_of(result: Any) -> str:

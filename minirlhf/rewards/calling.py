@@ -49,16 +49,19 @@ def call_reward(reward: Callable, prompts: list[str], completions: list[str], ro
 def awaited(answer: Any) -> Any:
     """The answer of a function. If it is a coroutine, or a list of coroutines: their results, in the same order.
 
-    The coroutines of a list run at the same time.
+    The coroutines of a list run at the same time, in an event loop of their own, which ends with them.
     """
     several = isinstance(answer, list | tuple) and any(map(inspect.isawaitable, answer))
     if not several and not inspect.isawaitable(answer):
         return answer
 
     async def wait() -> Any:
-        if not several:
-            return await answer
-        return await asyncio.gather(*(each if inspect.isawaitable(each) else _known(each) for each in answer))
+        try:
+            if not several:
+                return await answer
+            return await asyncio.gather(*(each if inspect.isawaitable(each) else _known(each) for each in answer))
+        except asyncio.CancelledError as error:  # is no Exception: a caller would not name the user's file
+            raise RuntimeError("the coroutine was cancelled").with_traceback(error.__traceback__) from None
 
     return in_thread(lambda: asyncio.run(wait()))  # a notebook runs a loop already, and a thread has only one
 

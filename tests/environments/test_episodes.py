@@ -1,5 +1,6 @@
 """Episodes: the engine's slots and the plain path play the same dialogues, and no id is encoded twice."""
 
+import asyncio
 import threading
 import time
 
@@ -330,3 +331,10 @@ def test_an_async_environment_is_awaited():
     sampling = SamplingConfig(max_tokens=4, **STOP)
     first, second = (played(make, sampling, n=6) for make in (Echo, Waits))
     assert [episode.ids for episode in first] == [episode.ids for episode in second]
+
+    class Cancels(Echo):
+        async def step(self, action):
+            raise asyncio.CancelledError
+
+    with pytest.raises(InputError, match="step: test_episodes.py, line .*: RuntimeError: the coroutine was cancelled"):
+        played(Cancels, sampling, n=1)

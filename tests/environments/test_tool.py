@@ -109,6 +109,8 @@ def bad(kind: str):
             raise ToolError("no such thing")
         case "exits":
             sys.exit(3)
+        case "stops":
+            raise KeyboardInterrupt
         case "none":
             return None
         case "object":
@@ -127,6 +129,7 @@ def bad(kind: str):
         ("raises", "error: bad: KeyError: 'here\\nand there'"),
         ("refuses", "error: bad: no such thing"),
         ("exits", "error: bad: SystemExit: 3"),
+        ("stops", "error: bad: KeyboardInterrupt:"),
         ("none", "error: bad: needed a text as the tool's answer, got NoneType"),
         ("object", "error: bad: needed a text as the tool's answer, got object"),
         ("nan", "error: bad: needed a text as the tool's answer, got float"),
@@ -186,6 +189,17 @@ def test_an_async_tool_is_awaited():
 
     assert answer(slow, "a") == "A"
     assert answer(hangs, "a", seconds=0.05) == "error: hangs: no answer after 0.05 seconds"
+
+
+def test_a_tool_that_cancels_itself_or_raises_a_time_out_answers_with_an_error():
+    async def cancels(text: str):
+        raise asyncio.CancelledError
+
+    async def late(text: str):
+        await asyncio.wait_for(asyncio.sleep(9), 0.01)
+
+    assert answer(cancels, "a") == "error: cancels: RuntimeError: the coroutine was cancelled"
+    assert answer(late, "a") == "error: late: TimeoutError:"
 
 
 def test_functions_that_cannot_be_tools():
