@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.data.rows import check_prompts
+from minirlhf.errors import InputError
 from minirlhf.generation.completion import Completion, SamplingConfig
 from minirlhf.generation.decoder import can_decode
 from minirlhf.generation.engine import generate
@@ -67,6 +68,8 @@ def converse(
             tokens sooner.
     """
     shape = transformer.config
+    if turns > 1 and hasattr(type(transformer), "read_prompts"):  # it would read an answer as a part of its prompt
+        raise InputError("converse: needed a decoder for several turns, got an encoder-decoder; set max_turns to 1")
     check_prompts("converse", [d.ids for d in dialogues], shape.vocab_size, shape.max_position_embeddings)
     with own_pace(*getattr(transformer, "models", (transformer,)), whole=True):
         if not plain and can_decode(transformer):

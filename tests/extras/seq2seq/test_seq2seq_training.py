@@ -18,6 +18,7 @@ from minirlhf.algorithms import (
     SFTTrainer,
 )
 from minirlhf.data import Batches, encode_rows
+from minirlhf.environments import Episodes, Observation
 from minirlhf.errors import InputError
 from minirlhf.extras.seq2seq import EncoderRewardModel, Seq2Seq, Seq2SeqConfig, Seq2SeqPolicy, Seq2SeqTokenizer, task
 from minirlhf.generation import SamplingConfig, generate
@@ -132,6 +133,28 @@ def test_a_reward_model_of_the_encoder_learns_pairs_and_is_a_reward_function(tok
     )
     scores = [reward(list(prompts), list(answers), ROWS) for answers in (right, wrong)]
     assert sum(a > b for a, b in zip(*scores, strict=True)) > 0.8 * len(ROWS)
+
+
+def test_episodes_of_several_turns_are_refused_and_a_single_turn_has_the_log_probs_of_the_policy(tokenizer):
+    """The encoder would read all turns but the last, and the policy that is trained reads the first prompt alone."""
+
+    class Once:
+        def reset(self, row):
+            return row["prompt"]
+
+        def step(self, action):
+            return Observation("red", 1.0)
+
+    policy, (row, *_) = policy_of(tokenizer), encoded(tokenizer)
+    asked = policy.transformer, [row], SamplingConfig(max_tokens=4)
+    options = {"seed": 0, "stream": "rollout", "keys": [(0, 0, 0)]}
+    with pytest.raises(InputError, match="^converse: needed a decoder for several turns, got an encoder-decoder"):
+        Episodes(Once, tokenizer, max_turns=2).play(*asked, **options)
+    (episode,) = Episodes(Once, tokenizer, max_turns=1).play(*asked, **options)
+    ids = torch.tensor([[*episode.prompt, *episode.ids]])
+    chosen = torch.arange(ids.shape[1])[None] >= len(episode.prompt)
+    logps = policy(ids, torch.ones_like(chosen), wanted=chosen).logps[0, len(episode.prompt) :]
+    torch.testing.assert_close(logps.double(), torch.tensor(episode.logps).double(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gold_of_the_task_by_hand():
