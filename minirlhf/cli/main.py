@@ -14,7 +14,7 @@ check    name all that would stop a job, before the job begins
          minirlhf check ppo --data rows.jsonl
 plan     the memory of a job on each GPU, and settings that fit
          minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80
-run      list runs, show a run, find the best run
+run      list, show, follow and draw runs; find the best run
          minirlhf run list runs
 doctor   name the faults of a run in words
          minirlhf doctor runs/ppo-001

@@ -1,4 +1,4 @@
-"""`minirlhf run`: list runs, show a run, find the best run, read samples, look at pictures.
+"""`minirlhf run`: list and show runs, find the best run, read samples, follow and draw runs.
 
 minirlhf run list runs                                # steps, time, metric, differences, checkpoints
 minirlhf run best runs                                # the best run and its checkpoint, by the runs' own metric

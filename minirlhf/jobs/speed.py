@@ -16,6 +16,7 @@ from minirlhf.runtime.distributed import world_size
 
 # (operations, bytes of memory) a second: about half of what the makers promise
 GPU_BF16, GPU_FP32, CPU_CORE = (3e14, 1.5e12), (3e13, 1.5e12), (5e10, 1e10)
+UPDATE = 0.01  # seconds
 CLASSES = ((1, "less than a second"), (60, "seconds"), (3600, "minutes"), (86400, "hours"))
 
 
@@ -45,13 +46,18 @@ def seconds_of_stages(job: Opened, after: tuple[str, ...]) -> dict[str, float | 
 def seconds_of_step(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: bool) -> float:
     """Operations over their rate and, for sampling, a read of all weights for each new token.
 
-    A forward takes 2 operations for each weight and token, a backward pass 4, or 2 if the weights are frozen.
+    A forward takes 2 operations for each weight and token, a backward pass 4, or 2 if the weights are frozen. Of a
+    small model most of the time is that of Python and of the start of kernels, once for each update.
     """
     half, config, n = computes_in_bf16(job.common), config_of(job, stage), parameters(shape)
     rate, bandwidth = (GPU_BF16 if half else GPU_FP32) if gpu else (x * (os.cpu_count() or 1) for x in CPU_CORE)
     update = 2 + (2 if rank_of(job) else 4) + {"none": 0, "selective": 1, "full": 2}[job.common.gradient_checkpointing]
     if not isinstance(config, OnPolicyConfig):
-        return n * update * step.rows * step.row / rate
+        return n * update * step.rows * step.row / rate + UPDATE
     updates = config.epochs * config.minibatches
     operations = update * updates * step.rows + 3 * 2 * step.sampled  # sampler, reference and reward read the rows
-    return n * operations * step.row / rate + config.max_tokens * n * (BF16 if half else FP32) / bandwidth
+    return (
+        UPDATE * updates
+        + n * operations * step.row / rate
+        + config.max_tokens * n * (BF16 if half else FP32) / bandwidth
+    )

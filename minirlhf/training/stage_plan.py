@@ -1,8 +1,8 @@
 """The stages that a job plans, and the time that is left of them. Needs no torch.
 
 stages.json in a job's folder has the name of each stage and a rough number of seconds: its operations by the rate of a
-usual processor. The rough numbers alone may be off by a factor of ten. Their ratios are better, so the measured pace of
-the present stage corrects the numbers of the later stages.
+usual processor (jobs/speed.py). The rough numbers alone may be off by a factor of ten. Their ratios are better, so the
+measured pace of the present stage corrects the numbers of the later stages.
 """
 
 from __future__ import annotations
