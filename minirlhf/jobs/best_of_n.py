@@ -21,6 +21,7 @@ from minirlhf.training.table import table
 class BestOfNJobConfig(PipelineConfig):
     best_of: int = 64  # [completions] of each prompt, at most
     best_of_prompts: int = 256  # [prompts] held out
+    plays: ClassVar[bool] = False  # the samples of the best of n are completions, not episodes
     one_process: ClassVar[str] = "best_of_n samples in one process"  # the reason for `check_parallel`
 
     def __post_init__(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, fields
 
-PROGRAMS = ("ppo", "grpo", "online_dpo")  # sections of the programs that play environments
+# Sections of the programs that play environments. Programs with `plays` = False have the section alone.
+PROGRAMS = ("ppo", "grpo", "online_dpo")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class EnvironmentFlags:
 
 def with_environment_flags(cls: type, section: str) -> type:
     """The dataclass of plain flags, with those of environments if the program plays them."""
-    if section not in PROGRAMS or issubclass(cls, EnvironmentFlags):
+    if section not in PROGRAMS or not getattr(cls, "plays", True) or issubclass(cls, EnvironmentFlags):
         return cls
     names = tuple(field.name for field in fields(EnvironmentFlags))
     namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}

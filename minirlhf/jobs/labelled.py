@@ -22,6 +22,7 @@ from minirlhf.rewards.scoring import Reward
 class LabelledJobConfig(RLJobConfig):
     rows: int = 20_000  # [rows] of the embedded task
     prompt_words: int = 8  # [words] most words of the beginning of a text that is its prompt
+    plays: ClassVar[bool] = False
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"reward_model": ("unpaired",)}  # section -> what it reads, not pairs
 
     def __post_init__(self) -> None:

@@ -141,6 +141,7 @@ def share_rude(job: Job, before: Report, after: Report) -> dict[str, float | Non
 @dataclass(frozen=True)
 class MultiAdapterJobConfig(JobConfig):
     train: Literal["lora", "qlora"] = "lora"  # [-] adapters beside a frozen base, or beside a base held in 4 bits
+    plays: ClassVar[bool] = False
 
 
 def with_own_head(job: Job) -> Job:

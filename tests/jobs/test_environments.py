@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minirlhf.algorithms import DPOConfig, PPOConfig
+from minirlhf.cli.train import PROGRAMS
 from minirlhf.environments import Episodes
 from minirlhf.errors import InputError
 from minirlhf.jobs.checks import stages_of, with_given_reward
@@ -19,6 +20,8 @@ from minirlhf.model import ModelConfig
 from minirlhf.tasks.task import Task
 from minirlhf.text import Tokenizer
 
+# The trainers of the other programs get no environment, so the flag would be ignored.
+PLAYING = {"ppo", "grpo", "tools", "game", "online_dpo"}
 SHAPE = ModelConfig(vocab_size=300, max_position_embeddings=64)
 PROGRAM = '''
 class Game:
@@ -117,3 +120,11 @@ def test_earlier_stages_do_not_depend_on_the_environment(job):
     settings = opened.settings | {"model": SHAPE, "sharding": None, "run": None, "sft": None}
     assert stage_settings(settings, "sft")["job"].environment is None
     assert stage_settings(settings, "ppo")["job"].max_turns == 3
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_programs_that_play_environments_have_the_flag_and_the_others_refuse_it(name):
+    program = PROGRAMS[name]
+    options = {key: value for key, value in program.options.items() if key in ("job", "after", "adapters")}
+    flags = sections(program.options.get("section", name), program.config, **options)["job"]
+    assert ("environment" in {field.name for field in dataclasses.fields(flags)}) == (name in PLAYING)
