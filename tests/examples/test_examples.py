@@ -116,7 +116,9 @@ def test_this_process_and_a_fresh_one_write_the_same(programs, finished):
 
 def test_a_job_stopped_after_each_stage_and_resumed_is_the_whole_job(call, inputs, finished, tmp_path, capsys):
     data, output = ("--data", inputs / "pairs.jsonl"), tmp_path / "job"
-    call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft")
+    call("ppo", tmp_path, *data, "--output", output, "--stop-after", "sft", "--tracker", "tensorboard")
+    (events,) = (output / "sft" / "tensorboard").iterdir()  # a later start may have another tracker, or none
+    assert events.read_bytes().count(b"eval/loss") > 1
     assert {path.name for path in output.iterdir()} == {"tokenizer", "sft", "inputs.json", "stages.json", "page.html"}
     call("ppo", tmp_path, *data, "--output", output, "--stop_after", "reward", "--resume")
     both = {"tokenizer", "sft", "reward", "inputs.json", "stages.json", "page.html"}
