@@ -38,6 +38,8 @@ def with_environment(job: Opened, shape_of: Callable[[Opened], ModelConfig]) -> 
                 f"--{changed[0]}: needs an environment; give --environment FILE.py:CLASS, or drop the flag"
             )
         return replace(job, environment=job.task.environment(job.tokenizer)) if job.task.environment else job
+    if job.section == "online_dpo" and job.common.reward:  # a judge made of it would decide alone
+        raise InputError("--reward: in online_dpo the rewards of the environment decide; drop one of the flags")
     check_range(flags, "max_turns", "max_tool_tokens", least=1)
     check_range(flags, "step_timeout", above=0)
     limits = {"max_turns": flags.max_turns, "max_tool_tokens": flags.max_tool_tokens, "timeout": flags.step_timeout}

@@ -97,6 +97,14 @@ def test_a_bad_environment_ends_before_training(job, flags, message):
         with_environment(job(**flags), lambda job: SHAPE)
 
 
+def test_a_judge_beside_an_environment_is_refused(job):
+    """Its reward would decide alone, and what the environment pays would train nothing."""
+    both = job(environment="game.py:Game", reward="game.py:lengths")
+    both = dataclasses.replace(both, section="online_dpo")
+    with pytest.raises(InputError, match="^--reward: in online_dpo the rewards of the environment decide; drop one of"):
+        with_environment(both, lambda job: SHAPE)
+
+
 def test_a_plan_of_memory_counts_all_turns(job):
     opened = with_environment(job(environment="game.py:Game", max_turns=3), lambda job: SHAPE)
     opened = dataclasses.replace(opened, settings=opened.settings | {"ppo": PPOConfig(max_tokens=10)})
