@@ -39,7 +39,8 @@ def test_the_example_and_the_command_train_the_same_and_report(monkeypatch, tmp_
     said = capsys.readouterr().out
     assert "gold reward" in said and "share grammatical" in said
     assert {"sft", "ppo", "summary.json", "page.html"} <= {path.name for path in (tmp_path / "a").iterdir()}
-    train.main(["seq2seq", *TINY, "--output", str(tmp_path / "b")])
+    train.main(["seq2seq", *TINY, "--output", str(tmp_path / "b"), "--tracker", "tensorboard"])
+    assert all(len(list((tmp_path / "b" / stage / "tensorboard").iterdir())) == 1 for stage in ("sft", "ppo"))
     assert lines(tmp_path / "a" / "ppo") == lines(tmp_path / "b" / "ppo")
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert -1 <= summary["after"]["gold_reward"] <= 1 and summary["kl"] > 0

@@ -35,6 +35,7 @@ from minirlhf.extras.diffusion.pretraining import PretrainingConfig, Pretraining
 from minirlhf.extras.diffusion.rewards import WITHOUT_GRADIENT, Goal, goal_of
 from minirlhf.extras.diffusion.scoring import scored
 from minirlhf.jobs.folder import find_output, take_output
+from minirlhf.jobs.tracking import Tracking, check_trackers
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.runtime.log_level import log_level
@@ -61,6 +62,7 @@ class PicturesConfig:
     train: Literal["all", "lora"] = "all"  # [-] all weights, or LoRA adapters on the Linears
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; default: all
+    tracker: tuple[str, ...] = ()  # [-] tensorboard, wandb, trackio, mlflow or FILE.py:FUNCTION: gets the metrics too
     log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step
 
     def __post_init__(self) -> None:
@@ -196,7 +198,8 @@ class PictureJob:
         if name == "base":  # the best checkpoint is one of the program's own stage
             own = own | {"best_metric": None, "best_mode": None, "patience": 0, "final": "last"}
         config = RunConfig(**own, output=str(self.folder / name), resume=job.resumes, seed=self.seed)
-        return Run(config, trainer, batches, settings=settings, files=files)
+        track = Tracking(job.tracker, self.folder / name, len(batches))
+        return Run(config, trainer, batches, settings=settings, files=files, on_metrics=track)
 
 
 def check_base(folder: str, schedule: str) -> Denoiser:
@@ -219,6 +222,7 @@ def open_job(name: str, config: type, *, help: str, argv: list[str] | None = Non
     classes = {"job": PicturesConfig, "chain": ChainConfig, "pretraining": PretrainingConfig, "lora": LoRAConfig}
     settings = parse_settings(classes | {name: config, "run": RunSettings}, argv, description=help)
     job, started = settings["job"], time.perf_counter()
+    check_trackers(job.tracker)
     options = {"device": job.device, "precision": "fp32", "seed": job.seed, "threads": job.threads}
     with log_level(job.log_level), session(**options) as device, unlocked_at_end():
         chain = Chain(settings["chain"])

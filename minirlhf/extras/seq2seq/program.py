@@ -37,6 +37,7 @@ from minirlhf.jobs.models import reference_for
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pictures import pictured
 from minirlhf.jobs.report import report
+from minirlhf.jobs.tracking import Tracking, check_trackers
 from minirlhf.rewards.named import check_rows
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.device import session
@@ -73,6 +74,7 @@ class Seq2SeqJobConfig:
     train: Literal["all", "lora"] = "all"  # [-] PPO trains all weights, or LoRA adapters on the Linears
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; default: all
+    tracker: tuple[str, ...] = ()  # [-] tensorboard, wandb, trackio, mlflow or FILE.py:FUNCTION: gets the metrics too
     log_level: Literal["quiet", "normal", "debug"] = "normal"  # [-] quiet: errors and the last line; debug: every step
 
     def __post_init__(self) -> None:
@@ -141,7 +143,9 @@ class Seq2SeqJob(Opened):
             own = own | {"best_metric": None, "best_mode": None, "patience": 0, "final": "last"}
         config = RunConfig(**own, output=str(self.folder / stage), resume=self.common.resumes, seed=self.seed)
         parts = {"settings": self._settings(stage), "tokenizer": self.tokenizer, "files": files}
-        return Run(config, trainer, self.batches(stage, rows), evaluate=evaluate, **parts)
+        batches = self.batches(stage, rows)
+        parts["on_metrics"] = Tracking(self.common.tracker, self.folder / stage, len(batches))
+        return Run(config, trainer, batches, evaluate=evaluate, **parts)
 
     def evaluate(
         self, policy: Seq2SeqPolicy, reference: Seq2SeqPolicy | None = None, prompts: int = EVALUATED
@@ -171,6 +175,7 @@ def open_job(*, help: str, argv: list[str] | None = None) -> Iterator[Seq2SeqJob
     classes = {"job": Seq2SeqJobConfig, **SETTINGS, "lora": LoRAConfig, "run": RunSettings}
     settings = parse_settings(classes, argv, description=help)
     common, started = settings["job"], time.perf_counter()
+    check_trackers(common.tracker)
     options = {"device": common.device, "precision": "fp32", "seed": common.seed, "threads": common.threads}
     with log_level(common.log_level), session(**options) as device, unlocked_at_end():
         rows = task_from_rows(read_rows(common.data)) if common.data else task.embedded(common.seed)

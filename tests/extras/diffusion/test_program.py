@@ -104,7 +104,9 @@ def test_the_programs_run_from_base_to_report(command, tmp_path, capsys):
     assert "score (seven)" in capsys.readouterr().out
 
     flags = ["--alignprop.steps", "2", "--alignprop.batch_size", "2", "--train", "lora", "--reward", "ink"]
-    command("alignprop", *QUICK, *flags, "--base", "one/base/model", "--output", "two")
+    flags += ["--base", "one/base/model", "--tracker", "tensorboard"]
+    command("alignprop", *QUICK, *flags, "--output", "two")
+    assert len(list((tmp_path / "two/alignprop/tensorboard").iterdir())) == 1
     assert (tmp_path / "two/alignprop/model/model.safetensors").exists()
     assert not (tmp_path / "two/base/model").exists() and "score (ink)" in capsys.readouterr().out
 
@@ -117,6 +119,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(command, tmp_pat
         (["ddpo", "--base", "missing"], "needed the settings of a denoiser"),
         (["alignprop", "--alignprop.last_steps", "11"], "last_steps must be at most the number of denoising steps"),
         (["ddpo", "--reward", "eight"], "--reward: needed"),
+        (["ddpo", "--tracker", "tensorbord"], "--tracker: needed tensorboard, wandb"),
     ):
         with pytest.raises(SystemExit) as caught:
             command(*words)
