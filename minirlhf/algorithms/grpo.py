@@ -46,8 +46,9 @@ from minirlhf.rollout.exchange import balanced
 from minirlhf.rollout.groups import with_groups
 from minirlhf.rollout.read import read
 from minirlhf.rollout.rollout import Rollout
+from minirlhf.rollout.samples import add_tokens, samples_of
 from minirlhf.rollout.statistics import describe
-from minirlhf.rollout.turns import longest_turns, samples_of
+from minirlhf.rollout.turns import longest_turns
 from minirlhf.runtime.compile import maybe_compile
 from minirlhf.runtime.distributed import all_sum, any_rank, backward, own_pace, wrap
 from minirlhf.runtime.vectors import gather_vectors
@@ -108,6 +109,7 @@ class GRPOTrainer:
         config, G = self.config, self.config.group_size
         rollout = self.collect(batch)
         advantages = self.advantages(rollout)
+        add_tokens(self, rollout, G, rewards=rollout.turn_rewards, advantages=advantages)
         metrics = {**describe(rollout), "kl_coef": config.kl_coef}
         if G > 1:
             metrics["equal_groups"] = fraction_of_all(equal_groups(rollout.scores, G))

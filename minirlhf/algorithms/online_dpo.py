@@ -22,6 +22,7 @@ from minirlhf.model.mixture import GeometricMixture
 from minirlhf.model.policy import Policy, check_policy, disable_dropout
 from minirlhf.rewards.judges import Judge, judge_pairs
 from minirlhf.rollout.collect import sample_rows
+from minirlhf.rollout.samples import ROWS, token_lists
 from minirlhf.runtime.distributed import all_sum, backward, wrap
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.training.optimizer import Optimizer
@@ -146,6 +147,8 @@ class OnlineDPOTrainer:
         if self.environment:
             for sample, episode in zip(self.samples, episodes[0], strict=False):
                 sample |= {"prompt": episode.first, "turns": episode.shown()}
+        for sample, answer in zip(self.samples[:ROWS], sides[0], strict=False):
+            sample |= token_lists(self.tokenizer, answer.ids, answer.chosen, {"logps": answer.logps})
         return Match(ids[0], *sides, chances)
 
     def update(self, match: Match, rows: range) -> dict[str, float]:

@@ -125,17 +125,16 @@ class PPOTrainer:
 
             give_rate(self.optimizer, self.value_parameters(), config.value_lr)
         self.surrogate = SURROGATES[config.surrogate]
-        self.kl = (
-            AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)
-            if config.kl_controller == "adaptive"
-            else FixedKLController(config.kl_coef)
-        )
+        self.kl = FixedKLController(config.kl_coef)
+        if config.kl_controller == "adaptive":
+            self.kl = AdaptiveKLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.sampler, self.steps_done = collect, 0  # the sampler is called as `collect`; see training/recorded.py
         self.samples: list[dict[str, Any]] = []
 
     def step(self, batch: list[Draw]) -> dict[str, float]:
         """Sample, score, estimate advantages, then go over the batch a few times in minibatches."""
         from minirlhf.rollout.exchange import balanced  # here, so that the core loads no leaf
+        from minirlhf.rollout.samples import add_tokens
         from minirlhf.rollout.turns import at_their_turns
 
         config = self.config
@@ -159,6 +158,7 @@ class PPOTrainer:
         metrics["kl_coef"] = self.kl.coef
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
+        add_tokens(self, rollout, values=rollout.values, rewards=rewards, advantages=advantages)
         rollout, (advantages, returns) = balanced(rollout, (advantages, returns), config.minibatches)
         metrics |= over_minibatches(
             "PPOTrainer", config, len(rollout.lengths), lambda rows: self.update(rollout, rows, advantages, returns)
@@ -179,7 +179,7 @@ class PPOTrainer:
             seed=self.seed,
             environment=self.environment,
         )
-        from minirlhf.rollout.turns import samples_of  # here, so that the core loads no leaf
+        from minirlhf.rollout.samples import samples_of  # here, so that the core loads no leaf
 
         self.samples = samples_of(batch, rollout)
         return rollout
@@ -198,15 +198,14 @@ class PPOTrainer:
             inputs = old.input_ids, old.attention_mask
             now = self.wrapped_policy(*inputs, config.temperature, wanted=mask)
             values = self.wrapped_value_model(*inputs, mask) if self.value_model else now.values
-            logps = now.logps
-            policy_losses = self.surrogate(logps, old.logps, A, mask, config)
+            policy_losses = self.surrogate(now.logps, old.logps, A, mask, config)
             value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
             losses = policy_losses + config.value_coef * value_losses
             if config.entropy_coef:  # at 0, save the time for the gradient of the entropy
                 losses = losses - config.entropy_coef * now.entropy
             loss = masked_mean(losses, mask, count)
             backward(loss)
-            terms = ratio_diagnostics(logps, old_logps=old.logps, advantages=A, **clip_of(config))
+            terms = ratio_diagnostics(now.logps, old_logps=old.logps, advantages=A, **clip_of(config))
             if config.surrogate != "clip":  # the fraction describes the surrogate clip alone
                 del terms["clip_fraction"]
             terms = {"policy_loss": policy_losses, "value_loss": value_losses, "entropy": now.entropy, **terms}

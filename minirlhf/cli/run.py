@@ -168,7 +168,7 @@ def _evaluations(run: FoundRun) -> str:
 def _sample(row: dict[str, Any]) -> str:
     lines = []
     for name, value in row.items():
-        if name not in ("step", "turns"):  # the completion is the text of all turns
+        if name != "step" and not isinstance(value, list):  # the completion is the text of all turns and all tokens
             text = printable(value) if isinstance(value, str) else _number(value)
             lines.append(_indented(f"{shortened(printable(name), 20)}: ", shortened(text, 4 * WIDTH) or "(empty)"))
     return "\n".join(lines)

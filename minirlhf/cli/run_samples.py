@@ -11,7 +11,7 @@ from minirlhf.errors import InputError
 from minirlhf.training.runs import runs_below, samples_of
 
 KINDS: dict[str, Kind] = {"policy": "learned", "environment": "masked"}
-NOT_SHOWN = ("step", "prompt", "completion", "turns")
+NOT_SHOWN = ("step", "prompt", "completion", "turns")  # as facts; nor are lists, such as the numbers of each token
 
 
 def show_samples(folder: Path, step: int | None = None, n: int = 4) -> str:
@@ -31,7 +31,8 @@ def show_samples(folder: Path, step: int | None = None, n: int = 4) -> str:
         rows, steps = samples_of(run.folder, None if step is None else step - 1)
         known |= steps
         for number, row in enumerate(rows[:n], start=1):
-            facts = [f"{name} {_value(value)}" for name, value in row.items() if name not in NOT_SHOWN]
+            shown = {name: x for name, x in row.items() if name not in NOT_SHOWN and not isinstance(x, list)}
+            facts = [f"{name} {_value(x)}" for name, x in shown.items()]
             where = f"{printable(run.folder.name)}, after {row['step'] + 1} steps, sample {number}"
             parts.append("\n".join([f"--- {', '.join([where, *facts])}", rendered(pieces_of(row), colour)]))
     if not parts:

@@ -1,17 +1,13 @@
-"""Rollouts with several turns: rewards of turns, lengths of turns, and samples to look at.
+"""Rollouts with several turns: rewards of turns, lengths of turns.
 
 B sequences, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from minirlhf.data.batches import Draw
 from minirlhf.rollout.rollout import Rollout
 
 
@@ -33,17 +29,3 @@ def longest_turns(rollout: Rollout) -> Tensor:
         return mask.sum(-1)
     counts = [(mask & (numbers == turn)).sum(-1) for turn in range(1, int(numbers.max()) + 1)]
     return torch.stack([torch.zeros_like(mask.sum(-1)), *counts]).amax(0)
-
-
-def samples_of(batch: Sequence[Draw], rollout: Rollout, group_size: int = 1, most: int = 4) -> list[dict[str, Any]]:
-    """The first completion of the first prompts, for samples.jsonl; with its turns, if it is an episode."""
-    samples = []
-    for draw, row in zip(batch[:most], range(0, len(rollout.lengths), group_size), strict=False):
-        score = float(rollout.scores[row])
-        prompt = rollout.first_prompts[row] if rollout.first_prompts else draw.row.source["prompt"]
-        sample = {"prompt": prompt, "completion": rollout.completions[row]}
-        sample["score"] = score if score == score else None  # NaN is no JSON
-        if rollout.turns is not None:
-            sample["turns"] = rollout.turns[row]
-        samples.append(sample)
-    return samples

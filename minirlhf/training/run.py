@@ -194,12 +194,13 @@ class Run:
                 )
         self.metrics = metrics
         if self._journal:
-            self._journal.step(self.step - 1, metrics, self.trainer.samples, seconds)
+            from minirlhf.training.token_lists import take_samples  # here, so that the core loads no leaf
+
+            self._journal.step(self.step - 1, metrics, take_samples(self), seconds)
             if shows("debug"):
                 self.log(f"step {self.step}: {json.dumps(metrics)}")
             if evaluation and shows():
                 self._journal.show(self._table.row(self.step, metrics))
-            self.trainer.samples = []
             if self.on_metrics:
                 self.on_metrics(self.step - 1, metrics)
         if improved or self._due(self.config.save_every):

@@ -61,6 +61,11 @@ def test_colours_on_a_terminal_unless_the_user_wants_none(run, monkeypatch):
     assert "\x1b" not in show_samples(folder)
 
 
+def test_lists_of_tokens_are_no_facts(run):
+    row = {"step": 0, "prompt": "p", "completion": "ab", "score": 1.0, "tokens": ["a", "b"], "logps": [-1.0, -2.0]}
+    assert show_samples(run(row)).splitlines()[0].endswith("sample 1, score 1")
+
+
 def test_missing_samples_and_strange_turns(run, tmp_path):
     with pytest.raises(InputError, match="needed a folder with runs"):
         show_samples(tmp_path)

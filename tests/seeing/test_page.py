@@ -8,6 +8,7 @@ import pytest
 
 from minirlhf.cli.run import main
 from minirlhf.errors import InputError
+from minirlhf.rollout.samples import LISTS
 from minirlhf.seeing import page
 from minirlhf.seeing.page import TEMPLATE, names_of, page_of, plain, write_page
 from minirlhf.seeing.reading import read_job
@@ -122,6 +123,18 @@ def test_texts_of_strangers_stay_texts(tmp_path):
     assert run["samples"][0][1][3]["completion"] == "x" * 1000 + " [... 3,000 letters ...] " + "x" * 1000
     assert empty["completion"] == "" and run["metrics"]["</script>"]["y"] == [1.5]
     assert run["settings"] == {"a": "</script>", "d": "2020-01-01", "n": "nan", "ppo.big": "9007199254740993"}
+
+
+def test_the_page_paints_the_lists_that_trainers_write(tmp_path):
+    html = TEMPLATE.read_text(encoding="utf-8")
+    names = html.partition("const LISTS = [")[2].partition("]")[0]
+    assert [name.strip().strip('"') for name in names.split(",")] == list(LISTS)
+    paints = html.partition("const PAINTS = {")[2].partition("};")[0]
+    assert all(f"row.{name}" in paints for name in LISTS[2:])
+    folder, numbers = make_run(tmp_path / "ppo"), {name: [-0.5, None] for name in LISTS[2:]}
+    lines(folder / "samples.jsonl", [{"step": 0, "prompt": "p", "completion": "ab", "tokens": ["a", "b"], **numbers}])
+    ((_, (row,)),) = drawn(folder)["runs"][0]["samples"]
+    assert row["tokens"] == ["a", "b"] and {name: row[name] for name in numbers} == numbers
 
 
 def test_values_are_cut_to_a_bounded_depth():

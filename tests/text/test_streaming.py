@@ -1,7 +1,5 @@
 """The pieces of a stream add up to the text, and no piece is taken back."""
 
-import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,23 +12,6 @@ TOKENIZER = Tokenizer.train(["the kettle is good. it is bad."] * 8, 300)
 def pieces(tokenizer, ids, stop_strings=()):
     stream = TextStream(tokenizer, stop_strings)
     return [*(stream.push(token) for token in ids), stream.end()]
-
-
-@pytest.fixture(scope="module")
-def sentencepiece():
-    """Decodes like Llama 2: "_" is a space, the first space is dropped, unknown characters are byte tokens."""
-    vocab = {f"<0x{i:02X}>": i for i in range(256)} | {"<eos>": 256, "\u2581the": 257, "\u2581kettle": 258}
-    model = tokenizers.models.BPE(vocab, [], byte_fallback=True)
-    backend = tokenizers.Tokenizer(model)
-    parts = [
-        tokenizers.decoders.Replace("\u2581", " "),
-        tokenizers.decoders.ByteFallback(),
-        tokenizers.decoders.Fuse(),
-        tokenizers.decoders.Strip(" ", 1, 0),
-    ]
-    backend.decoder = tokenizers.decoders.Sequence(parts)
-    backend.add_special_tokens(["<eos>", "<pad>"])
-    return Tokenizer(backend, pad="<pad>", bos="<eos>", eos="<eos>")
 
 
 def test_an_emoji_of_four_tokens_arrives_whole_with_the_last_token():
