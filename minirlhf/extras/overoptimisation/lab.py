@@ -52,8 +52,12 @@ SETTINGS = {
     ),
     "dpo": with_defaults(DPOConfig, epochs=8.0, batch_size=32, lr=1e-3),
 }
-# Method -> the sections of settings that its results depend on, beside those of the SFT policy.
-READS = {"best_of_n": ("reward_model",), "ppo": ("reward_model", "ppo"), "dpo": ("dpo",)}
+# Method -> (plain settings, sections) that its results depend on, beside those that all results depend on.
+READS = {
+    "best_of_n": (("best_of", "best_of_prompts"), ("reward_model",)),
+    "ppo": ((), ("reward_model", "ppo")),
+    "dpo": ((), ("dpo",)),
+}
 
 
 @dataclass
@@ -123,8 +127,9 @@ class Lab:
         return self.folder / RESULTS / f"{cell.name}-seed-{seed}.json"
 
     def _settings_of(self, cell: Cell) -> dict[str, Any]:
-        """What a result depends on, as JSON gives it back."""
-        job = self.settings["job"]
-        sizes = {"evaluated": job.evaluated, "best_of": job.best_of, "best_of_prompts": job.best_of_prompts}
-        sections = {name: asdict(self.settings[name]) for name in ("model", "sft", *READS[cell.method])}
-        return json.loads(json.dumps({"cell": asdict(cell), "job": sizes, **sections}))
+        """The settings that a result depends on, as JSON gives them back. All methods sample as [ppo] says."""
+        job, (plain, sections) = self.settings["job"], READS[cell.method]
+        read = {name: asdict(self.settings[name]) for name in ("model", "sft", *sections)}
+        read["sampling"] = asdict(self.settings["ppo"].sampling(eos_ids=()))
+        read["job"] = {name: getattr(job, name) for name in ("evaluated", *plain)}
+        return json.loads(json.dumps({"cell": asdict(cell), **read}))

@@ -45,7 +45,13 @@ def finished(small, tmp_path_factory):
 
 @pytest.fixture
 def open_lab(finished):
-    return lambda *flags: Lab.open(help="", argv=[*TINY, "--quick", "--output", str(finished), *flags])
+    """The lab of that folder, with some settings changed."""
+
+    def open_lab(*flags):
+        kept = {name: value for name, value in zip(TINY[::2], TINY[1::2], strict=True) if name not in flags}
+        return Lab.open(help="", argv=["--quick", "--output", str(finished), *sum(kept.items(), ()), *flags])
+
+    return open_lab
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,9 @@ def test_other_settings_measure_only_the_cells_that_read_them(open_lab):
     assert open_lab("--dpo.beta", "0.2").todo() == [(0, Cell("dpo"))]
     assert open_lab("--ppo.lam", "0.9").todo() == [(0, Cell("ppo"))]
     assert open_lab("--reward_model.lr", "0.1").todo() == [(0, Cell("best_of_n")), (0, Cell("ppo"))]
+    assert open_lab("--best_of", "8").todo() == [(0, Cell("best_of_n"))]
+    for flags in (["--evaluated", "9"], ["--ppo.max_tokens", "7"], ["--ppo.temperature", "0.9"], ["--sft.lr", "0.1"]):
+        assert open_lab(*flags).todo() == [(0, cell) for cell in MIDDLE], flags
 
 
 def test_the_whole_lab_goes_on_from_quick(finished):
