@@ -70,7 +70,7 @@ def _keep(path: Path, found: Fingerprints) -> None:
     known: Fingerprints = {}
     if path.exists():
         known = read_json(path, "sizes and checksums of the job's files")
-    elif any(path.parent.glob("*/config.toml")):
+    elif found and any(path.parent.glob("*/config.toml")):
         say(f"{path}: missing, so files that have changed since the job began are not noticed")
     for name, now in found.items():
         if (then := known.get(name, now)) != now:

@@ -129,6 +129,13 @@ def test_a_job_of_an_earlier_version_goes_on_and_says_so(inputs, tmp_path, capsy
     assert (tmp_path / "job" / INPUTS).exists()
 
 
+def test_a_job_without_files_says_nothing_about_them(tmp_path, capsys):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/config.toml").touch()
+    keep_inputs(tmp_path, {})
+    assert capsys.readouterr().out == "" and not (tmp_path / "inputs.json").exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"rows.jsonl": 3}', '{"more": {"files": 3}}'])
 def test_a_damaged_list_of_inputs_is_named(inputs, tmp_path, text):
     (tmp_path / "job").mkdir()
