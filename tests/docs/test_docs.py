@@ -89,6 +89,12 @@ PICTURES = {"chain": {"denoising_steps": 2}, "pretraining": {"steps": 2, "batch_
 EXTRAS = {  # programs of extras/, with settings of their own
     "seq2seq": {name: TINY[name] for name in ("sft", "ppo", "run")},
     "ddpo": PICTURES | {"ddpo": {"steps": 2, "batch_size": 1, "group_size": 2}},
+    "overoptimisation": {
+        "": {"best_of": 4, "best_of_prompts": 3, "evaluated": 8},
+        "reward_model": {"steps": 3},
+        "dpo": {"epochs": 0.1},
+        **{name: TINY[name] for name in ("model", "sft", "ppo")},
+    },
     "alignprop": PICTURES | {"alignprop": {"steps": 2, "batch_size": 2}},
 }
 ROWS = {"process_reward": "steps.jsonl"}  # the others read pairs

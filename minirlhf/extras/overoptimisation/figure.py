@@ -85,7 +85,7 @@ def _panel(panel: Panel, y_ends: tuple[float, float]) -> Iterator[str]:
         yield f'<circle cx="{right + 12}" cy="{y - 4}" r="3" fill="{COLOURS[k % len(COLOURS)]}"/>'
         yield f'<text x="{right + 20}" y="{y}">{escape(line.label)}</text>'
     y = TOP + 16 * len(panel.lines) + 16
-    for text, dashes in (("gold", "none"), ("proxy", "4 3")):
+    for text, dashes in (("gold, fitted", "none"), ("proxy", "4 3")):
         yield f'<path d="M{right + 6} {y - 4}h22" stroke="#444" stroke-dasharray="{dashes}"/>'
         yield f'<text x="{right + 34}" y="{y}">{text}</text>'
         y += 16

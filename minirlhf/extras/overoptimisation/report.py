@@ -15,7 +15,7 @@ from minirlhf.extras.overoptimisation.lab import Lab
 from minirlhf.training.checkpoint import write_whole
 
 HEADER = ["cell", "seeds", "accuracy", "alpha", "beta", "R2", "peak at d"]
-HEADER += ["best gold", "last d", "last gold", "last proxy"]
+HEADER += ["best gold", "at d", "last gold", "last proxy", "last d"]
 METHOD_NAMES = {"best_of_n": "best of n", "ppo": "PPO", "dpo": "DPO"}
 AXIS_NAMES = {"comparisons": "comparisons", "size": "reward model", "ensemble": "ensemble", "kl_coef": "KL coefficient"}
 MIDDLE_TITLE = "the methods, at the middle"
@@ -23,7 +23,7 @@ MIDDLE_TITLE = "the methods, at the middle"
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell over its seeds. Gains over the SFT policy, in standard deviations of its samples."""
+    """A cell over its seeds. Gains over the SFT policy, in standard deviations of its samples. Points are means."""
 
     cell: Cell
     gold: list[Curve]
@@ -44,11 +44,10 @@ class Measured:
 
     def row(self) -> list[str]:
         """The row of the table, in the order of HEADER."""
-        last_d, last_gold = mean_point(self.gold, -1)
-        best = statistics.fmean(float(curve.gain.max()) for curve in self.gold)
-        proxy = number(mean_point(self.proxy, -1)[1] if self.proxy else None)
+        d, gain = mean_curve(self.gold)
+        best, last_proxy = int(gain.argmax()), mean_curve(self.proxy)[1][-1] if self.proxy else None
         first = [self.cell.name, str(len(self.gold)), number(self.accuracy, 3)]
-        return [*first, *self._fitted(last_d), number(best), number(last_d), number(last_gold), proxy]
+        return [*first, *self._fitted(d[-1]), *map(number, (gain[best], d[best], gain[-1], last_proxy, d[-1]))]
 
     def _fitted(self, last_d: float) -> list[str]:
         """alpha, beta, R2 and the d of the peak, if the curve has one within the measured distances."""
@@ -102,11 +101,6 @@ def curve_of(points: list[dict[str, Any]], name: str) -> Curve:
 def mean_curve(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """The means over the seeds of d and of the gain, point by point."""
     return tuple(np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("d", "gain"))
-
-
-def mean_point(curves: list[Curve], index: int) -> tuple[float, float]:
-    d, gain = mean_curve(curves)
-    return float(d[index]), float(gain[index])
 
 
 def number(value: float | None, digits: int = 2) -> str:
