@@ -56,7 +56,7 @@ class Fit:
     form: Form
     alpha: float  # [gain per sqrt(nat)]
     beta: float  # [gain per nat] for best of n; [gain per sqrt(nat)] for RL
-    r2: float  # the share of the variance of the gains that the curve explains
+    r2: float | None  # the share of the variance of the gains that the curve explains; None without variance
     draws: np.ndarray | None  # [DRAWS, 2] alpha and beta of the bootstrap; None for a single seed
 
     def __call__(self, d: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def fit(form: Form, curves: Sequence[Curve], seed: int = 0) -> Fit:
     if len(curves) > 1:
         chosen = np.random.default_rng(seed).integers(len(curves), size=(DRAWS, len(curves)))
         draws = _least_squares(form, curves, chosen)
-    return Fit(form, alpha, beta, float(1 - rest / total) if total else 1.0, draws)
+    return Fit(form, alpha, beta, float(1 - rest / total) if total else None, draws)
 
 
 def long_enough(curve: Curve) -> bool:
