@@ -213,7 +213,7 @@ def _found(folder: Path) -> tuple[list[FoundRun], list[str]]:
 def _no_metric(metric: str, runs: Iterable[FoundRun]) -> InputError:
     known = dict.fromkeys(name for run in runs for name in run.curves)
     close = nearest(metric, known) if known else ""
-    return InputError(f"--metric: no run has {shown(metric)}{close or '; metrics: ' + ', '.join(known)}")
+    return InputError(f"--metric: no run has {shown(metric)}{close or '; metrics: ' + (', '.join(known) or 'none')}")
 
 
 def _name(run: FoundRun, folder: Path) -> str:

@@ -19,6 +19,7 @@ WIDTH, ROWS = 80, 12  # columns of a plot, rows of its canvas
 NUMBER = 9  # columns of a number at the left side
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille letter, by row and column
 BRAILLE = 0x2800
+MOST = 4  # plots, without --metric
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 EVERY = 24  # columns between two letters on a curve
 COLOURS = tuple(f"\x1b[3{digit}m" for digit in (6, 3, 5, 2, 1, 4))
@@ -43,13 +44,14 @@ def plots(folders: Sequence[Path], metrics: Sequence[str] = (), colour: bool = F
         raise InputError(f"run plot: needed at most {len(LETTERS)} folders, got {len(folders)}; name fewer")
     jobs = [read_job(folder, points=WIDTH, samples=False) for folder in folders]
     known = dict.fromkeys(name for job in jobs for run in job.runs for name in run.metrics)
+    if not known:
+        raise InputError("run plot: needed a run with a metric, got none that has made a step; wait for its first")
     for name in metrics:
         if name not in known:
-            close = nearest(name, known) if known else ""
-            raise InputError(f"--metric: no run has {shown(name)}{close or '; metrics: ' + ', '.join(known)}")
-    chosen = metrics or [name for names in USUAL if (name := next((n for n in names if n in known), None))]
-    if not chosen:
-        raise InputError("run plot: needed a run with a metric, got none that has made a step; wait for its first")
+            near = nearest(name, known) or f"; metrics: {', '.join(known)}"
+            raise InputError(f"--metric: no run has {shown(name)}{near}")
+    usual = [name for names in USUAL if (name := next((n for n in names if n in known), None))]
+    chosen = metrics or usual or list(known)[:MOST]
     labels = names_of(folders)
     return "\n\n".join(plot(name, _curves(name, jobs, labels), colour) for name in chosen)
 
@@ -59,7 +61,7 @@ def _curves(name: str, jobs: Sequence[SeenJob], labels: Sequence[str]) -> dict[s
     found = {}
     for job, label in zip(jobs, labels, strict=True):
         if runs := [run for run in job.runs if name in run.metrics]:
-            own = "" if runs[-1].folder == job.folder else f" {runs[-1].name}"
+            own = "" if runs[-1].folder == job.folder else f" {runs[-1].folder.relative_to(job.folder)}"
             found[label + own] = runs[-1].metrics[name]
     return found
 

@@ -70,9 +70,11 @@ def test_unknown_metrics_many_folders_and_runs_without_a_step_are_refused(tmp_pa
         plots([folder], ["kll"])
     with pytest.raises(InputError, match="run plot: needed at most 26 folders, got 27; name fewer"):
         plots([folder] * 27)
+    lines(folder / "metrics.jsonl", [{"step": 0, "own": 1.0}])
+    assert plots([folder]).startswith("own\n")  # without a usual metric, the first metrics
     lines(folder / "metrics.jsonl", [])
     with pytest.raises(InputError, match="needed a run with a metric, got none that has made a step"):
-        plots([folder])
+        plots([folder], ["kl"])
 
 
 def test_every_line_fits_80_columns_whatever_the_values_and_names(tmp_path):
