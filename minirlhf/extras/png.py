@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -42,11 +43,12 @@ def pixels_of(data: bytes, width: int, height: int) -> np.ndarray:
     Raises: InputError for a picture of another size (nothing is decompressed then), a file that is broken or
     interlaced, and for transparent pixels, because the colour behind them is unknown.
     """
-    chunks: dict[bytes, bytes] = {}
+    parts = defaultdict(list)
     for kind, body in _chunks(data):
         if not kind[0] & 32 and kind not in KNOWN:  # an upper-case letter: the picture needs the chunk
             raise InputError(f"needed a PNG of the chunks IHDR, PLTE, IDAT and IEND, got {kind!r}")
-        chunks[kind] = chunks.get(kind, b"") + body
+        parts[kind].append(body)
+    chunks = {kind: b"".join(bodies) for kind, bodies in parts.items()}
     if len(chunks.get(b"IHDR", b"")) != 13 or b"IDAT" not in chunks:
         raise InputError("broken PNG: it has no header or no pixels")
     W, H, depth, colour, *methods = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
@@ -98,17 +100,26 @@ def _unfiltered(lines: bytes, H: int, stride: int, size: int) -> np.ndarray:
 
     size: bytes of a pixel.
     """
-    above, rows = bytearray(stride), []
-    for start in range(0, H * (stride + 1), stride + 1):
-        kind, line = lines[start], bytearray(lines[start + 1 : start + 1 + stride])
+    coded = np.frombuffer(lines, dtype=np.uint8).reshape(H, stride + 1)
+    rows = np.zeros((H + 1, stride), dtype=np.uint8)  # above the first line stands a line of zeros
+    for above, row, kind, line in zip(rows, rows[1:], coded[:, 0].tolist(), coded[:, 1:], strict=False):
         if kind > 4:
             raise InputError(f"broken PNG: needed a filter from 0 to 4, got {kind}")
-        for i in range(stride) if kind else ():
-            left, corner = (line[i - size], above[i - size]) if i >= size else (0, 0)
-            line[i] = (line[i] + PREDICTIONS[kind](left, above[i], corner)) & 255
-        above = line
-        rows.append(line)
-    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(H, stride)
+        if kind in AVERAGE_OR_PAETH:
+            line = _one_by_one(AVERAGE_OR_PAETH[kind], line.tolist(), above.tolist(), size)
+        elif kind == 2:  # a difference to the byte above
+            line = line + above
+        elif kind == 1:  # a difference to the byte on the left
+            line = np.cumsum(line.reshape(-1, size), axis=0, dtype=np.uint8).reshape(-1)
+        row[:] = line
+    return rows[1:]
+
+
+def _one_by_one(prediction: Callable[[int, int, int], int], line: list[int], above: list[int], size: int) -> list[int]:
+    for i, up in enumerate(above):
+        left, corner = (line[i - size], above[i - size]) if i >= size else (0, 0)
+        line[i] = (line[i] + prediction(left, up, corner)) & 255
+    return line
 
 
 def _paeth(left: int, up: int, corner: int) -> int:
@@ -116,12 +127,7 @@ def _paeth(left: int, up: int, corner: int) -> int:
     return min((left, up, corner), key=lambda neighbour: abs(left + up - corner - neighbour))
 
 
-PREDICTIONS = {
-    1: lambda left, up, corner: left,
-    2: lambda left, up, corner: up,
-    3: lambda left, up, corner: (left + up) // 2,
-    4: _paeth,
-}
+AVERAGE_OR_PAETH = {3: lambda left, up, corner: (left + up) // 2, 4: _paeth}
 
 
 def _colours(samples: np.ndarray, depth: int, colour: int, palette: bytes, transparent: bytes | None) -> np.ndarray:

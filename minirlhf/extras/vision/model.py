@@ -59,6 +59,13 @@ class ImageEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
         self.encoder, self.gallery = PatchEncoder(vision, config.hidden_size), Gallery()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight" and "weight" in self._parameters and len(value) != self.num_embeddings:
+            raise InputError(
+                "VisionModel: the vocabulary cannot grow, because ids of images follow it; make a new model"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, ids: Tensor) -> Tensor:
         patches = ids >= self.num_embeddings
         if not bool(patches.any()):

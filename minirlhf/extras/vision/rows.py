@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 import tokenizers
 
-from minirlhf.data.columns import Columns
+from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows
 from minirlhf.data.formats.convert import Wishes
 from minirlhf.data.formats.dataset import Dataset, Reading
@@ -67,7 +68,10 @@ def _without_images(value: Any, images: list[Any]) -> Any:
         return value
     if (kind := value.get("type")) in ("image", "image_url"):
         image = value.get(kind)
-        images.append(image.get("url") if isinstance(image, dict) else image)
+        inner = image if kind == "image_url" and isinstance(image, dict) else {"url": image}
+        if more := [name for name in (*value, *inner) if name not in ("type", kind, "url")]:
+            raise InputError(f"needed image parts with type and {kind}, got {names_of(more)} too; remove it")
+        images.append(inner.get("url"))
         return {"type": "text", "text": MARK}
     return {name: _without_images(part, images) for name, part in value.items()}
 
@@ -150,4 +154,4 @@ def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> En
         [is_learned for part, is_learned in zip(answer, mask, strict=True) for _ in part]
         for answer, mask in zip(answers, row.learned, strict=True)
     )
-    return EncodedRow(source, sum(prompt, []), tuple(sum(answer, []) for answer in answers), learned)
+    return EncodedRow(source, [*chain(*prompt)], tuple([*chain(*answer)] for answer in answers), learned)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minirlhf.extras.png import png_bytes
+from minirlhf.extras.vision.rows import marked, with_image_mark
+from minirlhf.text.tokenizer import Tokenizer
 
 SIZE = 32  # pixels a side
 KINDS = ("circle", "square", "triangle")
@@ -36,21 +38,27 @@ class Shape:
 
 
 def rows(n: int, seed: int, stream: str, *, direct: float = 0.0) -> list[dict]:
-    """n rows {image, prompt, answer, response}; the image is a PNG in base64.
+    """n rows {images, prompt, answer, response} as `marked` makes them; each image is a PNG in base64.
 
     direct: the share of the rows that are answered without a list.
     """
-    rng, found = random.Random(f"scenes {seed} {stream}"), []
-    for _ in range(n):
-        question, shapes = _question(rng)
-        answer = answer_to(question, shapes)
-        image = base64.b64encode(png_bytes(draw(shapes, rng))).decode()
-        row = {"image": image, "answer": answer}
-        if rng.random() < direct:
-            found.append(row | {"prompt": question, "response": answer})
-        else:
-            found.append(row | {"prompt": question + LIST, "response": f"{listed(question, shapes)}: {answer}"})
-    return found
+    rng = random.Random(f"scenes {seed} {stream}")
+    return [marked(_row(rng, listed=rng.random() >= direct)) for _ in range(n)]
+
+
+def tokenizer(seed: int) -> Tokenizer:
+    """A tokenizer of the words of this task, with the token for images."""
+    found = rows(500, seed, "sft", direct=0.5)
+    return with_image_mark(Tokenizer.train([row[name] for row in found for name in ("prompt", "response")], 300))
+
+
+def _row(rng: random.Random, listed: bool) -> dict:
+    question, shapes = _question(rng)
+    answer, image = answer_to(question, shapes), base64.b64encode(png_bytes(draw(shapes, rng))).decode()
+    row = {"image": image, "prompt": question, "answer": answer, "response": answer}
+    if listed:
+        row |= {"prompt": question + LIST, "response": f"{list_of(question, shapes)}: {answer}"}
+    return row
 
 
 def answer_to(question: str, shapes: list[Shape]) -> str:
@@ -59,7 +67,7 @@ def answer_to(question: str, shapes: list[Shape]) -> str:
     return str(sum(question == _how_many(shape.kind) for shape in shapes))
 
 
-def listed(question: str, shapes: list[Shape]) -> str:
+def list_of(question: str, shapes: list[Shape]) -> str:
     """The shapes in reading order."""
     shapes = sorted(shapes, key=lambda shape: (shape.y, shape.x))
     return ", ".join(f"{shape.kind} {shape.size}" if question == LARGER else shape.kind for shape in shapes)

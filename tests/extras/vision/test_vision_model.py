@@ -8,6 +8,7 @@ from minirlhf.errors import InputError
 from minirlhf.extras.vision import VisionConfig, VisionModel, VisionPolicy
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, copy_of
+from minirlhf.model.vocabulary import resize_embeddings
 
 SHAPE = ModelConfig(vocab_size=30, hidden_size=32, intermediate_size=48, max_position_embeddings=160)
 VISION = VisionConfig(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -142,3 +143,11 @@ def test_bad_images_and_ids_are_refused(model):
         generate(model, [[1, 62]], GREEDY)
     with pytest.raises(InputError, match="image_size must be a multiple of patch_size, got 32 and 5"):
         VisionConfig(patch_size=5)
+
+
+def test_a_vocabulary_that_would_take_the_ids_of_images_is_refused(model):
+    ids = torch.tensor([prompts_of(model)[0]])
+    before = model(ids)
+    with pytest.raises(InputError, match="the vocabulary cannot grow, because ids of images follow it"):
+        resize_embeddings(model, 200)
+    assert torch.equal(model(ids), before)

@@ -243,6 +243,11 @@ BAD_ROWS = {
     "two columns": ({"image": "a.png", "images": ["a.png"], "prompt": "?"}, "needed the image beside a prompt"),
     "the letter": ({"image": "a.png", "prompt": f"what is {MARK}?"}, r"the letter U\+FFFC stands for images"),
     "video": ({"messages": turns(IMAGE, {"type": "video", "video": "a.mp4"})}, "needed text as content"),
+    "detail": (
+        {"messages": turns({"type": "image_url", "image_url": {"url": "a.png", "detail": "high"}})},
+        "needed image parts with type and image_url, got detail too",
+    ),
+    "size": ({"messages": turns({**IMAGE, "min_pixels": 4})}, "with type and image, got min_pixels too"),
     "another column": ({"image": "a.png", "prompt": "?", "audio": "a.wav"}, "got audio; remove it"),
     "no object": (3, "needed an object with named keys"),
 }

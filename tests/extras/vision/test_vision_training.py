@@ -9,7 +9,16 @@ import torch
 from torch.testing import assert_close
 
 from minirlhf.adapters import LoRAConfig, apply_lora, reference_of
-from minirlhf.algorithms import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, SFTConfig, SFTTrainer
+from minirlhf.algorithms import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
 from minirlhf.extras.png import png_bytes
@@ -122,6 +131,17 @@ def test_ppo_starts_at_ratio_1_and_trains_the_value_head(tokenizer):
     metrics = trainer.step(Batches.of(encoded(policy, tokenizer), config, stream="ppo")[0])
     assert abs(metrics["approx_kl"]) < 1e-2 and abs(metrics["kl"]) < 1e-4
     assert policy.value_head.weight.abs().max() > 0
+
+
+def test_dpo_prefers_the_colour_of_the_image(tokenizer):
+    policy, other = policy_of(tokenizer), {"red": "blue", "blue": "red"}
+    pairs = [marked({**row, "chosen": row["answer"], "rejected": other[row["answer"]]}) for row in ROWS]
+    rows = encode_image_rows(policy.transformer, tokenizer, pairs, ("chosen", "rejected")).rows
+    config = DPOConfig(steps=40, batch_size=16, lr=1e-2, max_epochs=100)
+    trainer = DPOTrainer(policy, copy_of(policy), tokenizer, config, updates=config.steps)
+    for batch in Batches.of(rows, config, stream="dpo"):
+        trainer.step(batch)
+    assert trainer.evaluate(rows)["accuracy"] > 0.9
 
 
 def test_adapters_train_beside_their_base_as_the_reference(tokenizer, tmp_path):
