@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ class Episode:
     @property
     def completion(self) -> Completion:
         """The episode as one completion; its finish is "stop" if the episode is whole."""
-        mass = sum(self.masses) / max(1, len(self.masses))
+        sizes = [turn.stop - turn.start for turn in self.turns if turn.by == POLICY]
+        mass = sum(map(mul, self.masses, sizes)) / sum(sizes)
         return Completion(self.ids, self.logps, "stop" if self.whole else "length", mass, self.chosen)
 
     @property

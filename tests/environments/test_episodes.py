@@ -320,6 +320,14 @@ def test_an_environment_cannot_change_its_row():
     assert texts == [["e", "d", "c", "b"]] * 4
 
 
+def test_the_mass_that_truncation_kept_is_a_mean_over_tokens():
+    """As in a completion of one turn: a turn of one token does not count as much as a turn of nine."""
+    for episode in played(Echo, SamplingConfig(max_tokens=9, top_k=5, **STOP)):
+        sizes = [turn.stop - turn.start for turn in episode.turns if turn.by == "policy"]
+        expected = sum(mass * n for mass, n in zip(episode.masses, sizes, strict=True)) / sum(episode.chosen)
+        assert episode.completion.mass_kept == pytest.approx(expected)
+
+
 def test_an_async_environment_is_awaited():
     class Waits(Echo):
         async def reset(self, row):
