@@ -22,7 +22,7 @@ from minirlhf.data.formats.convert import Wishes
 from minirlhf.data.formats.dataset import Dataset, Reading
 from minirlhf.data.formats.layouts import PROMPT
 from minirlhf.data.reading import Source, Values, open_values
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.extras.vision.images import read_image
 from minirlhf.extras.vision.model import VisionModel
 from minirlhf.text.tokenizer import Tokenizer
@@ -126,6 +126,8 @@ def encode_image_rows(
     mark, P = tokenizer.backend.token_to_id(MARK), model.vision.patches
     if mark is None:
         raise InputError("encode_image_rows: the tokenizer has no token for images; use with_image_mark(tokenizer)")
+    if wrong := next((row for row in rows if not _is_marked(row)), None):
+        raise InputError(f"encode_image_rows: needed rows of `marked` or `read_image_rows`, got {shown(wrong)}")
     most = max((len(row[IMAGES]) for row in rows), default=0)
     context = model.config.max_position_embeddings - (P - 1) * most  # a mark becomes P tokens
     if context <= reserve:
@@ -135,6 +137,10 @@ def encode_image_rows(
     return replace(encoded, rows=[_expanded(model, mark, row, folder) for row in encoded.rows])
 
 
+def _is_marked(row: Any) -> bool:
+    return isinstance(row, dict) and IMAGES in row and str(list(row.values())).count(MARK) >= len(row[IMAGES])
+
+
 def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> EncodedRow:
     """The row with the ids of its images in the place of the marks."""
     source = row.source
@@ -142,6 +148,9 @@ def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> En
         images = [model.ids_of(read_image(image, model.vision.image_size, folder)) for image in source[IMAGES]]
     except InputError as error:
         raise InputError(f"line {source['line']}: {error}" if "line" in source else error) from None
+
+    if sum(ids.count(mark) for ids in (row.prompt, *row.responses[:1])) > len(images):
+        raise InputError("chat template: it writes the images of a row more than once; use another template")
 
     def expand(ids: list[int], first: int) -> list[list[int]]:
         """For each id, the ids in its place."""

@@ -278,3 +278,14 @@ def test_a_tokenizer_without_the_mark_is_refused_and_the_mark_is_kept_in_its_fol
     for again in (loaded, with_image_mark(loaded)):
         (row,) = encode_image_rows(model, again, rows, (), folder=folder).rows
         assert row.prompt == [tokenizer.bos_id, *IDS[False], *tokenizer.encode("?")]
+
+
+def test_rows_without_marks_and_templates_that_repeat_an_image_are_refused(folder, model, tokenizer):
+    for row in ({"image": "a.png", "prompt": "?"}, {"images": ["a.png"], "prompt": "?"}, "?"):
+        with pytest.raises(InputError, match="needed rows of `marked` or `read_image_rows`, got "):
+            encode_image_rows(model, tokenizer, [row], (), folder=folder)
+    twice = tokenizer.with_template(
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}<{{ eos_token }}>"
+    )
+    with pytest.raises(InputError, match="writes the images of a row more than once"):
+        encode_image_rows(model, twice, [marked({"image": "a.png", "prompt": "?"})], (), folder=folder)
