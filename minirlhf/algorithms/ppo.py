@@ -58,7 +58,7 @@ class PPOConfig(OnPolicyConfig):
     value_warmup: int = 0  # [steps] train the value function alone in the first steps
     value_lr: float | None = None  # [per update] peak learning rate of the value function; none: lr
 
-    kl_coef: float = 0.07  # [score per nat] cost of KL to the reference; the first value, if adaptive
+    kl_coef: float = 0.05  # [score per nat] cost of KL to the reference; the first value, if adaptive
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # [-] KL in the reward; k2, k3 are biased, see docs/ppo.md#which-kl
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # [-] adaptive: change kl_coef to reach kl_target
     kl_target: float = 6.0  # [nats per sequence] KL that the adaptive coefficient aims at

@@ -187,7 +187,7 @@ class LlamaJobConfig(MultiAdapterJobConfig):
 
 
 # The steps suffice for a tiny Llama. The base and SFT have the same number of steps.
-LLAMA_DEFAULTS = {"sft.steps": 600, "reward_model.steps": 800, "ppo.steps": 30}
+LLAMA_DEFAULTS = {"sft.steps": 600, "reward_model.steps": 800, "ppo.steps": 30, "ppo.kl_coef": 0.07}
 
 
 def first_base(job: Job) -> tuple[Policy, Path]:
