@@ -23,6 +23,7 @@ from minirlhf.jobs.folder import check_can_be_made
 from minirlhf.model import ModelConfig
 from minirlhf.training.checkpoint import holds_anything, write_whole
 from minirlhf.training.defaults import with_defaults
+from minirlhf.training.fields import as_text
 from minirlhf.training.settings import parse_settings
 
 RESULTS = "results"
@@ -47,10 +48,16 @@ SETTINGS = {
     "model": ModelConfig,
     "sft": SFTConfig,
     "reward_model": with_defaults(RewardConfig, steps=400, max_epochs=16.0, batch_size=32, lr=4e-3, weight_decay=0.0),
+    "dpo": with_defaults(DPOConfig, epochs=8.0, batch_size=32, lr=1e-3),
     "ppo": with_defaults(
         PPOConfig, steps=60, batch_size=128, minibatch_size=64, epochs=2, lr=1e-3, missing_eos_penalty=0.0
     ),
-    "dpo": with_defaults(DPOConfig, epochs=8.0, batch_size=32, lr=1e-3),
+}
+# Settings that the lab does not read, with the reason. Their defaults alone are accepted.
+UNREAD = {
+    ("ppo", "kl_coef"): "the axis kl_coef in cells.py sets it",
+    ("ppo", "separate_value_model"): "PPO has a value head here",
+    ("dpo", "precompute_ref_logps"): "a run of DPO is too short for it",
 }
 # Method -> (plain settings, sections) that its results depend on, beside those that all results depend on.
 READS = {
@@ -71,7 +78,11 @@ class Lab:
 
         Raises: InputError for bad settings, and for a folder that holds other files than those of a lab.
         """
-        lab = cls(parse_settings(SETTINGS, argv, description=help))
+        lab = cls(settings := parse_settings(SETTINGS, argv, description=help))
+        for (section, name), reason in UNREAD.items():
+            if (value := getattr(settings[section], name)) != (default := getattr(SETTINGS[section](), name)):
+                flag = f"--{section}.{name}"
+                raise InputError(f"{flag}: needed {as_text(default)}, got {as_text(value)}: {reason}; leave it out")
         check_can_be_made(lab.folder)
         if holds_anything(lab.folder) and not (lab.folder / RESULTS).is_dir():
             raise InputError(

@@ -21,11 +21,11 @@ EPOCHS = (0.125, 0.25, 0.5, 1, 2, 3, 4, 6, 8)  # of DPO, up to the settings' own
 
 def best_of_n(start: Start, cell: Cell) -> list[dict[str, Any]]:
     """n = 1, 2, 4, ... from one pool of samples: the mean over all subsets of n samples, unbiased."""
-    samples, gold = start.pool
+    samples = start.pool
     proxy = samples.measured(start.proxy(cell)(*samples.flat))
-    found = best_of_each(proxy, gold).tolist(), best_of_each(proxy).tolist()
+    golds, proxies = best_of_each(proxy, samples.scores).tolist(), best_of_each(proxy).tolist()
     return [
-        {"n": n, "kl": kl_bound(n), "gold": found[0][n - 1], "proxy": found[1][n - 1]}
+        {"n": n, "kl": kl_bound(n), "gold": golds[n - 1], "proxy": proxies[n - 1]}
         for n in powers(start.settings["job"].best_of)
     ]
 

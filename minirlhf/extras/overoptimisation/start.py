@@ -38,7 +38,7 @@ class Standardised:
     @classmethod
     def over(cls, reward: Reward, samples: Samples) -> Standardised:
         scores = reward(*samples.flat)
-        return cls(reward, statistics.fmean(scores), max(statistics.pstdev(scores), 1e-6))
+        return cls(reward, statistics.fmean(scores), statistics.pstdev(scores) or 1.0)  # a constant is only shifted
 
     def __call__(self, prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]:
         return [(score - self.mean) / self.std for score in self.reward(prompts, completions, rows)]
@@ -86,12 +86,11 @@ class Start:
         return self._once("gold", lambda: Standardised.over(gold_of(self.job), self.samples))
 
     @property
-    def pool(self) -> tuple[Samples, torch.Tensor]:
-        """Many samples of few held-out prompts, with their gold rewards [N, n]: best of n for all proxies."""
+    def pool(self) -> Samples:
+        """Many samples of few held-out prompts; their scores are gold rewards. All proxies rank the same samples."""
         job = self.settings["job"]
         sampler = BestOfN(self.policy, self.gold, job.best_of, self.job.tokenizer, self.sampling, self.seed)
-        samples = self._once("pool", lambda: sampler(self.held_out[: job.best_of_prompts]))
-        return samples, samples.scores
+        return self._once("pool", lambda: sampler(self.held_out[: job.best_of_prompts]))
 
     def student(self, value_head: bool = False) -> Policy:
         """A copy of the SFT policy, to be trained."""
@@ -104,7 +103,7 @@ class Start:
         return self._once(key, lambda: Standardised.over(self._proxy(cell), self.samples))
 
     def accuracy(self, cell: Cell) -> float:
-        """Of the first reward model of the proxy, on held-out pairs with correct labels in 95 of 100."""
+        """The accuracy of the proxy's first reward model on held-out pairs."""
         return self._reward_model(cell, 0)[1]
 
     def point(self, policy: Policy, proxy: Reward | None) -> dict[str, float | None]:

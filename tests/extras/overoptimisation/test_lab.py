@@ -137,6 +137,13 @@ def test_sizes_that_measure_nothing_are_refused(flags):
         Lab.open(help="", argv=flags)
 
 
+@pytest.mark.parametrize("flag", ["--ppo.kl_coef=0.2", "--ppo.separate_value_model", "--dpo.precompute_ref_logps"])
+def test_settings_that_the_lab_would_ignore_are_refused(flag, tmp_path):
+    with pytest.raises(InputError, match=f"^{flag.partition('=')[0]}: needed .*; leave it out"):
+        Lab.open(help="", argv=[flag, "--output", str(tmp_path / "lab")])
+    assert not (tmp_path / "lab").exists()
+
+
 def test_rewards_have_the_unit_of_the_sft_policys_samples(start):
     for reward in (start.gold, start.proxy(Cell("ppo")), start.proxy(Cell("ppo", ensemble="min"))):
         scores = reward(*start.samples.flat)
@@ -146,11 +153,11 @@ def test_rewards_have_the_unit_of_the_sft_policys_samples(start):
 
 def test_best_of_n_reads_one_pool_for_all_n(start):
     points = measure(start, Cell("best_of_n"))["points"]
-    samples, gold = start.pool
+    samples = start.pool
     proxy = samples.measured(start.proxy(Cell("best_of_n"))(*samples.flat))
     assert [point["n"] for point in points] == [1, 2, 4]
     assert [point["kl"] for point in points] == [kl_bound(n) for n in (1, 2, 4)]
-    assert [point["gold"] for point in points] == [best_of_each(proxy, gold)[n - 1].item() for n in (1, 2, 4)]
+    assert [point["gold"] for point in points] == [best_of_each(proxy, samples.scores)[n - 1].item() for n in (1, 2, 4)]
     assert points[-1]["proxy"] == pytest.approx(proxy.amax(1).mean().item())
 
 
