@@ -52,7 +52,7 @@ def report(folder: Path) -> str:
     steps = sum(one.steps for runs in healthy.values() for one in runs)
     lines = [
         f"{sum(map(len, healthy.values()))} healthy runs ({', '.join(HEALTHY)}; {steps:,} steps) and "
-        f"{len(read(folder / next(iter(FAULTS))))} runs of each fault:",
+        f"{len(read(folder / next(iter(FAULTS))))} runs of each fault (seeds 0, 1, ...):",
         "",
         "| fault | its rule | found | at step (median) | found by any rule | other rules that fire |",
         "|---|---|---:|---:|---:|---|",

@@ -24,7 +24,7 @@ SAMPLED = {
         "The policy has no reason to end. Answers stay long, and the score rises more slowly; the loss looks healthy.",
         True,
         "tests/algorithms/test_ppo.py::test_gradient_is_that_of_the_papers_loss_in_plain_loops",
-        None,
+        "never_ends",
     ),
     "kl_with_wrong_sign": Fault(
         "ppo",

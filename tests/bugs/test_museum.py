@@ -104,7 +104,10 @@ def runs(tmp_path_factory):
 
 def test_the_benchmark_counts_findings_and_false_alarms(runs):
     text = benchmark.report(runs)
-    assert "10 healthy runs (ppo, grpo, sft, reward_model, dpo; 300 steps) and 2 runs of each fault:" in text
+    assert (
+        "10 healthy runs (ppo, grpo, sft, reward_model, dpo; 300 steps) and 2 runs of each fault (seeds 0, 1, ...):"
+        in text
+    )
     assert "| dead_critic | `dead_critic` | 2/2 | 20 | 2/2 | - |" in text
     assert "| values_one_off | none | - | - | 0/2 | - |" in text
     assert "| `dead_critic` | 1 | 0 | 0.00 |" in text

@@ -137,9 +137,9 @@ CASES = {
         record(kind="sft", loss=lambda k: 2 - k / 40 + noise(k, 0.5)),
     ),
     "rate_too_low": (
-        record(kind="dpo", loss=lambda k: 0.693 + noise(k, 0.001)),
+        record(kind="dpo", steps=60, loss=lambda k: 0.693 + noise(k, 0.001)),
         "the loss stayed at 0.69",
-        record(kind="dpo", loss=lambda k: 0.693 - k / 1000),
+        record(kind="dpo", steps=60, loss=lambda k: 0.693 - k / 1000),
     ),
     "dead_critic": (
         record(explained_variance=0),
@@ -207,6 +207,15 @@ MORE = {  # further faults of the same rules: a record, a part of the evidence
         "eval/accuracy is 0.200 after 80 steps",
     ),
 }
+
+
+def test_a_penalty_for_missing_ends_must_act():
+    find = RULES["never_ends"].find
+    assert "30% of the completions end, no more than at first, although missing ends cost score" in find(
+        record(ended=0.3)
+    )
+    assert find(record(ended=0.3, settings={"missing_eos_penalty": 0})) is None
+    assert find(record(ended=lambda k: k / 80)) is None  # rising
 
 
 @pytest.mark.parametrize("rule", MORE)

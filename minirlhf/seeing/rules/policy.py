@@ -86,15 +86,17 @@ def equal_scores(r: Record) -> str | None:
 
 
 def never_ends(r: Record) -> str | None:
-    """No end is written any more. Without a penalty and without an end at the start, the user does not ask for ends."""
+    """Few texts end, although ends are asked for: by a penalty, or because most texts ended at the start."""
     ended, change = r.values("ended"), change_of(r.values("ended"))
-    asked = r.setting("missing_eos_penalty", MISSING) > 0 or max(ended[:3], default=0.0) > 0.5
-    if not asked or len(ended) < 20 or not change:
+    penalty = r.setting("missing_eos_penalty", MISSING) > 0
+    if not change or len(ended) < 20 or not (penalty or max(ended[:3]) > 0.5):
         return None
     if max(ended[-10:]) <= 0.01:
         return f"in the last 10 steps {max(ended[-10:]):.1%} of the completions ended; all others reached max_tokens"
-    if change.after < 0.5 * min(change.before, 1) and change.sigmas < -6:
+    if change.after < 0.5 * change.before and change.sigmas < -6:
         return f"the share of completions that end fell from {change.before:.0%} to {change.after:.0%}"
+    if penalty and len(ended) >= 40 and change.after < 0.5 and change.sigmas < 3:
+        return f"{change.after:.0%} of the completions end, no more than at first, although missing ends cost score"
     return None
 
 

@@ -54,7 +54,7 @@ def overfits(r: Record) -> str | None:
 def loss_near_zero(r: Record) -> str | None:
     """Texts have an entropy: a model that is never surprised knows them by heart, or sees the answers."""
     losses = r.last("loss", 5)
-    if r.kind != "sft" or not losses or mean(losses) > 0.02:
+    if r.kind != "sft" or r.values("score_mean") or not losses or mean(losses) > 0.02:
         return None
     return f"the loss is {number(mean(losses))} nats per token: the model is never surprised by its rows"
 

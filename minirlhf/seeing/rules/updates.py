@@ -47,20 +47,19 @@ def rate_too_low(r: Record) -> str | None:
             f"after {len(r.values('kl'))} steps the policy is still its reference: the KL is {number(mean(kl))} "
             f"and the entropy {number(entropy.after)} (at first {number(entropy.before)})"
         )
-    change = change_of(r.values("loss"), least=20)
+    change = change_of(r.values("loss"), least=30)
     if not change or change.before <= 0 or abs(change.by) > 0.01 * change.before or abs(change.sigmas) > 3:
         return None
     return f"the loss stayed at {number(change.after)} (at first {number(change.before)})"
 
 
 def dead_critic(r: Record) -> str | None:
-    values = r.last("explained_variance", 10)
-    if not values or len(r.values("explained_variance")) < 20:
-        return None
-    if max(map(abs, values)) < 0.001:
+    """A value function may be worse than a constant while the scores rise in the first steps."""
+    values = r.values("explained_variance")
+    if len(values) >= 20 and max(map(abs, values[-10:])) < 0.001:
         return "explained_variance stays at 0: the value function is a constant"
-    if max(values) < 0 and mean(values) < -0.25:
-        return f"explained_variance is {number(mean(values))}: the value function is worse than a constant"
+    if len(values) >= 40 and max(values[-20:]) < 0 and mean(values[-20:]) < -0.25:
+        return f"explained_variance is {number(mean(values[-20:]))}: the value function is worse than a constant"
     return None
 
 
