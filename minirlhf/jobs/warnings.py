@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minirlhf.evaluation.columns import printable, wrapped
 from minirlhf.runtime.distributed import shows
 
+WIDTH = 76  # columns of a line; the lines after the first are indented
 TIMES = 20  # the doctor looks at a run, so that long files are not read often
 
 
@@ -30,8 +32,9 @@ def warner(folder: Path, steps: int) -> Callable[[int, dict[str, float]], None]:
             found = {each.rule: f"{each.of.title}: {each.evidence}" for each in examine(read_run(folder))}
         except Exception as error:  # looking at a run must not end it
             found = {"fault": f"cannot read this run: {type(error).__name__}: {error}"}
-        for name in found.keys() - said:
-            tqdm.write(f"doctor: {folder.name}: {found[name]}; see minirlhf doctor {folder}", file=sys.stderr)
+        for name in [name for name in found if name not in said]:
+            text = printable(f"doctor: {folder.name}: {found[name]}; see minirlhf doctor {folder}")
+            tqdm.write("\n    ".join(wrapped(text, WIDTH)), file=sys.stderr)
         said.update(found)
 
     return warn

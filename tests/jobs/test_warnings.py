@@ -21,10 +21,12 @@ def follow(folder, steps, monkeypatch):
 
 def test_each_finding_is_said_once_during_the_run(tmp_path, monkeypatch, capsys):
     follow(tmp_path / "ppo", 40, monkeypatch)
-    first, second = capsys.readouterr().err.splitlines()
+    err = capsys.readouterr().err
+    assert max(map(len, err.splitlines())) <= 80
+    first, second = " ".join(err.split()).replace(" doctor: ", "\ndoctor: ").splitlines()
     assert first.startswith("doctor: ppo: the clip acts on too many tokens: in the last 5 steps")
     assert second.startswith("doctor: ppo: the policy never writes an end token: ")
-    assert second.endswith(f"; see minirlhf doctor {tmp_path / 'ppo'}")
+    assert second.replace(" ", "").endswith(f";seeminirlhfdoctor{tmp_path / 'ppo'}".replace(" ", ""))
 
 
 def test_a_fault_of_the_doctor_ends_no_run_and_long_runs_are_read_20_times(tmp_path, monkeypatch, capsys):
