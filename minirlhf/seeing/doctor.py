@@ -168,6 +168,13 @@ RULES: dict[str, Rule] = {
         "raise lr, or look for a part that is frozen by mistake",
         "docs/troubleshooting.md#the-loss-is-0-or-does-not-move",
     ),
+    "warm_up_never_ends": Rule(
+        "the warm-up never ends",
+        updates.warm_up_never_ends,
+        ("lr",),
+        "count the schedule in updates, not in tokens or micro-batches",
+        "docs/metrics.md#lr",
+    ),
     "dead_critic": Rule(
         "the value function learns nothing",
         updates.dead_critic,

@@ -57,13 +57,13 @@ def report(folder: Path) -> str:
         "| fault | its rule | found | at step (median) | found by any rule | other rules that fire |",
         "|---|---|---:|---:|---:|---|",
     ]
-    caught: Counter[str] = Counter()
+    found_at_all = made = 0
     for name, fault in FAULTS.items():
         runs = [examine(one) for one in read(folder / name)]
         own = [each.step for found in runs for each in found if each.rule == fault.rule]
         others = Counter(each.rule for found in runs for each in found if each.rule != fault.rule)
-        caught[fault.rule or ""] += len(own)
-        often = [rule for rule, count in others.most_common() if count > len(runs) / 2]
+        found_at_all, made = found_at_all + sum(map(bool, runs)), made + len(runs)
+        often = [rule for rule, count in others.most_common(2) if count > len(runs) / 2]
         cells = [name, f"`{fault.rule}`" if fault.rule else "none", f"{len(own)}/{len(runs)}" if fault.rule else "-"]
         cells += [f"{statistics.median(own):.0f}" if own else "-", f"{sum(map(bool, runs))}/{len(runs)}"]
         lines.append(f"| {' | '.join([*cells, ', '.join(f'`{rule}`' for rule in often) or '-'])} |")
@@ -71,9 +71,12 @@ def report(folder: Path) -> str:
     for rule in RULES:
         named = sum(fault.rule == rule for fault in FAULTS.values())
         lines.append(f"| `{rule}` | {named or '-'} | {alarms[rule]} | {1000 * alarms[rule] / steps:.2f} |")
+    count, total = sum(map(len, healthy.values())), sum(alarms.values())
+    bound = f"; so with 95% confidence fewer than {3 / count:.0%} of such runs get one" if not total else ""
     lines += [
         "",
-        f"In all {sum(alarms.values())} false alarms, {1000 * sum(alarms.values()) / steps:.2f} in 1,000 steps.",
+        f"In all, {found_at_all} of {made} runs with a fault get a finding ({found_at_all / made:.0%}).",
+        f"{count} healthy runs have {total} false alarms, {1000 * total / steps:.2f} in 1,000 steps{bound}.",
     ]
     return "\n".join(lines)
 

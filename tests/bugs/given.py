@@ -34,7 +34,7 @@ GIVEN = {
         "The warm-up outlasts the run: the rate stays a small part of `lr`.",
         False,
         "tests/training/test_optimizer.py::test_schedule_rises_linearly_and_falls_in_half_a_cosine",
-        "rate_too_low",
+        "warm_up_never_ends",
     ),
     "score_read_at_padding": Fault(
         "reward_model",

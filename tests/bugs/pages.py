@@ -1,6 +1,7 @@
 """docs/museum: README.md with a section for each fault, and quiz.html. Both are made from the benchmark's runs."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,14 +39,15 @@ python tests/museum.py --page runs/doctor        # writes this page and the quiz
 
 Test yourself: open [quiz.html](quiz.html) in a browser. It shows the curves of a run, and asks for the fault.
 
-*Hides until* is the step from which on the {watched} of a run lies outside the range of the healthy runs, as a median
-over {runs} runs. So it is the time that a fault stays unseen by somebody who watches this metric alone. *Doctor* is the
-rule of the [doctor](../doctor.md) that should see the fault, and the number of runs in which it does.
+*Hides until* is the step from which on the score (PPO, GRPO), loss (SFT) or accuracy (pairs) of a run lies outside the
+range of the healthy runs, as a median over {runs} runs: so long somebody sees nothing who watches this metric alone.
+*Doctor* is the rule of the [doctor](../doctor.md) that should see the fault, and the number of runs in which it does.
 
 """
 ROOM = """## {name}
 
-*{title[0]}{title_rest}.* `minirlhf/{file}`, {program}{settings}; {seen}.
+*{title}.*
+`minirlhf/{file}`, {program}{settings}; {seen}.
 
 ```diff
 {diff}
@@ -53,7 +55,9 @@ ROOM = """## {name}
 
 {effect}
 
-Hides until: {hides}. Test: `{test}`. Doctor: {doctor}.
+- Hides until: {hides}.
+- Test: `{test}`
+- Doctor: {doctor}.
 
 """
 
@@ -84,8 +88,7 @@ def room(name: str, fault: Fault, runs: Sequence[SeenRun], healthy: Sequence[See
     late = statistics.median([step if step else max(run.steps for run in runs) for step in steps])
     return ROOM.format(
         name=name,
-        title=fault.title.capitalize()[0],
-        title_rest=fault.title[1:],
+        title=fault.title[0].upper() + fault.title[1:],
         file=fault.file,
         program=fault.program,
         settings="".join(f", with {setting}" for setting in fault.settings),
@@ -93,7 +96,7 @@ def room(name: str, fault: Fault, runs: Sequence[SeenRun], healthy: Sequence[See
         diff="\n".join(
             f"{sign} {line}" for sign, text in (("-", fault.old), ("+", fault.new)) for line in lines_of(text)
         ),
-        effect=fault.effect,
+        effect="\n".join(textwrap.wrap(fault.effect, 118)),
         hides="the end" if unseen else f"step {late:.0f} of {max(run.steps for run in runs)}",
         test=fault.test,
         doctor=f"`{fault.rule}`, {found} of {len(runs)} runs" if fault.rule else "no rule sees it",
@@ -105,8 +108,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def museum(healthy: dict[str, list[SeenRun]], faulty: dict[str, list[SeenRun]]) -> str:
-    watched = "score (PPO, GRPO), loss (SFT) or accuracy (pairs)"
-    head = HEAD.format(watched=watched, runs=len(next(iter(faulty.values()))))
+    head = HEAD.format(runs=len(faulty[next(iter(FAULTS))]))
     return head + "".join(room(name, f, faulty[name], healthy[f.program]) for name, f in FAULTS.items()).rstrip() + "\n"
 
 

@@ -149,7 +149,9 @@ def test_the_museum_has_a_room_for_each_fault_as_it_is():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name, fault in FAULTS.items():
         room = text[text.index(f"## {name}\n") :].partition("\n## ")[0]
-        assert all(part in room for part in (*pages.lines_of(fault.old), *pages.lines_of(fault.new), fault.effect))
-        assert f"Test: `{fault.test}`" in room
+        assert all(part in room for part in (*pages.lines_of(fault.old), *pages.lines_of(fault.new)))
+        assert fault.effect in room.replace("\n", " ") and f"Test: `{fault.test}`" in room
+    assert f"| {len(FAULTS)} bugs of RLHF code" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"has {len(FAULTS)} faults of RLHF code" in (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)", text)
     assert links and all((FOLDER / link).exists() for link in links)

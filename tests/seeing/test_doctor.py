@@ -141,6 +141,11 @@ CASES = {
         "the loss stayed at 0.69",
         record(kind="dpo", steps=60, loss=lambda k: 0.693 - k / 1000),
     ),
+    "warm_up_never_ends": (
+        record(kind="sft", lr=lambda k: k / 1e6, settings={"steps": 60}),
+        "the learning rate has risen in all of 40 steps, to 4.0e-05",
+        record(kind="sft", lr=lambda k: min(k, 30) / 1e6, settings={"steps": 60}),
+    ),
     "dead_critic": (
         record(explained_variance=0),
         "the value function is a constant",
@@ -296,7 +301,7 @@ def test_the_command_prints_findings_in_80_columns(tmp_path, capsys):
 
 def test_a_healthy_run_gets_no_finding(tmp_path, capsys):
     main([str(make_run(tmp_path / "ppo"))])
-    assert "No fault found by 9 rules. 16 rules need metrics" in " ".join(capsys.readouterr().out.split())
+    assert "No fault found by 9 rules. 17 rules need metrics" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_rules_are_listed_and_bad_folders_are_refused(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from minirlhf.seeing.rules.record import Record, change_of, mean
 from minirlhf.seeing.story import number
 
@@ -51,6 +53,13 @@ def rate_too_low(r: Record) -> str | None:
     if not change or change.before <= 0 or abs(change.by) > 0.01 * change.before or abs(change.sigmas) > 3:
         return None
     return f"the loss stayed at {number(change.after)} (at first {number(change.before)})"
+
+
+def warm_up_never_ends(r: Record) -> str | None:
+    rates, half = r.values("lr"), max(40, r.setting("steps", 0) / 2)
+    if len(rates) < half or r.setting("warmup", 0.05) > 0.5 or any(x >= y for x, y in pairwise(rates)):
+        return None
+    return f"the learning rate has risen in all of {r.steps('lr')[-1]} steps, to {rates[-1]:.1e}"
 
 
 def dead_critic(r: Record) -> str | None:
