@@ -100,8 +100,8 @@ SAMPLED = {
     "old_logps_recomputed": Fault(
         "ppo",
         "algorithms/ppo.py",
-        "            logps = now.logps\n",
-        "            logps = old.logps.copy_(now.logps.detach()) + now.logps - now.logps.detach()\n",
+        "policy_losses = self.surrogate(now.logps, old.logps, A, mask, config)",
+        "policy_losses = self.surrogate(now.logps, old.logps.copy_(now.logps.detach()), A, mask, config)",
         "old log-probs are computed anew in each update, so the clip never acts",
         "Each update takes itself for the sampler. The clip never acts, and several updates a step are steps "
         "without a trust region.",

@@ -71,7 +71,7 @@ def test_the_museum_runs_a_fault_and_the_doctor_names_it(tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.argv", words)
     museum.main()
     out = capsys.readouterr().out
-    assert "+ logps = old.logps.copy_" in out and "step 10: the ratio is always 1 (ratio_never_moves)" in out
+    assert "old.logps.copy_(now.logps.detach())" in out and "step 10: the ratio is always 1 (ratio_never_moves)" in out
 
 
 def test_the_program_lists_its_faults(monkeypatch, capsys):
