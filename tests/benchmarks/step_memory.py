@@ -50,7 +50,11 @@ SHAPES = {
 ROWS = {"tiny": 2, "S": 16, "M": 4, "small": 8}  # of SFT and PPO; half as many pairs, a quarter as many groups of 8
 PROMPT, NEW, GROUP = 64, 64, 8
 TOKENIZER = SimpleNamespace(
-    pad_id=0, eos_ids=(1,), decode=lambda ids: "", decode_completions=lambda completions: ["" for _ in completions]
+    pad_id=0,
+    eos_ids=(1,),
+    decode=lambda ids: "",
+    decode_completions=lambda completions: ["" for _ in completions],
+    backend=SimpleNamespace(decode=lambda ids, skip_special_tokens: ""),  # of samples
 )
 
 
