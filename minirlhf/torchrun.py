@@ -25,15 +25,17 @@ agreed: bool | None = None  # whether this start is a restart; None until the pr
 
 
 def end(message: str) -> None:
-    """Print a last message on stderr, once for all processes that end with it; then leave together with them.
+    """Print a last message on stderr, once for all processes that end with it; then leave together with them."""
+    show_once(message)
+    leave_together(message)
 
-    Without torchrun every process prints it.
-    """
+
+def show_once(message: str) -> None:
+    """Print a message on stderr, once for all processes that show it. Without torchrun every process prints it."""
     rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     folder = _meeting(message)
     if folder is None or _makes(folder / "shown"):
         print(f"[rank {rank}] {message}" if ranks != "1" else message, file=sys.stderr, flush=True)
-    leave_together(message)
 
 
 def leave_together(message: str, restart: bool = False) -> None:

@@ -1,6 +1,7 @@
-"""minirlhf plan: the memory of a job, and settings that fit. No weights are loaded, and nothing is written.
+"""minirlhf plan: the memory of a job, and settings that fit. No weights are loaded.
 
 minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80
+minirlhf plan --model DIR --algorithm grpo --gpus 8 --memory 80 --fit fits.toml    # writes settings that fit
 minirlhf plan --model DIR --algorithm sft --train lora              # this machine; any flags of `minirlhf train sft`
 
 `--help` after the name of an algorithm shows no more: `minirlhf train NAME --help` has the flags of a program.
@@ -8,6 +9,7 @@ minirlhf plan --model DIR --algorithm sft --train lora              # this machi
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +19,22 @@ import torch
 from minirlhf.cli.check import words_of_flags
 from minirlhf.cli.program import program_of
 from minirlhf.cli.train import PROGRAMS
-from minirlhf.columns import aligned
 from minirlhf.errors import InputError, check_range
 from minirlhf.jobs.checks import own_stage, shape_of, stages_of
-from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, planned
-from minirlhf.jobs.learning_rates import trained_parameters
+from minirlhf.jobs.fits_file import table, text_of
+from minirlhf.jobs.fitting import Machine, Plan, first_that_fits, fits, flags, least, planned
+from minirlhf.jobs.learning_rates import trained_parameters, with_rates
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.plan import step_of
 from minirlhf.jobs.settings import sections
 from minirlhf.jobs.speed import time_class
-from minirlhf.jobs.strategies import ROOM, named
+from minirlhf.jobs.strategies import ROOM
 from minirlhf.model.config import ModelConfig
 from minirlhf.model.footprint import parameters
 from minirlhf.runtime.device import resolve_device, resolve_precision
 from minirlhf.runtime.memory import in_words, share_of_process
 from minirlhf.tasks.task import Task
+from minirlhf.training.checkpoint import write_whole
 from minirlhf.training.fields import as_text
 from minirlhf.training.settings import parse_settings
 
@@ -45,6 +48,7 @@ class PlanFlags:
     gpus: int | None = None  # [GPUs] one process for each; none: one process on this machine
     memory: float | None = None  # [GB] free on each GPU; none: the free memory of this machine
     tokens: int = 512  # [tokens] of the longest row, or of the longest prompt to sample from
+    fit: str | None = None  # [file] write settings that fit, for --config of `minirlhf train`
 
     def __post_init__(self) -> None:
         check_range(self, "gpus", "tokens", least=1, most=2**20)
@@ -56,6 +60,8 @@ class PlanFlags:
             )
         if self.gpus and not self.memory:
             raise InputError("minirlhf plan: needed the memory of each GPU, got none; give --memory GB")
+        if self.fit and Path(self.fit).exists():
+            raise InputError(f"--fit {self.fit}: the file exists already; choose another name")
 
 
 def main(argv: list[str]) -> None:
@@ -68,8 +74,17 @@ def main(argv: list[str]) -> None:
     shape, machine = shape_of(job), machine_of(flags, [*stages_of(job, after), own_stage(job)])
     asked = planned(job, shape, after, machine)
     print(heading(flags, shape, machine, job), "", table(asked), "", sep="\n")
+    found = asked if fits(asked, machine) else first_that_fits(job, shape, after, machine)
     start = [["minirlhf", "train", flags.algorithm], ["--policy", flags.model], *of_program]
-    print(*verdict(asked, shape, after, machine, start), sep="\n")
+    print(*verdict(asked, found, machine, start), sep="\n")
+    if found is None:
+        message = nothing_fits(least(job, shape, after, machine), machine)
+        if flags.fit:
+            raise InputError(f"--fit {flags.fit}: {message}")
+        print(message)
+    elif flags.fit:
+        write_whole(Path(flags.fit), text_of(found))
+        print(f"{flags.fit} has these settings:", command_of([start[0], ["--config", flags.fit]], machine), sep="\n")
     step = step_of(job, asked.stage, shape, machine.processes, machine.rows[asked.stage])
     print(f"a step of {asked.stage} takes {time_class(job, shape, asked.stage, step, gpu=bool(flags.gpus))}")
 
@@ -86,7 +101,9 @@ def opened(flags: PlanFlags, others: list[str]) -> tuple[Opened, tuple[str, ...]
     known = {key: value for key, value in program.options.items() if key in ("job", "after", "adapters", "defaults")}
     section = program.options.get("section", name)
     classes = sections(section, program.config, **known)
-    settings = parse_settings(classes, [*others, "--policy", flags.model], description=__doc__.strip())
+    argv, help = [*others, "--policy", flags.model], __doc__.strip()
+    classes = with_rates(classes, parse_settings(classes, argv, description=help)["job"])
+    settings = parse_settings(classes, argv, description=help)
     device = torch.device("cuda") if flags.gpus else resolve_device(settings["job"].device)
     if settings["job"].precision == "auto":
         dtype = resolve_precision("auto", device, trained_parameters(settings)) if not flags.gpus else torch.bfloat16
@@ -112,42 +129,28 @@ def heading(flags: PlanFlags, shape: ModelConfig, machine: Machine, job: Opened)
     )
 
 
-NAMES = {"gathered": "gathered weights", "casts": "bf16 copies", "sampler": "sampler's copy"}
-
-
-def table(plan: Plan) -> str:
-    """The parts of the memory of a process at each moment of a step."""
-    moments = {name: parts for name, parts in plan.memory.moments.items() if parts}
-    names = [
-        name
-        for name in dict.fromkeys(n for parts in moments.values() for n in parts)
-        if any(parts.get(name) for parts in moments.values())
-    ]
-    rows = [[NAMES.get(name, name), *(cell(parts.get(name, 0)) for parts in moments.values())] for name in names]
-    sums = [sum(parts.values()) for parts in moments.values()]
-    rows.append(["sum", *map(cell, sums)])
-    rows.append(["with freed blocks", *(cell(plan.memory.taken(size)) for size in sums)])
-    return aligned([f"{plan.stage}, {named(plan.strategy)}", *moments], rows)
-
-
-def cell(size: float) -> str:
-    return in_words(size) if size else "-"
-
-
-def verdict(
-    asked: Plan, shape: ModelConfig, after: tuple[str, ...], machine: Machine, start: list[list[str]]
-) -> list[str]:
+def verdict(asked: Plan, found: Plan | None, machine: Machine, start: list[list[str]]) -> list[str]:
     """Whether the settings fit, and why; settings that fit, as a command. start: as for `command`."""
     needed, room = in_words(asked.memory.total), in_words(ROOM * machine.free)
-    if fits(asked, machine):
+    if found is asked:
         return [f"fits: {needed} of {room}, which is 90% of the memory", command(asked, machine, start)]
     moment, parts = max(asked.memory.moments.items(), key=lambda item: sum(item[1].values()))
     largest = max(parts, key=parts.get)
     lines = [f"does not fit: {needed} of {room}, which is 90% of the memory; the largest part is {largest} ({moment})"]
-    found = first_that_fits(asked.job, shape, after, machine)
     if found is None:
-        return [*lines, "no settings fit: more or larger GPUs, a smaller model, or shorter rows would"]
+        return lines
     return [*lines, f"this fits, with {in_words(found.memory.total)}:", command(found, machine, start), *reasons(found)]
+
+
+def nothing_fits(least: Plan, machine: Machine) -> str:
+    """least: the plan that needs least memory."""
+    needed = least.memory.total / ROOM
+    digit = 1e8 if needed >= 1e8 else 1e5  # the last that `in_words` shows; the sum is rounded up
+    return (
+        f"no settings fit: each process needs at least {in_words(math.ceil(needed / digit) * digit)} of free memory "
+        f"({flags(least.changes) or 'with these settings'}), got {in_words(machine.free)}; take more or larger GPUs, a "
+        "smaller model, or shorter rows"
+    )
 
 
 def command(plan: Plan, machine: Machine, start: list[list[str]]) -> str:
@@ -155,15 +158,17 @@ def command(plan: Plan, machine: Machine, start: list[list[str]]) -> str:
 
     start: the words of each given flag.
     """
-    changes, launcher = dict(plan.changes), []
+    kept = [words for words in start if name_of(words) not in plan.changes]
+    return command_of([*kept, *([f"--{name}", as_text(value)] for name, value in plan.changes.items())], machine)
+
+
+def command_of(words: list[list[str]], machine: Machine) -> str:
+    """The command line that starts these words of `minirlhf` in each process."""
+    launcher = []
     if machine.processes > 1:
         launcher = ["torchrun"] + (["--nnodes", str(machine.machines)] if machine.machines > 1 else [])
         launcher += ["--nproc-per-node", str(machine.processes // machine.machines), "-m"]
-        changes |= {"parallel": plan.strategy.mode}
-        changes |= {"sharding.shard_optimizer": True} if plan.strategy.shard_optimizer else {}
-    kept = [word for words in start if name_of(words) not in changes for word in words]
-    new = [word for name, value in changes.items() for word in (f"--{name}", as_text(value))]
-    return "  " + shlex.join([*launcher, *kept, *new])
+    return "  " + shlex.join([*launcher, *sum(words, [])])
 
 
 WHY = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from minirlhf.jobs.models import resolve_model
@@ -64,17 +65,39 @@ def with_rate(section: str, cls: type, n: int, adapters: bool) -> type:
     """The dataclass of a section with a default `lr` for a model of n parameters."""
     if section not in RATES:
         return cls
-    small = next(field.default for field in dataclasses.fields(cls) if field.name == "lr")
+    small = default_of(cls, "lr")
     lr = peak_rate(small, RATES[section] * (ADAPTERS if adapters else 1), n)
     return cls if lr == small else with_defaults(cls, lr=lr)
 
 
+def rates_of_adapters(settings: dict[str, Any], sections: Sequence[str]) -> dict[str, float]:
+    """Flag -> the default learning rate of adapters, for each section that now has the default of whole models."""
+    factor, found = ADAPTERS ** share_of_large(trained_parameters(settings)), {}
+    for section in sections:
+        lr = settings[section].lr
+        if section in RATES and lr == default_of(type(settings[section]), "lr"):
+            found[f"{section}.lr"] = two_digits(lr * factor)
+    return found
+
+
 def peak_rate(small: float, large: float, n: int) -> float:
     """`small` up to SMALL parameters, `large` from LARGE on; between them a straight line in the logarithms."""
-    share = math.log(n / SMALL) / math.log(LARGE / SMALL)
-    if share <= 0:
-        return small
-    return float(f"{small ** (1 - min(share, 1)) * large ** min(share, 1):.1e}")  # two digits, as people write rates
+    share = share_of_large(n)
+    return two_digits(small ** (1 - share) * large**share) if share else small
+
+
+def share_of_large(n: int) -> float:
+    """The place of n between SMALL (0) and LARGE (1), in logarithms."""
+    return min(max(math.log(n / SMALL) / math.log(LARGE / SMALL), 0.0), 1.0)
+
+
+def two_digits(rate: float) -> float:
+    """As people write learning rates."""
+    return float(f"{rate:.1e}")
+
+
+def default_of(cls: type, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(cls) if field.name == name)
 
 
 def trained_parameters(settings: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 
 import pytest
 
@@ -72,7 +73,46 @@ def test_one_gpu_takes_adapters_and_says_why(planned):
     out = planned("--algorithm", "sft", "--gpus", 1, "--memory", 40)
     assert "does not fit" in out and "--train lora" in out and "adapters need no gradients" in out
     assert "torchrun" not in out
-    assert "no settings fit: more or larger GPUs" in planned("--algorithm", "sft", "--gpus", 1, "--memory", 4)
+    assert "--sft.lr 0.0002" in out  # the default of adapters, 10 times that of whole models
+    assert " --sft.lr 3e-5 " in planned("--algorithm", "sft", "--gpus", 1, "--memory", 40, "--sft.lr", "3e-5")
+    assert " fits" not in planned("--algorithm", "sft", "--gpus", 1, "--memory", 4)
+
+
+def test_the_least_memory_is_named_where_no_settings_fit_and_it_suffices(planned):
+    words = ("--algorithm", "sft", "--gpus", 1, "--memory")
+    needed = r"no settings fit: each process needs at least ([\d.]+) GB of free memory \((.*)\), got 4.0 GB"
+    found = re.search(needed, planned(*words, 4))
+    assert "--train qlora" in found[2] and "--gradient_checkpointing full" in found[2]
+    assert "this fits" in planned(*words, found[1])
+    assert "no settings fit" in planned(*words, float(found[1]) - 0.2)
+
+
+@pytest.mark.parametrize("words", [("grpo", *GPUS), ("sft", "--gpus", 1, "--memory", 40)], ids=["grpo", "adapters"])
+def test_a_file_has_the_settings_that_fit_and_the_table(planned, tmp_path, words):
+    path = tmp_path / "fits.toml"
+    out = planned("--algorithm", *words, "--fit", path)
+    assert "this fits, with " in out and out.count("minirlhf train") == 2
+    start = next(line for line in out.splitlines() if "--config" in line)
+    assert f"minirlhf train {words[0]} --config {path}" in start and ("torchrun" in start) == (words[0] == "grpo")
+    text = path.read_text()
+    settings = tomllib.loads(text)
+    assert text.startswith("# fits into memory by plan; changed settings: --")
+    assert re.search("^# gradients .* GB", text, re.MULTILINE)
+    assert settings["policy"] == str(tmp_path) and settings[words[0]]["lr"] == {"grpo": 1e-6, "sft": 2e-4}[words[0]]
+    assert settings["train"] == {"grpo": "all", "sft": "lora"}[words[0]]
+    assert settings["parallel"] == {"grpo": "fsdp", "sft": "auto"}[words[0]]
+    again = planned("--algorithm", *words, "--config", path, "--fit", tmp_path / "again.toml")
+    assert "\nfits: " in again  # and nothing is changed a second time
+    assert tomllib.loads((tmp_path / "again.toml").read_text()) == settings
+    assert "changed settings: none" in (tmp_path / "again.toml").read_text()
+
+
+def test_no_file_is_written_where_nothing_fits_or_where_a_file_stands(planned, tmp_path):
+    with pytest.raises(InputError, match=r"--fit .*fits.toml: no settings fit: each process needs at least [\d.]+ GB"):
+        planned("--algorithm", "sft", "--gpus", 1, "--memory", 4, "--fit", tmp_path / "fits.toml")
+    assert not (tmp_path / "fits.toml").exists()
+    with pytest.raises(InputError, match="config.json: the file exists already; choose another name"):
+        planned("--algorithm", "sft", *GPUS, "--fit", tmp_path / "config.json")
 
 
 def test_a_function_as_reward_takes_no_memory_and_a_model_does(planned):

@@ -13,6 +13,7 @@ from minirlhf.jobs.learning_rates import (
     RATES,
     parameters,
     peak_rate,
+    rates_of_adapters,
     settings_for_model,
     trained_parameters,
     with_rate,
@@ -150,3 +151,14 @@ def test_the_size_for_the_precision_is_that_of_the_trained_model(monkeypatch, tm
 def test_a_folder_without_a_model_is_refused_as_before(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="needed a model folder with config.json, found none"):
         read(monkeypatch, sections("sft", algorithms.SFTConfig), "--policy", tmp_path)
+
+
+@pytest.mark.parametrize("section", ["sft", "ppo", "grpo", "dpo"])
+def test_rates_of_adapters_replace_the_default_and_no_other_value(section, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "model", HALF_BILLION)
+    classes = sections(section, CONFIGS[section], job=RLJobConfig)
+    whole = read(monkeypatch, classes, "--policy", folder)
+    adapters = read(monkeypatch, classes, "--policy", folder, "--train", "lora")
+    assert rates_of_adapters(whole, [section]) == {f"{section}.lr": adapters[section].lr}
+    own = read(monkeypatch, classes, "--policy", folder, f"--{section}.lr", "3e-7")
+    assert rates_of_adapters(own, [section]) == {}

@@ -52,14 +52,19 @@ def too_large():
 
 
 def test_an_error_of_the_allocator_ends_with_settings_that_fit_and_the_run_goes_on_with_them(
-    tmp_path, rows, monkeypatch
+    tmp_path, rows, monkeypatch, capsys
 ):
     fails(monkeypatch, too_large)
     with pytest.raises(InputError) as stop:
         sft(tmp_path, rows)
+    err = capsys.readouterr().err
+    facts = r"out of memory: [\d.]+ .B were free on cpu at the start, and this process held up to [\d.]+ .B"
+    assert re.search(facts, err)
+    assert "by plan, sft needs in each process:\n\nsft, ddp " in err and "activations" in err and "optimizer" in err
     fitting, message = tmp_path / "job" / "fits.toml", str(stop.value)
     assert "needed memory that the device does not have, got: \"DefaultCPUAllocator: can't allocate memory" in message
     assert f"; go on with --config {fitting} --output {tmp_path / 'job'} --resume" in message
+    assert "# sft, ddp  " in fitting.read_text()
     settings = tomllib.loads(fitting.read_text())
     changed = settings["sft"]["microbatch_tokens"] < 16_384 or settings["gradient_checkpointing"] != "none"
     assert changed and settings["data"] == rows

@@ -63,6 +63,15 @@ def test_without_torchrun_no_other_process_is_touched(tmp_path, monkeypatch, cap
     assert capsys.readouterr().err == "error: x\nerror: x\nerror: y\n" and not list(tmp_path.iterdir())
 
 
+def test_a_message_before_the_end_is_shown_once_and_ends_no_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    monkeypatch.setattr(torchrun, "_is_torchrun", lambda process: True)
+    monkeypatch.setattr(torchrun.os, "kill", lambda *_: pytest.fail("a message ends no process"))
+    torchrun.show_once("a table")
+    torchrun.show_once("a table")  # of another process
+    assert capsys.readouterr().err == "a table\n"
+
+
 def test_a_folder_that_is_gone_prevents_no_message(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "attempt_0" / "0" / "error.json"))
     monkeypatch.setattr(torchrun, "_is_torchrun", lambda process: True)
