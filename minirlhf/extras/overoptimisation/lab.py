@@ -141,6 +141,8 @@ class Lab:
         """The settings that a result depends on, as JSON gives them back. All methods sample as [ppo] says."""
         job, (plain, sections) = self.settings["job"], READS[cell.method]
         read = {name: asdict(self.settings[name]) for name in ("model", "sft", *sections)}
+        for section, name in UNREAD:  # another default of a setting that is not read changes no result
+            read.get(section, {}).pop(name, None)
         read["sampling"] = asdict(self.settings["ppo"].sampling(eos_ids=()))
         read["job"] = {name: getattr(job, name) for name in ("evaluated", *plain)}
         return json.loads(json.dumps({"cell": asdict(cell), **read}))

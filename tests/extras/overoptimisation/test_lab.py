@@ -4,6 +4,7 @@ import importlib
 import json
 import statistics
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -101,6 +102,12 @@ def test_other_settings_measure_only_the_cells_that_read_them(open_lab):
     assert open_lab("--best_of", "8").todo() == [(0, Cell("best_of_n"))]
     for flags in (["--evaluated", "9"], ["--ppo.max_tokens", "7"], ["--ppo.temperature", "0.9"], ["--sft.lr", "0.1"]):
         assert open_lab(*flags).todo() == [(0, cell) for cell in MIDDLE], flags
+
+
+def test_another_default_of_a_setting_that_is_not_read_changes_no_result(open_lab):
+    lab = open_lab()
+    lab.settings["ppo"] = replace(lab.settings["ppo"], kl_coef=0.5)
+    assert lab.todo() == []
 
 
 def test_the_whole_lab_goes_on_from_quick(finished):
