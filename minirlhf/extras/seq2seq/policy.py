@@ -53,7 +53,7 @@ class Seq2SeqPolicy(Policy):
 def prompt_lengths(attention_mask: Tensor, wanted: Tensor | None) -> Tensor:
     """[B] tokens before the first wanted token. In a row without wanted tokens all tokens are the prompt.
 
-    Raises: InputError without `wanted`, or for an empty prompt.
+    Raises: InputError without `wanted`, for an empty prompt, or for a completion with gaps.
     """
     if wanted is None:
         raise InputError(
@@ -65,6 +65,11 @@ def prompt_lengths(attention_mask: Tensor, wanted: Tensor | None) -> Tensor:
         raise InputError(
             "Seq2SeqPolicy: needed rows with a prompt, got an empty prompt; a tokenizer of encoder-decoders ends every "
             "prompt with EOS"
+        )
+    if not torch.equal(wanted.sum(-1), attention_mask.sum(-1) - lengths):
+        raise InputError(
+            "Seq2SeqPolicy: needed completions without gaps, got tokens inside that are not wanted, such as the user's "
+            'turns in a dialogue; the encoder must read earlier turns: encode_rows(..., train_on="last")'
         )
     return lengths
 

@@ -157,6 +157,14 @@ def test_episodes_of_several_turns_are_refused_and_a_single_turn_has_the_log_pro
     torch.testing.assert_close(logps.double(), torch.tensor(episode.logps).double(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_completion_with_the_users_turns_inside_is_refused(tokenizer):
+    """The decoder would write the user's turns, and the encoder would read the first prompt alone."""
+    policy, ids = policy_of(tokenizer), torch.tensor([[5, 6, 7, 8, 9, 0]])
+    wanted = torch.tensor([[False, False, True, False, True, False]])
+    with pytest.raises(InputError, match='^Seq2SeqPolicy: needed completions without gaps.*train_on="last"'):
+        policy(ids, ids > 0, wanted=wanted)
+
+
 def test_the_gold_of_the_task_by_hand():
     """The prompt is positive (0.5 and 1.0), so a negative review is right; another product or a broken text is -1."""
     prompt = "the kettle is good. i love it."
