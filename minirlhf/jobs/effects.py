@@ -29,12 +29,17 @@ def check_effects(settings: dict[str, Any], after: tuple[str, ...] | None = None
         raise InputError(f"--freeze: --train {job.train} freezes all but adapters already; see lora.target_modules")
     if "lora" not in settings and (job.train != "all" or job.freeze):
         raise InputError("--train, --freeze: this program trains all weights of a new model; drop both")
-    if job.train == "all" and "lora" in settings and (names := changed(settings["lora"])):
-        raise InputError(f"--lora.{names[0]}: all weights are trained; give --train lora or --train qlora")
+    check_lora(settings, "--train lora or --train qlora")
     if job.policy and "base_steps" in changed(job):  # of examples/llama.py
         raise InputError("--base_steps: --policy is a trained base already; drop one of the two")
     if after == ():
         check_base(job)
+
+
+def check_lora(settings: dict[str, Any], flags: str = "--train lora") -> None:
+    """Refuse settings of LoRA if all weights are trained.   flags: train adapters instead."""
+    if settings["job"].train == "all" and "lora" in settings and (names := changed(settings["lora"])):
+        raise InputError(f"--lora.{names[0]}: all weights are trained; give {flags}")
 
 
 def check_base(job: JobConfig) -> None:

@@ -28,7 +28,7 @@ from minirlhf.runtime.same_on_ranks import check_same
 from minirlhf.training.checkpoint import write_whole
 
 INPUTS = "inputs.json"
-MODELS = ("policy", "student", "value")  # flags that name a model
+MODELS = ("policy", "student", "value", "base")  # flags that name a model
 REWARDS = ("reward", "gold")  # flags that name models or functions of files, with commas
 
 # path of a file -> {"size", "sha256"}; name of a folder or of a pattern -> {"files"}

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +110,80 @@ def test_own_rows_an_own_reward_and_a_t5_folder(tmp_path, monkeypatch):
 def test_flags_that_have_no_effect_or_miss_another_are_refused(flags, text):
     with pytest.raises(InputError, match=text):
         program.Seq2SeqJobConfig(**flags)
+
+
+GOOD = [{"prompt": f"turn {i} around", "response": f"{i} is turned"} for i in range(40)]
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """Rows, a reward and flags that name both."""
+    monkeypatch.chdir(tmp_path)
+    write("rows.jsonl", GOOD)
+    Path("my.py").write_text("def score(completions): return [float(len(text)) for text in completions]\n")
+    return [*TINY, "--data", "rows.jsonl", "--reward", "my.py:score"]
+
+
+def write(path, rows):
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_job_is_not_resumed_on_files_that_have_changed(own_files):
+    """Other rows make another tokenizer: the same weights would read other ids."""
+    train.main(["seq2seq", *own_files, "--output", "job"])
+    write("rows.jsonl", [row | {"prompt": row["prompt"][::-1]} for row in GOOD])
+    with pytest.raises(InputError, match=r"rows.jsonl: has changed since the job in job began"):
+        train.main(["seq2seq", *own_files, "--output", "job", "--resume"])
+    write("rows.jsonl", GOOD)
+    Path("my.py").write_text("def score(completions): return [0.0 for text in completions]\n")
+    with pytest.raises(InputError, match=r"my.py: has changed since the job in job began"):
+        train.main(["seq2seq", *own_files, "--output", "job", "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "text"),
+    [
+        ([{"prompt": "a"}] * 9, [], r"SFT needs rows \{prompt, response\}"),
+        ([{"text": "a"}] * 9, [], r"sampling needs rows \{prompt\}"),
+        ([{"prompt": "word " * 500, "response": "b"}] * 9, [], "rows cannot be used"),
+        (GOOD, ["--policy", "decoder"], "needed an encoder-decoder with model_type t5 or mt5, got 'llama'"),
+        (GOOD, ["--lora.r", "4"], "--lora.r: all weights are trained; give --train lora"),
+        (GOOD, ["--policy", ""], "--policy: needed a value, got empty text"),
+    ],
+)
+def test_a_job_that_cannot_work_is_refused_before_a_folder_is_made(own_files, rows, flags, text):
+    write("rows.jsonl", rows)
+    Path("decoder").mkdir()
+    Path("decoder/config.json").write_text('{"model_type": "llama"}')
+    Seq2SeqTokenizer.train(["a"], vocab_size=280).save("decoder")
+    with pytest.raises(InputError, match=text):
+        train.main(["seq2seq", *own_files, *flags, "--output", "job"])
+    assert not Path("job").exists()
+
+
+def test_max_refused_counts_for_rows_that_cannot_be_read_too(own_files):
+    write("rows.jsonl", [*GOOD, *[{"prompt": 5}] * 10])
+    with pytest.raises(InputError, match="10 of 50"):
+        train.main(["seq2seq", *own_files, "--output", "job"])
+    train.main(["seq2seq", *own_files, "--output", "job", "--max_refused", "0.5"])
+
+
+def test_the_encoder_reads_all_earlier_turns_in_sft_as_in_ppo(own_files):
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    before = [turn("user", "one"), turn("assistant", "two"), turn("user", "three")]
+    write("rows.jsonl", [{"messages": [*before, turn("assistant", str(i))]} for i in range(40)])
+    with program.open_job(help="", argv=[*own_files, "--output", "job"]) as job:
+        shape = job.first().transformer.config
+        (row, *_), _ = job.rows("sft", shape)
+        (prompt, *_), _ = job.rows("prompts", shape, reserve=job.config.max_tokens)
+    assert row.prompt == prompt.prompt and row.learned is None
+
+
+def test_settings_of_a_stage_that_is_skipped_are_named(own_files, capsys):
+    tokenizer = Seq2SeqTokenizer.train([row["prompt"] for row in GOOD], vocab_size=300)
+    save_seq2seq(Seq2Seq(Seq2SeqConfig(vocab_size=tokenizer.vocab_size)), "t5", tokenizer.token_ids)
+    tokenizer.save("t5")
+    with program.open_job(help="", argv=[*own_files, "--policy", "t5", "--skip_sft", "true", "--output", "job"]):
+        assert "not read, because no such stage is trained: sft.steps\n" in capsys.readouterr().out

@@ -88,17 +88,19 @@ class Seq2SeqConfig:
         return 2 * self.n_positions
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a T5, Flan-T5 or mT5 folder.   Raises: InputError for another model, or a setting of wrong type.
+def read_config(folder: Path) -> Seq2SeqConfig:
+    """The configuration in config.json of a T5, Flan-T5 or mT5 folder, with a tied head.
 
-    A key that is null or missing has the default of the family.
+    A key that is null or missing has the default of the family. The weights decide whether the head is tied, because
+    transformers 5 writes `tie_word_embeddings: true` for all models.
+    Raises: InputError for another model, or a setting of wrong type or size.
     """
     raw = read_json(folder / "config.json", "the settings of an encoder-decoder")
     try:
         _check(raw)
+        return _config_from({key: value for key, value in raw.items() if value is not None})
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
-    return {key: value for key, value in raw.items() if value is not None}
 
 
 def _check(raw: dict[str, Any]) -> None:
@@ -127,20 +129,15 @@ def _check(raw: dict[str, Any]) -> None:
         raise InputError(f"feed_forward_proj must be one of {', '.join(PROJECTIONS)}, got {shown(projection)}")
 
 
-def config_from(raw: dict[str, Any], own_head: bool) -> Seq2SeqConfig:
-    """config.json, checked by `read_config` -> the configuration.
-
-    own_head: the files have an lm_head that differs from the embedding. The files decide, because transformers 5 writes
-        `tie_word_embeddings: true` for all models. In older folders this key means the scale of the outputs too.
-    """
+def _config_from(raw: dict[str, Any]) -> Seq2SeqConfig:
     family = raw["model_type"]
     values = {field: raw[key] for field, key in KEYS.items() if key in raw}
     values.setdefault("num_decoder_layers", values["num_hidden_layers"])
     usual = "gated-gelu" if family == "mt5" else "relu"
     values["hidden_act"], values["gated_mlp"] = PROJECTIONS[raw.get("feed_forward_proj", usual)]
+    # older folders of T5 have no scale_decoder_outputs: a tied head is a head with scaled outputs
     scaled = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True))
-    values |= {"scale_outputs": family == "t5" and scaled, "tie_word_embeddings": not own_head, "model_type": family}
-    return Seq2SeqConfig(**values)
+    return Seq2SeqConfig(**values, scale_outputs=family == "t5" and scaled, model_type=family)
 
 
 def config_to(config: Seq2SeqConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from minirlhf.adapters.lora import Adapted, adapted_layers
 from minirlhf.errors import InputError, writes
-from minirlhf.extras.seq2seq.config import config_from, config_to, read_config
+from minirlhf.extras.seq2seq.config import config_to, read_config
 from minirlhf.extras.seq2seq.model import Seq2Seq
 from minirlhf.pretrained.checked import check_model_folder
 from minirlhf.pretrained.locate import (
@@ -42,7 +43,7 @@ def load_seq2seq(folder: str | Path, dtype: torch.dtype | None = None) -> Seq2Se
     Raises: InputError for a folder of another architecture, or a weight that is missing, surplus or of another shape.
     """
     folder = Path(folder)
-    raw = read_config(folder)
+    config = read_config(folder)
     check_model_folder(folder)
     files, source = weight_files(folder)
     found = locations(files, "llama")  # the names in the files are ours
@@ -56,10 +57,7 @@ def load_seq2seq(folder: str | Path, dtype: torch.dtype | None = None) -> Seq2Se
     own_head = HEAD in found and not _equal(shared, found[HEAD])
     if not own_head:
         found.pop(HEAD, None)
-    try:
-        config = config_from(raw, own_head)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
+    config = replace(config, tie_word_embeddings=not own_head)
     if config.num_hidden_layers + config.num_decoder_layers > len(found):  # before a model of this size is built
         raise InputError(f"{source}: holds {len(found)} weights, too few for the layers that config.json promises")
     with torch.device("meta"):

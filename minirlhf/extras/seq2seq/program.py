@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,22 +26,26 @@ from minirlhf.data import Batches, read_rows
 from minirlhf.errors import InputError, check_range
 from minirlhf.evaluation.policies import Report, evaluate_policy
 from minirlhf.extras.seq2seq import files, task
-from minirlhf.extras.seq2seq.config import Seq2SeqConfig
+from minirlhf.extras.seq2seq.config import Seq2SeqConfig, read_config
 from minirlhf.extras.seq2seq.folder import load_seq2seq
 from minirlhf.extras.seq2seq.model import Seq2Seq
 from minirlhf.extras.seq2seq.policy import Seq2SeqPolicy
 from minirlhf.extras.seq2seq.tokenizer import Seq2SeqTokenizer
+from minirlhf.jobs.checks import check_flags, with_commits
+from minirlhf.jobs.effects import check_lora
 from minirlhf.jobs.folder import find_output, take_output
 from minirlhf.jobs.given_rewards import reward_of
-from minirlhf.jobs.models import reference_for
+from minirlhf.jobs.inputs import fingerprints, keep_inputs
+from minirlhf.jobs.models import reference_for, resolve_model
 from minirlhf.jobs.opened import Opened
 from minirlhf.jobs.pictures import pictured
 from minirlhf.jobs.report import report
-from minirlhf.jobs.tracking import Tracking, check_trackers
+from minirlhf.jobs.settings import changed
+from minirlhf.jobs.tracking import Tracking
 from minirlhf.rewards.named import check_rows
 from minirlhf.rewards.scoring import Reward, score_completions
 from minirlhf.runtime.device import session
-from minirlhf.runtime.distributed import restarted
+from minirlhf.runtime.distributed import restarted, say
 from minirlhf.runtime.log_level import log_level
 from minirlhf.runtime.randomness import seed_everything
 from minirlhf.tasks.task import Task
@@ -112,10 +116,23 @@ class Seq2SeqJob(Opened):
     def first(self) -> Seq2SeqPolicy:
         """The policy that the job begins with: `--policy`, or a small model with random weights."""
         if self.common.policy:
-            return self._placed(load_seq2seq(self.common.policy, dtype=torch.float32))
+            return self._placed(load_seq2seq(resolve_model(self.common.policy), dtype=torch.float32))
         seed_everything(self.seed)
-        shape = {"num_hidden_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
-        return self._placed(Seq2Seq(Seq2SeqConfig(vocab_size=self.tokenizer.vocab_size, **shape)))
+        return self._placed(Seq2Seq(self.shape()))
+
+    def shape(self) -> Seq2SeqConfig:
+        """The configuration of the first policy.   Raises: InputError if `--policy` is no encoder-decoder."""
+        if self.common.policy:
+            return read_config(resolve_model(self.common.policy))
+        sizes = {"num_hidden_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
+        return Seq2SeqConfig(vocab_size=self.tokenizer.vocab_size, **sizes)
+
+    def encode_all(self) -> None:
+        """Keep the rows of all stages as ids.   Raises: InputError if a stage has no rows, or too few fit."""
+        shape = self.shape()
+        if not self.common.skip_sft:
+            self.encode("sft", shape, reserve=1)
+        self.encode("prompts", shape, reserve=self.config.max_tokens)
 
     def trained(self, stage: str) -> Seq2SeqPolicy:
         """The policy that a stage has written; the first policy if the job has skipped SFT.
@@ -161,6 +178,10 @@ class Seq2SeqJob(Opened):
     def _placed(self, model: Seq2Seq) -> Seq2SeqPolicy:
         return Seq2SeqPolicy(model.float()).to(self.device)
 
+    def _limits(self, part: str, model: Seq2SeqConfig, held_out: bool = False) -> dict[str, Any]:
+        # SFT learns the last answer only: the encoder then reads the earlier turns, as it does in PPO
+        return super()._limits(part, model, held_out) | {"train_on": "last"}
+
     def _settings(self, stage: str) -> dict[str, Any]:
         """The settings that a stage depends on: SFT on no section of PPO."""
         return {name: self.settings[name] for name in ("job", "sft", "run")} if stage == "sft" else self.settings
@@ -175,22 +196,36 @@ def open_job(*, help: str, argv: list[str] | None = None) -> Iterator[Seq2SeqJob
     classes = {"job": Seq2SeqJobConfig, **SETTINGS, "lora": LoRAConfig, "run": RunSettings}
     settings = parse_settings(classes, argv, description=help)
     common, started = settings["job"], time.perf_counter()
-    check_trackers(common.tracker)
+    check_lora(settings)
     options = {"device": common.device, "precision": "fp32", "seed": common.seed, "threads": common.threads}
     with log_level(common.log_level), session(**options) as device, unlocked_at_end():
-        rows = task_from_rows(read_rows(common.data)) if common.data else task.embedded(common.seed)
+        check_flags(settings)
+        folder, rows = find_output(common, "seq2seq"), rows_of(common)
         tokenizer = tokenizer_of(common, rows)
         reward = reward_for(common.reward, rows) if common.reward else rows.reward
-        folder = take_output(find_output(common, "seq2seq"), common, "seq2seq", "ppo" if common.skip_sft else "sft")
-        job = Seq2SeqJob("ppo", settings, folder, rows, tokenizer, device, started, given_reward=reward)
+        parts = with_commits(settings), folder, rows, tokenizer, device, started
+        job = Seq2SeqJob("ppo", *parts, given_reward=reward)
+        job.encode_all()
+        files = fingerprints(job.settings)
+        job = replace(job, folder=take_output(folder, common, "seq2seq", "ppo" if common.skip_sft else "sft"))
+        keep_inputs(job.folder, files)
+        if common.skip_sft and (names := changed(settings["sft"])):
+            say(f"not read, because no such stage is trained: {', '.join(f'sft.{name}' for name in names)}")
         with pictured(job, ("sft",)):
             yield job
+
+
+def rows_of(common: Seq2SeqJobConfig) -> Task:
+    """The rows of `--data`, or the embedded task."""
+    if common.data:
+        return task_from_rows(read_rows(common.data, max_refused=common.max_refused))
+    return task.embedded(common.seed)
 
 
 def tokenizer_of(common: Seq2SeqJobConfig, rows: Task) -> Seq2SeqTokenizer:
     """The tokenizer of `--policy`, or one trained on the rows."""
     if common.policy:
-        return Seq2SeqTokenizer.load(common.policy)
+        return Seq2SeqTokenizer.load(resolve_model(common.policy))
     return Seq2SeqTokenizer.train(rows.texts(), vocab_size=600)
 
 
