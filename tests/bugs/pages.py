@@ -40,7 +40,7 @@ python tests/museum.py --page runs/doctor        # writes this page and the quiz
 Test yourself: open [quiz.html](quiz.html) in a browser. It shows the curves of a run, and asks for the fault.
 
 *Hides until* is the step from which on the score (PPO, GRPO), loss (SFT) or accuracy (pairs) of a run lies outside the
-range of the healthy runs, as a median over {runs} runs: so long somebody sees nothing who watches this metric alone.
+range of the healthy runs, as a median over its runs. So long, somebody who watches this metric alone sees nothing.
 *Doctor* is the rule of the [doctor](../doctor.md) that should see the fault, and the number of runs in which it does.
 
 """
@@ -108,8 +108,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def museum(healthy: dict[str, list[SeenRun]], faulty: dict[str, list[SeenRun]]) -> str:
-    head = HEAD.format(runs=len(faulty[next(iter(FAULTS))]))
-    return head + "".join(room(name, f, faulty[name], healthy[f.program]) for name, f in FAULTS.items()).rstrip() + "\n"
+    return HEAD + "".join(room(name, f, faulty[name], healthy[f.program]) for name, f in FAULTS.items()).rstrip() + "\n"
 
 
 def quiz(healthy: dict[str, list[SeenRun]], faulty: dict[str, list[SeenRun]]) -> str:
