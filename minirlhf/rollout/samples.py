@@ -45,7 +45,7 @@ def add_tokens(trainer: Any, rollout: Rollout, group_size: int = 1, **numbers: T
     for sample, row in zip(trainer.samples[:ROWS], range(0, len(rollout.lengths), group_size), strict=False):
         mask = rollout.completion_mask[row]
         answer = slice(int(mask.int().argmax()), rollout.lengths[row])  # from the first token that the policy chose
-        table = torch.stack([x[row, answer].double() for x in numbers.values()]).tolist()
+        table = torch.stack([x[row, answer].float() for x in numbers.values()]).tolist()
         ids, chosen = rollout.input_ids[row, answer].tolist(), mask[answer].tolist()
         sample |= token_lists(trainer.tokenizer, ids, chosen, dict(zip(numbers, table, strict=True)))
 
