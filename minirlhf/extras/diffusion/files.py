@@ -11,14 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minirlhf.adapters.lora import merge_lora
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, shown
 from minirlhf.extras.diffusion.denoiser import Denoiser, DenoiserConfig
 from minirlhf.extras.weights import has_adapter, load_weights, save_weights, trained
+from minirlhf.pretrained.safe import check_type, not_as_needed, read_json
 
-KIND, CONFIG = "minirlhf_denoiser", "config.json"
+KIND, CONFIG, NEEDED = "minirlhf_denoiser", "config.json", "the settings of a denoiser"
+KEYS = {"size": int, "labels": int, "channels": int, "schedule": str}  # the fields of DenoiserConfig
 
 
 def save_trained(model: nn.Module, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
@@ -38,17 +41,21 @@ def save_final(model: nn.Module, folder: Path, tokenizer: Any = None, base: str 
 
 def load_denoiser(folder: str | Path) -> Denoiser:
     """The denoiser in a folder of `save_final`.   Raises: InputError for any other or a damaged folder."""
-    folder = Path(folder)
+    path = (folder := Path(folder)) / CONFIG
+    raw = read_json(path, NEEDED)
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if found.pop("kind", None) != KIND:
-            raise ValueError("it is not a denoiser's")
-        config = DenoiserConfig(**found)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{folder / CONFIG}: needed the settings of a denoiser, got: {error}") from None
-    model = Denoiser(config)
+        if raw.pop("kind", None) != KIND:
+            raise InputError("it is not a denoiser's")
+        if wrong := sorted(raw.keys() ^ KEYS.keys()):
+            raise InputError(f"{shown(wrong[0])} is missing or unknown")
+        for name, value in raw.items():
+            check_type(name, value, KEYS[name])
+        with torch.device("meta"):  # a size that is wrong costs no memory
+            model = Denoiser(DenoiserConfig(**raw))
+    except InputError as error:
+        raise not_as_needed(path, NEEDED, error) from None
     load_weights(model, folder, [name for name, _ in model.named_parameters()], "denoiser")
-    return model
+    return model.requires_grad_(True)
 
 
 def _save(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:

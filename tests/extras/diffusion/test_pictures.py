@@ -108,10 +108,10 @@ def test_adapters_are_saved_alone_and_merged_at_the_end(tmp_path, loud):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match="config.json: needed the settings of a denoiser, got: .*No such file"):
+    with pytest.raises(InputError, match="config.json: needed the settings of a denoiser .No such file"):
         load_denoiser(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InputError, match="needed the settings of a denoiser, got: it is not a denoiser's"):
+    with pytest.raises(InputError, match="needed the settings of a denoiser .it is not a denoiser's"):
         load_denoiser(tmp_path)
     save_final(Denoiser(TINY), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"short")
