@@ -32,10 +32,14 @@ from minirlhf.extras.diffusion.drawings import SHAPE, drawn, labels_of
 from minirlhf.extras.diffusion.files import load_denoiser
 from minirlhf.extras.diffusion.png import grid, write_png
 from minirlhf.extras.diffusion.pretraining import PretrainingConfig, PretrainingTrainer
-from minirlhf.extras.diffusion.rewards import WITHOUT_GRADIENT, Goal, goal_of
+from minirlhf.extras.diffusion.rewards import WITHOUT_GRADIENT, WITHOUT_LABEL, Goal, goal_of
 from minirlhf.extras.diffusion.scoring import scored
+from minirlhf.jobs.checks import check_flags
+from minirlhf.jobs.effects import check_lora
 from minirlhf.jobs.folder import find_output, take_output
-from minirlhf.jobs.tracking import Tracking, check_trackers
+from minirlhf.jobs.inputs import fingerprints, keep_inputs
+from minirlhf.jobs.settings import changed
+from minirlhf.jobs.tracking import Tracking
 from minirlhf.runtime.device import session
 from minirlhf.runtime.distributed import is_main, restarted, say
 from minirlhf.runtime.log_level import log_level
@@ -203,14 +207,38 @@ class PictureJob:
 
 
 def check_base(folder: str, schedule: str) -> Denoiser:
-    """The denoiser in this folder.   Raises: InputError if it was trained with another schedule of noise levels."""
+    """The denoiser in this folder.   Raises: InputError if it draws other pictures, or has another schedule."""
     base = load_denoiser(folder)
+    needed = DenoiserConfig(channels=base.config.channels, schedule=schedule)
     if (own := base.config.schedule) != schedule:
         raise InputError(
             f"{folder}: was trained with the schedule {own}, got --chain.schedule {schedule}; give --chain.schedule "
             f"{own}"
         )
+    if base.config != needed:
+        raise InputError(f"{folder}: needed pictures of this program, {needed}, got {base.config}; take another base")
     return base
+
+
+def check(name: str, settings: dict[str, Any], chain: Chain) -> None:
+    """Refuse settings that would be ignored, or cannot work together.   name: of the program."""
+    job, config = settings["job"], settings[name]
+    check_flags(settings)
+    check_lora(settings)
+    config.check_chain(chain)
+    chain.check_noisy("chain")  # evaluations measure the KL to the base
+    if config.needs_gradient and job.reward in WITHOUT_GRADIENT:
+        raise InputError(f"--reward {job.reward}: {job.reward} has no gradient, which {name} needs; use ddpo")
+    if job.reward in WITHOUT_LABEL and chain.config.guidance != 1:
+        raise InputError(
+            f"--chain.guidance: has no effect with --reward {job.reward}, because its prompt has no label; drop it"
+        )
+    if job.base:
+        check_base(job.base, chain.config.schedule)
+        read = ["pictures"] if getattr(config, "mix_coef", 0) else []
+        if names := [field for field in changed(settings["pretraining"]) if field not in read]:
+            unread = ", ".join(f"pretraining.{field}" for field in names)
+            say(f"not read, because no such stage is trained: {unread}")
 
 
 @contextmanager
@@ -222,16 +250,12 @@ def open_job(name: str, config: type, *, help: str, argv: list[str] | None = Non
     classes = {"job": PicturesConfig, "chain": ChainConfig, "pretraining": PretrainingConfig, "lora": LoRAConfig}
     settings = parse_settings(classes | {name: config, "run": RunSettings}, argv, description=help)
     job, started = settings["job"], time.perf_counter()
-    check_trackers(job.tracker)
     options = {"device": job.device, "precision": "fp32", "seed": job.seed, "threads": job.threads}
     with log_level(job.log_level), session(**options) as device, unlocked_at_end():
         chain = Chain(settings["chain"])
-        settings[name].check_chain(chain)
-        chain.check_noisy("chain")  # evaluations measure the KL to the base
-        if settings[name].needs_gradient and job.reward in WITHOUT_GRADIENT:
-            raise InputError(f"--reward {job.reward}: {job.reward} has no gradient, which {name} needs; use ddpo")
-        if job.base:
-            check_base(job.base, chain.config.schedule)
-        folder = take_output(find_output(job, name), job, name, "base")
+        check(name, settings, chain)
+        folder, files_of_job = find_output(job, name), fingerprints(settings)
+        folder = take_output(folder, job, name, "base")
+        keep_inputs(folder, files_of_job)
         goal = goal_of(job.reward, job.seed, device)
         yield PictureJob(name, settings, folder, device, goal, chain, started, {}, {})

@@ -20,6 +20,7 @@ from minirlhf.runtime.randomness import seed_everything
 
 SEVEN = NAMES.index("7")
 WITHOUT_GRADIENT = ("size",)  # rewards that are no function for autograd
+WITHOUT_LABEL = ("seven",)  # rewards whose only prompt is the empty prompt
 # Classifier -> steps of its training, drawings, share of broken drawings (their label is 0).
 CLASSIFIERS = {"gold": (600, 4096, 0.4), "proxy": (200, 512, 0.0)}
 

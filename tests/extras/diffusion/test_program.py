@@ -120,6 +120,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(command, tmp_pat
         (["alignprop", "--alignprop.last_steps", "11"], "last_steps must be at most the number of denoising steps"),
         (["ddpo", "--reward", "eight"], "--reward: needed"),
         (["ddpo", "--tracker", "tensorbord"], "--tracker: needed tensorboard, wandb"),
+        (["ddpo", "--lora.r", "2"], "--lora.r: all weights are trained; give --train lora"),
+        (["ddpo", "--base", ""], "--base: needed a value, got empty text"),
+        (["ddpo", "--chain.guidance", "2"], "--chain.guidance: has no effect with --reward seven"),
     ):
         with pytest.raises(SystemExit) as caught:
             command(*words)
@@ -133,4 +136,46 @@ def test_a_base_of_another_schedule_is_refused(tmp_path):
 
     files.save_final(Denoiser(DenoiserConfig(channels=8, schedule="linear")), tmp_path)
     with pytest.raises(InputError, match="was trained with the schedule linear.*give --chain.schedule linear"):
+        check_base(str(tmp_path), "cosine")
+
+
+def test_a_job_is_not_resumed_on_another_base(command, tmp_path, capsys):
+    """The reference would be another model than the model that training began with."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        files.save_final(Denoiser(DenoiserConfig(channels=8)), tmp_path / str(seed))
+    flags = [*QUICK, "--base", "base", "--ddpo.steps", "1", "--ddpo.batch_size", "1", "--ddpo.group_size", "2"]
+    (tmp_path / "0").rename(tmp_path / "base")
+    command("ddpo", *flags, "--output", "job")
+    assert "not read, because no such stage is trained: pretraining.steps" in capsys.readouterr().out
+    (tmp_path / "base").rename(tmp_path / "0")
+    (tmp_path / "1").rename(tmp_path / "base")
+    with pytest.raises(SystemExit):
+        command("ddpo", *flags, "--output", "job", "--resume")
+    assert "model.safetensors: has changed since the job in job began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("channels", 4096, "needed the weights of this denoiser, got another set, shape"),
+        ("size", 16.0, "size must be a whole number"),
+        ("schedule", 5, "schedule must be text"),
+        ("width", 5, "'width' is missing or unknown"),
+    ],
+)
+def test_a_denoiser_of_other_settings_is_refused_before_its_weights_are_made(tmp_path, name, value, text):
+    files.save_final(Denoiser(DenoiserConfig(channels=8)), tmp_path)
+    path, before = tmp_path / "config.json", torch.random.get_rng_state()
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(InputError, match=text):
+        files.load_denoiser(tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_base_of_other_pictures_is_refused(tmp_path):
+    from minirlhf.extras.diffusion.program import check_base
+
+    files.save_final(Denoiser(DenoiserConfig(channels=8, labels=8)), tmp_path)
+    with pytest.raises(InputError, match="needed pictures of this program.*labels=15.*got.*labels=8"):
         check_base(str(tmp_path), "cosine")
