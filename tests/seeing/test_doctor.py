@@ -11,6 +11,7 @@ from minirlhf.errors import InputError
 from minirlhf.seeing.doctor import LOOKS, RULES, Finding, examine, looks
 from minirlhf.seeing.reading import read_run
 from minirlhf.seeing.rules.record import Change, Record, change_of
+from minirlhf.seeing.rules.rows import FREE
 
 from .made import lines, make_run
 
@@ -262,6 +263,38 @@ def test_no_rule_fails_on_series_with_gaps():
         odd = Record(draw.choice(("ppo", "dpo", "sft", "-")), curves, {"ppo.steps": "many", "dpo.loss": 3})
         for rule in RULES.values():
             rule.find(odd)
+
+
+def test_no_rule_fails_on_settings_and_samples_of_a_broken_folder():
+    strange = ([], {}, 3, None, "p")
+    samples = [(1, [{"prompt": prompt, "completion": "a"} for prompt in strange])]
+    for value in (0, -1, float("nan"), float("inf"), -1e308, [], "x"):
+        for kind in ("ppo", "grpo", "dpo", "reward_model", "sft"):
+            metrics = {name for rule in RULES.values() for name in rule.needs} | {"kl_coef", "ended"}
+            names = ("beta", "missing_eos_penalty", "max_grad_norm", "steps", "loss", "kl_in", "value_warmup", "warmup")
+            settings = {f"{kind}.{name}": value for name in names}
+            curves = {name: series(lambda k: -k) for name in metrics}
+            for rule in RULES.values():
+                rule.find(Record(kind, curves, settings, samples))
+
+
+@pytest.mark.parametrize("loss", [*FREE, "sigmoid"])
+def test_a_loss_without_a_reference_starts_elsewhere_and_its_chosen_answers_are_not_judged(loss):
+    settings = {"loss": loss, "reference_free": loss == "sigmoid"}
+    curves = {"loss": 0.9, "margin": lambda k: k / 9, "chosen_reward": lambda k: -8}  # log-probs, no log-ratios
+    odd = record(kind="dpo", settings=settings, **curves)
+    assert not RULES["dpo_starts_elsewhere"].find(odd) and not RULES["chosen_falls"].find(odd)
+
+
+def test_the_first_loss_of_weighted_pairs_is_not_log_2():
+    weighted = record(kind="dpo", settings={"weighting": True}, loss=0.3, margin=0)
+    assert RULES["dpo_starts_elsewhere"].find(weighted) is None
+
+
+def test_the_losses_without_a_reference_are_those_of_dpo():
+    from minirlhf.algorithms.dpo_recipes import LOSSES
+
+    assert {name for name, loss in LOSSES.items() if not loss.reference} == {*FREE}
 
 
 def run_of(folder, **metrics):

@@ -53,7 +53,7 @@ def entropy_collapses(r: Record) -> str | None:
         return None
     first, last = mean(entropy[:3]), mean(entropy[-3:])
     rows = [row for row in r.newest_samples() if isinstance(row.get("completion"), str)]
-    texts = {(row.get("prompt"), row["completion"]) for row in rows}
+    texts = {(str(row.get("prompt")), row["completion"]) for row in rows}
     prompts, answers = {prompt for prompt, _ in texts}, {answer for _, answer in texts}
     if last > 0.05 * first or len(prompts) < 2 or len(answers) > len(prompts) / 2:
         return None

@@ -52,9 +52,9 @@ class Record:
         return values[-count:] if len(values) >= count else []
 
     def setting(self, name: str, default: float) -> float:
-        """A number of the stage's own settings, such as "lr"."""
+        """A number of the stage's own settings, such as "lr". A broken value counts as the default."""
         value = self.settings.get(f"{self.kind}.{name}", default)
-        return value if type(value) in (int, float) else default
+        return value if type(value) in (int, float) and abs(value) <= MOST else default
 
     def newest_samples(self) -> list[dict[str, Any]]:
         """The rows of the last step with samples."""

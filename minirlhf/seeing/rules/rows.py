@@ -7,12 +7,21 @@ import math
 from minirlhf.seeing.rules.record import Record, change_of, mean
 from minirlhf.seeing.story import number
 
+FREE = ("orpo", "cpo", "simpo", "alphapo")  # losses of DPO's family without a reference
+
+
+def has_reference(r: Record) -> bool:
+    """Without a reference DPO's metrics compare log-probs, which are not 0 at the start."""
+    return r.settings.get("dpo.loss") not in FREE and not r.settings.get("dpo.reference_free")
+
 
 def chosen_falls(r: Record) -> str | None:
     """In nats, because the implicit reward is beta times the log-ratio."""
     chosen, margin = r.last("chosen_reward", 5), change_of(r.values("margin"))
     beta = r.setting("beta", 0.1)
-    if not chosen or not margin or margin.by <= 0 or mean(chosen) > -10 * beta:
+    if not chosen or not margin or margin.by <= 0 or not has_reference(r):
+        return None
+    if beta <= 0 or mean(chosen) > -10 * beta:
         return None
     return (
         f"the margin grew from {number(margin.before)} to {number(margin.after)}, but the chosen answers too lost "
@@ -62,9 +71,10 @@ def loss_near_zero(r: Record) -> str | None:
 def dpo_starts_elsewhere(r: Record) -> str | None:
     """Before the first update the policy is the reference: all log-ratios are 0, and -log sigmoid(0) = log 2."""
     losses, margins = r.values("loss"), r.values("margin")
-    if r.kind != "dpo" or not losses or r.steps("loss")[0] != 1 or not margins:
+    if r.kind != "dpo" or not losses or r.steps("loss")[0] != 1 or not margins or not has_reference(r):
         return None
-    plain = r.settings.get("dpo.loss", "sigmoid") == "sigmoid" and not r.setting("nll_coef", 0)
+    has_more = r.setting("nll_coef", 0) or r.settings.get("dpo.weighting")
+    plain = r.settings.get("dpo.loss", "sigmoid") == "sigmoid" and not has_more
     if plain and abs(losses[0] - math.log(2)) > 0.01:
         return (
             f"at step 1 the policy is still the reference, but the loss is {number(losses[0])} instead of log 2 = 0.693"
