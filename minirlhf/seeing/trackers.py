@@ -13,6 +13,7 @@ from minirlhf.seeing.tensorboard import EventFile
 
 PROJECT = "minirlhf"  # name of the project, or of the experiment
 PACKAGES = ("wandb", "trackio", "mlflow")
+MLFLOW_MOST = 100  # settings in a call
 NAMES = ("tensorboard", *PACKAGES)
 
 
@@ -86,7 +87,9 @@ class MLflow:
         mlflow.set_experiment(PROJECT)
         mlflow.end_run()  # of a stage that stopped early
         mlflow.start_run(run_name=run.title)
-        mlflow.log_params({name: str(value)[:250] for name, value in run.settings.items()})
+        settings = [(name, str(value)[:250]) for name, value in run.settings.items()]
+        for first in range(0, len(settings), MLFLOW_MOST):
+            mlflow.log_params(dict(settings[first : first + MLFLOW_MOST]))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.mlflow.log_metrics(

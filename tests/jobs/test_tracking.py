@@ -105,6 +105,15 @@ def test_packages_get_a_run_its_settings_its_numbers_and_its_end(folder, calls):
     ]
 
 
+def test_mlflow_gets_at_most_100_settings_in_a_call(folder, calls):
+    settings = {f"ppo.s{k}": k for k in range(120)}
+    (folder / "config.toml").write_text("[ppo]\n" + "".join(f"s{k} = {k}\n" for k in range(120)))
+    Tracking(["mlflow"], folder, steps=2)(0, {"loss": 0.0})
+    parts = [call[1] for call in calls if call[0] == "mlflow.log_params"]
+    assert [len(part) for part in parts] == [100, 20]
+    assert parts[0] | parts[1] == {name: str(value) for name, value in settings.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
