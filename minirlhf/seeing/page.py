@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import InputError, writes
+from minirlhf.errors import InputError
 from minirlhf.foreign import SURROGATE
 from minirlhf.seeing.doctor import Finding, examine
-from minirlhf.seeing.reading import SeenJob, SeenRun, read_job
+from minirlhf.seeing.output import replaces
+from minirlhf.seeing.reading import MOST_RUNS, SeenJob, SeenRun, read_job, run_folders
 from minirlhf.seeing.series import Series
 from minirlhf.seeing.story import sentences
 from minirlhf.training.runs import differences
@@ -24,7 +25,6 @@ from minirlhf.training.vocabulary import METRICS
 TEMPLATE = Path(__file__).with_name("page.html")
 DOCS = Path(__file__).parents[2] / "docs"  # of a source checkout
 TITLE = b"<title>minirlhf run page</title>"  # only a file with this title is overwritten
-MOST_RUNS = 40
 MOST_POINTS = 40_000  # of all curves
 MOST_TEXT = 2_500_000  # bytes of all samples
 LETTERS = 2000  # of a text; the middle of a longer text is left out
@@ -36,13 +36,12 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
 
     Raises: InputError for a folder without a run, for more than 40 runs, and for a path that holds another file.
     """
+    if (count := sum(len(list(run_folders(folder))) for folder in folders)) > MOST_RUNS:
+        raise InputError(f"run page: needed at most {MOST_RUNS} runs on a page, got {count}; name fewer folders")
     jobs = [read_job(folder) for folder in folders]
-    text, whole = page_of(jobs, path.absolute().parent), path.with_name(f".{path.name}.part")
-    with writes(path):
-        if path.exists() and not is_page(path):
-            raise InputError(f"{path}: holds another file already; choose another --output")
-        whole.write_text(text, encoding="utf-8")
-        os.replace(whole, path)
+    text = page_of(jobs, path.absolute().parent)
+    with replaces(path, is_page) as part:
+        part.write_text(text, encoding="utf-8")
     return [f"{run.folder}: {note}" for job in jobs for run in job.runs for note in run.notes]
 
 
@@ -54,8 +53,6 @@ def is_page(path: Path) -> bool:
 def page_of(jobs: Sequence[SeenJob], folder: Path | None = None) -> str:
     """folder: of the page, for links into docs/; without docs/ or a folder the page names its documents only."""
     runs = [run for job in jobs for run in job.runs]
-    if len(runs) > MOST_RUNS:
-        raise InputError(f"run page: needed at most {MOST_RUNS} runs on a page, got {len(runs)}; name fewer folders")
     findings = [[[run.name, *finding_facts(each)] for run in job.runs for each in examine(run)] for job in jobs]
     fit_points(runs)
     fit_samples(runs)
@@ -148,13 +145,13 @@ def fit_samples(runs: Sequence[SeenRun]) -> None:
     """Shorten long texts; then leave out every second step of the largest run until all samples fit on the page."""
     for run in runs:
         run.samples = [(step, plain(rows)) for step, rows in run.samples]
-    sizes = [len(as_json(run.samples)) for run in runs]
+    sizes = [len(as_json(run.samples).encode()) for run in runs]
     thinned = set()
     while sum(sizes) > MOST_TEXT:
         largest = sizes.index(max(sizes))
         samples = runs[largest].samples
         runs[largest].samples = samples[:-1:2] + samples[-1:] if len(samples) > 2 else []
-        sizes[largest] = len(as_json(runs[largest].samples))
+        sizes[largest] = len(as_json(runs[largest].samples).encode())
         thinned.add(largest)
     for k in thinned:
         runs[k].notes.append(f"samples.jsonl is large: the samples of {len(runs[k].samples)} steps fit on the page")

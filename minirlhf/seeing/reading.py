@@ -18,6 +18,7 @@ from minirlhf.errors import InputError, shown
 from minirlhf.seeing.series import Series
 from minirlhf.training.runs import COMMON, STARTED, flat, is_complete
 
+MOST_RUNS = 40  # that are held in memory together
 MOST_LINE = 1 << 20  # bytes of a line; a longer line cannot be read
 MOST_NAMES = 200  # of metrics
 STEPS, ROWS = 24, 8  # of samples: steps (up to twice as many) and rows of a step
@@ -65,13 +66,16 @@ class SeenJob:
 def read_job(folder: Path, points: int = 500, samples: bool = True) -> SeenJob:
     """points: the resolution of curves; a curve has up to twice as many points.   samples: read samples.jsonl too.
 
-    Raises: InputError if the folder holds no run.
+    Raises: InputError if the folder holds no run, or more than 40 runs.
     """
     if not folder.is_dir():
         raise InputError(f"{shown(str(folder))}: needed the folder of a run or a pipeline, found none; check the path")
-    runs = [read_run(path, points, samples) for path in run_folders(folder)]
-    if not runs:
-        raise InputError(f"{shown(str(folder))}: needed a folder with a run in it, found none; a run has metrics.jsonl")
+    paths, name = list(run_folders(folder)), shown(str(folder))
+    if not paths:
+        raise InputError(f"{name}: needed a folder with a run in it, found none; a run has metrics.jsonl")
+    if len(paths) > MOST_RUNS:
+        raise InputError(f"{name}: needed at most {MOST_RUNS} runs, found {len(paths)}; name a folder further below")
+    runs = [read_run(path, points, samples) for path in paths]
     runs.sort(key=lambda run: (not run.started, run.started))
     notes: list[str] = []
     return SeenJob(folder, runs, _summary(folder / "summary.json", notes), notes)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import InputError, shown, writes
+from minirlhf.errors import InputError, shown
+from minirlhf.seeing.output import replaces
 from minirlhf.seeing.page import names_of
 from minirlhf.seeing.reading import SeenRun, counted, rows_of, run_folders
 
@@ -26,19 +26,18 @@ def write_csv(folders: Sequence[Path], path: Path) -> list[str]:
     runs = [SeenRun(run, run.resolve().name) for folder in folders for run in _runs_of(folder)]
     names = list(dict.fromkeys(name for run in runs for row, _ in rows_of(run, "metrics.jsonl") for name in row))
     names = [name for name in names if name not in (*FIRST, *TIMES)]
-    columns, count, whole = [*FIRST, *names[:MOST_COLUMNS], *TIMES], 0, path.with_name(f".{path.name}.part")
-    with writes(path):
-        if path.exists() and not _is_ours(path):
-            raise InputError(f"{path}: holds another file already; choose another --output")
-        with whole.open("w", encoding="utf-8", errors="replace", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            for run, label in zip(runs, names_of([run.folder for run in runs]), strict=True):
-                for row in _rows(run.folder):
-                    values = [row.get(name) for name in columns[1:]]
-                    table.writerow([label, *(x if type(x) in (int, float) else "" for x in values)])
-                    count += 1
-        os.replace(whole, path)
+    columns, count = [*FIRST, *names[:MOST_COLUMNS], *TIMES], 0
+    with (
+        replaces(path, _is_ours) as part,
+        part.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        for run, label in zip(runs, names_of([run.folder for run in runs]), strict=True):
+            for row in _rows(run.folder):
+                values = [row.get(name) for name in columns[1:]]
+                table.writerow([label, *(x if type(x) in (int, float) else "" for x in values)])
+                count += 1
     notes = [f"{run.folder}: {note}" for run in runs for note in run.notes]
     notes += [f"{len(names) - MOST_COLUMNS:,} metrics are left out"] if len(names) > MOST_COLUMNS else []
     return [*notes, f"{counted(count, 'row')} with {counted(len(columns), 'column')}: {path}"]

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -158,10 +159,20 @@ def test_many_runs_and_much_text_stay_below_the_bounds_and_it_says_so(tmp_path, 
     assert all("steps fit on the page" in job["notes"][-1] for job in data["jobs"])
 
 
-def test_more_than_40_runs_are_refused(tmp_path):
-    job = read_job(make_run(tmp_path / "ppo"))
+def test_the_text_of_a_page_is_bounded_in_bytes_not_in_letters(tmp_path):
+    folder = make_run(tmp_path / "ppo", samples=0)
+    texts = [
+        {"step": k, "prompt": f"{k} {i} " + "学" * 2000, "completion": "习" * 2000} for k in range(48) for i in range(8)
+    ]
+    lines(folder / "samples.jsonl", texts)
+    assert len(page_of([read_job(folder)]).encode()) < 3_000_000
+
+
+def test_more_than_40_runs_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "ppo")
+    monkeypatch.setattr(page, "read_job", None)
     with pytest.raises(InputError, match="needed at most 40 runs on a page, got 41; name fewer folders"):
-        page_of([job] * 41)
+        write_page([folder] * 41, tmp_path / "page.html")
 
 
 def test_the_command_writes_into_the_folder_and_replaces_only_its_own_page(tmp_path, capsys):
@@ -177,6 +188,15 @@ def test_the_command_writes_into_the_folder_and_replaces_only_its_own_page(tmp_p
     assert mine.read_text() == "<title>mine</title>"
     with pytest.raises(InputError, match=r"no/page.html: needed to write it, got: No such file or directory"):
         main(["page", str(folder), "-o", str(tmp_path / "no/page.html")])
+
+
+@pytest.mark.parametrize("path", [".", "/", "", "job"])
+def test_a_folder_is_no_page(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "job")
+    with pytest.raises(InputError, match="needed to write it, got: Is a directory"):
+        write_page([Path("job")], Path(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["job"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.errors import InputError
+from minirlhf.seeing import reading
 from minirlhf.seeing.reading import ROWS, STEPS, read_job, read_run
 from minirlhf.seeing.series import Series
 
@@ -87,6 +88,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="needed the folder of a run or a pipeline, found none; check the path"):
         read_job(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"needed a folder with a run in it, found none; a run has metrics.jsonl"):
+        read_job(tmp_path)
+
+
+def test_more_than_40_runs_in_a_folder_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    for k in range(41):
+        (tmp_path / f"run-{k}").mkdir()
+        (tmp_path / f"run-{k}" / "metrics.jsonl").touch()
+    monkeypatch.setattr(reading, "read_run", None)
+    with pytest.raises(InputError, match="needed at most 40 runs, found 41; name a folder further below"):
         read_job(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Runs as one CSV file."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,12 @@ def test_other_files_stay_and_columns_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(table_file, "MOST_COLUMNS", 1)
     assert write_csv([folder], tmp_path / "x.csv")[0] == "3 metrics are left out"
     assert list(rows(tmp_path / "x.csv")[0])[:4] == ["run", "step", "loss", "seconds"]
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_no_table(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "job")
+    with pytest.raises(InputError, match="needed to write it, got: Is a directory"):
+        write_csv([Path("job")], Path(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["job"]
