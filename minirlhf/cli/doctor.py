@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from minirlhf.columns import printable, wrapped
 from minirlhf.errors import InputError
-from minirlhf.evaluation.columns import printable, wrapped
 from minirlhf.seeing.doctor import RULES, Finding, examine, silent
 from minirlhf.seeing.reading import SeenRun, read_job
 

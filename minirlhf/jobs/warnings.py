@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minirlhf.evaluation.columns import printable, wrapped
+from minirlhf.columns import printable, wrapped
 from minirlhf.runtime.distributed import shows
 
 WIDTH = 76  # columns of a line; the lines after the first are indented

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -119,7 +118,7 @@ def evaluation_seconds(folder: Path) -> tuple[float, float]:
     """-> (seconds in evaluations, seconds in all), over the steps of all runs in a folder. A damaged line counts 0."""
     evaluations = seconds = 0.0
     for line in [line for file in folder.glob("*/timings.jsonl") for line in file.read_bytes().splitlines()]:
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             seconds += float(row["seconds"])
             evaluations += float(row.get("evaluation_seconds", 0.0))
@@ -129,4 +128,6 @@ def evaluation_seconds(folder: Path) -> tuple[float, float]:
 def _number(value: object) -> str:
     if not isinstance(value, int | float):  # of the user's own evaluation
         return beginning(printable(str(value)), 7)
+    if isinstance(value, int) and abs(value) > 1e300:  # no float can hold it
+        return "huge"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.0e}"

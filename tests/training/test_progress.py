@@ -14,6 +14,15 @@ from minirlhf.training.progress import LABELS, EvaluationTable, _number, evaluat
 from .test_run import go, lines
 
 
+def test_an_integer_that_no_float_can_hold_is_a_number_too():
+    assert [_number(value) for value in (10**400, -(10**400), float("inf"), float("nan"))] == [
+        "huge",
+        "huge",
+        "inf",
+        "nan",
+    ]
+
+
 def test_a_row_has_the_numbers_of_the_evaluation_and_of_the_step_in_fixed_columns():
     table = EvaluationTable("ppo", ("score_mean", "kl", "eval/gold_reward"))
     metrics = {"kl": 9.0, "score_mean": 1.5, "lr": 1e-3, "entropy": 0.25, "eval/kl": 3.25, "eval/gold_reward": -0.0294}
