@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from minirlhf.errors import InputError
 from minirlhf.extras.vision import VisionConfig, VisionModel, VisionPolicy
+from minirlhf.extras.vision.encoder import patches_of
 from minirlhf.generation import SamplingConfig, generate
 from minirlhf.model import ModelConfig, copy_of
 from minirlhf.model.vocabulary import resize_embeddings
@@ -65,6 +66,12 @@ def test_an_image_changes_what_follows_it_and_nothing_before_it(model):
     logits, changed = model(torch.tensor([one, other]))
     assert_close(logits[:3], changed[:3], atol=1e-6, rtol=0)
     assert (logits[3:] - changed[3:]).abs().amax(-1).min() > 1e-3
+
+
+def test_patches_stand_row_by_row_by_hand():
+    """Pixels 0 to 15 of 4 x 4 in patches of 2 x 2: the second patch is the upper right one."""
+    patches = patches_of(torch.arange(16).view(1, 1, 4, 4), 2)
+    assert patches.tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
 
 
 def test_patches_have_positions(model):
