@@ -13,7 +13,7 @@ from pathlib import Path
 from minirlhf.columns import printable, wrapped
 from minirlhf.errors import InputError
 from minirlhf.seeing.doctor import RULES, Finding, examine, silent
-from minirlhf.seeing.reading import SeenRun, read_job
+from minirlhf.seeing.reading import SeenRun, counted, read_job
 
 WIDTH = 80  # columns
 
@@ -24,8 +24,8 @@ def diagnosis(run: SeenRun) -> str:
     parts = [f"{printable(str(run.folder))} ({run.steps:,} steps)"]
     parts += [_shown(finding) for finding in findings]
     if not findings:
-        parts.append(_indented(f"No fault found by {len(RULES) - unable} rules."))
-    parts.append(_indented(f"{unable} rules need metrics that this run does not record; --rules lists all."))
+        parts.append(_indented(f"No fault found by {counted(len(RULES) - unable, 'rule')}."))
+    parts.append(_indented(f"{counted(unable, 'rule')} without the metrics to judge this run; --rules lists all."))
     return "\n".join([*parts, *(_indented(f"Note: {note}.") for note in run.notes)])
 
 

@@ -334,7 +334,7 @@ def test_the_command_prints_findings_in_80_columns(tmp_path, capsys):
 
 def test_a_healthy_run_gets_no_finding(tmp_path, capsys):
     main([str(make_run(tmp_path / "ppo"))])
-    assert "No fault found by 9 rules. 17 rules need metrics" in " ".join(capsys.readouterr().out.split())
+    assert "No fault found by 9 rules. 17 rules without the metrics" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_rules_are_listed_and_bad_folders_are_refused(tmp_path, capsys):
