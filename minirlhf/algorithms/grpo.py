@@ -109,7 +109,7 @@ class GRPOTrainer:
         config, G = self.config, self.config.group_size
         rollout = self.collect(batch)
         advantages = self.advantages(rollout)
-        add_tokens(self, rollout, G, rewards=rollout.turn_rewards, advantages=advantages)
+        add_tokens(self, rollout, G, token_rewards=rollout.turn_rewards, advantages=advantages)
         metrics = {**describe(rollout), "kl_coef": config.kl_coef}
         if G > 1:
             metrics["equal_groups"] = fraction_of_all(equal_groups(rollout.scores, G))

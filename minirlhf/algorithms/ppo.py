@@ -158,7 +158,7 @@ class PPOTrainer:
         metrics["kl_coef"] = self.kl.coef
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask, moments_of_all(advantages, mask))
-        add_tokens(self, rollout, values=rollout.values, rewards=rewards, advantages=advantages)
+        add_tokens(self, rollout, values=rollout.values, token_rewards=rewards, advantages=advantages)
         rollout, (advantages, returns) = balanced(rollout, (advantages, returns), config.minibatches)
         metrics |= over_minibatches(
             "PPOTrainer", config, len(rollout.lengths), lambda rows: self.update(rollout, rows, advantages, returns)

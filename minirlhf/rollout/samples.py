@@ -18,7 +18,8 @@ from minirlhf.text.token_texts import token_texts
 from minirlhf.text.tokenizer import Tokenizer
 
 ROWS, TOKENS = 2, 512  # with the numbers of each token: rows of a step, and tokens of a row
-LISTS = ("tokens", "ids", "logps", "ref_logps", "values", "rewards", "advantages")  # of a sample
+# Lists of a sample. None has the name of a column of data, such as `rewards`, so samples can be trained on.
+LISTS = ("tokens", "ids", "logps", "ref_logps", "values", "token_rewards", "advantages")
 
 
 def samples_of(batch: Sequence[Draw], rollout: Rollout, group_size: int = 1, most: int = 4) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def test_the_rewards_and_advantages_of_ppo_are_those_of_its_updates():
         kl = sum(a - b for a, b in zip(sample["logps"], sample["ref_logps"], strict=True))
         penalty = trainer.config.missing_eos_penalty * (not rollout.ended[row])
         expected = sample["score"] - penalty - trainer.config.kl_coef * kl
-        assert sum(sample["rewards"]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        assert sum(sample["token_rewards"]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def steps_with_lists(steps, until=None):

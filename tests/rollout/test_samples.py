@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import torch
 
+from minirlhf.data import read_rows
 from minirlhf.data.batches import Draw, EncodedRow
 from minirlhf.rollout import Rollout
-from minirlhf.rollout.samples import TOKENS, add_tokens, samples_of, token_lists
+from minirlhf.rollout.samples import LISTS, TOKENS, add_tokens, samples_of, token_lists
 from minirlhf.text import Tokenizer
 
 TOKENIZER = Tokenizer.train(["ab"] * 4, 259)
@@ -37,7 +38,7 @@ def test_the_lists_of_a_rollout_made_by_hand():
     rollout = made()
     trainer = trainer_of(rollout)
     rewards = torch.full((2, 5), 1 / 3)
-    add_tokens(trainer, rollout, values=rollout.values, rewards=rewards, advantages=None)
+    add_tokens(trainer, rollout, values=rollout.values, token_rewards=rewards, advantages=None)
     assert trainer.samples == [
         {
             "prompt": "aa",
@@ -48,7 +49,7 @@ def test_the_lists_of_a_rollout_made_by_hand():
             "logps": [-0.6667, -1.0],
             "ref_logps": [-2.0, -3.0],
             "values": [0.25, 0.375],
-            "rewards": [0.3333, 0.3333],
+            "token_rewards": [0.3333, 0.3333],
         },
         {
             "prompt": "aa",
@@ -59,7 +60,7 @@ def test_the_lists_of_a_rollout_made_by_hand():
             "logps": [-2.333, None, -3.0],  # the policy did not choose the tool's token
             "ref_logps": [-7.0, None, -9.0],
             "values": [0.875, None, 1.125],
-            "rewards": [0.3333, None, 0.3333],
+            "token_rewards": [0.3333, None, 0.3333],
         },
     ]
 
@@ -85,3 +86,10 @@ def test_a_long_completion_has_the_lists_of_its_first_tokens_and_says_so():
     lists = token_lists(TOKENIZER, [A] * n, [True] * n, {"logps": [-0.5] * n})
     assert {len(lists[name]) for name in ("tokens", "ids", "logps")} == {TOKENS} and lists["tokens_left_out"] == 3
     assert "tokens_left_out" not in token_lists(TOKENIZER, [A] * TOKENS, None, {"logps": [-0.5] * TOKENS})
+
+
+def test_the_lists_are_no_columns_of_data_so_samples_can_be_trained_on(tmp_path):
+    turns = [{"by": "policy", "text": "a"}, {"by": "environment", "text": "b"}]
+    row = {"prompt": "p", "completion": "ab", "turns": turns, **{name: [0.5] for name in LISTS}}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_rows(str(tmp_path / "samples.jsonl")).kind == "sft"

@@ -142,7 +142,7 @@ def test_two_runs_stand_side_by_side_and_their_settings_are_compared(browser, tm
 def test_tokens_are_coloured_by_their_numbers(browser, tmp_path):
     folder = make_run(tmp_path / "ppo")
     row = {"step": 0, "prompt": "p", "completion": "ab</b>", "tokens": ["ab", "</b>"], "logps": [-5.0, -0.0]}
-    row |= {"ref_logps": [-1.0, -0.0], "rewards": [-0.5, None]}  # a tool wrote the second token
+    row |= {"ref_logps": [-1.0, -0.0], "token_rewards": [-0.5, None]}  # a tool wrote the second token
     lines(folder / "samples.jsonl", [row, {"step": 0, "prompt": "q", "completion": "c"}])
     show(browser, tmp_path, folder)
     assert texts(browser, "#paint option") == ["none", "log-prob", "KL to the reference", "reward"]
@@ -152,10 +152,10 @@ def test_tokens_are_coloured_by_their_numbers(browser, tmp_path):
         "return [...document.querySelectorAll('.answer .text span')].map((node) => [node.title, node.style.background])"
     )
     (title, cold), (_, none) = browser.execute_script(program)[:2]
-    assert title == "logps -5\nref_logps -1\nrewards -0.5" and "--cold) 100%" in cold and " 0%" in none
+    assert title == "logps -5\nref_logps -1\ntoken_rewards -0.5" and "--cold) 100%" in cold and " 0%" in none
     choose(browser, "paint", "reward", "change")
     (_, cold), (title, none) = browser.execute_script(program)[:2]
-    assert title.endswith("rewards -") and "--cold) 25%" in cold and " 0%" in none
+    assert title.endswith("token_rewards -") and "--cold) 25%" in cold and " 0%" in none
 
 
 def test_texts_of_strangers_are_shown_as_texts(browser, tmp_path):
