@@ -66,7 +66,7 @@ def report(folder: Path) -> str:
         often = [rule for rule, count in others.most_common(2) if count > len(runs) / 2]
         cells = [name, f"`{fault.rule}`" if fault.rule else "none", f"{len(own)}/{len(runs)}" if fault.rule else "-"]
         cells += [f"{statistics.median(own):.0f}" if own else "-", f"{sum(map(bool, runs))}/{len(runs)}"]
-        lines.append(f"| {' | '.join([*cells, ', '.join(f'`{rule}`' for rule in often) or '-'])} |")
+        lines.append(f"| {' | '.join([*cells, ', '.join(often) or '-'])} |")
     lines += ["", "| rule | faults that it names | false alarms | per 1,000 healthy steps |", "|---|---:|---:|---:|"]
     for rule in RULES:
         named = sum(fault.rule == rule for fault in FAULTS.values())

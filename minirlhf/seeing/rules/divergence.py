@@ -47,7 +47,7 @@ def sampler_and_trainer_disagree(r: Record) -> str | None:
     if gaps and mean(gaps) > 0.1:
         return f"the log-probs of sampler and trainer differ by {number(mean(gaps))} nats per token (sampler_gap)"
     kl, lengths = r.values("kl"), r.values("response_length")
-    if kl and lengths and r.steps("kl")[0] == r.steps("response_length")[0] == 1 and abs(kl[0]) > 0.01 * lengths[0]:
+    if kl and lengths and r.steps("kl")[0] == r.steps("response_length")[0] == 1 and abs(kl[0]) > 0.001 * lengths[0]:
         return (
             f"at step 1 the policy is still the reference, but the KL is {number(kl[0])} nats per sequence of "
             f"{number(lengths[0])} tokens instead of 0"
