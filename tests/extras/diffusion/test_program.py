@@ -10,12 +10,12 @@ from minirlhf.adapters.lora import LoRAConfig, adapter_view, apply_lora
 from minirlhf.cli.main import main
 from minirlhf.data import Batches
 from minirlhf.errors import InputError
-from minirlhf.extras.diffusion import files
+from minirlhf.extras.diffusion import files, rewards
 from minirlhf.extras.diffusion.alignprop import AlignPropConfig, AlignPropTrainer
 from minirlhf.extras.diffusion.chain import Chain, ChainConfig
 from minirlhf.extras.diffusion.ddpo import DDPOConfig, DDPOTrainer
 from minirlhf.extras.diffusion.denoiser import Denoiser, DenoiserConfig
-from minirlhf.extras.diffusion.drawings import SHAPE, drawn
+from minirlhf.extras.diffusion.drawings import SHAPE, drawn, labels_of
 from minirlhf.extras.diffusion.pretraining import PretrainingConfig, PretrainingTrainer
 from minirlhf.extras.diffusion.rewards import ink
 from minirlhf.training import Run
@@ -179,3 +179,10 @@ def test_a_base_of_other_pictures_is_refused(tmp_path):
     files.save_final(Denoiser(DenoiserConfig(channels=8, labels=8)), tmp_path)
     with pytest.raises(InputError, match="needed pictures of this program.*labels=15.*got.*labels=8"):
         check_base(str(tmp_path), "cosine")
+
+
+def test_guidance_is_refused_for_exactly_the_rewards_without_a_label(monkeypatch):
+    monkeypatch.setattr(rewards, "CLASSIFIERS", {"gold": (1, 64, 0.4), "proxy": (1, 64, 0.0)})
+    for name in ("seven", "ink", "size"):
+        labels = labels_of(rewards.goal_of(name, 0, torch.device("cpu")).prompts)
+        assert any(labels) == (name not in rewards.WITHOUT_LABEL)
