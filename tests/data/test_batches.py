@@ -98,7 +98,7 @@ def test_rows_of_one_unit_stay_together_where_they_fit():
     assert microbatches([9, 2, 8], 9, [0, 0, 1]) == [[0], [1], [2]]
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), max_size=40), st.integers(1, 120))
 def test_units_change_no_bound_and_lose_no_row(rows, bound):
     lengths, units = [n for n, _ in rows], [unit for _, unit in rows]
@@ -113,7 +113,7 @@ def test_units_change_no_bound_and_lose_no_row(rows, bound):
             assert sum(any(units[i] == unit for i in group) for group in groups) == 1
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_microbatches_hold_every_row_once_within_the_bound(lengths, bound):
     groups = microbatches(lengths, bound)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minirlhf.losses import AdaptiveEntropyController, entropy_threshold, high_entropy_mask
 
-few = settings(deadline=None, derandomize=True, max_examples=50)
+few = settings(max_examples=50)
 
 
 def test_threshold_by_hand():

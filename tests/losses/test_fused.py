@@ -44,7 +44,7 @@ NEEDS = {
     sapo_policy_loss: ("old_logps", "advantages"),
 }
 losses = pytest.mark.parametrize("token_loss", list(NEEDS), ids=lambda f: f.__name__)
-few = settings(deadline=None, derandomize=True, max_examples=15)
+few = settings(max_examples=15)
 
 
 @pytest.fixture

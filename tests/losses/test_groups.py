@@ -28,7 +28,7 @@ from minirlhf.losses import (
 NAN = math.nan
 seeds = st.integers(0, 2**31)
 sizes = st.integers(2, 5)
-few = settings(deadline=None, derandomize=True, max_examples=25)
+few = settings(max_examples=25)
 GROUPED = {
     "group": group_advantages,
     "batch": lambda scores, size: group_advantages(scores, size, "batch"),

@@ -10,7 +10,7 @@ from minirlhf.losses import AdaptiveKLController, FixedKLController, kl_k1, kl_k
 
 ESTIMATORS = {"kl_k1": kl_k1, "kl_k2": kl_k2, "kl_k3": kl_k3}
 log_probs = st.floats(-50, 0)
-few = settings(deadline=None, derandomize=True)
+few = settings()
 
 
 def test_by_hand():

@@ -16,7 +16,7 @@ B, T, V, D = 2, 5, 7, 3
 CHUNKS = [1, V, 2 * V, 3 * V + 1, 4 * V, 2**22]  # numbers per chunk: 1, 1, 2, 3, 4 and all 10 tokens
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-11}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
 seeds = st.integers(0, 2**31)
-few = settings(deadline=None, derandomize=True, max_examples=25)
+few = settings(max_examples=25)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from minirlhf.losses import desensitised_logps, mean_logps, sum_logps, wpo_weigh
 LN2, LN3 = math.log(2), math.log(3)
 
 f64 = partial(torch.tensor, dtype=torch.float64)
-few = settings(deadline=None, derandomize=True, max_examples=40)
+few = settings(max_examples=40)
 
 
 def bools(*rows):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from minirlhf.losses import bradley_terry_loss, correctness_loss, reward_centering_loss
 
 LN3 = 1.0986123
-few = settings(deadline=None, derandomize=True, max_examples=50)
+few = settings(max_examples=50)
 scores = st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=5).map(
     lambda pairs: torch.tensor(pairs, dtype=torch.float64).unbind(-1)
 )

@@ -107,7 +107,7 @@ def test_a_reward_model(monkeypatch):
     compare(AsTuple(), *batch_of(BATCHES["a pair"]), monkeypatch)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_rows(data):
     """Pieces of a few texts, put together at random: any tree, lengths of 1, equal rows, rows without tokens."""

@@ -50,7 +50,7 @@ def test_a_long_series_keeps_means_and_ranges_of_neighbours():
     assert series.first == (1, 1) and series.last == (10, -1) and series.lowest == (10, -1) and series.highest == (9, 9)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 20))
 def test_the_range_the_sum_and_the_bound_hold_for_any_values(values, most):
     series = Series(most)

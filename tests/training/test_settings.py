@@ -417,7 +417,7 @@ some_ppo = st.builds(
 some_common = st.builds(Common, output=st.none() | texts.filter(lambda text: text != "none"), seed=whole)
 
 
-@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(common=some_common, stage=some_ppo)
 def test_written_settings_read_back_equal(tmp_path_factory, common, stage):
     path = tmp_path_factory.getbasetemp() / "round.toml"
