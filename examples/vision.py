@@ -1,4 +1,4 @@
-"""Questions about drawn scenes, with the image in the prompt: SFT, then GRPO with checked answers.
+"""Questions about drawn scenes, the image in the prompt: SFT, then GRPO.
 
 python examples/vision.py        # "how many circles?", "which is larger?"
 """

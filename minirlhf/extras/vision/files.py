@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from minirlhf.adapters.lora import active_adapter, merge_lora
+from minirlhf.adapters.lora import merge_lora
 from minirlhf.errors import InputError, shown, writes
 from minirlhf.extras.vision.encoder import VisionConfig
 from minirlhf.extras.vision.model import MODEL_TYPE, VisionModel, VisionPolicy
-from minirlhf.extras.weights import load_weights, save_weights
+from minirlhf.extras.weights import has_adapter, load_weights, save_weights, trained
 from minirlhf.pretrained.config_json import config_from, config_to
 from minirlhf.pretrained.locate import CONFIG, DTYPES, dtype_name
 from minirlhf.pretrained.safe import check_type, not_as_needed, read_json
@@ -28,18 +27,13 @@ NEEDED = "the settings of a vision policy"
 KEYS = {"model_type": str, "torch_dtype": str, "value_head": bool, "text_config": dict, "vision_config": dict}
 
 
-def has_adapter(model: nn.Module) -> bool:
-    return active_adapter(model) is not None
-
-
 def save_trained(model: VisionPolicy, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:
-    """Write the trained weights: those of the adapter, or all."""
-    save_weights({name: p for name, p in model.named_parameters() if p.requires_grad}, folder)
+    save_weights(trained(model), folder)
 
 
 def load_trained(model: VisionPolicy, folder: Path) -> None:
     """Load a folder of `save_trained` into the policy, in place."""
-    load_weights(model, folder, [name for name, p in model.named_parameters() if p.requires_grad], "vision policy")
+    load_weights(model, folder, trained(model), "vision policy")
 
 
 def save_final(model: VisionPolicy, folder: Path, tokenizer: Any = None, base: str | None = None) -> None:

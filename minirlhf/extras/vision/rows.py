@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import tokenizers
 
+from minirlhf.data.batches import TURNS
 from minirlhf.data.columns import Columns, names_of
 from minirlhf.data.encoding import Encoded, EncodedRow, encode_rows
 from minirlhf.data.formats.convert import Wishes
@@ -121,7 +122,8 @@ def encode_image_rows(
     """`encode_rows` for rows of `marked` or `read_image_rows`. The images join the gallery of the model.
 
     folder: of relative paths.   reserve: tokens that must remain after the prompt.
-    Raises: InputError as `encode_rows`, and for an image that cannot be read.
+    Raises: InputError as `encode_rows`, for an image that cannot be read, and for a chat template that leaves an image
+    out or repeats it.
     """
     mark, P = tokenizer.backend.token_to_id(MARK), model.vision.patches
     if mark is None:
@@ -134,11 +136,32 @@ def encode_image_rows(
         raise InputError(f"encode_image_rows: {most} images alone have {P * most:,} tokens, too many for the context")
     options = {"context": context, "reserve": reserve, "max_refused": max_refused, "train_on": train_on}
     encoded = encode_rows(tokenizer, rows, responses, **options)
+    _check_marks(mark, encoded.rows, responses)
     return replace(encoded, rows=[_expanded(model, mark, row, folder) for row in encoded.rows])
 
 
 def _is_marked(row: Any) -> bool:
     return isinstance(row, dict) and IMAGES in row and str(list(row.values())).count(MARK) >= len(row[IMAGES])
+
+
+def _check_marks(mark: int, rows: list[EncodedRow], responses: tuple[str, ...]) -> None:
+    """Raise InputError unless the longest row of ids of each source has a mark for each image of its turns.
+
+    Images are matched with marks from the left, so a template that drops early turns would shift them.
+    """
+    found: dict[str, tuple[dict, int]] = {}  # of each source: itself and the marks of its longest row
+    for row in rows:
+        key, marks = json.dumps(row.source, default=str), sum(i == mark for i in chain(row.prompt, *row.responses[:1]))
+        found[key] = row.source, max(marks, found[key][1] if key in found else 0)
+    for source, got in found.values():
+        texts = [source.get(TURNS) or source["prompt"], *(source[name] for name in responses[:1])]
+        wanted = str(texts).count(MARK)
+        if got != wanted:
+            where = f"line {source['line']}: " if "line" in source else ""
+            raise InputError(
+                f"{where}chat template: needed {wanted} images in the rendered turns, got {got}; a template must keep "
+                "all turns and write each image once; use another template"
+            )
 
 
 def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> EncodedRow:
@@ -148,9 +171,6 @@ def _expanded(model: VisionModel, mark: int, row: EncodedRow, folder: str) -> En
         images = [model.ids_of(read_image(image, model.vision.image_size, folder)) for image in source[IMAGES]]
     except InputError as error:
         raise InputError(f"line {source['line']}: {error}" if "line" in source else error) from None
-
-    if sum(ids.count(mark) for ids in (row.prompt, *row.responses[:1])) > len(images):
-        raise InputError("chat template: it writes the images of a row more than once; use another template")
 
     def expand(ids: list[int], first: int) -> list[list[int]]:
         """For each id, the ids in its place."""

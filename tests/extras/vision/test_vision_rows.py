@@ -287,5 +287,20 @@ def test_rows_without_marks_and_templates_that_repeat_an_image_are_refused(folde
     twice = tokenizer.with_template(
         "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}<{{ eos_token }}>"
     )
-    with pytest.raises(InputError, match="writes the images of a row more than once"):
+    with pytest.raises(InputError, match="needed 1 images in the rendered turns, got 2"):
         encode_image_rows(model, twice, [marked({"image": "a.png", "prompt": "?"})], (), folder=folder)
+    ask = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]
+    dialogue = [
+        {"role": "user", "content": ask},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": ask},
+    ]
+    answer = {"role": "assistant", "content": "2"}
+    rows = read_image_rows(written(folder, {"messages": [*dialogue, answer]})).rows
+    last = tokenizer.with_template(
+        "{% set n = 2 if messages[-1].role == 'assistant' else 1 %}"
+        "{% for m in messages[-n:] %}{{ m.content }}<{{ eos_token }}>{% endfor %}"
+    )
+    for responses in ((), ("response",)):
+        with pytest.raises(InputError, match="line 1: chat template: needed 2 images in the rendered turns, got 1"):
+            encode_image_rows(model, last, rows, responses, folder=folder)
