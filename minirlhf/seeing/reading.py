@@ -117,7 +117,9 @@ def _read_settings(run: SeenRun) -> None:
         run.notes.append(f"config.toml is broken ({shown(str(error))}), so the settings are not known")
     else:
         tables = [name for name, value in document.items() if isinstance(value, dict)]
-        run.kind = next((name for name in tables if name not in (*COMMON, "sharding")), "-")
+        own = [name for name in tables if name not in (*COMMON, "sharding")]
+        # the last stage of a job may list the settings of the stages before it too
+        run.kind = run.folder.name if run.folder.name in own else next(iter(own), "-")
         run.settings = flat(document)
 
 

@@ -69,6 +69,14 @@ def test_values_that_are_no_finite_numbers_are_counted():
     assert series.left_out == 7 and not series.buckets
 
 
+def test_the_last_stage_of_a_job_may_list_the_settings_of_earlier_stages(tmp_path):
+    folder = make_run(tmp_path / "ppo", kind="sft")
+    with (folder / "config.toml").open("a") as file:
+        file.write("[ppo]\nlr = 0.1\n")
+    assert read_run(folder).kind == "ppo"
+    assert read_run(make_run(tmp_path / "elsewhere", kind="dpo")).kind == "dpo"
+
+
 def test_a_run_is_read_whole(tmp_path):
     run = read_run(make_run(tmp_path / "ppo", steps=20, lr=0.5))
     assert (run.name, run.kind, run.steps, run.planned, run.starts) == ("ppo", "ppo", 20, 20, 1)
