@@ -31,12 +31,11 @@ def pictured(job: Opened, after: tuple[str, ...]) -> Iterator[None]:
 
 
 def _announce(job: Opened, after: tuple[str, ...]) -> None:
-    rough = dict.fromkeys([*stages_of(job, after), own_stage(job)])
     try:
-        if "model" in job.settings:  # the estimate counts the operations of decoders
-            rough = seconds_of_stages(job, after)
+        rough = seconds_of_stages(job, after)
     except Exception as error:  # an estimate must not end a job
         say(f"the time left of later stages is not known: {type(error).__name__}: {error}")
+        rough = dict.fromkeys([*stages_of(job, after), own_stage(job)])
     write_whole(job.folder / STAGES, json.dumps(rough) + "\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from minirlhf.algorithms.on_policy import OnPolicyConfig
-from minirlhf.jobs.checks import shape_of
+from minirlhf.jobs.checks import own_stage, shape_of, stages_of
 from minirlhf.jobs.footprint import Step
 from minirlhf.jobs.given_models import computes_in_bf16
 from minirlhf.jobs.opened import Opened
@@ -27,10 +27,12 @@ def time_class(job: Opened, shape: ModelConfig, stage: str, step: Step, gpu: boo
 
 
 def seconds_of_stages(job: Opened, after: tuple[str, ...]) -> dict[str, float | None]:
-    """Stage -> roughly its seconds, without evaluations; None if its rows are not in ids.
+    """Stage -> roughly its seconds, without evaluations; None if its rows are not in ids, or it trains no decoder.
 
     The rate is that of one processor core or one GPU: only the ratios of the stages are of use.
     """
+    if "model" not in job.settings:
+        return dict.fromkeys([*stages_of(job, after), own_stage(job)])
     shape, processes, gpu = shape_of(job), world_size(), job.device.type == "cuda"
     found: dict[str, float | None] = {}
     for stage, longest in longest_rows(job, after).items():

@@ -7,15 +7,16 @@ from minirlhf.algorithms import dpo, grpo
 from minirlhf.cli import eval_human, run
 from minirlhf.cli.chat import ChatConfig
 from minirlhf.cli.data_look import ShowFlags
+from minirlhf.cli.plan import PlanFlags
 from minirlhf.evaluation import MEASURES
 from minirlhf.training.fields import fields_of
 from minirlhf.training.vocabulary import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-CLASSES = {**run.settings_classes(), "chat": ChatConfig, "show": ShowFlags}
+CLASSES = {**run.settings_classes(), "chat": ChatConfig, "show": ShowFlags, "plan": PlanFlags}
 SETTINGS = {
-    re.sub("^(chat|show)\\.", "", name) for section, cls in CLASSES.items() for name, *_ in fields_of(section, cls)
+    re.sub("^(chat|show|plan)\\.", "", name) for section, cls in CLASSES.items() for name, *_ in fields_of(section, cls)
 }
 PARSERS = (run.parser, eval_human.parser)
 
