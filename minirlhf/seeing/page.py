@@ -15,6 +15,7 @@ from typing import Any
 from minirlhf.errors import InputError
 from minirlhf.foreign import SURROGATE
 from minirlhf.seeing.doctor import Finding, examine
+from minirlhf.seeing.images import images_of
 from minirlhf.seeing.output import replaces
 from minirlhf.seeing.reading import MOST_RUNS, SeenJob, SeenRun, read_job, run_folders
 from minirlhf.seeing.series import Series
@@ -81,12 +82,14 @@ def page_of(jobs: Sequence[SeenJob], folder: Path | None = None) -> str:
 def job_facts(job: SeenJob, name: str) -> dict[str, Any]:
     summary = plain(job.summary)
     before, after = (part if isinstance(part := summary.pop(key, {}), dict) else {} for key in ("before", "after"))
+    images = images_of(job.folder, job.notes)
     return {
         "name": name,
         "story": sentences(job),
         "notes": [f"{run.name}: {note}" for run in job.runs for note in run.notes] + job.notes,
         "measures": [[measure, before.get(measure), after.get(measure)] for measure in {**before, **after}],
         "rest": summary,
+        "images": images,
     }
 
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pytest
 
+from minirlhf.extras.png import png_bytes
 from minirlhf.seeing.page import write_page
 
 from ..evaluation.human.picture import browser as open_browser
@@ -52,6 +54,16 @@ def test_a_pipeline_is_shown_with_all_its_parts(browser, tmp_path):
     assert texts(browser, "#times tbody tr td:first-child") == ["job sft", "job reward", "job ppo"]
     assert len(texts(browser, "#timeCharts .chart")) == 6 and len(texts(browser, "#bars .chart")) == 6
     assert len(texts(browser, "#tables table")) == 3
+
+
+def test_the_images_of_a_job_are_drawn(browser, tmp_path):
+    job = make_pipeline(tmp_path / "job")
+    (job / "pictures.png").write_bytes(png_bytes(np.zeros((3, 5), np.uint8)))
+    show(browser, tmp_path, job)
+    program = "return [...document.images].map((image) => [image.naturalWidth, image.naturalHeight, image.alt])"
+    assert browser.execute_script(program) == [[5, 3, "job, pictures.png"]]
+    show(browser, tmp_path, make_run(tmp_path / "other/ppo"))
+    assert browser.execute_script("return document.getElementById('images').hidden")
 
 
 def test_a_finding_of_the_doctor_links_into_the_docs(browser, tmp_path):

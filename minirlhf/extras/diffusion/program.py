@@ -38,6 +38,7 @@ from minirlhf.jobs.checks import check_flags
 from minirlhf.jobs.effects import check_lora
 from minirlhf.jobs.folder import find_output, take_output
 from minirlhf.jobs.inputs import fingerprints, keep_inputs
+from minirlhf.jobs.pictures import page_at_end
 from minirlhf.jobs.settings import changed
 from minirlhf.jobs.tracking import Tracking
 from minirlhf.runtime.device import session
@@ -258,4 +259,5 @@ def open_job(name: str, config: type, *, help: str, argv: list[str] | None = Non
         folder = take_output(folder, job, name, "base")
         keep_inputs(folder, files_of_job)
         goal = goal_of(job.reward, job.seed, device)
-        yield PictureJob(name, settings, folder, device, goal, chain, started, {}, {})
+        with page_at_end(folder):
+            yield PictureJob(name, settings, folder, device, goal, chain, started, {}, {})

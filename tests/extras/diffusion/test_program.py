@@ -21,6 +21,8 @@ from minirlhf.extras.diffusion.rewards import ink
 from minirlhf.training import Run
 from minirlhf.training.run import RunConfig
 
+from ...html import data_of
+
 CHAIN = Chain(ChainConfig(denoising_steps=2))
 
 
@@ -94,12 +96,15 @@ def command(tmp_path, monkeypatch):
 def test_the_programs_run_from_base_to_report(command, tmp_path, capsys):
     flags = ["--ddpo.steps", "2", "--ddpo.batch_size", "1", "--ddpo.group_size", "2", "--ddpo.kl_coef", "1"]
     command("ddpo", *QUICK, *flags, "--output", "one")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"base", "ddpo", "pictures", "pictures.png"}
+    names = {"base", "ddpo", "pictures", "pictures.png", "page.html"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == names
+    (job,) = data_of((tmp_path / "one" / "page.html").read_text())["jobs"]
+    assert [name for name, _ in job["images"]] == ["pictures.png", *(f"pictures/step-{k}.png" for k in range(3))]
     assert {path.name for path in (tmp_path / "one/pictures").iterdir()} == {"step-0.png", "step-1.png", "step-2.png"}
     rows = [json.loads(line) for line in (tmp_path / "one/ddpo/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and rows[-1].keys() >= {"score_mean", "kl", "eval/score", "eval/gold", "eval/kl"}
     out = capsys.readouterr().out
-    assert "score (seven)" in out and "KL to the base" in out and out.endswith("everything is in one\n")
+    assert "score (seven)" in out and "KL to the base" in out and "\neverything is in one\n" in out
     command("ddpo", *QUICK, *flags, "--output", "one", "--resume")  # finished: the report again
     assert "score (seven)" in capsys.readouterr().out
 
