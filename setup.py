@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.7", "hypothesis>=6.100", "ruff>=0.8"]
+PILLOW = ["Pillow>=10"]
+TEST = ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.7", "hypothesis>=6.100", "ruff>=0.8", *PILLOW]
 PAGE = ["page.html"]
 
 setup(
@@ -23,7 +24,7 @@ setup(
     install_requires=["torch>=2.11,<2.14", "tokenizers>=0.21,<1", "safetensors>=0.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "parquet": ["pyarrow>=15"],
-        "vision": ["Pillow>=10"],
+        "vision": PILLOW,
         "test": TEST,
         "browser": [*TEST, "selenium>=4"],  # and Debian's packages chromium and chromium-driver
         "parity": [
@@ -34,6 +35,7 @@ setup(
             "sacrebleu>=2.5,<3",
             "rouge-score>=0.1.2",
             "pyarrow>=15",
+            "tensorboard>=2.17",
         ],
     },
 )
