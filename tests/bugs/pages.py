@@ -40,7 +40,8 @@ python tests/museum.py --page runs/doctor        # writes this page and the quiz
 Test yourself: open [quiz.html](quiz.html) in a browser. It shows the curves of a run, and asks for the fault.
 
 *Hides until* is the step from which on the score (PPO, GRPO), loss (SFT) or accuracy (pairs) of a run lies outside the
-range of the healthy runs, as a median over its runs. So long, somebody who watches this metric alone sees nothing.
+range of the healthy runs, as a median over its runs. So long, somebody who watches this metric alone sees nothing. The
+healthy runs have the default settings: if a fault has others, such as a temperature of 0.6, the step tells of both.
 *Doctor* is the rule of the [doctor](../doctor.md) that should see the fault, and the number of runs in which it does.
 
 """

@@ -83,8 +83,10 @@ def test_the_program_lists_its_faults(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The benchmark's folder: healthy scores of k / 100 or k / 101, faulty scores of 0 from step 3 on; dead critics."""
-    folder = tmp_path_factory.mktemp("runs")
+    return written_runs(tmp_path_factory.mktemp("runs"), range(2))
 
+
+def written_runs(folder, seeds):
     def write(name, seed, **metrics):
         (path := folder / name / f"seed-{seed}").mkdir(parents=True)
         program = FAULTS[name].program if name in FAULTS else name.removeprefix("healthy-")
@@ -92,7 +94,7 @@ def runs(tmp_path_factory):
         rows = [{"step": k, **{key: value(k) for key, value in metrics.items()}} for k in range(30)]
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    for seed in (0, 1):
+    for seed in seeds:
         for program, watched in pages.WATCHED.items():
             write(f"healthy-{program}", seed, **{watched: lambda k, seed=seed: k / (100 + seed)})
         for name, fault in FAULTS.items():
@@ -111,6 +113,27 @@ def test_the_benchmark_counts_findings_and_false_alarms(runs):
     assert "| dead_critic | `dead_critic` | 2/2 | 20 | 2/2 | - |" in text
     assert "| values_one_off | none | - | - | 0/2 | - |" in text
     assert "| `dead_critic` | 1 | 0 | 0.00 |" in text
+
+
+def test_a_later_benchmark_with_more_runs_makes_the_missing_ones(tmp_path, monkeypatch):
+    def run(name, part, seed, runs, program):
+        for number in range(seed, seed + runs):
+            (part / f"seed-{number}").mkdir(parents=True)
+            made.append((name, number))
+
+    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(benchmark, "FAULTS", {"dead_critic": FAULTS["dead_critic"]})
+    for runs, again in ((3, range(3)), (7, range(7)), (7, ())):
+        made = []
+        benchmark.make(tmp_path, runs)
+        assert [number for name, number in made if name == "dead_critic"] == [*again]
+
+
+def test_the_bound_counts_the_runs_that_chose_no_threshold(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "examine", lambda run: [])
+    assert "with 95% confidence" not in benchmark.report(written_runs(tmp_path / "tuned", range(3)))
+    text = benchmark.report(written_runs(tmp_path / "fair", range(6)))
+    assert "15 of them have seeds that chose no threshold; so with 95% confidence fewer than 20% of such runs" in text
 
 
 def test_the_page_tells_how_long_a_fault_hides(runs, tmp_path):
