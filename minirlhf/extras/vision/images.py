@@ -48,9 +48,9 @@ def _bytes_of(value: str, folder: Path) -> bytes:
         except (binascii.Error, ValueError) as error:
             raise InputError(f"broken base64: {error}") from None
     path = folder / value
-    if not path.is_file():
-        raise InputError("needed a file, got none under this path")
     try:
+        if not path.is_file():  # raises for a name that is too long, such as a JPEG in base64
+            raise InputError("needed a file, got none under this path")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:

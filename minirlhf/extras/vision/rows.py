@@ -48,8 +48,10 @@ def marked(row: Any) -> Any:
         return row  # `read_rows` has the words to refuse it
     if MARK in json.dumps(row, ensure_ascii=False, default=str):
         raise InputError("the letter U+FFFC stands for images; remove it from the texts")
-    images: list[Any] = []
-    found = {name: _without_images(value, images) for name, value in row.items() if name not in ("image", IMAGES)}
+    columns: dict[str, list[Any]] = {name: [] for name in row if name not in ("image", IMAGES)}
+    found = {name: _without_images(row[name], images) for name, images in columns.items()}
+    _check_columns(columns)
+    images = [image for images in columns.values() for image in images]
     if beside := [row[name] for name in ("image", IMAGES) if name in row]:
         prompt = next((name for name in PROMPT.split("|") if isinstance(row.get(name), str)), None)
         if images or len(beside) > 1 or prompt is None:
@@ -59,6 +61,19 @@ def marked(row: Any) -> Any:
     if not images:
         raise InputError("needed a row with an image, got none; name it image, or write it as a part of a turn")
     return found | {IMAGES: images}
+
+
+def _check_columns(columns: dict[str, list[Any]]) -> None:
+    """Raise InputError unless the columns that have images have the same images, as dialogues with one prompt do.
+
+    Images are matched with marks from the left. Other images of a second column would take the place of the first's.
+    """
+    filled = {name: images for name, images in columns.items() if images}
+    if len({json.dumps(images, default=str) for images in filled.values()}) > 1:
+        raise InputError(
+            f"needed equal images in each column that has images, got others in {names_of([*filled])}; "
+            "write the images as parts of the prompt"
+        )
 
 
 def _without_images(value: Any, images: list[Any]) -> Any:

@@ -101,6 +101,7 @@ BAD_IMAGES = {
     base64.b64encode(png_bytes(PIXELS[:, :4])).decode(): "needed 8 x 8 pixels, got 4 x 8; resize the picture",
     "text.txt": "broken, or of an unknown format",
     "folder": "needed a file, got none under this path",
+    "/9j/4AAQ" * 600: "needed a readable file, got: File name too long",  # a JPEG in base64
     None: "needed a path, a data URL or a PNG in base64",
     3: "needed a path, a data URL or a PNG in base64",
 }
@@ -248,6 +249,14 @@ BAD_ROWS = {
         "needed image parts with type and image_url, got detail too",
     ),
     "size": ({"messages": turns({**IMAGE, "min_pixels": 4})}, "with type and image, got min_pixels too"),
+    "images of two columns": (
+        {"chosen": turns({**IMAGE, "image": "b.png"}), "rejected": turns(TEXT), "prompt": turns(IMAGE)},
+        "needed equal images in each column that has images, got others in chosen, prompt;",
+    ),
+    "other images of the rejected answer": (
+        {"chosen": turns(IMAGE), "rejected": turns({**IMAGE, "image": "b.png"})},
+        "needed equal images in each column that has images, got others in chosen, rejected;",
+    ),
     "another column": ({"image": "a.png", "prompt": "?", "audio": "a.wav"}, "got audio; remove it"),
     "no object": (3, "needed an object with named keys"),
 }
