@@ -39,8 +39,9 @@ class LabConfig:
     evaluated: int = 512  # [prompts] held out, in each evaluation of PPO and DPO
 
     def __post_init__(self) -> None:
-        check_range(self, "seeds", "best_of_prompts", least=1)
+        check_range(self, "seeds", least=1)
         check_range(self, "best_of", "evaluated", least=2)
+        check_range(self, "best_of_prompts", least=1, most=self.evaluated)  # the first of the evaluated prompts
 
 
 SETTINGS = {

@@ -35,10 +35,11 @@ def ppo(start: Start, cell: Cell) -> list[dict[str, Any]]:
     config, proxy = replace(start.settings["ppo"], kl_coef=cell.kl_coef), start.proxy(cell)
     policy = start.student(value_head=True)
     trainer = PPOTrainer(policy, start.policy, proxy, start.job.tokenizer, config, seed=start.seed)
-    points, every = [{"step": 0, **start.point(policy, proxy)}], max(1, config.steps // EVALUATIONS)
-    for step, batch in enumerate(Batches.of(start.prompts, config, seed=start.seed, stream="ppo"), 1):
+    batches = Batches.of(start.prompts, config, seed=start.seed, stream="ppo")
+    points, every = [{"step": 0, **start.point(policy, proxy)}], max(1, len(batches) // EVALUATIONS)
+    for step, batch in enumerate(batches, 1):
         trainer.step(batch)
-        if step % every == 0:
+        if step % every == 0 or step == len(batches):
             points.append({"step": step, **start.point(policy, proxy)})
     return points
 

@@ -47,9 +47,9 @@ class Measured:
         d, gain = mean_curve(self.gold)
         best, last_proxy = int(gain.argmax()), mean_curve(self.proxy)[1][-1] if self.proxy else None
         first = [self.cell.name, str(len(self.gold)), number(self.accuracy, 3)]
-        return [*first, *self._fitted(d[-1]), *map(number, (gain[best], d[best], gain[-1], last_proxy, d[-1]))]
+        return [*first, *self._fitted(d.max()), *map(number, (gain[best], d[best], gain[-1], last_proxy, d[-1]))]
 
-    def _fitted(self, last_d: float) -> list[str]:
+    def _fitted(self, farthest: float) -> list[str]:
         """alpha, beta, R2 and the d of the peak, if the curve has one within the measured distances."""
         if not self.fit:
             return ["-"] * 4
@@ -57,7 +57,7 @@ class Measured:
         both = [number(self.fit.alpha), number(self.fit.beta)]
         if ends is not None:
             both = [f"{text} ({low:.2f} to {high:.2f})" for text, (low, high) in zip(both, ends, strict=True)]
-        return [*both, number(self.fit.r2), number(peak) if peak is not None and peak <= last_d else "none"]
+        return [*both, number(self.fit.r2), number(peak) if peak is not None and peak <= farthest else "none"]
 
     def line(self, label: str) -> Line:
         d, gain = mean_curve(self.gold)

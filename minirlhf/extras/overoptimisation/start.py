@@ -11,6 +11,7 @@ import torch
 
 from minirlhf.algorithms import RewardTrainer
 from minirlhf.data import Batches, EncodedRow
+from minirlhf.errors import InputError
 from minirlhf.evaluation import evaluate_policy
 from minirlhf.extras.overoptimisation.cells import MEMBERS, SIZES, Cell
 from minirlhf.generation import SamplingConfig
@@ -61,7 +62,10 @@ class Start:
 
     @classmethod
     def of(cls, folder: Path, settings: dict[str, Any], seed: int) -> Start:
-        """Train the SFT policy in this folder, or load it if an earlier start of the lab trained it."""
+        """Train the SFT policy in this folder, or load it if an earlier start of the lab trained it.
+
+        Raises: InputError if fewer prompts are held out than are to be evaluated.
+        """
         common = JobConfig(output=str(folder), seed=seed, resume=folder.exists(), device="cpu")
         sections = {name: settings[name] for name in ("model", "sft", "reward_model")}
         sections |= {"job": common, "run": RunSettings(eval_every=0)}
@@ -70,7 +74,8 @@ class Start:
         shape = policy.transformer.config
         prompts, held_out = job.rows("prompts", shape, reserve=settings["ppo"].max_tokens)
         pairs, held_out_pairs = job.rows("pairs", shape)
-        evaluated = settings["job"].evaluated
+        if (evaluated := settings["job"].evaluated) > len(held_out):
+            raise InputError(f"--evaluated: needed at most {len(held_out):,}, all held-out prompts, got {evaluated:,}")
         sampling = settings["ppo"].sampling(job.tokenizer.eos_ids)
         sampler = BestOfN(policy, gold_of(job), 1, job.tokenizer, sampling, seed)
         samples = sampler(prompts[:evaluated])

@@ -7,15 +7,17 @@ import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from minirlhf.errors import InputError
 from minirlhf.extras.overoptimisation import measure as measure_file
 from minirlhf.extras.overoptimisation import start as start_file
 from minirlhf.extras.overoptimisation.cells import CROSS, MIDDLE, Cell
+from minirlhf.extras.overoptimisation.fits import Curve, fit, gain_at
 from minirlhf.extras.overoptimisation.lab import Lab
 from minirlhf.extras.overoptimisation.measure import measure
-from minirlhf.extras.overoptimisation.report import report
+from minirlhf.extras.overoptimisation.report import HEADER, Measured, report
 from minirlhf.jobs import opened
 from minirlhf.rewards.best_of import best_of_each, kl_bound
 
@@ -189,6 +191,29 @@ def test_a_proxy_learns_from_the_first_comparisons_and_has_its_size(start, monke
     cells = [Cell("ppo", comparisons=10, size="small"), Cell("ppo", comparisons=100, size="large")]
     widths = [start._reward_model(cell, 0)[0].model.config.hidden_size for cell in cells]
     assert widths == [16, 128] and seen == [start.pairs[:10], start.pairs[:100]]
+
+
+def test_a_pool_of_more_prompts_than_are_evaluated_is_refused():
+    with pytest.raises(InputError, match="LabConfig: best_of_prompts must be at least 1 and at most 8, got 9"):
+        Lab.open(help="", argv=["--evaluated", "8", "--best_of_prompts", "9"])
+
+
+def test_more_evaluated_prompts_than_are_held_out_are_refused(open_lab):
+    with pytest.raises(InputError, match=r"^--evaluated: needed at most [\d,]+, all held-out prompts, got 100,000$"):
+        open_lab("--evaluated", "100000").start(0)
+
+
+def test_the_last_step_of_ppo_is_measured(start, monkeypatch):
+    monkeypatch.setitem(start.settings, "ppo", replace(start.settings["ppo"], steps=5))
+    monkeypatch.setattr(measure_file, "EVALUATIONS", 2)  # every second step
+    assert [point["step"] for point in measure(start, Cell("ppo"))["points"]] == [0, 2, 4, 5]
+
+
+def test_a_peak_beyond_the_last_point_but_within_the_measured_distances_is_in_the_table():
+    d = np.array([0.0, 1.0, 2.0, 1.2])  # the policy came back
+    curve = Curve(d, gain_at("best_of_n", d, 1.2, 0.4))
+    measured = Measured(Cell("best_of_n"), [curve], [], None, fit("best_of_n", [curve]))
+    assert dict(zip(HEADER, measured.row(), strict=True))["peak at d"] == "1.50"
 
 
 def test_the_kl_coefficient_of_a_cell_reaches_ppo(start, monkeypatch):
