@@ -50,8 +50,7 @@ def marked(row: Any) -> Any:
         raise InputError("the letter U+FFFC stands for images; remove it from the texts")
     columns: dict[str, list[Any]] = {name: [] for name in row if name not in ("image", IMAGES)}
     found = {name: _without_images(row[name], images) for name, images in columns.items()}
-    _check_columns(columns)
-    images = [image for images in columns.values() for image in images]
+    images = _of_columns(columns)
     if beside := [row[name] for name in ("image", IMAGES) if name in row]:
         prompt = next((name for name in PROMPT.split("|") if isinstance(row.get(name), str)), None)
         if images or len(beside) > 1 or prompt is None:
@@ -63,10 +62,10 @@ def marked(row: Any) -> Any:
     return found | {IMAGES: images}
 
 
-def _check_columns(columns: dict[str, list[Any]]) -> None:
-    """Raise InputError unless the columns that have images have the same images, as dialogues with one prompt do.
+def _of_columns(columns: dict[str, list[Any]]) -> list[Any]:
+    """The images of a row. Several columns may have them, as dialogues with one prompt do.
 
-    Images are matched with marks from the left. Other images of a second column would take the place of the first's.
+    Raises: InputError for different images: as images are matched with marks from the left, some would change places.
     """
     filled = {name: images for name, images in columns.items() if images}
     if len({json.dumps(images, default=str) for images in filled.values()}) > 1:
@@ -74,6 +73,7 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
             f"needed equal images in each column that has images, got others in {names_of([*filled])}; "
             "write the images as parts of the prompt"
         )
+    return next(iter(filled.values()), [])
 
 
 def _without_images(value: Any, images: list[Any]) -> Any:

@@ -225,6 +225,18 @@ def test_images_of_a_later_turn_are_not_learned(folder, model, tokenizer):
     assert tokenizer.decode(learned).replace("\n", "") == "22"
 
 
+def test_the_prompt_may_stand_in_whole_dialogues_too(folder, model, tokenizer):
+    ask = turns(IMAGE, TEXT)
+    sides = {
+        name: [*ask, {"role": "assistant", "content": text}] for name, text in {"chosen": "2", "rejected": "3"}.items()
+    }
+    for row in ({"prompt": ask, **sides}, sides):
+        rows = read_image_rows(written(folder, row)).rows
+        (row,) = encode_image_rows(model, tokenizer, rows, ("chosen", "rejected"), folder=folder).rows
+        assert [id for id in row.prompt if id >= 300] == IDS[False]
+        assert [tokenizer.decode(ids[:1]) for ids in row.responses] == ["2", "3"]
+
+
 def test_the_images_count_in_the_context(folder, model, tokenizer):
     rows = [marked({"image": ["a.png"] * 14, "prompt": "?"})]  # BOS, 56 patches, "?": 58 of 64
     assert len(encode_image_rows(model, tokenizer, rows, (), folder=folder, reserve=6).rows[0].prompt) == 58
