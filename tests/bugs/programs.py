@@ -135,9 +135,12 @@ def main() -> None:
     asked = parser.parse_args()
     changes = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in asked.set)}
     for seed in range(asked.seed, asked.seed + asked.runs):
+        folder = asked.folder / f"seed-{seed}"
         try:
-            train(asked.name, asked.folder / f"seed-{seed}", seed, **changes)
+            train(asked.name, folder, seed, **changes)
         except ValueError as error:  # a fault may make the loss infinite; the run folder shows the steps before
+            if not (folder / "metrics.jsonl").exists():
+                raise  # of the settings
             print(f"seed {seed}: ended: {error}")
 
 

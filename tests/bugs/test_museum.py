@@ -131,6 +131,7 @@ def test_a_later_benchmark_with_more_runs_makes_the_missing_ones(tmp_path, monke
 
 def test_the_bound_counts_the_runs_that_chose_no_threshold(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "examine", lambda run: [])
+    monkeypatch.setattr(benchmark, "TUNED", 3)
     assert "with 95% confidence" not in benchmark.report(written_runs(tmp_path / "tuned", range(3)))
     text = benchmark.report(written_runs(tmp_path / "fair", range(6)))
     assert "15 of them have seeds that chose no threshold; so with 95% confidence fewer than 20% of such runs" in text
