@@ -37,7 +37,7 @@ def samples_of(batch: Sequence[Draw], rollout: Rollout, group_size: int = 1, mos
 
 
 def add_tokens(trainer: Any, rollout: Rollout, group_size: int = 1, **numbers: Tensor | None) -> None:
-    """Add the lists of `token_lists` to the first samples of a trainer, which come from `samples_of`.
+    """Add the lists of `token_lists` to the first samples of a trainer. `samples_of` has made these samples.
 
     numbers: name -> [B, T], None if the algorithm has no such numbers. The log-probs are those of the rollout.
     """

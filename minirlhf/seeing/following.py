@@ -20,7 +20,7 @@ from minirlhf.seeing.reading import MOST_LINE, ROWS, row_of, run_folders
 from minirlhf.training.runs import STARTED, is_complete
 from minirlhf.training.stage_plan import planned_stages
 
-LOCK = ".lock"  # of training/lock.py, which needs torch
+LOCK = ".lock"  # as in training/lock.py; to import that file would load torch
 MOST_BYTES = 64 << 20  # of a file of numbers at the first look; the lines before them are not read
 MOST_SAMPLES = 1 << 20  # bytes of samples.jsonl at the first look
 MOST_EVALUATIONS = 200

@@ -24,7 +24,7 @@ for _byte in range(256):
         _crc = _crc >> 1 ^ (POLYNOMIAL if _crc & 1 else 0)
     TABLE[_byte] = _crc
 LARGEST = 3.4028234e38  # float32
-START = 1  # of SessionLog: TensorBoard then drops the points of later steps, which a run makes anew after a resume
+START = 1  # of SessionLog: TensorBoard then drops the points of later steps; the resumed run writes these points again
 
 
 class EventFile:

@@ -33,7 +33,7 @@ from minirlhf.training.checkpoint import written_whole
 
 TENSORS, TEXTS = "rollout.safetensors", "rollout.json"
 OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> its bits
-# Numbers whose hashes are in memory at a time. On a CPU they stay in its caches, which is ten times as fast.
+# The hashes of so many numbers are in memory at a time. 2^16 hashes fit into a CPU's caches: ten times as fast.
 AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
 PLAYED = "an environment gives its rewards while it is played"  # so nothing can compute them from the texts
 CHOSEN = "dynamic sampling has chosen prompts by the recorded scores"  # so new scores would choose others

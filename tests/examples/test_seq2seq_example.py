@@ -93,6 +93,8 @@ def test_own_rows_an_own_reward_and_a_t5_folder(tmp_path, monkeypatch):
         not (tmp_path / "job" / "sft" / "metrics.jsonl").exists()
         and lines(tmp_path / "job" / "ppo")[0]["score_mean"] >= 0
     )
+    with pytest.raises(InputError, match="needed one reward, got several"):
+        train.main(["seq2seq", *flags[:-6], "--reward", "my.py:score,exact_match", "--output", "other"])
     with pytest.raises(InputError, match="needed FILE.py:FUNCTION, got a folder"):
         train.main(["seq2seq", *flags[:-6], "--reward", "t5", "--output", "other"])
     assert not (tmp_path / "other").exists()

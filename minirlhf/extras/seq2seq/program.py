@@ -74,7 +74,7 @@ class Seq2SeqJobConfig:
     data: str | None = None  # [file] your own rows {prompt, response} instead of the embedded task
     max_refused: float = 0.01  # [share] of your rows that may be unusable before the program stops
     reward: str | None = None  # [name or FILE.py:FUNCTION] the reward of PPO; needed with `data`
-    skip_sft: bool = False  # [-] begin with PPO, which reads no responses; needs `policy`
+    skip_sft: bool = False  # [-] begin with PPO: the rows then need no responses; needs `policy`
     train: Literal["all", "lora"] = "all"  # [-] PPO trains all weights, or LoRA adapters on the Linears
     device: str = "auto"  # [-] cuda, mps, cpu or auto
     threads: int | None = None  # [threads] of each process on a CPU; default: all
@@ -230,7 +230,12 @@ def tokenizer_of(common: Seq2SeqJobConfig, rows: Task) -> Seq2SeqTokenizer:
 
 
 def reward_for(name: str, rows: Task) -> Reward:
-    """The reward of `--reward`, tried on two prompts.   Raises: InputError for a folder, or a reward that fails."""
+    """The reward of `--reward`, tried on two prompts.
+
+    Raises: InputError for a folder, for several rewards, or a reward that fails.
+    """
+    if "," in name:
+        raise InputError(f"--reward {name}: needed one reward, got several; write a function that adds them")
     reward = reward_of(name, _refused)
     check_rows(reward, [*rows.prompts, *rows.held_out_prompts], alone=True)
     tried = list(rows.prompts[:2])

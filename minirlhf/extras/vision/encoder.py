@@ -22,7 +22,7 @@ CHANNELS = 3  # red, green, blue
 @dataclass(frozen=True)
 class VisionConfig:
     image_size: int = 32  # [pixels] a side; images are square
-    patch_size: int = 8  # [pixels] a side of a patch, which is one token of the prompt
+    patch_size: int = 8  # [pixels] side of a patch; a patch is one token of the prompt
     hidden_size: int = 64  # [numbers] width of the encoder
     num_hidden_layers: int = 2  # [blocks] of attention and MLP
     num_attention_heads: int = 4  # [heads]
@@ -37,7 +37,7 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of an image, which are its tokens."""
+        """The number of patches of an image; each patch is a token."""
         return (self.image_size // self.patch_size) ** 2
 
 

@@ -99,7 +99,7 @@ class VisionModel(Transformer):
         return self.model.embed_tokens.encoder.config
 
     def ids_of(self, image: Tensor) -> list[int]:
-        """The ids of an image [3, S, S] of bytes, which joins the gallery.   Raises: InputError for another shape."""
+        """Add an image [3, S, S] of bytes to the gallery -> its ids.   Raises: InputError for another shape."""
         S, P, gallery = self.vision.image_size, self.vision.patches, self.model.embed_tokens.gallery
         if image.shape != (CHANNELS, S, S) or image.dtype != torch.uint8:
             came = f"{list(image.shape)} of {image.dtype}"

@@ -11,7 +11,7 @@ FREE = ("orpo", "cpo", "simpo", "alphapo")  # losses of DPO's family without a r
 
 
 def has_reference(r: Record) -> bool:
-    """Without a reference DPO's metrics compare log-probs, which are not 0 at the start."""
+    """False for a loss without a reference: its margin is one of log-probs, and begins anywhere but at 0."""
     return r.settings.get("dpo.loss") not in FREE and not r.settings.get("dpo.reference_free")
 
 
