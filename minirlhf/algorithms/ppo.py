@@ -141,14 +141,9 @@ class PPOTrainer:
         rollout = self.collect(batch)
         mask = rollout.completion_mask
         scores = rollout.scores - config.missing_eos_penalty * ~rollout.ended
-        rewards = kl_shaped_rewards(
-            scores,
-            logps=rollout.logps,
-            ref_logps=rollout.ref_logps,
-            mask=mask,
-            kl_coef=self.kl.coef,
-            estimator=config.kl_estimator,
-        )
+        logps = {"logps": rollout.logps, "ref_logps": rollout.ref_logps}
+        kl_cost = {"kl_coef": self.kl.coef, "estimator": config.kl_estimator}
+        rewards = kl_shaped_rewards(scores, **logps, mask=mask, **kl_cost)
         if rollout.turn_rewards is not None:
             rewards = at_their_turns(rewards, rollout)
         if config.whiten_rewards:
@@ -196,10 +191,15 @@ class PPOTrainer:
             mask, width = old.completion_mask, old.input_ids.shape[1]
             A, R = advantages[group_rows, :width], returns[group_rows, :width]
             inputs = old.input_ids, old.attention_mask
+            aim = {"old_values": old.values, "returns": R, "clip_eps": config.value_clip}
+            if self.value_model:  # backward at once, so that the activations of one model alone are in memory
+                value_losses = ppo_value_loss(self.wrapped_value_model(*inputs, mask), **aim)
+                backward(masked_mean(config.value_coef * value_losses, mask, count))
+                value_losses = value_losses.detach()
             now = self.wrapped_policy(*inputs, config.temperature, wanted=mask)
-            values = self.wrapped_value_model(*inputs, mask) if self.value_model else now.values
             policy_losses = self.surrogate(now.logps, old.logps, A, mask, config)
-            value_losses = ppo_value_loss(values, old_values=old.values, returns=R, clip_eps=config.value_clip)
+            if not self.value_model:
+                value_losses = ppo_value_loss(now.values, **aim)
             losses = policy_losses + config.value_coef * value_losses
             if config.entropy_coef:  # at 0, save the time for the gradient of the entropy
                 losses = losses - config.entropy_coef * now.entropy

@@ -100,7 +100,6 @@ class Step:
     shared: bool = False  # rows of one prompt compute it once, see model/prefix_tree.py
     partial: bool = False  # the last block computes the answers alone
     sampled: int = 0  # completions in progress at a time
-    trunks: int = 1  # trained networks: a value model of its own has a second one
     head: bool = True  # the loss reads log-probs; reward models have no such head
 
     @property
@@ -151,10 +150,10 @@ def footprint(
         weights=weights,
         gradients=FP32 * trained,
         optimizer=MOMENTS * trained,
-        activations=activations * step.trunks,
+        activations=activations,
         logits=head_bytes(shape, step.micro * step.answer, half=half, trained=not rank) if step.head else 0,
         hidden=FP32 * shape.hidden_size * step.micro * step.row,
-        casts=casts * step.trunks,
+        casts=casts,
         cache=cache,
         sampler=sampler,
         embedding=FP32 * head_parameters(shape) * (2 + step.several) if tied else 0,

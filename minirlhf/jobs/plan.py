@@ -41,8 +41,8 @@ def footprints(
     n, trained, model = parameters(shape), trained_weights(job, shape), model_bytes(job, shape)
     frozen = bytes_of_a_frozen_weight(job) * n
 
-    def of(stage: str, shape: ModelConfig, weights: float, trained: int, trunks: int = 1) -> Footprint:
-        step = step_of(job, stage, shape, processes, rows[stage], trunks)
+    def of(stage: str, shape: ModelConfig, weights: float, trained: int) -> Footprint:
+        step = step_of(job, stage, shape, processes, rows[stage])
         options = {"rank": rank_of(job), "half": computes_in_bf16(job.common)}
         options |= {"every": EVERY[job.common.gradient_checkpointing], "cpu": job.device.type == "cpu"}
         return footprint(shape, step, weights=weights, trained=trained, **options)
@@ -53,17 +53,17 @@ def footprints(
     if section == "distillation":
         student = student_shape(job, shape)
         return {**found, own: of(own, student, FP32 * (n + parameters(student)), parameters(student))}
-    all_weights, trunks = model, 1
+    all_weights = model
     if section in WITH_REFERENCE:
         all_weights += frozen if job.common.train == "all" else 0  # adapters share the base with the reference
     if "reward" in after:
         all_weights += reward_bytes(job, frozen)
     if getattr(job.config, "separate_value_model", False) or getattr(job.common, "value", None):
-        all_weights, trunks = all_weights + model, 2
-    return {**found, own: of(own, shape, all_weights, trunks * trained, trunks)}
+        all_weights, trained = all_weights + model, 2 * trained
+    return {**found, own: of(own, shape, all_weights, trained)}
 
 
-def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Lengths | None, trunks: int = 1) -> Step:
+def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Lengths | None) -> Step:
     """The sizes of a step on one process. row: as in `footprints`."""
     section, config, context = SECTIONS.get(stage, stage), config_of(job, stage), shape.max_position_embeddings
     prompt, answer = row or (0, context)
@@ -88,7 +88,6 @@ def step_of(job: Opened, stage: str, shape: ModelConfig, processes: int, row: Le
         shared=packed and prompt >= LEAST and shape.attn_logit_softcapping is None,
         partial=packed and head,
         sampled=min(batch, max(256, config.batch_size)) if new else 0,
-        trunks=trunks,
         head=head,
     )
 

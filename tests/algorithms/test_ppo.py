@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import tiny
@@ -115,6 +116,20 @@ def test_eight_microbatches_of_one_row_are_one_of_eight(batch, dtype, tolerance,
     )
     assert_close(split[0], joined[0], rtol=tolerance, atol=tolerance)
     assert split[1] == pytest.approx(joined[1], rel=1e-5, abs=1e-6)
+
+
+def test_the_value_model_has_its_gradient_before_the_policy_makes_its_graph(batch):
+    trainer, outputs = tiny.ppo(value_model=True, minibatch_size=8), []
+    trainer.value_model.register_forward_hook(lambda _, inputs, output: outputs.append(weakref.ref(output)))
+
+    def look(*_):
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            assert trainer.value_model.value_head.weight.grad is not None
+            assert outputs[-1]() is None
+
+    trainer.policy.register_forward_pre_hook(look)
+    trainer.step(batch)
+    assert len(outputs) > 1
 
 
 def test_the_padding_id_changes_neither_weight_nor_metric(batch):
