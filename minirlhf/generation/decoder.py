@@ -26,6 +26,7 @@ from minirlhf.model.transformer import MLP, Block, Transformer
 from minirlhf.runtime.distributed import world_size
 
 JOINED = 2**28  # parameters; copies of a larger model would take too much memory
+FULL_PRECISION = torch.float32, torch.float64
 PACKED, ROWS = 2**18, 16  # numbers in the smallest weight that is packed (the call costs 13 us); rows of a product
 MANY = 64  # rows; oneDNN writes code for each number of rows, 0.6 ms, and keeps 1,024 such codes
 
@@ -53,8 +54,11 @@ class Decoder:
         self.embed_positions = trunk.embed_positions if self.config.positions == "learned" else None
         tied = self.config.tie_word_embeddings
         self.head = Product([trunk.embed_tokens if tied else transformer.lm_head], dtype, joined, Buffer())
-        buffers = Buffer(), Buffer()
-        self.layers = [Layer(block, dtype, joined, *buffers) for block in trunk.layers]
+        self.by_products = (
+            transformer.device.type == "cpu" and dtype in FULL_PRECISION and self.config.attn_logit_softcapping is None
+        )
+        attention, buffers = attend_by_products if self.by_products else attend, (Buffer(), Buffer())
+        self.layers = [Layer(block, dtype, joined, attention, *buffers) for block in trunk.layers]
         self.layer_types = {*self.config.layer_types} or {FULL}
 
     def __call__(self, tokens: Tensor, lengths: Tensor, cache: SlotCache) -> Tensor:
@@ -71,16 +75,20 @@ class Decoder:
         if self.embed_positions is not None:
             x = x + self.embed_positions(lengths)
         inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}
-        places = torch.arange(N, device=x.device) * cache.columns + lengths  # of the new token among all columns
+        K = self.config.num_key_value_heads
+        heads = torch.arange(N * K, device=x.device).view(N, K)
+        places = (heads * cache.columns + lengths[:, None]).flatten()  # of the new token among all columns of all heads
         # for each layer, views of the keys and values that it reads, and of the rows that it writes
-        seen = cache.numbers[:, :, :N, :width].transpose(3, 4).flatten(0, 1).unbind()
-        written = cache.numbers.flatten(2, 3).flatten(3).unbind()
+        seen = cache.numbers[:, :, :N, :, :width].flatten(0, 1)
+        seen = (seen.flatten(1, 2) if self.by_products else seen).unbind()
+        written = cache.numbers.flatten(2, 4).unbind()
         for layer, keys, values, rows in zip(self.layers, seen[::2], seen[1::2], written, strict=True):
             x = layer(x, *inputs[layer.type], keys, values, rows, places)
         return softcap(self.head(self.norm(x)), self.config.final_logit_softcapping)
 
     def _inputs(self, layer_type: str, lengths: Tensor, width: int) -> tuple[Tensor, AttentionInputs]:
-        """-> (rotations [N, 1, E / 2], complex numbers of size 1; the mask [N, 1, 1, width] of the visible columns).
+        """-> (rotations [N, 1, E / 2], complex numbers of size 1; the mask of the visible columns: [N, 1, 1, width] or,
+        for `attend_by_products`, [N K, 1, width]).
 
         The mask is added to the scores, because SDPA would turn a mask of bools into such a mask once a layer.
         """
@@ -95,7 +103,11 @@ class Decoder:
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)
         else:
             mask = ~hidden
-        return rotation, AttentionInputs(cos, sin, mask[:, None, None])
+        if self.by_products:  # a row for each key-value head
+            mask = mask.repeat_interleave(self.config.num_key_value_heads, dim=0)[:, None]
+        else:
+            mask = mask[:, None, None]
+        return rotation, AttentionInputs(cos, sin, mask)
 
 
 class Layer:
@@ -104,9 +116,18 @@ class Layer:
     Everything that a step asks for is looked up once, because a lookup in a module takes as long as a small operation.
     """
 
-    def __init__(self, block: Block, dtype: torch.dtype, joined: bool, qkv: Buffer, inner: Buffer) -> None:
+    def __init__(
+        self,
+        block: Block,
+        dtype: torch.dtype,
+        joined: bool,
+        attend: Callable[..., Tensor],
+        qkv: Buffer,
+        inner: Buffer,
+    ) -> None:
         """qkv, inner: memory of the results of these products, shared by all layers."""
         attention, config, mlp = block.self_attn, block.self_attn.config, block.mlp
+        self.attend = attend
         self.type, self.uses_rope, self.qk_norm = attention.layer_type, attention.uses_rope, config.qk_norm
         self.H, self.K, self.E = config.num_attention_heads, config.num_key_value_heads, config.head_width
         self.scale, self.cap = config.attention_scale, config.attn_logit_softcapping
@@ -142,16 +163,16 @@ class Layer:
         rows: Tensor,
         places: Tensor,
     ) -> Tensor:
-        """rows: [2, B S, K E] all keys and values of the layer; those of the new tokens are written at `places` [N]."""
+        """rows: [2, B K S, E], all keys and values of the layer.   places: [N K] of the new tokens' among them."""
         qkv = self.qkv(self.norms[0](x))
         q_NKGE, pairs, new = self.heads(qkv)
         if self.qk_norm != "none":
             self._normalise(qkv)
         if self.uses_rope:
             turn(pairs, rotation)
-        rows.index_copy_(1, places, new)
+        rows.index_copy_(1, places, new.flatten(1, 2))
         # the query heads of one key-value head take the place of query tokens, so no key is copied
-        attended = attend(q_NKGE, k_NKSE, v_NKSE, inputs, self.scale, self.cap).reshape(len(x), self.H * self.E)
+        attended = self.attend(q_NKGE, k_NKSE, v_NKSE, inputs, self.scale, self.cap).reshape(len(x), self.H * self.E)
         x = self.output.added_to(x, attended, self.output_norms[0])
         y = self.norms[1](x)
         if self.experts:
@@ -165,11 +186,11 @@ class Layer:
         return self.down.added_to(x, inner, self.output_norms[1])
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> views: queries [N, K, G, E], the pairs of queries and keys, new keys and values [2, N, K E]."""
+        """-> views: queries [N, K, G, E], the pairs of queries and keys, new keys and values [2, N, K, E]."""
         N, H, K, E = len(qkv), self.H, self.K, self.E
         q, new = qkv.split([H * E, 2 * K * E], dim=-1)
         pairs = pairs_of(qkv.view(N, H + 2 * K, E)[:, : H + K]) if self.uses_rope else q
-        return q.view(N, K, H // K, E), pairs, new.view(N, 2, K * E).transpose(0, 1)
+        return q.view(N, K, H // K, E), pairs, new.view(N, 2, K, E).transpose(0, 1)
 
     def _normalise(self, qkv: Tensor) -> None:
         """The family's norms on queries and keys, in place; then their numbers in pairs."""
@@ -179,6 +200,18 @@ class Layer:
             parts = [part.unflatten(-1, (-1, E)) for part in parts]
         normed = [norm(part).flatten(1) for norm, part in zip(self.head_norms, parts, strict=True)]
         qkv[:, : (H + K) * E] = torch.cat(normed, dim=-1).view(-1, H + K, E)[..., self.order].flatten(1)
+
+
+def attend_by_products(
+    q_NKGE: Tensor, k_BSE: Tensor, v_BSE: Tensor, inputs: AttentionInputs, scale: float | None, cap: None
+) -> Tensor:
+    """softmax(scale q k + mask) v -> [B, G, E] with B = N K: two batches of products, for all heads of all rows.
+
+    FlashAttention on a CPU takes twice as long for so few queries: it goes over them one head at a time.
+    """
+    scale = scale or q_NKGE.shape[-1] ** -0.5
+    scores = torch.baddbmm(inputs.visible, q_NKGE.flatten(0, 1), k_BSE.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v_BSE)
 
 
 class Buffer:
@@ -256,9 +289,11 @@ class Product:
         return torch.addmm(self.bias, x, self.weight, out=out)
 
     def added_to(self, residual: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
-        """residual + norm(product): in place where the family has no norm on outputs and no bias."""
-        plain = isinstance(norm, nn.Identity) and not self.modules and self.bias is None and not self.packed
-        if plain and self.dtype == residual.dtype == x.dtype:
+        """residual + norm(product): one operation where the family has no norm on outputs."""
+        plain = isinstance(norm, nn.Identity) and not self.modules and self.dtype == residual.dtype == x.dtype
+        if plain and self.packed and len(x) <= MANY:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        if plain and not self.packed and self.bias is None:
             return residual.addmm_(x, self.weight)
         return residual + norm(self(x))
 
