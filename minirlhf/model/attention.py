@@ -39,7 +39,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: ForwardContext, layer: int) -> Tensor:
         inputs = context.inputs[self.layer_type]
-        q_BTHE, k_BSKE, v_BSKE = self._project(x_BTD)  # S is T, unless a cache adds columns
+        if inputs.packing and inputs.packing.short:
+            return self.o_proj(inputs.packing.attended(self, x_BTD, inputs, context.read))
+        q_BTHE, k_BSKE, v_BSKE = self.project(x_BTD, x_BTD)  # S is T, unless a cache adds columns
         if self.uses_rope:
             q_BTHE, k_BSKE = (rotate(x, inputs.cos, inputs.sin) for x in (q_BTHE, k_BSKE))
         if context.cache is not None:
@@ -51,12 +53,12 @@ class Attention(nn.Module):
         out_BHTE = attend(q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
         return self.o_proj(context.read_of(out_BHTE.transpose(1, 2).flatten(2)))
 
-    def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> queries [B, T, H, E], keys and values [B, T, K, E], with the family's norm on queries and keys."""
+    def project(self, x_BTD: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> queries [..., H, E] of the tokens `asking`, keys and values [B, T, K, E], with the family's norm."""
         if self.config.fused_projections:
             q, k, v = self.qkv_proj(x_BTD).split(self.widths, dim=-1)
         else:
-            q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+            q, k, v = self.q_proj(asking), self.k_proj(x_BTD), self.v_proj(x_BTD)
         if self.config.qk_norm == "width":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.unflatten(-1, (-1, self.config.head_width)) for x in (q, k, v))

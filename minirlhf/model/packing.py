@@ -18,8 +18,10 @@ from minirlhf.model.config import FULL, SLIDING, ModelConfig
 from minirlhf.model.context import AttentionInputs, ForwardContext
 from minirlhf.model.prefix_tree import LEAST, Node, TreeAttention, common_beginnings, prefix_tree
 from minirlhf.model.rope import rope_tables
+from minirlhf.model.short_rows import ShortRows, attend_short, reading, short_rows
 
 SHORT = 64  # tokens of the longest row, up to which attention is computed on the padded batch
+SAVED = 1 / 16  # of the tokens, that short rows must share; with fewer, finding and adding them up costs more
 WORTH = 0.95  # of the tokens; with more real tokens than this, moving them costs more than their padding
 
 
@@ -30,7 +32,10 @@ class Packing(NamedTuple):
     lengths: tuple[int, ...]  # real tokens per row
     places: Tensor  # [N] of the packed tokens among all B * T
     index: Tensor | None = None  # [B * T] of the packed token that stands at each place, if rows share tokens
-    nodes: tuple[Node, ...] = ()  # of the tree of the rows, if they share tokens
+    nodes: tuple[Node, ...] = ()  # of the tree of the rows, if long rows share tokens
+    short: ShortRows | None = None  # in `AttentionInputs`: how short rows attend
+
+    attended = staticmethod(attend_short)
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, T, ...] -> [1, N, ...]."""
@@ -49,6 +54,16 @@ class Packing(NamedTuple):
             return self.index[places]
         return torch.searchsorted(self.places, places).clamp(max=len(self.places) - 1)
 
+    def reading(self, context: ForwardContext, places: Tensor) -> ForwardContext:
+        """The context of a block of which the tokens at these places [n] among all B * T are read."""
+
+        def at_places(inputs: AttentionInputs) -> AttentionInputs:
+            rows = inputs.packing.short and reading(inputs.packing.short, places, inputs.window)
+            return inputs._replace(packing=inputs.packing._replace(short=rows))
+
+        inputs = {name: at_places(x) for name, x in context.inputs.items()}
+        return context._replace(read=self.index_of(places), inputs=inputs)
+
 
 def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Packing | None:
     """The packing of a batch for a `Trunk`; None if it is not worth it, or on a device that wants whole rectangles.
@@ -61,8 +76,8 @@ def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | Non
     tokens, most = sum(lengths), WORTH * attention_mask.numel()
     if not tokens:
         return None
-    if max(lengths) > SHORT and (tree := _tree_of(trunk, input_ids, attention_mask, lengths)):
-        return tree
+    if shared := (_tree_of if input_ids.shape[1] > SHORT else _shared)(trunk, input_ids, attention_mask, lengths):
+        return shared
     if tokens > most:
         return None
     return Packing(tuple(attention_mask.shape), lengths, attention_mask.flatten().nonzero()[:, 0])
@@ -71,7 +86,7 @@ def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | Non
 def _tree_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, lengths: Sequence[int]) -> Packing | None:
     """The packing in which rows share their beginning; None if no rows do, or if their tokens would then differ.
 
-    Under dropout each row draws its own zeros. A bounded score or a window needs more than a joined softmax.
+    A bounded score or a window needs more than a joined softmax.
     """
     order, common = common_beginnings(input_ids, attention_mask)
     config = trunk.config
@@ -81,7 +96,7 @@ def _tree_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, length
     nodes, paths = prefix_tree(order, common, lengths)
     if len(nodes) == len(order):
         return None
-    if torch.is_grad_enabled() and any(isinstance(m, nn.Dropout) and m.training and m.p for m in trunk.modules()):
+    if _drops(trunk):
         return None
     T = attention_mask.shape[1]
     places = torch.cat([torch.arange(*node.columns) + node.row * T for node in nodes])
@@ -92,14 +107,49 @@ def _tree_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, length
     return Packing((len(rows), T), tuple(lengths), places, torch.cat(rows), tuple(nodes))
 
 
+def _shared(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, lengths: Sequence[int]) -> Packing | None:
+    """The packing in which short rows share their beginning; None if that is not worth it.
+
+    In lexical order, a row shares its first tokens with the row before it: these are the tokens of the last row above
+    that has its own there.
+    """
+    order, common = common_beginnings(input_ids, attention_mask)
+    if sum(common) < SAVED * sum(lengths) or _drops(trunk):
+        return None
+    B, T = attention_mask.shape
+    order, common = torch.tensor(order), torch.tensor([0, *common])
+    is_own = attention_mask[order] & (torch.arange(T) >= common[:, None])
+    row, column = is_own.nonzero(as_tuple=True)
+    number = torch.zeros(B, T, dtype=torch.int64)
+    number[row, column] = torch.arange(len(row))
+    index = torch.empty_like(number)
+    index[order] = number.cummax(0).values
+    return Packing((B, T), tuple(lengths), order[row] * T + column, index.flatten())
+
+
+def _drops(trunk: nn.Module) -> bool:
+    """Whether there is dropout: it draws other zeros for each row."""
+    return torch.is_grad_enabled() and any(isinstance(m, nn.Dropout) and m.training and m.p for m in trunk.modules())
+
+
 def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
     """Positions and angles of the real tokens. Each row's positions begin at 0."""
     T, device = packing.shape[1], packing.places.device
     positions = (packing.places % T)[None]
+    index, shared = packing.index, packing.index is not None
+    is_short = T <= SHORT and config.attn_logit_softcapping is None
+    if is_short and not shared:  # the tokens of a row stand side by side
+        lengths = torch.tensor(packing.lengths)
+        starts = lengths.cumsum(0) - lengths
+        index = (starts[:, None] + torch.arange(T)).clamp(max=len(packing.places) - 1)
     inputs = {}
     for layer_type in {*config.layer_types} or {FULL}:
         cos, sin = (table[positions].unsqueeze(2) for table in rope_tables(config, layer_type, T, device))
         window = config.sliding_window if layer_type == SLIDING else None
+        if is_short:
+            heads = config.num_attention_heads, config.num_key_value_heads
+            rows = short_rows(heads, index.view(packing.shape), packing.places, shared, window)
+            packing = packing._replace(short=rows)
         inputs[layer_type] = AttentionInputs(cos, sin, None, packing, window)
     return ForwardContext(positions, inputs, None, True)
 

@@ -139,7 +139,7 @@ class Trunk(nn.Module):
             x = x + self.embed_positions(context.positions)
         for layer, block in enumerate(self.layers):
             if places is not None and layer + 1 == len(self.layers):
-                context = context._replace(read=packing.index_of(places) if packing else places)
+                context = packing.reading(context, places) if packing else context._replace(read=places)
             if cache is not None:  # never checkpointed: the backward pass would write to the cache again
                 x = block(x, context, layer)
             elif (every := self.gradient_checkpointing) and layer % every == 0 and torch.is_grad_enabled():
