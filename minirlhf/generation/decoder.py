@@ -21,6 +21,7 @@ from minirlhf.model.attention import attend
 from minirlhf.model.config import FULL, SLIDING
 from minirlhf.model.context import AttentionInputs
 from minirlhf.model.norms import softcap
+from minirlhf.model.rms_norm import RMSNorm
 from minirlhf.model.rope import rope_tables
 from minirlhf.model.transformer import MLP, Block, Transformer
 from minirlhf.runtime.distributed import world_size
@@ -326,7 +327,7 @@ def turn(pairs: Tensor, rotation: Tensor) -> None:
 
 def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function of a norm; on a CPU torch's RMSNorm in fp32 takes seven operations, this function four."""
-    if type(norm) is not nn.RMSNorm or norm.weight.dtype != torch.float32 or norm.weight.device.type != "cpu":
+    if type(norm) is not RMSNorm or norm.weight.dtype != torch.float32 or norm.weight.device.type != "cpu":
         return norm
     width = norm.normalized_shape[0]
     scale, least = norm.weight.detach() * width**0.5, torch.tensor((width * (norm.eps or 0.0)) ** 0.5)

@@ -24,8 +24,7 @@ def block_bytes(
     """
     narrow, D = BF16 if half else FP32, config.hidden_size
     fused, gated = config.fused_projections, config.gated_mlp
-    wide = BF16 if half and rank and config.norm == "layer" else FP32
-    norms = wide * 2 * (config.norm_before + config.norm_after) * norm_numbers(config, D, rank)
+    norms = norms_bytes(config, half, rank, before=2, after=2)
     # several Linears read one input; autocast makes a copy for each
     readers = narrow * D * (3 if half and not fused else 1)
     total = norms + readers + attention_bytes(config, layer, narrow, rank, row, cpu) + mlp_bytes(config, layer, half)
@@ -47,13 +46,19 @@ def mlp_bytes(config: ModelConfig, layer: int, half: bool) -> float:
     return routing + k * (readers + narrow * D + inside * config.moe_intermediate_size)
 
 
-def norm_numbers(config: ModelConfig, width: int, rank: int = 0, rows: int = 1) -> int:
-    """Numbers that a norm keeps: its input, and the mean or root of each of its rows. RMSNorm is not fused on a CPU, so
-    it also keeps its normalised input, for the gradient of its weight.
-    """
+def norms_bytes(config: ModelConfig, half: bool, rank: int, before: int, after: int) -> int:
+    """Of norms that read the residual stream, and of norms that read a product."""
+    stream = BF16 if half and rank else FP32
+    product = BF16 if half and config.norm != "layer" else stream
+    D, before, after = config.hidden_size, before * config.norm_before, after * config.norm_after
+    return before * norm_bytes(config, D, stream) + after * norm_bytes(config, D, product)
+
+
+def norm_bytes(config: ModelConfig, width: int, number: int = FP32, rows: int = 1) -> int:
+    """What a norm keeps: its input, numbers of `number` bytes, and the mean or root of each of its rows."""
     if config.norm == "layer":
-        return width + 2 * rows
-    return (1 if rank else 2) * width + rows
+        return number * (width + 2 * rows)
+    return number * width + FP32 * rows
 
 
 def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row: int, cpu: bool) -> float:
@@ -70,7 +75,8 @@ def attention_bytes(config: ModelConfig, layer: int, narrow: int, rank: int, row
         total += FP32 * (2 * H * row - H) + narrow * 2 * (query - key)
     if config.qk_norm != "none":
         heads = (H, K) if config.qk_norm == "head" else (1, 1)
-        total += FP32 * (norm_numbers(config, query, rank, heads[0]) + norm_numbers(config, key, rank, heads[1]))
+        number = FP32 if config.norm == "layer" else narrow
+        total += norm_bytes(config, query, number, heads[0]) + norm_bytes(config, key, number, heads[1])
     return total
 
 
@@ -102,14 +108,12 @@ def kept_bytes(
         if every == 1 and last:
             again = max(again, blocks[0] - FP32 * D * tokens)
         blocks = [FP32 * D * tokens if layer % every == 0 else size for layer, size in enumerate(blocks)] + [again]
-    return sum(blocks) + tokens * 8 + read * FP32 * norm_numbers(config, D, rank)  # ids; the last norm
+    return sum(blocks) + tokens * 8 + read * norm_bytes(config, D)  # ids; the last norm
 
 
 def after_attention_bytes(config: ModelConfig, layer: int, half: bool, rank: int) -> float:
     """The part of `block_bytes` of the norms and the MLP that follow attention."""
-    wide = BF16 if half and rank and config.norm == "layer" else FP32
-    norms = config.norm_before + 2 * config.norm_after
-    return wide * norms * norm_numbers(config, config.hidden_size, rank) + mlp_bytes(config, layer, half)
+    return norms_bytes(config, half, rank, before=1, after=2) + mlp_bytes(config, layer, half)
 
 
 def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:

@@ -1,30 +1,19 @@
-"""Functions that keep numbers in range: the norm of each family, and the soft cap on logits."""
+"""The norm of each family, and the soft cap on logits: both keep numbers in range."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minirlhf.model.config import ModelConfig
 
 
-class PlusOneRMSNorm(nn.RMSNorm):
-    """RMSNorm that multiplies by 1 + weight (Gemma): a weight of 0 changes nothing."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).to(x.dtype)
-
-
-NORMS = {"rms": nn.RMSNorm, "rms_plus_one": PlusOneRMSNorm, "layer": nn.LayerNorm}
-
-
 def norm(config: ModelConfig, width: int | None = None, used: bool = True) -> nn.Module:
     """The family's norm over `width` numbers (default: hidden_size); the identity if the family does not use it."""
-    return NORMS[config.norm](width or config.hidden_size, config.rms_norm_eps) if used else nn.Identity()
+    from minirlhf.model.rms_norm import PlusOneRMSNorm, RMSNorm  # here, so that the core loads no leaf
+
+    kinds = {"rms": RMSNorm, "rms_plus_one": PlusOneRMSNorm, "layer": nn.LayerNorm}
+    return kinds[config.norm](width or config.hidden_size, config.rms_norm_eps) if used else nn.Identity()
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:
