@@ -21,17 +21,19 @@ class Attention(nn.Module):
     """x [B, T, D] -> [B, T, D], or [1, n, D] if only n tokens are read; H / K query heads share a key-value head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
+        from minirlhf.model.products import Linear  # here, so that the core loads no leaf
+
         super().__init__()
         self.config, self.layer_type, self.uses_rope = config, config.layer_type(layer), config.uses_rope(layer)
         query_width = config.num_attention_heads * config.head_width
         key_width = config.num_key_value_heads * config.head_width
         self.widths = [query_width, key_width, key_width]  # of queries, keys and values
-        projection = partial(nn.Linear, config.hidden_size, bias=config.attention_bias)
+        projection = partial(Linear, config.hidden_size, bias=config.attention_bias)
         if config.fused_projections:
             self.qkv_proj = projection(sum(self.widths))
         else:
             self.q_proj, self.k_proj, self.v_proj = (projection(width) for width in self.widths)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.output_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, bias=config.output_bias)
         if config.qk_norm == "width":
             self.q_norm, self.k_norm = norm(config, query_width), norm(config, key_width)
         elif config.qk_norm == "head":
@@ -89,12 +91,7 @@ def attend(
         from minirlhf.model.capped_attention import capped_attention  # here, so that the core loads no leaf
 
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap or 1.0)
+    mask, grouped = inputs.visible, q_BHTE.shape[1] != k_BKSE.shape[1]
     return F.scaled_dot_product_attention(
-        q_BHTE,
-        k_BKSE,
-        v_BKSE,
-        attn_mask=inputs.visible,
-        is_causal=inputs.visible is None,
-        scale=scale,
-        enable_gqa=q_BHTE.shape[1] != k_BKSE.shape[1],
+        q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )

@@ -29,16 +29,18 @@ class MLP(nn.Module):
     """x [..., D] -> [..., D], with a gate (Shazeer 2020, arXiv:2002.05202) or, as in GPT-2, without."""
 
     def __init__(self, config: ModelConfig, inner: int) -> None:
+        from minirlhf.model.products import Linear  # here, so that the core loads no leaf
+
         super().__init__()
         self.gated, self.fused, self.act = config.gated_mlp, config.fused_projections, ACTIVATIONS[config.hidden_act]
         bias = config.mlp_bias
         if self.gated and self.fused:
-            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner, bias=bias)
+            self.gate_up_proj = Linear(config.hidden_size, 2 * inner, bias=bias)
         else:
-            self.up_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+            self.up_proj = Linear(config.hidden_size, inner, bias=bias)
             if self.gated:
-                self.gate_proj = nn.Linear(config.hidden_size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, config.hidden_size, bias=bias)
+                self.gate_proj = Linear(config.hidden_size, inner, bias=bias)
+        self.down_proj = Linear(inner, config.hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.gated:
