@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -116,15 +117,14 @@ def _shared(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, lengths
     order, common = common_beginnings(input_ids, attention_mask)
     if sum(common) < SAVED * sum(lengths) or _drops(trunk):
         return None
-    B, T = attention_mask.shape
-    order, common = torch.tensor(order), torch.tensor([0, *common])
-    is_own = attention_mask[order] & (torch.arange(T) >= common[:, None])
-    row, column = is_own.nonzero(as_tuple=True)
-    number = torch.zeros(B, T, dtype=torch.int64)
-    number[row, column] = torch.arange(len(row))
-    index = torch.empty_like(number)
-    index[order] = number.cummax(0).values
-    return Packing((B, T), tuple(lengths), order[row] * T + column, index.flatten())
+    T = attention_mask.shape[1]
+    order, common = numpy.array(order), numpy.array([0, *common])
+    row, column = (attention_mask.numpy()[order] & (numpy.arange(T) >= common[:, None])).nonzero()
+    number, index = numpy.zeros((2, *attention_mask.shape), dtype=numpy.int64)
+    number[row, column] = numpy.arange(len(row))
+    index[order] = numpy.maximum.accumulate(number)
+    places, index = (torch.from_numpy(x) for x in (order[row] * T + column, index.ravel()))
+    return Packing(tuple(attention_mask.shape), tuple(lengths), places, index)
 
 
 def _drops(trunk: nn.Module) -> bool:
@@ -136,19 +136,14 @@ def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
     """Positions and angles of the real tokens. Each row's positions begin at 0."""
     T, device = packing.shape[1], packing.places.device
     positions = (packing.places % T)[None]
-    index, shared = packing.index, packing.index is not None
     is_short = T <= SHORT and config.attn_logit_softcapping is None
-    if is_short and not shared:  # the tokens of a row stand side by side
-        lengths = torch.tensor(packing.lengths)
-        starts = lengths.cumsum(0) - lengths
-        index = (starts[:, None] + torch.arange(T)).clamp(max=len(packing.places) - 1)
     inputs = {}
     for layer_type in {*config.layer_types} or {FULL}:
         cos, sin = (table[positions].unsqueeze(2) for table in rope_tables(config, layer_type, T, device))
         window = config.sliding_window if layer_type == SLIDING else None
         if is_short:
             heads = config.num_attention_heads, config.num_key_value_heads
-            rows = short_rows(heads, index.view(packing.shape), packing.places, shared, window)
+            rows = short_rows(heads, packing.lengths, T, packing.places, packing.index, window)
             packing = packing._replace(short=rows)
         inputs[layer_type] = AttentionInputs(cos, sin, None, packing, window)
     return ForwardContext(positions, inputs, None, True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -34,12 +35,13 @@ class Node(NamedTuple):
 
 def common_beginnings(input_ids: Tensor, attention_mask: Tensor) -> tuple[list[int], list[int]]:
     """(rows in lexical order, tokens that each of these rows but the first shares with the row before it)."""
-    lengths = attention_mask.sum(-1).tolist()
-    texts = [row[:n] for row, n in zip(input_ids.tolist(), lengths, strict=True)]
+    ids, real = input_ids.numpy(), attention_mask.numpy()  # numpy's small operations take a third of torch's time
+    width, text = 8 * ids.shape[1], ids.astype(">i8").tobytes()  # the bytes are in the order of the ids
+    texts = [text[start : start + width] for start in range(0, len(text), width)]
     order = sorted(range(len(texts)), key=texts.__getitem__)
-    ids, real = input_ids[order], attention_mask[order]
+    ids, real = ids[order], real[order]
     same = (ids[1:] == ids[:-1]) & real[1:] & real[:-1]
-    return order, same.long().cumprod(-1).sum(-1).tolist()
+    return order, numpy.logical_and.accumulate(same, axis=1).sum(-1).tolist()
 
 
 def prefix_tree(order: Sequence[int], common: Sequence[int], lengths: Sequence[int]) -> tuple[list[Node], list[list]]:

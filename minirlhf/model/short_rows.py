@@ -10,8 +10,10 @@ each of them, H = K G, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -30,32 +32,38 @@ class ShortRows(NamedTuple):
     shape: tuple[int, int, int, int]  # B, T, H, K
 
 
-def short_rows(heads: tuple[int, int], index: Tensor, places: Tensor, shared: bool, window: int | None) -> ShortRows:
+def short_rows(
+    heads: tuple[int, int], lengths: Sequence[int], T: int, places: Tensor, index: Tensor | None, window: int | None
+) -> ShortRows:
     """The layout in which the packed tokens are the queries.
 
-    heads: H and K.   index: [B, T] of the packed token at each place; any for padding.   places: [N] of the packed
-    tokens among all B T.   shared: rows share tokens.   window: [tokens] that a query sees; None: all before it.
+    heads: H and K.   lengths: [B].   places: [N] of the packed tokens among all B T.   index: [B T] of the packed token
+    at each place, if rows share tokens.   window: [tokens] that a query sees; None: all before it.
     """
-    (B, T), (H, K) = index.shape, heads
-    row, column, at = places // T, places % T, torch.arange(T)
-    keys, own = _numbers(index, K), None if shared else _among(row, column, K, T)
-    visible = _visible(at[None], T, window)
-    return ShortRows(keys, own, _numbers(index, H), _among(row, column, H, T), _mask(visible, 1, H // K), (B, T, H, K))
+    # numpy, because its small operations take a third of torch's time
+    (H, K), B, (row, column) = heads, len(lengths), divmod(places.numpy(), T)
+    if index is None:  # the tokens of a row stand side by side
+        ends = numpy.array(lengths).cumsum()
+        at = (numpy.concatenate(([0], ends[:-1]))[:, None] + numpy.arange(T)).clip(max=ends[-1] - 1)
+    else:
+        at = index.numpy().reshape(B, T)
+    own = torch.from_numpy(_among(row, column, K, T)) if index is None else None
+    numbers = (torch.from_numpy(x) for x in (_numbers(at, H), _among(row, column, H, T)))
+    mask = _mask(numpy.arange(T)[None], T, window, 1, H // K)
+    return ShortRows(torch.from_numpy(_numbers(at, K)), own, *numbers, mask, (B, T, H, K))
 
 
 def reading(rows: ShortRows, places: Tensor, window: int | None) -> ShortRows:
     """The same keys for the queries at these places [n] among all B T, in any order."""
-    B, T, H, K = rows.shape
-    row, column = places // T, places % T
-    count = row.bincount(minlength=B)
-    order = row.argsort(stable=True)
-    among = torch.empty_like(row)  # number of each query among those of its row
-    among[order] = torch.arange(len(row)) - (count.cumsum(0) - count)[row[order]]
+    (B, T, H, K), (row, column) = rows.shape, divmod(places.numpy(), rows.shape[1])
+    count, order, numbers = numpy.bincount(row, minlength=B), row.argsort(kind="stable"), numpy.arange(len(row))
+    among = numpy.empty_like(row)  # number of each query among those of its row
+    among[order] = numbers - (count.cumsum() - count)[row[order]]
     R = int(count.max())
-    number, last = row.new_zeros(2, B, R)
-    number[row, among], last[row, among] = torch.arange(len(row)), column
-    mask = _mask(_visible(last, T, window), K, H // K)
-    return rows._replace(queries=_numbers(number, H), picked=_among(row, among, H, R), mask=mask)
+    number, last = numpy.zeros((2, B, R), dtype=numpy.int64)
+    number[row, among], last[row, among] = numbers, column
+    queries, picked = (torch.from_numpy(x) for x in (_numbers(number, H), _among(row, among, H, R)))
+    return rows._replace(queries=queries, picked=picked, mask=_mask(last, T, window, K, H // K))
 
 
 def attend_short(attention: nn.Module, x_BTD: Tensor, inputs: AttentionInputs, read: Tensor | None) -> Tensor:
@@ -117,23 +125,19 @@ def _scatter(x: Tensor, rows: ShortRows, shape: torch.Size) -> Tensor:
     return x.new_zeros(shape[1] * shape[2], shape[3]).index_add_(0, rows.keys, x).view(shape)
 
 
-def _numbers(tokens: Tensor, heads: int) -> Tensor:
+def _numbers(tokens: numpy.ndarray, heads: int) -> numpy.ndarray:
     """Numbers of tokens [B, T] -> numbers of their vectors [B heads T]."""
-    return (tokens[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+    return (tokens[:, None] * heads + numpy.arange(heads)[:, None]).ravel()
 
 
-def _among(row: Tensor, column: Tensor, heads: int, width: int) -> Tensor:
+def _among(row: numpy.ndarray, column: numpy.ndarray, heads: int, width: int) -> numpy.ndarray:
     """Row and column of tokens [n] -> places of their vectors among all B heads width, [n heads]."""
-    return ((row * heads * width + column)[:, None] + torch.arange(heads) * width).flatten()
+    return ((row * (heads * width) + column)[:, None] + numpy.arange(heads) * width).ravel()
 
 
-def _visible(last: Tensor, T: int, window: int | None) -> Tensor:
-    """The column of queries [B, R] -> [B, R, T] bool."""
-    distance = last[..., None] - torch.arange(T)
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
-
-
-def _mask(visible: Tensor, K: int, G: int) -> Tensor:
-    """[B, R, T] bool -> [B K, G R, T] of 0 and -inf."""
-    mask = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+def _mask(last: numpy.ndarray, T: int, window: int | None, K: int, G: int) -> Tensor:
+    """The columns of queries [B, R] -> [B K, G R, T], 0 or, where a query must not look, -inf."""
+    distance = last[:, :, None] - numpy.arange(T)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    mask = torch.from_numpy(numpy.where(hidden, numpy.float32(-numpy.inf), numpy.float32(0)))
     return mask[:, None, None].expand(-1, K, G, -1, -1).flatten(0, 1).flatten(1, 2)
