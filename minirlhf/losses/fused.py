@@ -6,17 +6,20 @@ the loss of a token depends on that token alone, the forward pass can take its g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from minirlhf.losses.logprobs import _check_temperature, autocast_dtype
 from minirlhf.losses.masking import _wide, check_mask, predicted_tokens
-from minirlhf.losses.tiles import add_product, chunks_of
+from minirlhf.losses.products import product, takes
+from minirlhf.losses.tiles import LOG2_E, add_product, chunks_of
 
 MOST_COLUMNS = 2**14  # a chunk keeps 256 rows: smaller chunks would spend their time on reading the head's weight
-CACHED_NUMBERS = 2**20  # logits that stay in the cache from one step of the softmax to the next: 4 MiB in fp32
+CACHED_NUMBERS = 2**19  # logits that stay in the cache from one step of the softmax to the next: 2 MiB in fp32
+HALVES = 4  # times as many tokens in a chunk of half precision take the same memory: no fp32 copy of it exists
+MANY = 128  # tokens of a chunk from which oneDNN multiplies by a large head sooner
 TokenLoss = Callable[..., Tensor]  # (logps [n], **inputs [n]) -> losses [n]
 
 
@@ -76,7 +79,7 @@ def fused_linear_loss(
     with_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss, logps, entropy = _FusedLoss.apply(
         hidden[positions].to(dtype),
-        weight.to(dtype),
+        weight,
         input_ids[tokens],
         scale,
         temperature,
@@ -124,63 +127,85 @@ def _over_chunks(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
     """(loss, logps [N], entropy [N], gradients of hidden and weight)."""
-    with_grad = needs_hidden or needs_weight
+    with_grad, kept = needs_hidden or needs_weight, weight.dtype
+    weight = weight.to(hidden.dtype)
     logps = torch.empty(ids.shape, dtype=_wide(hidden.dtype), device=hidden.device)
     entropy = torch.empty_like(logps)
     loss = logps.new_zeros(())
     grad_hidden = torch.empty_like(hidden) if needs_hidden else None
     grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
-    chunks = chunks_of(len(ids), min(len(weight), MOST_COLUMNS))
-    # One buffer for all chunks: the system would clear the pages of a new one each time.
-    buffer = logps.new_empty(chunks[0].stop if chunks else 0, len(weight))
+    columns = min(len(weight), MOST_COLUMNS)
+    if hidden.dtype != logps.dtype and hidden.device.type == "cpu" and softcap is None:
+        columns = max(1, columns // HALVES)
+    chunks, buffer = chunks_of(len(ids), columns), None
     for rows in chunks:
-        logits_NV = _product(hidden[rows], weight, buffer[: rows.stop - rows.start])
+        if takes(hidden[rows], weight, rows=MANY):
+            logits_NV = product(hidden[rows], weight)
+        else:
+            # one buffer for all chunks: the system would clear the pages of a new one each time
+            buffer = hidden.new_empty(chunks[0].stop, len(weight)) if buffer is None else buffer
+            logits_NV = torch.mm(hidden[rows], weight.T, out=buffer[: rows.stop - rows.start])
         cap_slope_NV = None
         if softcap is not None:  # c tanh(z / c)
-            tanh_NV = logits_NV.div_(softcap).tanh_()
-            cap_slope_NV = 1 - tanh_NV.square()
+            logits_NV = logits_NV.to(logps.dtype).div_(softcap).tanh_()
+            cap_slope_NV = 1 - logits_NV.square()
             logits_NV.mul_(softcap)
-        if temperature != 1:
-            logits_NV.div_(temperature)
-        logps[rows], entropy[rows] = _softmax_(logits_NV, ids[rows])
+        logps[rows], entropy[rows], top_N, total_N = _read(logits_NV, ids[rows], LOG2_E / temperature)
         inputs_N = {name: value[rows] for name, value in inputs.items()}
         loss_N, slope_N = _loss_and_slope(token_loss, logps[rows], inputs_N, scale[rows], with_grad)
         loss += loss_N
         if with_grad:
-            slope_N = slope_N[:, None] / temperature
-            grad_NV = logits_NV.mul_(-slope_N).scatter_add_(-1, ids[rows, None], slope_N)
+            slope_N = slope_N / temperature
+            grad_NV = _slope_(logits_NV, ids[rows], LOG2_E / temperature, top_N, total_N, slope_N)
             if cap_slope_NV is not None:
-                grad_NV.mul_(cap_slope_NV)
-            grad_NV = grad_NV.to(hidden.dtype)
+                grad_NV = grad_NV.mul_(cap_slope_NV).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_NV, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 add_product(grad_weight, grad_NV.T, hidden[rows])
-    return loss, logps, entropy, (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
+        logits_NV = grad_NV = None  # before the next chunk exists
+    return loss, logps, entropy, (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(kept))
 
 
-def _product(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """hidden @ weight.T, written to `out`."""
-    if out.dtype == hidden.dtype:
-        return torch.mm(hidden, weight.T, out=out)
-    return out.copy_(torch.mm(hidden, weight.T))
-
-
-def _softmax_(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits [N, V] into probabilities, in place -> (log-prob of each id [N], entropy [N]).
-
-    A few rows at a time, so that they stay in the processor's cache.
-    """
-    size = max(1, CACHED_NUMBERS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    logps, entropy = [], []
-    for z_NV, ids_N in zip(logits.split(size), ids.split(size), strict=True):
-        z_NV.sub_(z_NV.amax(-1, keepdim=True))
-        p_NV = z_NV.exp()
+def _read(logits: Tensor, ids: Tensor, factor: float) -> Tensor:
+    """[4, N]: log-prob of each id, entropy, top and total of the softmax 2^(logits factor - top) / total."""
+    found = torch.empty(4, len(ids), dtype=_wide(logits.dtype), device=logits.device)
+    for rows, z_NV, power_NV in _blocks(logits):
+        top_N = z_NV.amax(-1, keepdim=True).mul_(factor)
+        torch.add(-top_N, z_NV, alpha=factor, out=power_NV)
+        p_NV = power_NV.exp2()
         total_N = p_NV.sum(-1)
-        logps.append(z_NV.gather(-1, ids_N[:, None]).squeeze(-1) - total_N.log())
-        entropy.append(total_N.log() - z_NV.mul_(p_NV).sum(-1) / total_N)
-        torch.div(p_NV, total_N[:, None], out=z_NV)
-    return torch.cat(logps), torch.cat(entropy)
+        own_N = power_NV.gather(-1, ids[rows, None]).squeeze(-1)
+        mean_N = p_NV.mul_(power_NV).sum(-1) / total_N
+        log_N = total_N.log()
+        found[:, rows] = torch.stack((own_N / LOG2_E - log_N, log_N - mean_N / LOG2_E, top_N.squeeze(-1), total_N))
+    return found
+
+
+def _slope_(logits: Tensor, ids: Tensor, factor: float, top: Tensor, total: Tensor, slope: Tensor) -> Tensor:
+    """Turn logits [N, V] into slope (onehot - p), in place; in half precision they are rounded once.   slope: [N]."""
+    for rows, z_NV, power_NV in _blocks(logits, logits):
+        torch.add(-top[rows, None], z_NV, alpha=factor, out=power_NV)
+        power_NV.exp2_().mul_(-(slope[rows] / total[rows])[:, None])
+        power_NV.scatter_add_(-1, ids[rows, None], slope[rows, None])
+        if power_NV.dtype != logits.dtype:
+            logits[rows] = power_NV
+    return logits
+
+
+def _blocks(logits: Tensor, out: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of [N, V] that stay in the processor's cache, at least in fp32, and a place for as many numbers.
+
+    The place is `out` where that has the dtype.
+    """
+    size = CACHED_NUMBERS // logits.shape[-1] if logits.device.type == "cpu" else len(logits)
+    size = max(1, min(size, len(logits)))
+    wide = _wide(logits.dtype)
+    room = None if out is not None and out.dtype == wide else logits.new_empty(size, logits.shape[-1], dtype=wide)
+    for start in range(0, len(logits), size):
+        rows = slice(start, min(start + size, len(logits)))
+        place = out[rows] if room is None else room[: rows.stop - start]
+        yield rows, logits[rows] if logits.dtype == wide else place.copy_(logits[rows]), place
 
 
 def _loss_and_slope(

@@ -197,6 +197,15 @@ def test_equals_the_open_loss_in_bf16(tokens_a_chunk, token_loss):
     assert_close(got[3:], want[3:], rtol=0.02, atol=1e-3)
 
 
+def test_in_bf16_the_slope_of_the_logits_is_rounded_once():
+    """A head of the identity shows it. The token's own slope is p - 1: taken from a rounded p it would be 0."""
+    logits = torch.tensor([[[9.0, 0.0, 1.0], [0.0, 0.0, 0.0]]], dtype=torch.bfloat16, requires_grad=True)
+    weight, mask = torch.eye(3, dtype=torch.bfloat16), torch.tensor([[False, True]])
+    loss = fused_linear_loss(logits, weight, torch.zeros(1, 2).long(), cross_entropy, mask=mask, count=1)[0]
+    slope = logits[0, 0].detach().float().softmax(-1) - torch.tensor([1.0, 0.0, 0.0])
+    assert torch.autograd.grad(loss, logits)[0][0, 0].tolist() == slope.bfloat16().tolist()
+
+
 def test_bf16_gradients_are_summed_over_chunks_in_fp32(tokens_a_chunk):
     # one token per chunk rounds like all tokens at once; a bf16 sum would not
     grads = []

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minirlhf.losses import cross_entropy, fused_linear_loss, linear_token_logps, tiles
+from minirlhf.losses import fused as fused_module
 from minirlhf.losses import products as losses_products
 from minirlhf.model import products
 from minirlhf.model.products import Linear
@@ -66,3 +68,25 @@ def test_other_products_stay_torch_s(taken, case):
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         assert layer(x).shape == (len(x), layer.out_features)
     assert taken == []
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_head_by_onednn_has_the_same_loss_and_gradients(monkeypatch, taken, fused):
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(1, 900, 64, requires_grad=True), torch.randn(300, 64, requires_grad=True)
+    ids, mask, products_taken = torch.randint(300, (1, 900)), torch.ones(1, 900, dtype=torch.bool), []
+    product = losses_products.product
+    for module in (fused_module, tiles):
+        monkeypatch.setattr(module, "product", lambda *x: products_taken.append(1) or product(*x))
+
+    def results():
+        if fused:
+            loss = fused_linear_loss(hidden, weight, ids, cross_entropy, mask=mask, count=900)[0]
+        else:
+            loss = -linear_token_logps(hidden, weight, ids)[mask].mean()
+        return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+    by_onednn = results()
+    assert products_taken
+    monkeypatch.setattr(losses_products, "wins", lambda: False)
+    torch.testing.assert_close(by_onednn, results(), rtol=1e-5, atol=1e-7)
