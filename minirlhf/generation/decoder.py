@@ -72,7 +72,7 @@ class Decoder:
         N, width = len(tokens), cache.width
         x = self.embed(tokens)
         if self.config.embedding_scale:
-            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+            x = x * torch.full((), self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)  # no copy to a GPU
         if self.embed_positions is not None:
             x = x + self.embed_positions(lengths)
         inputs = {name: self._inputs(name, lengths, width) for name in self.layer_types}

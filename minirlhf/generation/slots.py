@@ -80,6 +80,10 @@ class Slots:
         self.stops = torch.tensor(config.stop_ids, dtype=torch.int64, device=self.device)
         self.first_logits: dict[tuple[int, ...], Tensor] = {}  # of prompts that are read, and of which copies wait
         self.per_row = [self.uniforms, self.ids, self.logps, self.mass_kept, self.stopped, self.ends_at]
+        if waits_for_a_look(self.device):
+            from minirlhf.generation.graphs import recorded  # here, because a CPU has no use for it
+
+            self.decoder = recorded(self.decoder, B, self.device)
 
     @torch.inference_mode()
     def complete(
