@@ -67,6 +67,10 @@ class Optimizer:
                 f"Optimizer: trained weights must be fp32, got {half[0]} and {len(half) - 1} more in half precision, "
                 "which rounds small updates away; load the model with dtype=torch.float32, or freeze these weights"
             )
+        if any(p.device.type == "cpu" for p in self.parameters.values()):
+            from minirlhf.runtime.allocator import keep_freed_memory  # here, so that the core loads no leaf
+
+            keep_freed_memory()
         matrices = [p for p in self.parameters.values() if p.dim() > 1]
         vectors = [p for p in self.parameters.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
