@@ -157,7 +157,7 @@ def attend_each(
     Neighbours of equal length go together, and nothing between two rows is computed. Short rows are padded again: one
     call is then faster than many.
     """
-    packing, outs, start = inputs.packing, [], 0
+    packing, outs = inputs.packing, []
     if packing.nodes:
         return TreeAttention.apply(q, k, v, packing.nodes, options[0])
     if packing.shape[1] <= SHORT:
@@ -165,13 +165,13 @@ def attend_each(
         visible = _window(packing.shape[1], inputs)
         out = attend(*padded, inputs._replace(visible=visible, packing=None), *options)
         return packing.pack(out.transpose(1, 2)).transpose(1, 2)
-    for length, rows in groupby(length for length in packing.lengths if length):
-        count = len(list(rows))
-        part = slice(start, start + count * length)
-        q_n, k_n, v_n = (x[0, :, part].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+    runs = [(length, len(list(rows))) for length, rows in groupby(n for n in packing.lengths if n)]
+    # one split, because the backward pass of each slice would fill and add a gradient of all N tokens
+    parts = zip(*(x.squeeze(0).split([n * count for n, count in runs], dim=1) for x in (q, k, v)), strict=True)
+    for (length, count), part in zip(runs, parts, strict=True):
+        q_n, k_n, v_n = (x.unflatten(1, (count, length)).transpose(0, 1) for x in part)
         out = attend(q_n, k_n, v_n, inputs._replace(visible=_window(length, inputs), packing=None), *options)
         outs.append(out.transpose(0, 1).flatten(1, 2))
-        start = part.stop
     return torch.cat(outs, dim=1)[None]
 
 
