@@ -352,3 +352,9 @@ def test_every_rule_leads_into_the_docs():
         page, anchor = re.fullmatch(r"docs/(\w+\.md)#(.+)", rule.docs).groups()
         titles = re.findall(r"^#+ (.+)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_a_curve_is_bounded_once_for_the_looks_at_all_steps():
+    record = Record("sft", {"loss": ([1, 2, 3], [1e200, 2.0, 3.0])})
+    assert [record.up_to(step).values("loss") for step in (0, 1, 3)] == [[], [1e100], [1e100, 2.0, 3.0]]
+    assert record.bounded == {"loss": [1e100, 2.0, 3.0]}

@@ -25,6 +25,7 @@ class Record:
     settings: dict[str, Any] = field(default_factory=dict)
     samples: Sequence[tuple[int, list[dict[str, Any]]]] = ()
     until: int = 2**60
+    bounded: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False)  # of curves, once read
 
     @classmethod
     def of(cls, run: SeenRun) -> Record:
@@ -44,7 +45,9 @@ class Record:
     def values(self, name: str) -> list[float]:
         """The values of a metric so far, at most `MOST` in size; [] if the run does not record it."""
         steps, values = self.curves.get(name, ((), ()))
-        return [max(-MOST, min(MOST, x)) for x in values[: bisect_right(steps, self.until)]]
+        if name not in self.bounded:  # `up_to` shares them: 40 rules read them at 40 steps
+            self.bounded[name] = [max(-MOST, min(MOST, x)) for x in values]
+        return self.bounded[name][: bisect_right(steps, self.until)]
 
     def last(self, name: str, count: int) -> list[float]:
         """The last `count` values; [] if there are fewer."""
