@@ -27,18 +27,20 @@ def block_bytes(
     norms = norms_bytes(config, half, rank, before=2, after=2)
     # several Linears read one input; autocast makes a copy for each
     readers = narrow * D * (3 if half and not fused else 1)
-    total = norms + readers + attention_bytes(config, layer, narrow, rank, row, cpu) + mlp_bytes(config, layer, half)
+    total = norms + readers + attention_bytes(config, layer, narrow, rank, row, cpu)
+    total += mlp_bytes(config, layer, half, cpu)
     if rank:  # x A of each adapter, and under autocast a copy of the input of o_proj
         adapters = 4 if fused else 7 if gated else 6
         total += narrow * rank * adapters + (narrow * config.num_attention_heads * config.head_width if half else 0)
     return total
 
 
-def mlp_bytes(config: ModelConfig, layer: int, half: bool) -> float:
+def mlp_bytes(config: ModelConfig, layer: int, half: bool, cpu: bool) -> float:
     """The input of the MLP, and each product and activation inside. A token passes k experts of a mixture."""
+    one_step = cpu and config.hidden_act == "silu"  # which keeps no silu(gate)
     narrow, D, gated = BF16 if half else FP32, config.hidden_size, config.gated_mlp
     readers = narrow * D * (2 if half and gated and not config.fused_projections else 1)
-    inside = narrow * (4 if gated else 2)
+    inside = narrow * (2 if not gated else 3 if one_step else 4)
     if not config.has_experts(layer):
         return readers + inside * config.intermediate_size
     k = config.num_experts_per_tok
@@ -102,7 +104,7 @@ def kept_bytes(
     read = tokens if read is None else read
     if read < tokens:
         query = (BF16 if half else FP32) * config.num_attention_heads * config.head_width  # the attention of these
-        blocks[last] -= (tokens - read) * after_attention_bytes(config, last, half, rank) - read * query
+        blocks[last] -= (tokens - read) * after_attention_bytes(config, last, half, rank, cpu) - read * query
     if every:
         again = blocks[last] if last % every == 0 else 0  # of the last block, else it is free before
         if every == 1 and last:
@@ -111,9 +113,9 @@ def kept_bytes(
     return sum(blocks) + tokens * 8 + read * norm_bytes(config, D)  # ids; the last norm
 
 
-def after_attention_bytes(config: ModelConfig, layer: int, half: bool, rank: int) -> float:
+def after_attention_bytes(config: ModelConfig, layer: int, half: bool, rank: int, cpu: bool) -> float:
     """The part of `block_bytes` of the norms and the MLP that follow attention."""
-    return norms_bytes(config, half, rank, before=1, after=2) + mlp_bytes(config, layer, half)
+    return norms_bytes(config, half, rank, before=1, after=2) + mlp_bytes(config, layer, half, cpu)
 
 
 def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained: bool = True) -> float:

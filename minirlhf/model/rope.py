@@ -19,6 +19,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The other number of each pair stands half a turn of the list away.
     """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        from minirlhf.model.elementwise import Rotation  # here, so that the core loads no leaf
+
+        return Rotation.apply(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 

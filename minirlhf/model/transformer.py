@@ -46,6 +46,10 @@ class MLP(nn.Module):
         if not self.gated:
             return self.down_proj(self.act(self.up_proj(x)))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        if self.act is F.silu and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            from minirlhf.model.elementwise import SwiGLU  # here, so that the core loads no leaf
+
+            return self.down_proj(SwiGLU.apply(gate, up))
         return self.down_proj(self.act(gate) * up)
 
 
