@@ -50,9 +50,8 @@ class Attention(nn.Module):
             cached = context.cache.write(layer, context.positions, k_BSKE, v_BSKE)
             if not context.from_start:  # the cache holds earlier tokens too
                 k_BSKE, v_BSKE = (x.to(q_BTHE.dtype) for x in cached)
-        q_BHTE, k_BKSE, v_BKSE = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
-        scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
-        out_BHTE = attend(q_BHTE, k_BKSE, v_BKSE, inputs, scale, cap)
+        options = self.config.attention_scale, self.config.attn_logit_softcapping
+        out_BHTE = attend(*(x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE)), inputs, *options)
         return self.o_proj(context.read_of(out_BHTE.transpose(1, 2).flatten(2)))
 
     def project(self, x_BTD: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,13 +75,11 @@ def attend(
 
     scale: None means E^-0.5.   cap: bound of the scores, see `softcap`; None: no bound.
     """
-    on_cpu_in_bf16 = q_BHTE.dtype == torch.bfloat16 and q_BHTE.device.type == "cpu"
-    if on_cpu_in_bf16 and cap is None and not torch.is_inference_mode_enabled():
+    if q_BHTE.dtype == torch.bfloat16 and q_BHTE.is_cpu and cap is None and not torch.is_inference_mode_enabled():
         # A CPU's backward pass of attention in bf16 takes more time than all products of the step; in fp32 it does not.
         # Forwards without gradient do the same, so that their log-probs are those of training; sampling does not.
         with torch.autocast("cpu", enabled=False):
-            q, k, v = (x.float() for x in (q_BHTE, k_BKSE, v_BKSE))
-            return attend(q, k, v, inputs, scale, cap).to(q_BHTE.dtype)
+            return attend(*(x.float() for x in (q_BHTE, k_BKSE, v_BKSE)), inputs, scale, cap).to(q_BHTE.dtype)
     if inputs.packing:
         from minirlhf.model.packing import attend_each  # here, so that the core loads no leaf
 
@@ -91,7 +88,9 @@ def attend(
         from minirlhf.model.capped_attention import capped_attention  # here, so that the core loads no leaf
 
         return capped_attention(q_BHTE, k_BKSE, v_BKSE, inputs.visible, scale or q_BHTE.shape[-1] ** -0.5, cap or 1.0)
-    mask, grouped = inputs.visible, q_BHTE.shape[1] != k_BKSE.shape[1]
-    return F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-    )
+    from minirlhf.model.block_attention import BlockAttention, suits  # here, so that the core loads no leaf
+
+    q, k, v, mask, grouped = q_BHTE, k_BKSE, v_BKSE, inputs.visible, q_BHTE.shape[1] != k_BKSE.shape[1]
+    if suits(q, k, mask):
+        return BlockAttention.apply(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
