@@ -19,7 +19,8 @@ from minirlhf.losses.tiles import LOG2_E, add_product, chunks_of
 MOST_COLUMNS = 2**14  # a chunk keeps 256 rows: smaller chunks would spend their time on reading the head's weight
 CACHED_NUMBERS = 2**19  # logits that stay in the cache from one step of the softmax to the next: 2 MiB in fp32
 HALVES = 4  # times as many tokens in a chunk of half precision take the same memory: no fp32 copy of it exists
-MANY = 128  # tokens of a chunk from which oneDNN multiplies by a large head sooner
+MANY, LARGE = 128, 2**17  # tokens of a chunk and weights of a head from which oneDNN multiplies sooner, although it
+#                          starts anew for each number of tokens
 TokenLoss = Callable[..., Tensor]  # (logps [n], **inputs [n]) -> losses [n]
 
 
@@ -139,7 +140,7 @@ def _over_chunks(
         columns = max(1, columns // HALVES)
     chunks, buffer = chunks_of(len(ids), columns), None
     for rows in chunks:
-        if takes(hidden[rows], weight, rows=MANY):
+        if weight.numel() >= LARGE and takes(hidden[rows], weight, rows=MANY):
             logits_NV = product(hidden[rows], weight)
         else:
             # one buffer for all chunks: the system would clear the pages of a new one each time

@@ -21,7 +21,7 @@ from minirlhf.model.prefix_tree import LEAST, Node, TreeAttention, common_beginn
 from minirlhf.model.rope import rope_tables
 from minirlhf.model.short_rows import ShortRows, attend_short, reading, short_rows
 
-SHORT = 64  # tokens of the longest row, up to which attention is computed on the padded batch
+SHORT = 64  # tokens of the longest row, up to which attention is computed on padded rows
 SAVED = 1 / 16  # of the tokens, that short rows must share; with fewer, finding and adding them up costs more
 WORTH = 0.95  # of the tokens; with more real tokens than this, moving them costs more than their padding
 
@@ -154,8 +154,8 @@ def attend_each(
 ) -> Tensor:
     """`attend` within each row of a packed batch: [1, heads, N, E] each -> [1, H, N, E].
 
-    Neighbours of equal length go together, and nothing between two rows is computed. Short rows are padded again: one
-    call is then faster than many.
+    Neighbours of equal length go together, and nothing between two rows is computed. Short rows come here with bounded
+    scores alone, and are padded again: one call is then faster than many.
     """
     packing, outs = inputs.packing, []
     if packing.nodes:
