@@ -73,8 +73,8 @@ def test_other_products_stay_torch_s(taken, case):
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_head_by_onednn_has_the_same_loss_and_gradients(monkeypatch, taken, fused):
     torch.manual_seed(2)
-    hidden, weight = torch.randn(1, 900, 64, requires_grad=True), torch.randn(300, 64, requires_grad=True)
-    ids, mask, products_taken = torch.randint(300, (1, 900)), torch.ones(1, 900, dtype=torch.bool), []
+    hidden, weight = torch.randn(1, 900, 64, requires_grad=True), torch.randn(2100, 64, requires_grad=True)
+    ids, mask, products_taken = torch.randint(2100, (1, 900)), torch.ones(1, 900, dtype=torch.bool), []
     product = losses_products.product
     for module in (fused_module, tiles):
         monkeypatch.setattr(module, "product", lambda *x: products_taken.append(1) or product(*x))
