@@ -100,6 +100,8 @@ def pad_sequences(
 
     learned: for each row, which tokens of the response are learned; empty: all.
     """
+    from minirlhf.model.row_lengths import on_device  # here, so that the core loads no leaf
+
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows), default=1)  # a process may have no row
     padded = [row + [pad_id] * (width - len(row)) for row in rows]
@@ -108,13 +110,11 @@ def pad_sequences(
     completion_mask = attention_mask & (columns >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
     for row, mask in enumerate(learned):
         completion_mask[row, len(prompts[row]) : len(rows[row])] &= torch.tensor(mask)
-    return Sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)))
+    return on_device(Sequences(input_ids, attention_mask, completion_mask), device)
 
 
 def microbatches(lengths: Sequence[int], max_tokens: int, units: Sequence[int] | None = None) -> list[list[int]]:
-    """Row numbers in groups of similar length, longest first.
-
-    The padded size of a group is at most `max_tokens`. A longer row forms its own group.
+    """Row numbers in groups of similar length, longest first: of at most `max_tokens` when padded, or of a single row.
 
     units: a number per row. Rows with one number, such as the completions of one prompt, stay in one group if they fit,
         so that a forward computes their common beginning once.

@@ -19,8 +19,11 @@ from minirlhf.model.config import FULL, SLIDING, ModelConfig
 from minirlhf.model.context import AttentionInputs, ForwardContext
 from minirlhf.model.prefix_tree import LEAST, Node, TreeAttention, common_beginnings, prefix_tree
 from minirlhf.model.rope import rope_tables
+from minirlhf.model.row_lengths import carried, lengths_of
 from minirlhf.model.short_rows import ShortRows, attend_short, reading, short_rows
+from minirlhf.model.varlen import TOLERANCE, WINDOW, attend_varlen, kernel_dtype, supported
 
+GPU = "cuda"  # the device whose batches are packed for varlen attention
 SHORT = 64  # tokens of the longest row, up to which attention is computed on padded rows
 SAVED = 1 / 16  # of the tokens, that short rows must share; with fewer, finding and adding them up costs more
 WORTH = 0.95  # of the tokens; with more real tokens than this, moving them costs more than their padding
@@ -35,6 +38,7 @@ class Packing(NamedTuple):
     index: Tensor | None = None  # [B * T] of the packed token that stands at each place, if rows share tokens
     nodes: tuple[Node, ...] = ()  # of the tree of the rows, if long rows share tokens
     short: ShortRows | None = None  # in `AttentionInputs`: how short rows attend
+    bounds: Tensor | None = None  # on a GPU, [rows with tokens + 1] int32: the packed token at which each begins, and N
 
     attended = staticmethod(attend_short)
 
@@ -71,7 +75,11 @@ def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | Non
 
     A mixture of experts is not packed: its router loss reads the routers' logits as [B, T].
     """
-    if attention_mask is None or attention_mask.device.type != "cpu" or trunk.config.num_experts:
+    if attention_mask is None or trunk.config.num_experts:
+        return None
+    if attention_mask.device.type == GPU:
+        return _for_varlen(trunk, attention_mask)
+    if attention_mask.device.type != "cpu":
         return None
     lengths = tuple(attention_mask.sum(-1).tolist())
     tokens, most = sum(lengths), WORTH * attention_mask.numel()
@@ -82,6 +90,25 @@ def packing_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | Non
     if tokens > most:
         return None
     return Packing(tuple(attention_mask.shape), lengths, attention_mask.flatten().nonzero()[:, 0])
+
+
+def _for_varlen(trunk: nn.Module, attention_mask: Tensor) -> Packing | None:
+    """The packing on a GPU, where rows share no tokens. The host makes it of the lengths and reads no other number."""
+    config, device = trunk.config, attention_mask.device
+    dtype = kernel_dtype(device, trunk.embed_tokens.weight.dtype)
+    heads = config.num_attention_heads, config.num_key_value_heads, config.head_width
+    windows = (None, WINDOW) if SLIDING in config.layer_types else (None,)
+    if config.attn_logit_softcapping is not None or not all(
+        supported(device, dtype, heads, window, config.attention_scale) for window in windows
+    ):
+        return None
+    lengths, T = lengths_of(attention_mask), attention_mask.shape[1]
+    if not 0 < sum(lengths) <= WORTH * attention_mask.numel():
+        return None
+    places = numpy.flatnonzero(numpy.arange(T) < numpy.array(lengths)[:, None])
+    bounds = numpy.cumsum([0, *(n for n in lengths if n)], dtype=numpy.int32)
+    places, bounds = (carried(torch.from_numpy(x), device) for x in (places, bounds))
+    return Packing(tuple(attention_mask.shape), lengths, places, bounds=bounds)
 
 
 def _tree_of(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, lengths: Sequence[int]) -> Packing | None:
@@ -136,7 +163,7 @@ def packed_context(config: ModelConfig, packing: Packing) -> ForwardContext:
     """Positions and angles of the real tokens. Each row's positions begin at 0."""
     T, device = packing.shape[1], packing.places.device
     positions = (packing.places % T)[None]
-    is_short = T <= SHORT and config.attn_logit_softcapping is None
+    is_short = T <= SHORT and config.attn_logit_softcapping is None and packing.bounds is None
     inputs = {}
     for layer_type in {*config.layer_types} or {FULL}:
         cos, sin = (table[positions].unsqueeze(2) for table in rope_tables(config, layer_type, T, device))
@@ -155,9 +182,12 @@ def attend_each(
     """`attend` within each row of a packed batch: [1, heads, N, E] each -> [1, H, N, E].
 
     Neighbours of equal length go together, and nothing between two rows is computed. Short rows come here with bounded
-    scores alone, and are padded again: one call is then faster than many.
+    scores alone, and are padded again: one call is then faster than many. A GPU attends to all rows in one call, except
+    for numbers of a dtype that its kernel does not take.
     """
     packing, outs = inputs.packing, []
+    if packing.bounds is not None and kernel_dtype(q.device, q.dtype) in TOLERANCE:
+        return attend_varlen(q, k, v, packing.bounds, max(packing.lengths), inputs.window, options[0])
     if packing.nodes:
         return TreeAttention.apply(q, k, v, packing.nodes, options[0])
     if packing.shape[1] <= SHORT:
