@@ -141,9 +141,8 @@ class PPOTrainer:
         rollout = self.collect(batch)
         mask = rollout.completion_mask
         scores = rollout.scores - config.missing_eos_penalty * ~rollout.ended
-        logps = {"logps": rollout.logps, "ref_logps": rollout.ref_logps}
         kl_cost = {"kl_coef": self.kl.coef, "estimator": config.kl_estimator}
-        rewards = kl_shaped_rewards(scores, **logps, mask=mask, **kl_cost)
+        rewards = kl_shaped_rewards(scores, logps=rollout.logps, ref_logps=rollout.ref_logps, mask=mask, **kl_cost)
         if rollout.turn_rewards is not None:
             rewards = at_their_turns(rewards, rollout)
         if config.whiten_rewards:
