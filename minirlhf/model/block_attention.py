@@ -51,6 +51,7 @@ class BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # the products of the backward pass too are in fp32
     def backward(ctx, grad):
         q, k, v, out, total = ctx.saved_tensors
         (B, H, T, E), K = out.shape, len(k) // len(out)

@@ -54,6 +54,17 @@ def test_large_scores_neither_overflow_nor_vanish():
         torch.testing.assert_close(x, y.float(), rtol=2e-4, atol=2e-3 * y.abs().max().item())
 
 
+def test_the_backward_pass_is_in_fp32_under_autocast_too():
+    torch.manual_seed(1)
+    inputs, upstream = heads_of(2, 4, 2, 70, 8, torch.float32)
+    wanted = results(plain, inputs, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            out = BlockAttention.apply(*inputs, None)
+        found = torch.autograd.grad(out, inputs, upstream)
+    torch.testing.assert_close(found, wanted[1:], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attend_takes_it_for_long_rows(monkeypatch, dtype):
     """In bf16 too, where attention is computed in fp32."""
