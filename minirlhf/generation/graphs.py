@@ -52,17 +52,19 @@ class RecordedDecoder:
         self.steps: Counter[tuple[int, int]] = Counter()  # of each size: (rows, columns)
         self.graphs: dict[tuple[int, int], tuple[Callable[[], object], Tensor]] = {}  # size -> (repeat, its logits)
         self.recorder: Recorder | None = None
-        self.numbers, self.most = None, 0  # the cache's memory and the number of rows that the graphs know
+        self.numbers, self.most = None, 0  # the cache's memory and the number of rows that the decoder's buffers hold
 
     def __call__(self, tokens: Tensor, lengths: Tensor, cache: SlotCache) -> Tensor:
         """As `Decoder.__call__`: the logits [N, V], which the next call overwrites."""
         N, width = len(tokens), cache.width
         size = rows, columns = rows_for(N, len(self.tokens)), min(columns_for(width), cache.columns)
-        if cache.numbers is not self.numbers or rows > self.most:
-            self._forget()  # the cache or the decoder's buffers get new memory
-            self.numbers, self.most = cache.numbers, max(rows, self.most)
         self.steps[size] += 1
-        if self.gave_up or self.steps[size] <= BEFORE:
+        is_plain = self.gave_up or self.steps[size] <= BEFORE
+        runs = N if is_plain else rows  # rows of the decoder's forward
+        if cache.numbers is not self.numbers or runs > self.most:
+            self._forget()  # the cache or the decoder's buffers get new memory
+            self.numbers, self.most = cache.numbers, max(runs, self.most)
+        if is_plain:
             return self.decoder(tokens, lengths, cache)
         cache.width = columns
         try:
@@ -80,10 +82,11 @@ class RecordedDecoder:
     def _set(self, tokens: Tensor, lengths: Tensor) -> None:
         self.tokens[: len(tokens)].copy_(tokens)
         self.lengths[: len(lengths)].copy_(lengths)
+        self.lengths[len(lengths) :].zero_()  # an old length may lie beyond the columns that are read now
 
     def _add(self, size: tuple[int, int], tokens: Tensor, lengths: Tensor, cache: SlotCache) -> None:
         """Record the step of a size, and keep it if it does what the decoder does."""
-        N = len(tokens)
+        N, short_of_memory = len(tokens), False
 
         def step() -> Tensor:
             return self.decoder(self.tokens[: size[0]], self.lengths[: size[0]], cache)
@@ -101,13 +104,15 @@ class RecordedDecoder:
             most = TOLERANCE[self.decoder.dtype] * expected.abs().max()
             differs = (logits[:N] - expected).abs().max() > most  # False for nan, which the rollout itself reports
             reason = "the results of a graph differ" if differs else ""
-        except RuntimeError as error:  # of CUDA, also if memory is short
+        except RuntimeError as error:  # of CUDA
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            short_of_memory = isinstance(error, torch.OutOfMemoryError)  # the next rollout may have more
         if not reason:
             self.graphs[size] = repeat, logits
             return
         warnings.warn(f"sampling goes on without CUDA graphs, so it is slower: {reason}", stacklevel=2)
-        refused.add((self.decoder.config, self.decoder.dtype, self.device))
+        if not short_of_memory:
+            refused.add((self.decoder.config, self.decoder.dtype, self.device))
         self.gave_up = True
         self._forget()
 

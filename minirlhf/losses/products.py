@@ -24,9 +24,9 @@ def takes(x: Tensor, weight: Tensor, rows: int = ROWS) -> bool:
 
 
 def wins() -> bool:
-    """True on processors of AMD with AVX-512; on those of Intel, MKL is as good.
+    """True on processors of AMD with AVX-512. Elsewhere nothing was measured, so torch's own products stay.
 
-    No measurement decides: a resumed run must round as the first did.
+    No measurement at run time decides: a resumed run must round as the first did.
     """
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     cpu = torch.cpu.get_capabilities() if known and hasattr(torch.cpu, "get_capabilities") else {}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minirlhf.losses.products import wins
 from minirlhf.losses.tiles import LOG2_E
@@ -51,24 +52,31 @@ class BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # the products of the backward pass too are in fp32
+    @once_differentiable
     def backward(ctx, grad):
-        q, k, v, out, total = ctx.saved_tensors
-        (B, H, T, E), K = out.shape, len(k) // len(out)
-        inner = (grad * out).sum(-1).view(B * K, H // K, T, 1)
-        grad = grad.contiguous().view(B * K, H // K, T, E)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        room, other = q.new_empty(2, _most(B, H, T))
-        for _, heads, block, keys in _blocks(B, K, H, T):
-            q_t, grad_t, total_t, inner_t = (x[heads, :, block].flatten(1, 2) for x in (q, grad, total, inner))
-            p = _powers(room, q[heads, :, block], k[heads, keys], block).sub_(total_t).exp2_()
-            grad_v[heads, keys].baddbmm_(p.transpose(1, 2), grad_t)
-            slope = torch.bmm(grad_t, v[heads, keys].transpose(1, 2), out=other[: p.numel()].view(p.shape))
-            slope.sub_(inner_t).mul_(p)
-            grad_q[heads, :, block] = torch.bmm(slope, k[heads, keys]).unflatten(1, (H // K, -1))
-            grad_k[heads, keys].baddbmm_(slope.transpose(1, 2), q_t)
-        grad_q, grad_k = grad_q.mul_(ctx.factor / LOG2_E), grad_k.mul_(1 / LOG2_E)
-        return grad_q.view(B, H, T, E), grad_k.view(B, K, T, E), grad_v.view(B, K, T, E), None
+        with torch.autocast("cpu", enabled=False):  # in fp32, as the forward pass
+            return *_gradients(*ctx.saved_tensors, grad, ctx.factor), None
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, grad: Tensor, factor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v from what the forward pass kept: q is multiplied by `factor`."""
+    (B, H, T, E), K = out.shape, len(k) // len(out)
+    inner = (grad * out).sum(-1).view(B * K, H // K, T, 1)
+    grad = grad.contiguous().view(B * K, H // K, T, E)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    room, other = q.new_empty(2, _most(B, H, T))
+    for _, heads, block, keys in _blocks(B, K, H, T):
+        q_t, grad_t, total_t, inner_t = (x[heads, :, block].flatten(1, 2) for x in (q, grad, total, inner))
+        p = _powers(room, q[heads, :, block], k[heads, keys], block).sub_(total_t).exp2_()
+        grad_v[heads, keys].baddbmm_(p.transpose(1, 2), grad_t)
+        slope = torch.bmm(grad_t, v[heads, keys].transpose(1, 2), out=other[: p.numel()].view(p.shape))
+        slope.sub_(inner_t).mul_(p)
+        grad_q[heads, :, block] = torch.bmm(slope, k[heads, keys]).unflatten(1, (H // K, -1))
+        grad_k[heads, keys].baddbmm_(slope.transpose(1, 2), q_t)
+    grad_q, grad_k = grad_q.mul_(factor / LOG2_E), grad_k.mul_(1 / LOG2_E)
+    return grad_q.view(B, H, T, E), grad_k.view(B, K, T, E), grad_v.view(B, K, T, E)
 
 
 def _blocks(B: int, K: int, H: int, T: int) -> Iterator[tuple[slice, slice, slice, slice]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minirlhf.losses.products import product, takes
 
@@ -20,17 +21,15 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight, bias)
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # a forward without autocast has a backward pass without it
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_NO = grad.flatten(0, -2)
-        return (
-            product(grad, weight.t()) if needs_x else None,
-            grad_NO.t() @ x.flatten(0, -2) if needs_weight else None,
-            grad_NO.sum(0) if needs_bias else None,
-        )
+        with torch.autocast("cpu", enabled=False):  # as in the forward pass
+            grad_weight = grad_NO.t() @ x.flatten(0, -2) if needs_weight else None
+        return product(grad, weight.t()) if needs_x else None, grad_weight, grad_NO.sum(0) if needs_bias else None

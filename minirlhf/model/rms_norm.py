@@ -66,7 +66,9 @@ class RMSNormStep(Function):
         if ctx.needs_input_grad[1]:
             dweight = torch.mv(product_ND.t(), inverse.flatten()).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            slope = torch.mv(product_ND, weight.to(product.dtype)).view_as(inverse)
+            # copied, because MKL rounds by the place of a vector in memory, and a loaded weight stands where its file
+            # has it: the run that goes on after a stop would differ from the run that was not stopped
+            slope = torch.mv(product_ND, weight.to(product.dtype, copy=True)).view_as(inverse)
             slope.mul_(inverse.pow(3)).div_(-x.shape[-1])
             dx = torch.mul(gradient, weight, out=product).mul_(inverse).addcmul_(x, slope)
             dx = dx.to(kept.dtype)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minirlhf.model.context import AttentionInputs
 from minirlhf.model.rope import rotate
@@ -97,6 +98,7 @@ class ShortAttention(torch.autograd.Function):
         return torch.bmm(weights, values).flatten(0, 1).index_select(0, rows.picked).view(q.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         queries, keys, values, weights = ctx.saved_tensors
         rows, (q_shape, k_shape) = ctx.rows, ctx.shapes

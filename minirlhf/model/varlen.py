@@ -51,6 +51,8 @@ def supported(
         return False
     try:
         reason = "" if _agrees(device, dtype, heads, window, scale) else "its results differ from plain attention"
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernel
     except Exception as error:  # an older torch, a GPU or a head width that the kernel does not take
         reason = (str(error) or type(error).__name__).splitlines()[0]
     if reason:

@@ -122,6 +122,37 @@ def test_a_graph_is_forgotten_when_the_memory_that_it_reads_is_given_back(log):
     assert log.count("recorder") == 3 and log.count("wait") == 2
 
 
+def test_a_graph_is_forgotten_when_a_plain_step_moves_the_buffers(log):
+    model = model_of()
+    decoder = graphs.RecordedDecoder(Decoder(model, torch.float32), 8, model.device)
+    cache = SlotCache(model.config, 8, 10, model.device)
+    cache.width = 5
+
+    def step(rows):
+        decoder(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 4), cache)
+        return [*decoder.graphs]
+
+    with torch.inference_mode():
+        step(5)
+        assert [step(4) for _ in range(graphs.BEFORE + 1)][-1] == [(4, 8)]
+        assert step(5) == [(4, 8)]
+        assert step(7) == []
+
+
+def test_rows_that_have_ended_ask_for_no_column_beyond_those_read(log):
+    """A rotary table has 1,024 rows as long as no text is longer; a completion of 1,200 tokens has ended."""
+    model = model_of(max_position_embeddings=2048)
+    decoder = graphs.RecordedDecoder(Decoder(model, torch.float32), 4, model.device)
+    cache = SlotCache(model.config, 4, 1300, model.device)
+    tokens = torch.zeros(4, dtype=torch.int64)
+    with torch.inference_mode():
+        for lengths in ([100, 100, 100, 1200], [101, 101, 101]):
+            cache.width = max(lengths) + 1
+            for _ in range(graphs.BEFORE + 2):
+                decoder(tokens[: len(lengths)], torch.tensor(lengths), cache)
+    assert len(decoder.graphs) == 2
+
+
 def broken_by(monkeypatch, record):
     monkeypatch.setattr(Recorder, "record", record)
 

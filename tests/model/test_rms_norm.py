@@ -50,6 +50,20 @@ def test_bf16_is_computed_in_fp32_and_stays_bf16(weights):
     assert_close(ours, tuple(b.to(a.dtype) for a, b in zip(ours, plain, strict=True)))
 
 
+def test_the_place_of_the_weight_in_memory_changes_no_bit():
+    """A run that goes on reads its weights from a file, where they stand at any place."""
+    torch.manual_seed(0)
+    for width in (16, 20, 24, 32):
+        x, weight, upstream = torch.randn(17, width), torch.randn(width), torch.randn(17, width)
+        results = []
+        for start in (0, 1, 2, 3, 5, 9):
+            placed = torch.empty(start + width)[start:].copy_(weight).requires_grad_()
+            inputs = x.clone().requires_grad_(), placed
+            out = rms_norm(*inputs, 1e-6)
+            results.append((out, *torch.autograd.grad(out, inputs, upstream)))
+        assert all(torch.equal(a, b) for found in results for a, b in zip(found, results[0], strict=True))
+
+
 def test_gradients_that_nobody_asks_for_are_not_computed():
     x, weight = torch.randn(3, 8), torch.randn(8)
     of_x = rms_norm(x.requires_grad_(), weight, 1e-6)

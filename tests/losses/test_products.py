@@ -53,6 +53,14 @@ def test_strides_do_not_matter(taken):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
 
 
+def test_a_frozen_weight_keeps_no_input(taken):
+    layer, x = Linear(128, 130, bias=False).requires_grad_(False), torch.randn(800, 128, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        layer(x)
+    assert len(taken) == 1 and kept == [layer.weight.shape]
+
+
 def test_a_frozen_weight_costs_no_gradient(taken):
     layer, x = Linear(128, 128).requires_grad_(False), torch.randn(800, 128, requires_grad=True)
     grad = torch.autograd.grad(layer(x).sum(), x)[0]
