@@ -26,7 +26,9 @@ def suits(q: Tensor, k: Tensor, visible: Tensor | None) -> bool:
     """True if this attention is sooner than torch's."""
     B, H, T, _ = q.shape
     plain = q.device.type == "cpu" and q.dtype == torch.float32 and visible is None and k.shape[2] == T > 2 * QUERIES
-    return plain and B * H * T * T >= LEAST and not torch.compiler.is_compiling() and wins()
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return B * H * T * T >= LEAST and wins()
 
 
 class BlockAttention(torch.autograd.Function):

@@ -33,7 +33,10 @@ def carried(x: Tensor, device: torch.device) -> Tensor:
 
 
 def lengths_of(attention_mask: Tensor) -> tuple[int, ...]:
-    """As noted, or read from a mask [B, T] that somebody made, cut or wrote to: then the host waits once."""
+    """As noted, or read from a mask [B, T] that somebody made, cut or wrote to: then the host waits once.
+
+    torch does not count writes through `mask.data`, so nobody may write there.
+    """
     noted = getattr(attention_mask, "noted_lengths", None)
     if noted and noted[0] == attention_mask._version:
         return noted[1]
