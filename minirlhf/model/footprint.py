@@ -6,7 +6,7 @@ bf16 autocast, products and attention are in bf16, and each Linear keeps a cast 
 
 from __future__ import annotations
 
-from minirlhf.losses.fused import MOST_COLUMNS
+from minirlhf.losses.fused import CACHED_NUMBERS, MOST_COLUMNS
 from minirlhf.losses.tiles import chunks_of
 from minirlhf.model.config import ModelConfig
 
@@ -124,7 +124,7 @@ def head_bytes(config: ModelConfig, tokens: int, *, half: bool = False, trained:
     """
     V, D = config.vocab_size, config.hidden_size
     rows = chunks_of(tokens, min(V, MOST_COLUMNS))[0].stop
-    chunk = rows * V * (FP32 + (2 * BF16 if half else 0))  # autocast: also the product and the gradient
+    chunk = rows * V * (FP32 + (2 * BF16 if half else 0)) + 2 * FP32 * min(CACHED_NUMBERS, rows * V)  # and its powers
     weight = V * D * ((FP32 if trained else 0) + (BF16 if half else 0))
     return chunk + weight + 2 * tokens * D * (BF16 if half else FP32)
 
