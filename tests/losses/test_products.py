@@ -98,3 +98,17 @@ def test_the_head_by_onednn_has_the_same_loss_and_gradients(monkeypatch, taken, 
     assert products_taken
     monkeypatch.setattr(losses_products, "wins", lambda: False)
     torch.testing.assert_close(by_onednn, results(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_f": True}, False),
+        ({}, False),
+    ],
+)
+def test_the_processor_decides(monkeypatch, cpu, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert losses_products.wins() == (expected and KNOWN)
