@@ -55,7 +55,7 @@ class RecordedDecoder:
         self.numbers, self.most = None, 0  # the cache's memory and the number of rows that the decoder's buffers hold
 
     def __call__(self, tokens: Tensor, lengths: Tensor, cache: SlotCache) -> Tensor:
-        """As `Decoder.__call__`: the logits [N, V], which the next call overwrites."""
+        """-> the logits [N, V], as `Decoder.__call__` gives them. The next call overwrites them."""
         N, width = len(tokens), cache.width
         size = rows, columns = rows_for(N, len(self.tokens)), min(columns_for(width), cache.columns)
         self.steps[size] += 1
@@ -102,7 +102,7 @@ class RecordedDecoder:
             self._set(tokens, lengths)
             repeat()
             most = TOLERANCE[self.decoder.dtype] * expected.abs().max()
-            differs = (logits[:N] - expected).abs().max() > most  # False for nan, which the rollout itself reports
+            differs = (logits[:N] - expected).abs().max() > most  # False for nan: the rollout refuses it
             reason = "the results of a graph differ" if differs else ""
         except RuntimeError as error:  # of CUDA
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -120,7 +120,7 @@ class RecordedDecoder:
         if self.graphs:
             self.recorder.wait()
         self.graphs.clear()
-        self.recorder = None  # with its memory, which belongs to its graphs
+        self.recorder = None  # its memory belongs to its graphs, so it goes too
 
 
 class Recorder:
@@ -130,7 +130,7 @@ class Recorder:
         self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Run a step on that stream: what a library loads at its first call must be there before it is recorded."""
+        """Run a step on that stream. A library loads its kernels at the first call; no recording may load them."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             result = step()

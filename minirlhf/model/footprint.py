@@ -49,7 +49,7 @@ def mlp_bytes(config: ModelConfig, layer: int, half: bool, cpu: bool) -> float:
 
 
 def norms_bytes(config: ModelConfig, half: bool, rank: int, before: int, after: int) -> int:
-    """Of norms that read the residual stream, and of norms that read a product."""
+    """Bytes that norms keep: `before` norms read the residual stream, `after` norms read a product."""
     stream = BF16 if half and rank else FP32
     product = BF16 if half and config.norm != "layer" else stream
     D, before, after = config.hidden_size, before * config.norm_before, after * config.norm_after
@@ -57,7 +57,7 @@ def norms_bytes(config: ModelConfig, half: bool, rank: int, before: int, after: 
 
 
 def norm_bytes(config: ModelConfig, width: int, number: int = FP32, rows: int = 1) -> int:
-    """What a norm keeps: its input, numbers of `number` bytes, and the mean or root of each of its rows."""
+    """A norm keeps its input, with `number` bytes for each number, and the mean or root of each row."""
     if config.norm == "layer":
         return number * (width + 2 * rows)
     return number * width + FP32 * rows

@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def on_device(sequences: Any, device: torch.device | str) -> Any:
-    """A named tuple of CPU tensors on the device, where its `attention_mask` notes the lengths of its rows."""
+    """Copy a named tuple of CPU tensors to the device. The copied `attention_mask` notes the lengths of its rows."""
     device = torch.device(device)
     if device.type == "cpu":
         return sequences
     moved = sequences._make(carried(x, device) for x in sequences)
     mask = moved.attention_mask
-    if not mask.is_inference():  # its version, which tells whether somebody wrote to it since, is not counted
+    if not mask.is_inference():  # torch counts no version of it, so later writes would not show
         mask.noted_lengths = mask._version, tuple(sequences.attention_mask.sum(-1).tolist())
     return moved
 

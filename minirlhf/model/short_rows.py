@@ -23,13 +23,13 @@ from minirlhf.model.rope import rotate
 
 
 class ShortRows(NamedTuple):
-    """Where the vectors [E] of packed queries, keys and values stand in the padded matrices, and back."""
+    """The places of packed queries, keys and values in the padded matrices, and the way back."""
 
     keys: Tensor  # [B K T] of the numbers of keys among all N K; any for padding
     own: Tensor | None  # [N K] of the place of each key among all B K T; None if rows share tokens
     queries: Tensor  # [B K G R] of the numbers of queries among all n H; any for padding
     picked: Tensor  # [n H] of the place of each query among all B K G R
-    mask: Tensor  # [1 or B K, G R, T], 0 or, where a query must not look, -inf
+    mask: Tensor  # [1 or B K, G R, T]: 0, and -inf where a query must not look
     shape: tuple[int, int, int, int]  # B, T, H, K
 
 
